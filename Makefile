@@ -1,0 +1,125 @@
+# devwatch: run it, test it, check it. Needs make, bash and Python 3.11 or newer.
+
+VENV ?= .venv
+PYTHONS := python3.14 python3.13 python3.12 python3.11 python3
+LOCK_VENV := $(VENV)-lock
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+export PIP_NO_INPUT := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# A user's own `user = true` contradicts a virtual environment.
+export PIP_USER := 0
+
+# A stamp names what it was made from: its lock files, the metadata of the package (all above the settings of the tools), and the
+# place of the checkout, which an editable install writes down. An unknown stamp makes the environment anew.
+digest = $(shell { pwd; sed '/^\[tool\.ruff]/,$$d' pyproject.toml; cat $(1); } | sha256sum | cut -c1-16)
+RUN_LOCKS := .requirements/run.txt .requirements/build.txt
+RUN_STAMP := $(VENV)/.devwatch-run-$(call digest,$(RUN_LOCKS))
+DEV_STAMP := $(VENV)/.devwatch-dev-$(call digest,.requirements/dev.txt)
+LOCK_STAMP := $(LOCK_VENV)/.devwatch-lock-$(call digest,.requirements/lock.txt)
+# What `make test` installed holds all that `make run` needs.
+RUN_READY := $(firstword $(wildcard $(DEV_STAMP)) $(RUN_STAMP))
+
+# $(call environment,FOLDER,LOCK FILES): a virtual environment with exactly what the lock files say.
+# A folder that this file did not make is filled, never emptied. Debian's Python has no ensurepip without python3-venv: then
+# another pip fills the environment from outside (--python, pip 22.3), or root installs the package.
+define environment
+say() { echo "devwatch: $$*" >&2; }
+root_apt() { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && { say "installing $$1"; \
+    apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$$1" >&2; }; }
+for name in $(PYTHONS); do
+    python=$$("$$name" -c 'import sys; sys.version_info < (3, 11) or print(sys.executable)' 2> /dev/null) || true
+    [ -z "$$python" ] || break
+done
+[ -n "$$python" ] || { say "Python 3.11 or newer is needed; none of $(PYTHONS) is (Debian: apt-get install python3 python3-venv)"; exit 1; }
+version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+ensurepip() { "$$python" -c 'import ensurepip, venv' 2> /dev/null; }
+outer_pip() { "$$python" -m pip --python "$$python" --version > /dev/null 2>&1; }
+options=
+if compgen -G "$(1)/.devwatch-*" > /dev/null; then options=--clear
+elif [ -e "$(1)" ] && [ ! -e "$(1)/pyvenv.cfg" ] && [ -n "$$(ls -A "$(1)")" ]; then
+    say "$(1) is there and is no virtual environment; move it away or name another with VENV="; exit 1
+fi
+ensurepip || outer_pip || root_apt "python$$version-venv" || true
+if ensurepip; then pip=("$(1)/bin/python" -m pip)
+elif outer_pip; then options="$$options --without-pip"; pip=("$$python" -m pip --python "$(1)/bin/python")
+else say "$$python can make no virtual environment: neither ensurepip nor pip is there (Debian: apt-get install python$$version-venv)"; exit 1
+fi
+say "making $(1) with $$python"
+"$$python" -m venv $$options "$(1)"
+touch "$(1)/.devwatch-begun"
+"$${pip[@]}" install --quiet --no-deps --only-binary :all: --require-hashes $(foreach lock,$(2),-r $(lock))
+endef
+
+# The package itself is built by the locked backend: nothing is downloaded that no lock file names.
+define package
+"$${pip[@]}" install --quiet --no-deps --no-build-isolation --editable .
+libudev() { "$(VENV)/bin/python" -c 'import pyudev; pyudev.Context()' 2> /dev/null; }
+libudev || root_apt libudev1 || true
+libudev || { say "libudev.so.1 is missing (Debian: apt-get install libudev1)"; exit 1; }
+endef
+
+.PHONY: help run test check lint fmt lock clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	cat <<- 'END'
+
+	    make run ARGS="--config my.yaml --once"   options of "devwatch run"; they replace --dry-run, so this writes to the Node
+	    make test ARGS="-k grace -x"              options of pytest
+	    make test COVERAGE=1                      with branch coverage, and a failure below the threshold
+	    VENV=DIR                                  the virtual environment ($(VENV))
+	END
+
+# Without ARGS nothing is written anywhere. The example stays the configuration until --config or DEVWATCH_CONFIG names another.
+run: $(RUN_READY) ## Run the daemon: a dry run with systemd/config.yaml, or what ARGS says.
+	@export DEVWATCH_CONFIG="$${DEVWATCH_CONFIG:-systemd/config.yaml}"
+	exec "$(VENV)/bin/devwatch" run $(or $(ARGS),--dry-run)
+
+test: $(DEV_STAMP) ## Run the tests. What needs root or a control plane says that it is skipped.
+	@exec "$(VENV)/bin/python" -m pytest $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered) $(ARGS)
+
+check: lint ## All that a change must pass: format, lint, types, floors, tests with coverage.
+	@$(MAKE) --no-print-directory test COVERAGE=1
+
+lint: $(DEV_STAMP) ## Check format, lint and types.
+	@"$(VENV)/bin/ruff" format --check .
+	"$(VENV)/bin/ruff" check .
+	"$(VENV)/bin/mypy"
+
+fmt: $(DEV_STAMP) ## Format the code and repair what ruff can.
+	@"$(VENV)/bin/ruff" check --fix-only .
+	"$(VENV)/bin/ruff" format .
+
+# Development is resolved first, and the smaller sets take its versions: what is tested is what runs.
+lock: $(LOCK_STAMP) ## Resolve the dependencies anew and write .requirements/.
+	@resolve() { "$(LOCK_VENV)/bin/uv" pip compile --quiet --no-config --universal --python-version 3.11 --upgrade \
+	    --generate-hashes --no-header --no-annotate "$$@" > /dev/null; }
+	resolve pyproject.toml --group dev -o .requirements/dev.txt
+	resolve pyproject.toml -c .requirements/dev.txt -o .requirements/run.txt
+	resolve --group build -c .requirements/dev.txt -o .requirements/build.txt
+	resolve --group lock -o .requirements/lock.txt
+
+clean: ## Remove what make made.
+	@for folder in "$(VENV)" "$(LOCK_VENV)"; do
+	    if compgen -G "$$folder/.devwatch-*" > /dev/null; then rm -rf "$$folder"; fi
+	done
+	rm -rf build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(RUN_STAMP):
+	@$(call environment,$(VENV),$(RUN_LOCKS))
+	$(package)
+	touch $@
+
+$(DEV_STAMP):
+	@$(call environment,$(VENV),.requirements/dev.txt)
+	$(package)
+	touch $@
+
+$(LOCK_STAMP):
+	@$(call environment,$(LOCK_VENV),.requirements/lock.txt)
+	touch $@

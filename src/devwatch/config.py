@@ -1,0 +1,470 @@
+"""Text to a frozen `Config`: every fault at once, each at its line and column.
+
+The events of the YAML parser become a small tree. Readers, one for each kind of value, turn the tree into rules: a
+reader reports what is wrong and returns None, and its neighbours go on. YAML's own typing never happens.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate, chain
+from typing import Any, TypeVar
+
+import yaml
+
+from devwatch.errors import ConfigError, Fault
+from devwatch.rules import KEYS, Count, KeyTest, Matcher, Pattern, ResourceRule, is_glob
+
+MAX_BYTES = 256 * 1024
+"""The largest configuration that is parsed."""
+
+# Bounds that keep the worst file within a second, also with the parser in pure Python; sensible files are far below.
+_MAX_DEPTH = 16
+_MAX_EVENTS = 10_000
+_MAX_FAULTS = 100
+_MAX_PATTERN = 512
+_MAX_SIGNS = 64
+_MAX_COMPARISONS = 200_000
+_MAX_NAMES = 16 * 1024
+_MAX_QUOTE = 60
+
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+_NO_STRING = re.compile("[\0\ud800-\udfff]")
+_PLAIN_KEY = re.compile(rf"[\w.-]{{1,{_MAX_QUOTE}}}", re.ASCII)
+_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+_DURATION = re.compile(f"([0-9]+)({'|'.join(_MILLISECONDS)})")
+_HEX = re.compile(r"(?:0[xX])?([0-9A-Fa-f]+)")
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A configuration without a fault; `warnings` are what is probably not meant."""
+
+    resources: tuple[ResourceRule, ...]
+    """The resources of all nodes, in the order of the file, which is their priority."""
+    sweep: float = 10.0
+    """Seconds between two looks at the devices when nothing happens."""
+    resync: float | None = None
+    """Seconds between two PATCHes when nothing happens; None where the file leaves the choice to the daemon."""
+    warnings: tuple[Fault, ...] = ()
+
+    def for_node(self, name: str) -> tuple[ResourceRule, ...]:
+        """Return the resources that exist on the node of this name, in their order."""
+        return tuple(rule for rule in self.resources if rule.applies_to(name))
+
+    @property
+    def literal_paths(self) -> frozenset[str]:
+        """The paths that the file names without a glob: what may be a link that no listing of links shows."""
+        entries = chain.from_iterable((*rule.match, *rule.exclude) for rule in self.resources)
+        tests = (test for entry in entries for test in entry.tests if test.key == "path")
+        texts = (pattern.text for test in tests for pattern in test.patterns)
+        return frozenset(text for text in texts if text and not is_glob(text))
+
+
+def parse(data: bytes, *, file: str) -> Config:
+    """Return the configuration that `data` holds in YAML (UTF-8, at most `MAX_BYTES`).
+
+    Raises `ConfigError` with every fault, by line and column; `file` is only the name to report. The work is bounded,
+    whatever the bytes are.
+    """
+    at = _At()
+    root = _document(data, at)
+    config = root and _record(root, at, keys=_CONFIG, make=Config)
+    if config is None or at.faults:
+        raise ConfigError(file, _shown(at.faults))
+    return replace(config, warnings=_shown(at.warnings))
+
+
+def resource_name_fault(name: str) -> str:
+    """Return what the Pod API asks of the name of an extended resource and this one lacks, empty for a valid one.
+
+    The rules are those of `IsExtendedResourceName` (pkg/apis/core/v1/helper): the name must also be valid with
+    `requests.` before it, as quotas spell it, which leaves a prefix 244 of the 253 characters of a DNS subdomain.
+    """
+    prefix, slash, short = name.partition("/")
+    subdomain = len(prefix) <= 244 and _SUBDOMAIN.fullmatch(prefix)  # noqa: PLR2004  # the docstring counts them
+    qualified = len(short) <= 63 and _QUALIFIED.fullmatch(short)  # noqa: PLR2004  # as the message says
+    rules = (
+        (slash, "PREFIX/NAME is wanted, such as example.com/zigbee"),
+        ("kubernetes.io/" not in name, "kubernetes.io/ must not be in it"),
+        (not name.startswith("requests."), "requests. must not be at its beginning"),
+        (subdomain, "before the / at most 244 lower-case letters, digits, - and ., as in a DNS name"),
+        (qualified, "after the / at most 63 letters, digits, -, _ and ., with a letter or digit at both ends"),
+    )
+    return next((wanted for kept, wanted in rules if not kept), "")
+
+
+class _Kind(enum.Enum):
+    """What stands at a place of the file; a hole is something reported already, and nothing more is said of it."""
+
+    TEXT = "text"
+    NOTHING = "nothing"
+    LIST = "a list"
+    MAP = "a mapping"
+    HOLE = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Node:
+    """A node of the tree with its place, counted from 1; the items grow until the tree is complete."""
+
+    line: int = 1
+    column: int = 1
+    kind: _Kind = _Kind.HOLE
+    text: str = ""
+    items: list[_Node] = field(default_factory=list)
+    """The items of a list; the keys and values of a mapping in turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _At:
+    """The key that is being read, and where to report what is wrong with it."""
+
+    path: str = ""
+    faults: list[Fault] = field(default_factory=list)
+    warnings: list[Fault] = field(default_factory=list)
+
+    def key(self, name: str) -> _At:
+        text = name if _PLAIN_KEY.fullmatch(name) else _quoted(name)
+        return replace(self, path=f"{self.path}.{text}" if self.path else text)
+
+    def item(self, index: int) -> _At:
+        return replace(self, path=f"{self.path}[{index}]")
+
+    @property
+    def full(self) -> bool:
+        """Whether there is one fault more than are shown, so that it is known that there are more."""
+        return len(self.faults) > _MAX_FAULTS
+
+    def fault(self, node: _Node, message: str) -> None:
+        if not self.full:
+            self.faults.append(Fault(line=node.line, column=node.column, path=self.path, message=message))
+
+    def wants(self, node: _Node, wanted: str) -> None:
+        """Report a node of another kind than the wanted one."""
+        if node.kind is not _Kind.HOLE:
+            empty = "" if node.items or node.kind in {_Kind.TEXT, _Kind.NOTHING} else " without anything in it"
+            self.fault(node, f"{node.kind.value}{empty} stands here ({wanted})")
+
+
+def _shown(faults: Sequence[Fault]) -> tuple[Fault, ...]:
+    shown = sorted(faults[:_MAX_FAULTS], key=lambda fault: (fault.line, fault.column))
+    more = [replace(fault, path="", message="more faults not shown") for fault in shown[-1:]]
+    return (*shown, *more) if len(faults) > _MAX_FAULTS else tuple(shown)
+
+
+def _quoted(text: str) -> str:
+    """Return foreign text for a message: in quotes, in ASCII, on one line, not too long."""
+    shown = ascii(text[:_MAX_QUOTE])
+    return shown if len(shown) <= _MAX_QUOTE else f"{shown[: _MAX_QUOTE - 3]}..."
+
+
+def _document(data: bytes, at: _At) -> _Node | None:
+    """Return the root of the YAML document, None where there is no telling; `at` hears why."""
+    if len(data) > MAX_BYTES:
+        at.fault(_Node(), f"the file has {len(data)} bytes (at most {MAX_BYTES})")
+        return None
+    text = data.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
+    # The parsers refuse these too, but one counts bytes and the other characters to say where.
+    bad = _UNPRINTABLE.search(text)
+    if bad is None:
+        return _tree(text, at)
+    place = _Node(line=text.count("\n", 0, bad.start()) + 1, column=bad.start() - text.rfind("\n", 0, bad.start()))
+    byte = bad[0].encode(errors="surrogateescape")[0]
+    what = f"byte 0x{byte:02x}" if _NO_STRING.match(bad[0]) and byte else f"character {_quoted(bad[0])}"
+    at.fault(place, f"{what} stands here (printable text in UTF-8)")
+    return None
+
+
+def _events(text: str, at: _At) -> Iterator[yaml.Event]:
+    """Yield the events up to the first error of syntax, which is reported."""
+    node = _Node()
+    try:
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            node = _node(event.end_mark)
+            yield event
+    # The parser in pure Python lets the last two out of `chr`, for an escape beyond Unicode.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        at.fault(_node(mark) if mark else node, f"no YAML: {ascii(problem)[1:-1][:200]}")
+
+
+# The parsers have a type of mark each, without a common ancestor.
+def _node(mark: Any, kind: _Kind = _Kind.HOLE, text: str = "") -> _Node:  # noqa: ANN401
+    return _Node(line=mark.line + 1, column=mark.column + 1, kind=kind, text=text)
+
+
+def _tree(text: str, at: _At) -> _Node | None:
+    """Put the events of one document together, without recursion and without YAML's indirections."""
+    stack = [_Node(kind=_Kind.LIST)]
+    for count, event in enumerate(_events(text, at)):
+        second = isinstance(event, yaml.DocumentStartEvent) and stack[0].items
+        if second or len(stack) > _MAX_DEPTH + 1 or count > _MAX_EVENTS:
+            at.fault(_node(event.start_mark), f"too much (one document, {_MAX_DEPTH} levels, {_MAX_EVENTS} events)")
+            break
+        if isinstance(event, yaml.NodeEvent):
+            _grow(stack, event, at)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            stack.pop()
+    if at.faults and (len(stack) > 1 or not stack[0].items):
+        return None
+    return next(iter(stack[0].items), _Node(kind=_Kind.NOTHING))
+
+
+def _grow(stack: list[_Node], event: yaml.NodeEvent, at: _At) -> None:
+    """Hang the node of the event into the last open collection."""
+    text, parent = getattr(event, "value", ""), stack[-1]
+    kinds: dict[type, _Kind] = {yaml.SequenceStartEvent: _Kind.LIST, yaml.MappingStartEvent: _Kind.MAP}
+    # A plain scalar has no style; a quoted one may be empty.
+    kinds[yaml.ScalarEvent] = _Kind.TEXT if text or getattr(event, "style", "") else _Kind.NOTHING
+    node = _node(event.start_mark, kinds.get(type(event), _Kind.HOLE), text)
+    is_key = parent.kind is _Kind.MAP and len(parent.items) % 2 == 0
+    for message in _banned(event, text, is_key=is_key):
+        _here(stack, at).fault(node, message)
+    parent.items.append(node)
+    if isinstance(event, yaml.CollectionStartEvent):
+        stack.append(node)
+
+
+def _banned(event: yaml.NodeEvent, text: str, *, is_key: bool) -> Iterator[str]:
+    if isinstance(event, yaml.AliasEvent):
+        yield "an alias (the value itself, written out)"
+    elif event.anchor is not None:
+        yield "an anchor (the value alone)"
+    if getattr(event, "tag", None) is not None:
+        yield "a tag (the value alone; every scalar is text)"
+    if _NO_STRING.search(text):
+        yield "a NUL or half a surrogate pair in text (what a device can hold)"
+    if is_key and isinstance(event, yaml.CollectionStartEvent):
+        yield "a collection as a key (text)"
+
+
+def _here(stack: list[_Node], at: _At) -> _At:
+    """Return where the next node belongs; a key belongs to its mapping."""
+    for node in stack[1:]:
+        if node.kind is _Kind.LIST:
+            at = at.item(len(node.items))
+        elif len(node.items) % 2:
+            at = at.key(node.items[-1].text)
+    return at
+
+
+# A reader turns a node into a value, None where it reported a fault. A spelling turns text into a value, None where it
+# is wrong, and says what is allowed.
+_Reader = Callable[[_Node, _At], T | None]
+_Spelling = Callable[[str], tuple[T | None, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Key:
+    """A key that a mapping may have: the field that its value fills, and what reads it."""
+
+    field: str
+    read: _Reader[object]
+    required: bool = False
+
+
+def _entries(node: _Node, at: _At) -> dict[str, tuple[_Node, _Node]]:
+    """Return key and value of the first entry of every name; nothing for a node that is no mapping."""
+    entries: dict[str, tuple[_Node, _Node]] = {}
+    items = node.items if node.kind is _Kind.MAP else []
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if key.kind in {_Kind.TEXT, _Kind.NOTHING}:
+            first, _ = entries.setdefault(key.text, (key, value))
+            if first is not key:
+                at.key(key.text).fault(key, f"duplicate key (the first is in line {first.line})")
+    return entries
+
+
+def _record(node: _Node, at: _At, *, keys: Mapping[str, _Key], make: Callable[..., T]) -> T | None:
+    """Return what the values of a mapping make."""
+    if node.kind is not _Kind.MAP or not node.items:
+        at.wants(node, f"a mapping with {', '.join(keys)}")
+        return None
+    entries = _entries(node, at)
+    values = {keys[name].field: keys[name].read(entries[name][1], at.key(name)) for name in entries if name in keys}
+    for name in (name for name in entries if name not in keys):
+        at.key(name).fault(entries[name][0], _unknown(name, keys, at))
+    missing = [name for name, key in keys.items() if key.required and name not in entries]
+    for name in missing:
+        at.fault(node, f"{name} is missing (it is required)")
+    return None if missing or None in values.values() else make(**values)
+
+
+def _unknown(name: str, keys: Mapping[str, _Key], at: _At) -> str:
+    # Only a mistake that is shown needs it: most daemons never hold it in memory.
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    near = () if at.full else get_close_matches(name[:_MAX_QUOTE], keys, n=1)
+    return f"unknown key ({', '.join(keys)}{''.join(f'; did you mean {key}?' for key in near)})"
+
+
+def _list(node: _Node, at: _At, *, read: _Reader[T], least: int = 1) -> tuple[T, ...] | None:
+    if node.kind is not _Kind.LIST or len(node.items) < least:
+        at.wants(node, f"a list of at least {least}")
+        return None
+    values = [read(item, at.item(index)) for index, item in enumerate(node.items)]
+    good = tuple(value for value in values if value is not None)
+    return good if len(good) == len(values) else None
+
+
+def _values(node: _Node, at: _At, *, spelling: _Spelling[T]) -> tuple[T, ...] | None:
+    """Read one value, or a list of them."""
+    if node.kind is _Kind.LIST:
+        return _list(node, at, read=partial(_scalar, spelling=spelling))
+    value = _scalar(node, at, spelling=spelling)
+    return None if value is None else (value,)
+
+
+def _scalar(node: _Node, at: _At, *, spelling: _Spelling[T]) -> T | None:
+    value, allowed = spelling(node.text)
+    if node.kind is not _Kind.TEXT:
+        at.wants(node, allowed)
+        return None
+    if value is None:
+        at.fault(node, f"{_quoted(node.text)} is not valid ({allowed})")
+    return value
+
+
+def _glob(text: str) -> tuple[Pattern | None, str]:
+    if len(text) > _MAX_PATTERN or sum(map(text.count, "*?[")) > _MAX_SIGNS:
+        return None, f"at most {_MAX_PATTERN} characters and {_MAX_SIGNS} of * ? ["
+    return Pattern(text=text), 'a glob or a list of globs; write "" for an absent value'
+
+
+def _path(text: str) -> tuple[Pattern | None, str]:
+    return _glob(text) if text == "" or text[0] in "/*?[" else (None, "an absolute path or a glob")
+
+
+def _node_name(text: str) -> tuple[Pattern | None, str]:
+    return _glob(text) if text else (None, "a glob of node names or a list of them")
+
+
+def _digits(text: str, *, least: int, most: int, absent: str) -> tuple[Pattern | None, str]:
+    """Read hex digits, kept in lower case with leading zeros, or a glob over such."""
+    if is_glob(text):
+        return _glob(text.lower())
+    digits = _HEX.fullmatch(text)
+    number = digits[1].lower().zfill(most) if digits else ""
+    if digits and digits[1] == text and least <= len(text) <= most:
+        return Pattern(text=number), ""
+    near = f'; write "{number}"' if len(number) == most else "" if text else f'; absent: properties: {{{absent}: ""}}'
+    return None, f"{'one or two' if least < most else 'four'} hex digits or a glob{near}"
+
+
+def _name(text: str) -> tuple[str | None, str]:
+    why = resource_name_fault(text)
+    return None if why else text, why
+
+
+def _count(text: str) -> tuple[Count | None, str]:
+    counts = {count.value: count for count in Count}
+    return counts.get(text), " or ".join(counts)
+
+
+def _seconds(text: str) -> float:
+    """Return a duration in seconds, -1 for what is none."""
+    parts = _DURATION.fullmatch(text)
+    return float(parts[1]) * _MILLISECONDS[parts[2]] / 1000 if parts else -1
+
+
+def _duration(text: str, *, least: str, most: str) -> tuple[float | None, str]:
+    fits = _seconds(least) <= _seconds(text) <= _seconds(most)
+    return _seconds(text) if fits else None, f"a duration such as 500ms, 2s, 5m or 1h, from {least} to {most}"
+
+
+def _time(least: str, most: str) -> _Reader[float]:
+    return partial(_scalar, spelling=partial(_duration, least=least, most=most))
+
+
+def _tests(
+    node: _Node, at: _At, *, key: str, spelling: _Spelling[Pattern], name: str = ""
+) -> tuple[KeyTest, ...] | None:
+    patterns = _values(node, at, spelling=spelling)
+    return None if patterns is None else (KeyTest(key=key, patterns=patterns, property_name=name),)
+
+
+def _properties(node: _Node, at: _At) -> tuple[KeyTest, ...] | None:
+    entries = _entries(node, at)
+    if node.kind is not _Kind.MAP or not node.items:
+        at.wants(node, "a mapping of udev properties to globs")
+        return None
+    if "" in entries:
+        at.fault(entries[""][0], "a property without a name (such as ID_MODEL)")
+    read = partial(_tests, key="properties", spelling=_glob)
+    tests = [read(value, at.key(name), name=name) for name, (_, value) in entries.items()]
+    return tuple(chain.from_iterable(test or () for test in tests))
+
+
+def _matcher(**tests: tuple[KeyTest, ...]) -> Matcher:
+    return Matcher(tests=tuple(chain.from_iterable(tests.values())))
+
+
+def _resources(node: _Node, at: _At) -> tuple[ResourceRule, ...] | None:
+    rules = _list(node, at, read=partial(_record, keys=_RESOURCE, make=ResourceRule), least=0)
+    items = node.items if node.kind is _Kind.LIST else []
+    # What is wrong inside a resource was reported when it was read.
+    names = [_entries(item, _At()).get("name", (item, _Node()))[1] for item in items]
+    first: dict[str, _Node] = {}
+    for index, name in enumerate(names):
+        if name.text and first.setdefault(name.text, name) is not name:
+            taken = f"{_quoted(name.text)} is taken (each name once; the first is in line {first[name.text].line})"
+            at.item(index).key("name").fault(name, taken)
+    size = len(json.dumps({name: [] for name in first if not resource_name_fault(name)}, separators=(",", ":")))
+    if size > _MAX_NAMES:
+        at.fault(node, f"the names take {size} bytes of the Node's annotation (at most {_MAX_NAMES})")
+    _warn_of_shadowed(rules or (), names, at)
+    return rules
+
+
+def _warn_of_shadowed(rules: Sequence[ResourceRule], names: Sequence[_Node], at: _At) -> None:
+    """Warn of resources that an earlier one leaves nothing, as far as the bound on comparisons reaches."""
+    entries = [chain(rule.match, rule.exclude) for rule in rules]
+    sizes = [sum(len(test.patterns) for entry in both for test in entry.tests) for both in entries]
+    pairs = [(earlier, later) for later in range(len(rules)) for earlier in range(later)]
+    efforts = accumulate(sizes[earlier] * sizes[later] for earlier, later in pairs)
+    near = [pair for pair, effort in zip(pairs, efforts, strict=True) if effort <= _MAX_COMPARISONS]
+    shadows = {later: earlier for earlier, later in reversed(near) if rules[earlier].shadows(rules[later])}
+    for later, earlier in sorted(shadows.items()):
+        message = (
+            f"nothing is left for it: {rules[earlier].name} (line {names[earlier].line}) comes first and takes it all"
+        )
+        replace(at, faults=at.warnings).item(later).key("name").fault(names[later], message)
+
+
+_ID = partial(_digits, least=4, most=4)
+_SPELLINGS: Mapping[str, _Spelling[Pattern]] = {
+    "vendor": partial(_ID, absent="ID_VENDOR_ID"),
+    "product": partial(_ID, absent="ID_MODEL_ID"),
+    "serial": _glob,
+    "interface": partial(_digits, least=1, most=2, absent="ID_USB_INTERFACE_NUM"),
+    "port": _glob,
+    "path": _path,
+}
+_READERS = {key: partial(_tests, key=key, spelling=spelling) for key, spelling in _SPELLINGS.items()}
+_MATCHER = {key: _Key(field=key, read=_READERS.get(key, _properties)) for key in KEYS}
+_ENTRY = partial(_record, keys=_MATCHER, make=_matcher)
+_EVICT = {"after": _Key(field="after", read=_time("0s", "24h"), required=True)}
+_RESOURCE = {
+    "name": _Key(field="name", read=partial(_scalar, spelling=_name), required=True),
+    "match": _Key(field="match", read=partial(_list, read=_ENTRY), required=True),
+    "exclude": _Key(field="exclude", read=partial(_list, read=_ENTRY, least=0)),
+    "count": _Key(field="count", read=partial(_scalar, spelling=_count)),
+    "nodes": _Key(field="nodes", read=partial(_values, spelling=_node_name)),
+    "removalGrace": _Key(field="removal_grace", read=_time("0s", "1h")),
+    "evict": _Key(field="evict_after", read=partial(_record, keys=_EVICT, make=lambda *, after: after)),
+}
+_CONFIG = {
+    "resources": _Key(field="resources", read=_resources, required=True),
+    "sweep": _Key(field="sweep", read=_time("1s", "5m")),
+    "resync": _Key(field="resync", read=_time("1s", "24h")),
+}

@@ -1,0 +1,44 @@
+"""The configuration as a file of this host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from devwatch.config import MAX_BYTES, Config, parse
+from devwatch.errors import ConfigError, Fault
+
+
+@dataclass(slots=True, kw_only=True)
+class ConfigFile:
+    """A configuration file that may change under us, by rename, in place, or as the swapped link of a ConfigMap mount."""
+
+    path: Path
+    _stamp: tuple[int, int, int, int] | None = None
+    _text: bytes | None = None
+
+    def load(self) -> Config:
+        """Read and check it. Raises `ConfigError` with every fault, also where it cannot be read at all."""
+        self._stamp, self._text = self._current_stamp(), None
+        try:
+            with self.path.open("rb") as file:
+                self._text = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            raise ConfigError(str(self.path), (Fault(line=1, column=1, path="", message=reason),)) from error
+        return parse(self._text, file=str(self.path))
+
+    def poll(self, *, force: bool) -> Config | None:
+        """Read it if it has changed, or in any case with `force`; None where it has not. Raises as `load` does."""
+        if not force and self._current_stamp() == self._stamp:
+            return None
+        before = self._text
+        config = self.load()
+        return config if force or self._text != before else None
+
+    def _current_stamp(self) -> tuple[int, int, int, int] | None:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)

@@ -1,0 +1,258 @@
+"""The composition root: wires the loop to this host, ends it on a signal, and is the only daemon of its node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from devwatch import __version__
+from devwatch.configfile import ConfigFile
+from devwatch.errors import UsageError
+from devwatch.lock import Holder, NodeLock
+from devwatch.node import Changes, NodeState, apply, patch_body
+from devwatch.reconciler import NodeApi, Reconciler
+from devwatch.report import Log, Reporter, Story
+from devwatch.systemd import Notifier, watchdog_interval
+from devwatch.telemetry import Health, Metrics, Server, routes
+from devwatch.udev import UdevSource
+
+ONCE_TIMEOUT = 30.0
+"""Seconds that `--once` waits for the Node to show what is present."""
+CLOSE_TIMEOUT = 1.0
+"""Seconds for saying goodbye to the API server; TERM ends the daemon within two."""
+
+DryRun = Literal["client", "server"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line asks of the daemon."""
+
+    config: Path
+    node: str
+    kubeconfig: str | None = None
+    dry_run: DryRun | None = None
+    once: bool = False
+    listen: tuple[str, int] | None = None
+
+
+def node_name(flag: str | None, environ: Mapping[str, str]) -> str:
+    """Return the name of this host's Node: the flag, `NODE_NAME`, or the lower-cased host name as the kubelet does (`GetHostname`).
+
+    Raises `UsageError` where that is no object name.
+    """
+    name = flag or environ.get("NODE_NAME") or socket.gethostname().strip().lower()
+    if not name.isascii() or not name.replace("-", "").replace(".", "").isalnum() or len(name) > 253:  # noqa: PLR2004 - RFC 1123
+        raise UsageError(f"{name!r} is no name of a Node: give one with --node-name or NODE_NAME")
+    return name
+
+
+class PretendedNode:
+    """A dry run: prints each patch as a line of JSON and answers as if it had been stored.
+
+    Without a `server` the Node is empty and nothing is sent; with one, it answers to each request, with `dryRun=All`.
+    """
+
+    def __init__(self, out: TextIO, server: NodeApi | None = None) -> None:
+        """Print to `out`."""
+        self._out, self._server = out, server
+        self._pretended: dict[str, str | None] = {}
+
+    async def patch(self, changes: Changes) -> NodeState:
+        """Print what would be sent. Raises as the server's `patch` does."""
+        if changes:
+            print(json.dumps(patch_body(changes), separators=(",", ":")), file=self._out, flush=True)
+        state = NodeState() if self._server is None else await self._server.patch(changes)
+        self._pretended |= changes
+        return apply(state, self._pretended)
+
+
+class Ears:
+    """What the monitor hears goes to the metrics, to the log, and wakes the loop."""
+
+    def __init__(self, log: Log, metrics: Metrics) -> None:
+        """Wake nobody yet."""
+        self._log, self._metrics = log, metrics
+        self.wake: Callable[[str], None] = lambda _: None
+        self._overflows = Story()
+        self._source: str | None = None
+
+    def uevents(self, actions: Sequence[str]) -> None:
+        """Count them and look."""
+        for action in actions:
+            self._metrics.uevent(action)
+        self.wake("uevent")
+
+    def overflowed(self) -> None:
+        """Uevents are lost, and with them nothing: looking again tells what is there."""
+        self._metrics.monitor_overflows.inc()
+        if self._overflows.worth_telling("overflow"):
+            self._log.warning("monitor.overflowed", times=self._overflows.repeats, lost="nothing: the devices are looked at again")
+        self.wake("uevent")
+
+    def lost(self, reason: str) -> None:
+        """Tell that only the sweep finds changes now."""
+        self._metrics.monitor_up.set(0)
+        self._source = ""
+        self._log.warning("monitor.lost", reason=reason)
+
+    def restored(self, source: str) -> None:
+        """Tell that uevents are heard again, or from elsewhere; the first time nobody has missed them."""
+        self._metrics.monitor_up.set(1)
+        if self._source is None:
+            self._log.debug("monitor.started", source=source)
+        else:
+            self._log.info("monitor.restored", source=source)
+        self._source = source
+
+
+class Daemon:
+    """Everything that `devwatch run` consists of."""
+
+    def __init__(self, options: Options, log: Log, *, environ: Mapping[str, str], out: TextIO) -> None:
+        """Read the configuration. Raises `ConfigError`."""
+        self._options, self._log, self._environ, self._out = options, log, environ, out
+        self._settings = ConfigFile(path=options.config)
+        self._config = self._settings.load()
+        self._metrics = Metrics(__version__)
+        self._notifier = Notifier.from_env(environ)
+        self._ready = False
+        self._reconciler: Reconciler | None = None
+
+    async def run(self) -> int:
+        """Run until TERM, INT, or what `--once` waits for, and return the exit status. Raises `Unavailable`."""
+        loop = asyncio.get_running_loop()
+        self._health = Health(sweep=self._config.sweep, last_turn=loop.time())
+        self._ears = Ears(self._log, self._metrics)
+        work = loop.create_task(self._work(loop))
+        with _signals(loop, {signal.SIGTERM: work.cancel, signal.SIGINT: work.cancel, signal.SIGHUP: lambda: self._ears.wake("config")}):
+            try:
+                status = await work
+            except asyncio.CancelledError:
+                status = 0
+        self._notifier.stopping()
+        self._log.info("daemon.stopped", status=status, left="what is advertised stays")
+        return status
+
+    async def _work(self, loop: asyncio.AbstractEventLoop) -> int:
+        async with contextlib.AsyncExitStack() as stack:
+            listening = await self._serve(stack, loop)
+            if not self._options.once:
+                await self._reconcile(stack, loop, listening)
+                return 0
+            try:
+                async with asyncio.timeout(ONCE_TIMEOUT):
+                    await self._reconcile(stack, loop, listening)
+            except TimeoutError:
+                self._log.error("node.patch_failed", node=self._options.node, error=self._unfinished(), gave_up_after=ONCE_TIMEOUT)
+                return 1
+            return 0
+
+    def _unfinished(self) -> str:
+        """Return why the Node does not show what is present."""
+        if self._reconciler is None:
+            return f"another daemon holds the node: {self._health.waiting}"
+        return self._reconciler.failure or self._health.uncertain or "the devices did not settle"
+
+    async def _serve(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> str:
+        """Answer for metrics and health, and return where."""
+        if self._options.listen is None:
+            return "off"
+        server = Server(routes(self._metrics, self._health, loop.time))
+        stack.push_async_callback(server.close)
+        host, port = await server.start(*self._options.listen)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def _reconcile(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop, listening: str) -> None:
+        await self._take_lock(stack)
+        reconciler = self._wire(stack, loop)
+        names = [rule.name for rule in self._config.for_node(self._options.node)]
+        self._log.info(
+            "daemon.started",
+            version=__version__,
+            node=self._options.node,
+            config=str(self._options.config),
+            resources=names,
+            listen=listening,
+            dry_run=self._options.dry_run or "no",
+        )
+        self._ears.wake = reconciler.wake
+        await reconciler.run()
+
+    async def _take_lock(self, stack: contextlib.AsyncExitStack) -> None:
+        """Wait until no other daemon writes to this Node; a dry run writes nothing and needs no lock."""
+        if self._options.dry_run:
+            return
+        lock = NodeLock(self._options.node)
+        stack.callback(lock.release)
+        await lock.acquire(self._wait, self._ignore)
+        self._health.waiting = None
+
+    def _wait(self, holder: Holder) -> None:
+        self._health.waiting = f"pid {holder.pid or 'unknown'}, uid {'unknown' if holder.uid is None else holder.uid}"
+        self._log.warning("daemon.waiting", node=self._options.node, holder_pid=holder.pid, holder_uid=holder.uid)
+
+    def _ignore(self, holder: Holder) -> None:
+        self._log.warning("lock.ignored", node=self._options.node, holder_pid=holder.pid, holder_uid=holder.uid)
+
+    def _wire(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> Reconciler:
+        source = UdevSource.open(listener=self._ears, loop=loop)
+        stack.callback(source.close)
+        self._reconciler = Reconciler(
+            source=source,
+            api=self._api(stack),
+            settings=self._settings,
+            config=self._config,
+            node=self._options.node,
+            reporter=Reporter(log=self._log, metrics=self._metrics, health=self._health, node=self._options.node),
+            clock=loop.time,
+            chance=random.SystemRandom().random,
+            once=self._options.once,
+            turned=self._turned,
+            heartbeat=watchdog_interval(self._environ),
+        )
+        return self._reconciler
+
+    def _api(self, stack: contextlib.AsyncExitStack) -> NodeApi:
+        """Return the Node to write to. A dry run of the client imports no API client."""
+        if self._options.dry_run == "client":
+            return PretendedNode(self._out)
+        from devwatch.kube import Credentials, KubeNode  # noqa: PLC0415 - 20 MiB that a dry run of the client does not need
+
+        credentials = Credentials(kubeconfig=self._options.kubeconfig, environ=self._environ)
+        node = KubeNode(self._options.node, credentials, version=__version__, dry_run=self._options.dry_run == "server")
+        stack.push_async_callback(_close, node.close)
+        return PretendedNode(self._out, node) if self._options.dry_run else node
+
+    def _turned(self) -> None:
+        """Tell systemd that the loop turns: it is ready once a look was certain."""
+        self._notifier.watchdog()
+        if not self._ready and self._health.uncertain is None:
+            self._ready = True
+            self._notifier.ready()
+
+
+async def _close(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await close()
+
+
+@contextlib.contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, Callable[[], object]]) -> Iterator[None]:
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)
+

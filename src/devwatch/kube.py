@@ -1,0 +1,287 @@
+"""The edge to the API server. The only importer of kubernetes_asyncio and aiohttp; no exception of theirs leaves it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import re
+import shlex
+import sys
+import types
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from devwatch.errors import ApiError, CredentialsError, Forbidden, NodeMissing, Refused, Retry
+from devwatch.node import ANNOTATION, FIELD_MANAGER, Changes, NodeState, patch_body
+
+if TYPE_CHECKING:
+    import aiohttp
+
+REQUEST_TIMEOUT = 10.0
+"""Seconds for one request, from the connection to the last byte of the answer."""
+MAX_ANSWER = 8 * 1024 * 1024
+"""Bytes of an answer that are read; etcd holds no object of more than 1.5 MiB."""
+MAX_MESSAGE = 500
+"""Characters of a server's message that are passed on: a 422 can quote the whole Node."""
+DEFAULT_KUBECONFIG = "~/.kube/config"
+_SERVICE_HOST = "KUBERNETES_SERVICE_HOST"
+
+_RBAC = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"')
+
+
+def _lean_import() -> None:
+    """Let kubernetes_asyncio be imported without its generated models.
+
+    Its packages import 700 model classes and every API group, 40 MiB that no request of ours uses: the bodies are plain dicts and the answers are read as JSON.
+    With empty packages in their place the three modules that matter import as they are. `_import_client` falls back to the ordinary import.
+    """
+    spec = importlib.util.find_spec("kubernetes_asyncio")
+    if spec is None or spec.origin is None or "kubernetes_asyncio" in sys.modules:
+        return
+    root = Path(spec.origin).parent
+    for name in ("kubernetes_asyncio", "kubernetes_asyncio.client", "kubernetes_asyncio.client.models"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
+        sys.modules[name] = package
+    client = sys.modules["kubernetes_asyncio.client"]
+    sys.modules["kubernetes_asyncio"].client = client  # type: ignore[attr-defined]  # what the import system does for a real package
+    client.models = sys.modules["kubernetes_asyncio.client.models"]  # type: ignore[attr-defined]  # as above
+    from kubernetes_asyncio.client.api_client import ApiClient  # noqa: PLC0415 - only now can it be imported alone
+    from kubernetes_asyncio.client.configuration import Configuration  # noqa: PLC0415 - as above
+
+    client.ApiClient, client.Configuration = ApiClient, Configuration  # type: ignore[attr-defined]  # what kubernetes_asyncio.config imports
+
+
+def _import_client() -> None:
+    try:
+        _lean_import()
+        import kubernetes_asyncio.config  # noqa: PLC0415 - after the packages were put in place
+    except (ImportError, AttributeError) as error:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "kubernetes_asyncio"]:
+            del sys.modules[name]
+        warnings.warn(
+            f"this kubernetes_asyncio cannot be imported without its models ({error}): 40 MiB more", stacklevel=2
+        )
+
+
+_import_client()
+
+from kubernetes_asyncio.client.api_client import ApiClient  # noqa: E402 - after the packages were put in place
+from kubernetes_asyncio.client.configuration import Configuration  # noqa: E402 - as above
+from kubernetes_asyncio.config import load_incluster_config, load_kube_config  # noqa: E402 - as above
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """Where to find the API server and the right to talk to it: the flag, `KUBECONFIG`, in-cluster, the default file, in this order."""
+
+    kubeconfig: str | None = None
+    environ: Mapping[str, str]
+
+    @property
+    def file(self) -> str | None:
+        """The kubeconfig to read, None for the in-cluster credentials."""
+        given = self.kubeconfig or self.environ.get("KUBECONFIG")
+        return given or (None if self.environ.get(_SERVICE_HOST) else os.path.expanduser(DEFAULT_KUBECONFIG))
+
+    async def load(self) -> Configuration:
+        """Read them now. Raises `CredentialsError` with the reason."""
+        configuration = Configuration()
+        # Strict RFC 5280 checks refuse the certificates that k3s and others issue and that every Go client accepts; the chain is verified all the same.
+        configuration.disable_strict_ssl_verification = True
+        try:
+            await self._fill(configuration)
+        except Exception as error:  # the loaders raise whatever the content makes them raise
+            raise CredentialsError(f"cannot use {self._name}: {_reason(error)}") from error
+        return configuration
+
+    async def _fill(self, configuration: Configuration) -> None:
+        if self.file is None:
+            load_incluster_config(client_configuration=configuration)
+        elif not any(Path(part).exists() for part in self.file.split(os.pathsep)):
+            raise CredentialsError(
+                f"there is no kubeconfig {self.file}: waiting for it; --kubeconfig, KUBECONFIG or a service account name another"
+            )
+        else:
+            await load_kube_config(config_file=self.file, client_configuration=configuration, persist_config=False)
+
+    @property
+    def _name(self) -> str:
+        return f"the kubeconfig {self.file}" if self.file else "the service account of this pod"
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return (
+        f"{type(error).__name__}: {text}" if text and not isinstance(error, ApiError) else text or type(error).__name__
+    )
+
+
+class KubeNode:
+    """One Node of the API server. Every method is one request and answers with the Node as it is after it."""
+
+    def __init__(self, name: str, credentials: Credentials, *, version: str, dry_run: bool = False) -> None:
+        """Connect to nothing yet. With `dry_run` the server checks everything and stores nothing (`dryRun=All`)."""
+        self._name = name
+        self._credentials = credentials
+        self._agent = f"devwatch/{version}"
+        self._query = [("fieldManager", FIELD_MANAGER), *([("dryRun", "All")] if dry_run else [])]
+        self._client: ApiClient | None = None
+
+    async def patch(self, changes: Changes) -> NodeState:
+        """Send a strategic-merge patch of the Node's status; without changes it is a read that needs no other right.
+
+        Raises an `ApiError`: of its kinds, the caller has to repeat, to ask for a right, to wait for the Node, or to send another content.
+        """
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                return await self._authorized(changes)
+        except TimeoutError as error:
+            await self.close()
+            raise Retry(f"the API server did not answer within {REQUEST_TIMEOUT:g} s") from error
+
+    async def _authorized(self, changes: Changes) -> NodeState:
+        """Send it, and once more with credentials read anew when the server knows the held ones no longer."""
+        fresh = self._client is None
+        try:
+            return await self._send(changes)
+        except CredentialsError:
+            await self.close()
+            if fresh:
+                raise
+        return await self._send(changes)
+
+    async def _send(self, changes: Changes) -> NodeState:
+        client = await self._connected()
+        try:
+            response = await client.call_api(
+                "/api/v1/nodes/{name}/status",
+                "PATCH",
+                path_params={"name": self._name},
+                query_params=list(self._query),
+                header_params={"Accept": "application/json", "Content-Type": "application/strategic-merge-patch+json"},
+                body=patch_body(changes),
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _request_timeout=REQUEST_TIMEOUT,
+            )
+            text = await _body(response)
+        except (ApiError, asyncio.CancelledError, TimeoutError):
+            raise
+        except (
+            Exception
+        ) as error:  # aiohttp, ssl and the token files raise many kinds; all mean that there is no answer
+            await self.close()
+            raise Retry(f"no answer from the API server {client.configuration.host}: {_reason(error)}") from error
+        return _node(response.status, response.headers, text)
+
+    async def _connected(self) -> ApiClient:
+        if self._client is None:
+            self._client = ApiClient(await self._credentials.load())
+            self._client.user_agent = self._agent
+        return self._client
+
+    async def close(self) -> None:
+        """Drop the connection and the credentials; the next request reads them again."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """Read an answer to its end, or fail: a half one says nothing."""
+    async with response:
+        parts, size = [], 0
+        async for part in response.content.iter_chunked(65536):
+            parts.append(part)
+            size += len(part)
+            if size > MAX_ANSWER:
+                raise Retry(f"the answer is larger than {MAX_ANSWER} bytes")
+    return b"".join(parts)
+
+
+def _node(status: int, headers: Mapping[str, str], text: bytes) -> NodeState:
+    content = _json(text)
+    if status == 200:  # noqa: PLR2004 - OK
+        return node_state(content)
+    message = f"{_message(content, text)} ({status})"
+    if status == 401:  # noqa: PLR2004 - Unauthorized
+        raise CredentialsError(f"the API server does not accept the credentials: {message}")
+    if status == 403:  # noqa: PLR2004 - Forbidden
+        raise _forbidden(message)
+    if status == 404 and content.get("reason") == "NotFound":  # noqa: PLR2004 - Not Found, and not by a proxy
+        raise NodeMissing(message)
+    if status in {400, 413, 422}:
+        raise Refused(message)
+    raise Retry(message, after=_retry_after(headers.get("Retry-After", "")))
+
+
+def _json(text: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _message(content: Mapping[str, object], text: bytes) -> str:
+    message = content.get("message")
+    plain = message if isinstance(message, str) else text.decode("utf-8", "replace")
+    return " ".join(plain.split())[:MAX_MESSAGE] or "no message"
+
+
+def _retry_after(value: str) -> float | None:
+    return float(value) if value.isascii() and value.isdigit() and len(value) < 10 else None  # noqa: PLR2004 - centuries are no delay
+
+
+def _forbidden(message: str) -> ApiError:
+    """Tell a missing right, which no other content helps, from a policy that dislikes this content."""
+    if (refused := _RBAC.search(message)) is not None:
+        return Forbidden(message, hint=_grant(refused["user"], refused["verb"], refused["resource"]))
+    if "is not allowed to modify node" in message:
+        return Forbidden(message, hint="a kubelet's credential may change its own Node only: check --node-name")
+    return Refused(message)
+
+
+def _grant(user: str, verb: str, resource: str) -> str:
+    """Return the commands that grant a right to the user of an RBAC message."""
+    parts = user.split(":")
+    account = parts[:2] == ["system", "serviceaccount"] and len(parts) == 4  # noqa: PLR2004 - system:serviceaccount:NAMESPACE:NAME
+    subject = f"--serviceaccount={':'.join(parts[2:])}" if account else f"--user={user}"
+    role = f"devwatch-{verb}-{resource.replace('/', '-')}"
+    return (
+        f"kubectl create clusterrole {shlex.quote(role)} --verb={shlex.quote(verb)} --resource={shlex.quote(resource)} && "
+        f"kubectl create clusterrolebinding {shlex.quote(role)} --clusterrole={shlex.quote(role)} {shlex.quote(subject)}"
+    )
+
+
+def node_state(content: Mapping[str, Any]) -> NodeState:
+    """Read a Node object. Raises `Retry` for anything else: a proxy's page is no Node without resources."""
+    try:
+        metadata, status = content["metadata"], content.get("status") or {}
+        if content.get("kind", "Node") != "Node":
+            raise TypeError(content["kind"])
+        version = str(metadata.get("resourceVersion") or "0")
+        annotation = (metadata.get("annotations") or {}).get(ANNOTATION)
+        return NodeState(
+            uid=str(metadata["uid"]),
+            version=int(version) if version.isdecimal() else 0,
+            capacity=_strings(status.get("capacity")),
+            allocatable=_strings(status.get("allocatable")),
+            annotation=annotation if isinstance(annotation, str) else None,
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Retry(f"the answer is no Node: {_reason(error)}") from error
+
+
+def _strings(content: object) -> dict[str, str]:
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise TypeError(content)
+    return {str(name): str(value) for name, value in content.items()}

@@ -1,0 +1,167 @@
+"""The part of a Node that devwatch reads and writes, as values: counts, the ownership annotation, and changes to them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from devwatch.config import resource_name_fault
+from devwatch.device import Device, natural
+
+ANNOTATION = "devwatch.io/devices"
+FIELD_MANAGER = "devwatch"
+MAX_TEXT = 128
+MAX_ENTRIES = 16
+MAX_BYTES = 16 * 1024
+
+Listing = Mapping[str, tuple["Entry", ...]]
+Changes = Mapping[str, str | None]
+"""What to write: the count by resource name, the annotation under `WHOLE`; None removes."""
+WHOLE = ""
+"""The key of the annotation among changes; no resource has this name."""
+
+_QUANTITY = re.compile(r"(\d{1,18})([kMGTPE]|[KMGTPE]i|[eE]\d{1,2})?", re.ASCII)
+_SCALES = (
+    {"": 1}
+    | {sign: 1000 ** (at + 1) for at, sign in enumerate("kMGTPE")}
+    | {f"{sign}i": 1024 ** (at + 1) for at, sign in enumerate("KMGTPE")}
+)
+
+
+def quantity(text: str | None) -> int | None:
+    """Return a whole quantity (`3`, `1k`, `2e3`, `1Ki`) as a number, None for anything else.
+
+    The API server answers in the canonical form, which has no fraction that a larger or smaller suffix could avoid (apimachinery, `resource.Quantity`).
+    """
+    match = _QUANTITY.fullmatch(text or "")
+    if match is None:
+        return None
+    digits, suffix = match[1], match[2] or ""
+    return int(digits) * (_SCALES[suffix] if suffix in _SCALES else 10 ** int(suffix[1:]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A device as the annotation lists it; every text is untrusted."""
+
+    devnode: str
+    vendor: str | None = None
+    product: str | None = None
+    serial: str | None = None
+    link: str | None = None
+
+    @classmethod
+    def of(cls, device: Device) -> Entry:
+        """Return the entry of a device, each text cut to `MAX_TEXT` characters."""
+        texts = {name: getattr(device, name) for name in cls.__slots__}
+        return cls(**{name: text[:MAX_TEXT] if text else text for name, text in texts.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """A Node as it was observed; the default is a Node that nobody has written to."""
+
+    uid: str = ""
+    version: int = 0
+    """`metadata.resourceVersion`; greater is newer (kubelet, `isNewer`)."""
+    capacity: Mapping[str, str] = field(default_factory=dict)
+    allocatable: Mapping[str, str] = field(default_factory=dict)
+    annotation: str | None = None
+
+    def supersedes(self, held: NodeState | None) -> bool:
+        """Return whether this observation replaces the held one: another Node, or no older state of the same."""
+        return held is None or self.uid != held.uid or self.version >= held.version
+
+    def reflects(self, changes: Changes) -> bool:
+        """Return whether the changes are in it."""
+        counts = all(self.shows(name, value) for name, value in changes.items() if name != WHOLE)
+        return counts and self.annotation == changes.get(WHOLE, self.annotation)
+
+    def count(self, name: str) -> int:
+        """Return the advertised count of a resource; 0 where there is none or none that can be read."""
+        return max(0, quantity(self.capacity.get(name)) or 0)
+
+    def shows(self, name: str, count: str | None) -> bool:
+        """Return whether both maps hold exactly this count, or, for None, no such key."""
+        pair = (self.capacity.get(name), self.allocatable.get(name))
+        if count is None:
+            return pair == (None, None)
+        return all(quantity(text) == int(count) for text in pair)
+
+    def listing(self) -> Listing:
+        """Return what the annotation lists; its keys are the resources that devwatch owns. Malformed content lists nothing."""
+        return parse_listing(self.annotation or "")
+
+
+def parse_listing(text: str) -> Listing:
+    """Read the annotation. Content of another form owns nothing, and no key that a Pod cannot ask for is ever ours."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(entries, list) for entries in content.values()):
+        return {}
+    return {name: tuple(_entries(entries)) for name, entries in content.items() if not resource_name_fault(name)}
+
+
+def _entries(entries: list[object]) -> Iterable[Entry]:
+    for entry in entries:
+        if isinstance(entry, dict) and isinstance(entry.get("devnode"), str):
+            yield Entry(**{name: _text(entry.get(name)) for name in Entry.__slots__})  # type: ignore[arg-type]  # devnode is a str: just checked
+
+
+def _text(value: object) -> str | None:
+    return value[:MAX_TEXT] if isinstance(value, str) else None
+
+
+def render_listing(listing: Listing) -> str | None:
+    """Return the annotation for these resources, None where there are none. Entries are left out until it fits `MAX_BYTES`."""
+    if not listing:
+        return None
+    limit, text = MAX_ENTRIES, _render(listing, MAX_ENTRIES)
+    while len(text) > MAX_BYTES and limit:
+        limit //= 2
+        text = _render(listing, limit)
+    return text
+
+
+def _render(listing: Listing, limit: int) -> str:
+    content = {name: _limited(listing[name], limit) for name in sorted(listing)}
+    return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
+
+
+def _limited(entries: tuple[Entry, ...], limit: int) -> list[dict[str, object]]:
+    ordered = sorted(entries, key=lambda entry: natural(entry.devnode))
+    shown: list[dict[str, object]] = [
+        {name: getattr(entry, name) for name in Entry.__slots__} for entry in ordered[:limit]
+    ]
+    return [*shown, {"omitted": len(entries) - limit}] if len(entries) > limit else shown
+
+
+def patch_body(changes: Changes) -> dict[str, object]:
+    """Return the strategic-merge patch of `nodes/status` for these changes: both maps get the same value, null removes a key."""
+    counts = {name: value for name, value in sorted(changes.items()) if name != WHOLE}
+    body: dict[str, object] = {}
+    if counts:
+        body["status"] = {"capacity": counts, "allocatable": counts}
+    if WHOLE in changes:
+        body["metadata"] = {"annotations": {ANNOTATION: changes[WHOLE]}}
+    return body
+
+
+def apply(state: NodeState, changes: Changes) -> NodeState:
+    """Return the Node that an API server would answer with after these changes."""
+    counts = {name: value for name, value in changes.items() if name != WHOLE}
+    return replace(
+        state,
+        capacity=_merged(state.capacity, counts),
+        allocatable=_merged(state.allocatable, counts),
+        annotation=changes.get(WHOLE, state.annotation),
+    )
+
+
+def _merged(held: Mapping[str, str], counts: Changes) -> dict[str, str]:
+    merged = {**held, **counts}
+    return {name: value for name, value in merged.items() if value is not None}

@@ -1,0 +1,168 @@
+"""Decide what the Node should show and what to write for it. Nothing here does I/O, and time is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from devwatch.device import Device
+from devwatch.inventory import Inventory, Window
+from devwatch.node import WHOLE, Changes, Entry, Listing, NodeState, render_listing
+from devwatch.rules import Claim, ResourceRule, claim, quantity_of
+
+START_GRACE = 10.0
+"""Seconds for which the Node's own figure counts after a start, at least: a stick may still be settling."""
+
+
+class Claims:
+    """Whose each device is under one set of rules; every device value is judged once."""
+
+    def __init__(self, rules: Sequence[ResourceRule]) -> None:
+        """Hold the rules of this node, in the order of their priority."""
+        self.rules = tuple(rules)
+        self._known: dict[Device, Claim] = {}
+
+    def judge(self, devices: Iterable[Device]) -> dict[Device, Claim]:
+        """Return the claim of each device; what is not among them is forgotten."""
+        known = self._known
+        self._known = {device: known.get(device) or claim(device, self.rules) for device in devices}
+        return self._known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """What one resource comes to now."""
+
+    present: int
+    advertised: int
+    devices: tuple[Device, ...]
+    """The present devices that it claims."""
+    held: bool = False
+    """Whether it may be wrong, so that it must not fall."""
+    due: float | None = None
+    """When `advertised` falls if nothing changes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What all resources of this node come to now, in the order of the configuration."""
+
+    by_name: Mapping[str, Figure] = field(default_factory=dict)
+    claims: Mapping[Device, Claim] = field(default_factory=dict)
+
+    @property
+    def due(self) -> float | None:
+        """When the first figure falls if nothing changes."""
+        return min((figure.due for figure in self.by_name.values() if figure.due is not None), default=None)
+
+
+class Tally:
+    """The counts over time: rise at once, fall after the grace, never fall on ignorance."""
+
+    def __init__(self, rules: Sequence[ResourceRule], *, start_grace: float = START_GRACE) -> None:
+        """Count for these rules. `start_grace` is the least number of seconds for which the figures of `start` count."""
+        self._claims = Claims(rules)
+        self._windows: dict[str, Window] = {}
+        self._last: dict[str, int] = {}
+        self._start_grace = start_grace
+        self._start: tuple[NodeState, float] | None = None
+
+    def configure(self, rules: Sequence[ResourceRule]) -> None:
+        """Count for other rules; what was counted for a resource of the same name still counts."""
+        self._claims = Claims(rules)
+        names = {rule.name for rule in rules}
+        self._windows = {name: window for name, window in self._windows.items() if name in names}
+        self._last = {name: count for name, count in self._last.items() if name in names}
+
+    def start(self, observed: NodeState, now: float) -> None:
+        """Take the Node's own figures as seen now: nobody else knows what was there before the start."""
+        self._start = (observed, now)
+
+    def count(self, inventory: Inventory, observed: NodeState | None, now: float) -> Figures:
+        """Take in what the last look found and return what it comes to."""
+        claims = self._claims.judge((*inventory.present, *inventory.pending))
+        owned: dict[str, list[Device]] = {rule.name: [] for rule in self._claims.rules}
+        for device in inventory.present:
+            if (owner := claims[device].owner) is not None:
+                owned[owner].append(device)
+        held = set(owned) if inventory.doubts else _undecided(inventory, claims)
+        figures = {
+            rule.name: self._figure(rule, tuple(owned[rule.name]), observed, now, held=rule.name in held)
+            for rule in self._claims.rules
+        }
+        self._last = {name: figure.advertised for name, figure in figures.items()}
+        return Figures(by_name=figures, claims=claims)
+
+    def _figure(
+        self, rule: ResourceRule, devices: tuple[Device, ...], observed: NodeState | None, now: float, *, held: bool
+    ) -> Figure:
+        present = quantity_of(rule, devices)
+        floor = max(self._last.get(rule.name, 0), observed.count(rule.name) if observed else 0) if held else 0
+        window = self._windows.setdefault(rule.name, Window())
+        window.push(max(present, floor), now)
+        lately = window.largest(now, rule.removal_grace)
+        start, until = self._started(rule, now)
+        dues = [due for due in (window.due(rule.removal_grace), until) if due is not None]
+        return Figure(
+            present=present,
+            advertised=max(lately, start),
+            devices=devices,
+            held=held,
+            due=min(dues, default=None),
+        )
+
+    def _started(self, rule: ResourceRule, now: float) -> tuple[int, float | None]:
+        """Return the Node's own figure at the start and until when it counts; (0, None) when that is over."""
+        if self._start is None:
+            return 0, None
+        observed, at = self._start
+        until = at + max(self._start_grace, rule.removal_grace)
+        return (observed.count(rule.name), until) if now < until else (0, None)
+
+
+def _undecided(inventory: Inventory, claims: Mapping[Device, Claim]) -> set[str]:
+    """Return the resources that may have more devices than are counted: of open claims, and of devices that have not arrived."""
+    names = {name for device in (*inventory.present, *inventory.pending) for name in claims[device].doubtful}
+    return names | {owner for device in inventory.pending if (owner := claims[device].owner) is not None}
+
+
+def list_devices(figures: Figures, observed: Listing) -> Listing:
+    """Return what the annotation should list: the present devices, and, while more than those is advertised, what it lists already."""
+    return {name: _listed(figure, observed.get(name, ())) for name, figure in figures.by_name.items()}
+
+
+def _listed(figure: Figure, observed: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    present = tuple(Entry.of(device) for device in figure.devices)
+    if figure.advertised <= figure.present:
+        return present
+    here = {entry.devnode for entry in present}
+    return (*present, *(entry for entry in observed if entry.devnode not in here))
+
+
+def changes(figures: Figures, observed: NodeState, *, apart: AbstractSet[str] = frozenset()) -> Changes:
+    """Return what must be written so that the Node shows the figures; empty where it does.
+
+    A resource that the annotation owns and the configuration no longer has is removed. While it is written `apart` (a request of its own),
+    the annotation keeps its name until the removal was observed, so that it is never forgotten.
+    """
+    listing = observed.listing()
+    wanted: dict[str, str | None] = {name: str(figure.advertised) for name, figure in figures.by_name.items()}
+    wanted |= {name: None for name in listing if name not in wanted}
+    needed = {name: count for name, count in wanted.items() if not observed.shows(name, count)}
+    leaving = {name: listing[name] for name, count in needed.items() if count is None and name in apart}
+    annotation = render_listing({**list_devices(figures, listing), **leaving})
+    return needed if annotation == observed.annotation else {**needed, WHOLE: annotation}
+
+
+def portion(wanted: Changes, *, apart: AbstractSet[str], blocked: AbstractSet[str]) -> Changes:
+    """Return what to send in the next request.
+
+    What was refused in company is sent apart until it is accepted; what was refused alone is `blocked` until its time comes. The rest goes in one request.
+    """
+    free = {name: value for name, value in wanted.items() if name not in blocked}
+    together = {name: value for name, value in free.items() if name not in apart}
+    if together or not free:
+        return together
+    first = min(free)  # the annotation: what is ours is written down before it is advertised
+    return {first: free[first]}

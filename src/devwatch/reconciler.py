@@ -1,0 +1,299 @@
+"""The loop: look at the devices, look at the Node, make the second agree with the first."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from devwatch.backoff import Backoff
+from devwatch.config import Config
+from devwatch.errors import ApiError, ConfigError, NodeMissing, Refused, Retry
+from devwatch.inventory import Inventory, Look
+from devwatch.node import WHOLE, Changes, NodeState, apply
+from devwatch.plan import Figures, Tally, changes, portion
+from devwatch.report import Answer, Reporter
+
+REFUSAL_LIMIT = 60.0
+"""Seconds: the longest wait before what the server refused alone is tried again."""
+RETRY_AFTER_LIMIT = 60.0
+"""Seconds: no server keeps us away for longer, whatever its Retry-After says."""
+UNWATCHED_RESYNC = 60.0
+"""Seconds between two reads of the Node where no watch reports what others write to it."""
+RESYNC_SPREAD = 0.1
+"""The share of the resync interval by which it is shortened at random, so that a fleet does not ask in step."""
+
+
+class DeviceSource(Protocol):
+    """Where the devices come from."""
+
+    def look(self, now: float) -> Look:
+        """Return what is there now; never raises for what cannot be read."""
+
+    def expect(self, paths: frozenset[str]) -> None:
+        """Take the paths that the configuration names, which may be links to devices."""
+
+
+class NodeApi(Protocol):
+    """Where the Node is kept."""
+
+    async def patch(self, changes: Changes) -> NodeState:
+        """Write the changes, none to read, and return the Node as it is then. Raises `ApiError`."""
+
+
+class Settings(Protocol):
+    """Where the configuration comes from."""
+
+    def poll(self, *, force: bool) -> Config | None:
+        """Return the configuration if it is new, or in any case with `force`. Raises `ConfigError`."""
+
+
+class Reconciler:
+    """Makes the Node show the devices of this host, and keeps it so.
+
+    It promises, whatever fails around it:
+
+    - *converges*: a sweep after the devices changed, or a retry after the API server answers again, the Node shows the present devices;
+    - *never lowers on ignorance*: an uncertain look, an unknown key or a dead monitor lowers no count;
+    - *never oversells*: no devnode counts for two resources, no physical device twice within one, and lingering devices are never
+      added to present ones;
+    - *touches only its own*: no patch names anything but configured resources, those that the annotation owns, and the annotation;
+    - *quiet*: no request while nothing has changed, apart from the resync, and never two at a time;
+    - *grace holds*: what is away for less than its grace changes nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: DeviceSource,
+        api: NodeApi,
+        settings: Settings,
+        config: Config,
+        node: str,
+        reporter: Reporter,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+        once: bool = False,
+        turned: Callable[[], None] = lambda: None,
+        heartbeat: float | None = None,
+    ) -> None:
+        """Start with nothing seen.
+
+        `clock` is the loop's time, `chance` a random number in [0, 1). `once` ends when the Node agrees. `turned` is called on every turn
+        of the loop, which comes at least every `heartbeat` seconds.
+        """
+        self._source, self._api, self._settings, self._reporter = source, api, settings, reporter
+        self._node, self._clock, self._chance, self._once = node, clock, chance, once
+        self._turned, self._heartbeat = turned, heartbeat or math.inf
+        self._inventory, self._tally = Inventory(), Tally(())
+        self._observed: NodeState | None = None
+        self._request: asyncio.Task[None] | None = None
+        self._answer: Answer | None = None
+        self._backoff = Backoff()
+        self._apart: set[str] = set()
+        self._refusals: dict[str, Backoff] = {}
+        self._drifted: set[str] = set()
+        self._detected: float | None = None
+        self._lingering: float | None = None
+        self._sweep_at = self._resync_at = float("-inf")
+        self._wakes: set[str] = set()
+        self._woken = asyncio.Event()
+        self._agreed = False
+        self.failure = "no answer yet"
+        """Why the Node may not show what is present, empty after an accepted request."""
+        self._use(config)
+
+    def wake(self, trigger: str) -> None:
+        """Look again on the next turn of the loop; `trigger` says why (see `devwatch_reconciles_total`)."""
+        if trigger == "uevent" and self._detected is None:
+            self._detected = self._clock()
+        self._wakes.add(trigger)
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Reconcile for ever; with `once` until the Node surely shows what is present."""
+        self.wake("start")
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                due, trigger = self._turn(tasks)
+                if self._once and self._agreed:
+                    return
+                await self._sleep(due, trigger)
+
+    async def _sleep(self, due: float, trigger: str) -> None:
+        try:
+            async with asyncio.timeout_at(due):
+                await self._woken.wait()
+        except TimeoutError:
+            self._wakes.add(trigger)
+        self._woken.clear()
+
+    def _turn(self, tasks: asyncio.TaskGroup) -> tuple[float, str]:
+        """Do everything once and return when to do it again, and why then."""
+        now = self._clock()
+        wakes, self._wakes = self._wakes, set()
+        self._reporter.woken(wakes, now)
+        self._take_answer(now)
+        self._reload(now, force="config" in wakes)
+        look = self._source.look(now)
+        self._inventory.observe(look)
+        figures = self._tally.count(self._inventory, self._observed, now)
+        wanted = {} if self._observed is None else changes(figures, self._observed, apart=self._apart)
+        self._report(look, figures, wanted)
+        self._time_detection(figures, wanted, now)
+        self._send(wanted, now, tasks)
+        settled = look.certain and not self._inventory.pending and self._observed is not None
+        self._agreed = settled and not wanted and self._request is None
+        self._turned()
+        return self._next(look, figures, wanted)
+
+    def _report(self, look: Look, figures: Figures, wanted: Changes) -> None:
+        graces = {rule.name: rule.removal_grace for rule in self._config.resources}
+        self._reporter.look(look)
+        self._reporter.devices(figures, self._inventory.present, graces, look)
+        self._reporter.difference(figures, self._observed, wanted, look.at)
+
+    def _next(self, look: Look, figures: Figures, wanted: Changes) -> tuple[float, str]:
+        """Return the nearest of sweep, grace, arrival, resync and retry."""
+        dues = [(due, "sweep") for due in (self._sweep_at, figures.due, self._inventory.due, look.again_at) if due is not None]
+        if self._request is None:
+            dues.append((max(self._resync_at, self._backoff.until), "resync"))
+            if wanted:
+                first = min(self._refusals.get(name, self._backoff).until for name in wanted)
+                dues.append((max(first, self._backoff.until), "retry"))
+        return min(*dues, (look.at + self._heartbeat, "sweep"))
+
+    # -- the configuration
+
+    def _use(self, config: Config) -> None:
+        self._config = config
+        self._tally.configure(config.for_node(self._node))
+        self._source.expect(config.literal_paths)
+        self._reporter.configured(config)
+
+    def _reload(self, now: float, *, force: bool) -> None:
+        """Read the configuration again when that is asked for, or when it has changed at a sweep; a bad one changes nothing."""
+        sweep = now >= self._sweep_at
+        if not (force or sweep):
+            return
+        try:
+            config = self._settings.poll(force=force)
+        except ConfigError as error:
+            config = None
+            self._reporter.rejected(error)
+        if config is not None:
+            self._use(config)
+            self._reporter.reloaded([rule.name for rule in config.for_node(self._node)])
+        if sweep or config is not None:
+            self._sweep_at = now + self._config.sweep
+
+    # -- the Node
+
+    def _send(self, wanted: Changes, now: float, tasks: asyncio.TaskGroup) -> None:
+        """Start a request if one is due: for the newest state, or to read the Node where it is unknown or it is time for a resync."""
+        if self._request is not None or now < self._backoff.until:
+            return
+        blocked = {name for name, refusal in self._refusals.items() if now < refusal.until}
+        body = portion(wanted, apart=self._apart, blocked=blocked)
+        if body or now >= self._resync_at:
+            detected = self._detected if body else None
+            self._detected = None if body else self._detected
+            self._request = tasks.create_task(self._perform(body, detected))
+
+    async def _perform(self, body: Changes, detected: float | None) -> None:
+        """Await the answer and leave it for the next turn; an exception that is no `ApiError` ends the program."""
+        start = self._clock()
+        try:
+            outcome: NodeState | ApiError = await self._api.patch(body)
+        except ApiError as error:
+            outcome = error
+        end = self._clock()
+        self._answer = Answer(sent=body, outcome=outcome, at=end, seconds=end - start, detected=detected)
+        self._request = None
+        self.wake("node")
+
+    def _take_answer(self, now: float) -> None:
+        answer, self._answer = self._answer, None
+        if answer is None:
+            return
+        if isinstance(answer.outcome, NodeState):
+            self._observe(answer.outcome, answer.sent, now)
+            self._accept(answer, answer.outcome, now)
+        elif isinstance(answer.outcome, Refused) and answer.sent:
+            self._refuse(answer, answer.outcome, now)
+        else:
+            self._fail(answer, answer.outcome, now)
+
+    def _accept(self, answer: Answer, state: NodeState, now: float) -> None:
+        if not state.reflects(answer.sent):
+            self._fail(answer, Retry("the API server accepted the patch and did not store it: an admission webhook may undo it"), now)
+            return
+        self._reporter.accepted(answer, failures=self._backoff.failures)
+        if repaired := self._drifted & answer.sent.keys():
+            self._drifted -= repaired
+            self._reporter.repaired(repaired)
+        self._backoff.succeed()
+        self._apart -= answer.sent.keys()
+        self._refusals = {name: refusal for name, refusal in self._refusals.items() if name not in answer.sent}
+        self.failure = ""
+        self._resync_at = now + self._resync() * (1 - RESYNC_SPREAD * self._chance())
+
+    def _resync(self) -> float:
+        return min(self._config.resync or math.inf, UNWATCHED_RESYNC)
+
+    def _observe(self, state: NodeState, sent: Changes, now: float) -> None:
+        """Hold what the server answered; what differs from the Node held before, and was not sent, somebody else has written."""
+        held = self._observed
+        if held is None:
+            if not self._once:
+                self._tally.start(state, now)
+        elif state.supersedes(held):
+            ours = {*held.listing(), *(rule.name for rule in self._config.for_node(self._node))}
+            self._drifted |= _foreign(apply(held, sent), state, ours)
+        else:
+            return
+        self._observed = state
+
+    def _refuse(self, answer: Answer, error: Refused, now: float) -> None:
+        """Send what was refused together apart, so that one bad part holds up no other; wait before what was refused alone."""
+        self.failure = str(error)
+        self._backoff.succeed()
+        if len(answer.sent) > 1:
+            self._apart |= answer.sent.keys()
+            self._reporter.refused(answer, error, retry_in=None)
+            return
+        (name,) = answer.sent
+        self._apart.add(name)
+        refusal = self._refusals.setdefault(name, Backoff(limit=REFUSAL_LIMIT))
+        self._reporter.refused(answer, error, retry_in=refusal.fail(now, self._chance()))
+
+    def _fail(self, answer: Answer, error: ApiError, now: float) -> None:
+        """Wait before the next request, however much changes meanwhile; the server's Retry-After is honoured within reason."""
+        self.failure = str(error)
+        if self._detected is None:
+            self._detected = answer.detected
+        if isinstance(error, NodeMissing):
+            self._resync_at = now  # what is held speaks of a Node that is gone: ask for it though nothing may be wanted
+        asked = error.after if isinstance(error, Retry) and error.after is not None else 0.0
+        delay = self._backoff.fail(now, self._chance(), at_least=min(asked, RETRY_AFTER_LIMIT))
+        self._reporter.failed(answer, error, failures=self._backoff.failures, retry_in=delay)
+
+    def _time_detection(self, figures: Figures, wanted: Changes, now: float) -> None:
+        """Keep since when the change that is about to be sent is known: from its uevent, or from the end of its grace."""
+        self._drifted &= wanted.keys()
+        if wanted and self._detected is None and self._lingering is not None and self._lingering <= now:
+            self._detected = self._lingering
+        if not wanted:
+            self._detected = None
+        self._lingering = figures.due
+
+
+def _foreign(expected: NodeState, state: NodeState, names: Iterable[str]) -> set[str]:
+    """Return the resources (and the annotation) that are not as expected."""
+    different = {name for name in names if _pair(expected, name) != _pair(state, name)}
+    return different | ({WHOLE} if expected.annotation != state.annotation else set())
+
+
+def _pair(state: NodeState, name: str) -> tuple[str | None, str | None]:
+    return (state.capacity.get(name), state.allocatable.get(name))

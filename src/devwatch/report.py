@@ -1,0 +1,219 @@
+"""What the loop tells about itself: each fact once as a log line, and always truthfully in the metrics and the health answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from devwatch.config import Config
+from devwatch.device import Device
+from devwatch.errors import ApiError, ConfigError, Forbidden, NodeMissing
+from devwatch.inventory import Look
+from devwatch.node import WHOLE, Changes, NodeState
+from devwatch.plan import Figures
+from devwatch.telemetry import Health, Metrics
+
+_REASONS = 5
+"""Reasons of an uncertain look that are written out; the rest is a number."""
+
+
+class Log(Protocol):
+    """One event a line: a dotted past-tense name and fields."""
+
+    def debug(self, event: str, **fields: object) -> object:
+        """Report a detail."""
+
+    def info(self, event: str, **fields: object) -> object:
+        """Report what happened."""
+
+    def warning(self, event: str, **fields: object) -> object:
+        """Report what the user may want to change."""
+
+    def error(self, event: str, **fields: object) -> object:
+        """Report what the user has to change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How a request ended."""
+
+    sent: Changes
+    """What it was to change; empty for a read."""
+    outcome: NodeState | ApiError
+    at: float
+    seconds: float
+    detected: float | None = None
+    """When the change became known: the uevent was read, or the grace ended."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Story:
+    """Tells a condition when it begins, when it changes, and ever more rarely while it lasts."""
+
+    text: str = ""
+    repeats: int = 0
+
+    def worth_telling(self, text: str) -> bool:
+        """Return whether this line should be written: a new text, or its 2nd, 4th, 8th ... repetition."""
+        self.repeats = self.repeats + 1 if text == self.text else 1
+        self.text = text
+        return self.repeats & (self.repeats - 1) == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """A claimed device that was reported as present."""
+
+    device: Device
+    owner: str
+
+    @property
+    def identity(self) -> tuple[str, str | None, str | None, str | None]:
+        """What is the same when the stick comes back through another socket."""
+        return (self.owner, self.device.vendor, self.device.product, self.device.serial)
+
+    def fields(self) -> dict[str, object]:
+        device = self.device
+        ids = f"{device.vendor}:{device.product}" if device.vendor else None
+        return {"resource": self.owner, "devnode": device.devnode, "id": ids, "serial": device.serial, "link": device.link}
+
+
+@dataclass(slots=True, kw_only=True)
+class Reporter:
+    """Tells people and Prometheus what the loop found and did."""
+
+    log: Log
+    metrics: Metrics
+    health: Health
+    node: str
+    _shown: dict[tuple[str, int, int], _Shown] = field(default_factory=dict)
+    _gone: dict[tuple[str, str | None, str | None, str | None], float] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
+    _stories: dict[str, Story] = field(default_factory=dict)
+
+    def woken(self, triggers: Iterable[str], now: float) -> None:
+        """Take note that the loop turns, and why."""
+        self.health.last_turn = now
+        for trigger in triggers:
+            self.metrics.reconciles.labels(trigger).inc()
+
+    def look(self, look: Look) -> None:
+        """Tell what could not be seen."""
+        for trouble in look.troubles:
+            self._warn_once("host.limited", reason=trouble)
+        doubts = "; ".join(look.doubts)
+        self.health.uncertain = doubts or None
+        if look.certain:
+            self._stories.pop("look", None)
+            return
+        self.metrics.uncertain_looks.inc()
+        if self._worth_telling("look", doubts):
+            self.log.warning("look.uncertain", reasons=list(look.doubts[:_REASONS]), count=len(look.doubts), kept="no count is lowered")
+
+    def devices(self, figures: Figures, present: Collection[Device], graces: Mapping[str, float], look: Look) -> None:
+        """Tell which claimed devices came and went; a look that is not certain misses nobody."""
+        self.metrics.set_devices({name: figure.present for name, figure in figures.by_name.items()})
+        here = {device.key: _Shown(device=device, owner=owner) for device in present if (owner := figures.claims[device].owner)}
+        missing = {key: shown for key, shown in self._shown.items() if key not in here}
+        for key in here.keys() - self._shown.keys():
+            self._arrived(here[key], look.at)
+        if look.certain:
+            for shown in missing.values():
+                self._departed(shown, graces.get(shown.owner, 0.0), look.at)
+        self._shown = here if look.certain else {**missing, **here}
+        for device, claim in figures.claims.items():
+            if len(claim.wanted) > 1:
+                self._warn_once("device.contested", devnode=device.devnode, claimed_by=claim.owner, matched=list(claim.wanted))
+
+    def _arrived(self, shown: _Shown, now: float) -> None:
+        since = self._gone.pop(shown.identity, None)
+        if since is None:
+            self.log.info("device.added", **shown.fields())
+        else:
+            self.log.info("device.returned", **shown.fields(), away_seconds=round(now - since, 3))
+
+    def _departed(self, shown: _Shown, grace: float, now: float) -> None:
+        self._gone = {identity: since for identity, since in self._gone.items() if now - since < grace}
+        self._gone[shown.identity] = now
+        self.log.info("device.removed", **shown.fields(), counted_for_seconds=grace)
+
+    def difference(self, figures: Figures, observed: NodeState | None, wanted: Changes, now: float) -> None:
+        """Take note of what the Node shows, and since when it is not what it should."""
+        since = self.health.differs_since
+        self.health.differs_since = None if not wanted else now if since is None else since
+        if observed is not None:
+            self.metrics.set_capacity({name: observed.count(name) for name in figures.by_name})
+
+    def accepted(self, answer: Answer, *, failures: int) -> None:
+        """Tell that the server took a request: a change always, a read only when it ends an outage."""
+        self._answered(answer, "changed" if answer.sent else "unchanged")
+        self.metrics.last_success.set(time.time())
+        self.health.accepted = True
+        self._stories.pop("request", None)
+        if answer.detected is not None:
+            self.metrics.detection_to_patch.observe(answer.at - answer.detected)
+        if answer.sent or failures:
+            counts = {name: None if value is None else int(value) for name, value in answer.sent.items() if name != WHOLE}
+            more = {"after_failures": failures} if failures else {}
+            self.log.info("node.patched", node=self.node, resources=counts, milliseconds=round(answer.seconds * 1000, 1), **more)
+
+    def repaired(self, names: Collection[str]) -> None:
+        """Tell that a foreign write was undone."""
+        self.metrics.drift_repairs.inc()
+        self.log.warning("drift.repaired", node=self.node, what=_named(names))
+
+    def refused(self, answer: Answer, error: ApiError, *, retry_in: float | None) -> None:
+        """Tell what the server refuses when it was sent alone (`retry_in` given); what was refused in company is sent apart first."""
+        self._answered(answer, "refused")
+        what = _named(answer.sent)
+        if retry_in is not None and self._worth_telling(f"refused {what}", str(error)):
+            self.log.error("node.patch_failed", node=self.node, refused=what, error=str(error), retry_in=round(retry_in, 1))
+
+    def failed(self, answer: Answer, error: ApiError, *, failures: int, retry_in: float) -> None:
+        """Tell why a request failed and when it is repeated."""
+        self._answered(answer, "failed")
+        if not self._worth_telling("request", str(error)):
+            return
+        fields = {"node": self.node, "error": str(error), "failures": failures, "retry_in": round(retry_in, 1)}
+        if isinstance(error, NodeMissing):
+            self.log.warning("node.missing", **fields, hint="it appears when its kubelet registers it; --node-name or NODE_NAME name another")
+        elif isinstance(error, Forbidden):
+            self.log.error("node.patch_failed", **fields, hint=error.hint)
+        else:
+            self.log.warning("node.patch_failed", **fields)
+
+    def _answered(self, answer: Answer, outcome: str) -> None:
+        self.metrics.patch_duration.observe(answer.seconds)
+        self.metrics.patches.labels(outcome).inc()
+
+    def configured(self, config: Config) -> None:
+        """Tell what is doubtful about a configuration that is used from now on."""
+        self.health.sweep = config.sweep
+        for fault in config.warnings:
+            self._warn_once("config.doubtful", line=fault.line, key=fault.path, reason=fault.message)
+
+    def reloaded(self, names: Collection[str]) -> None:
+        """Tell that another configuration is used."""
+        self.metrics.config_reloads.labels("reloaded").inc()
+        self.log.info("config.reloaded", resources=list(names))
+
+    def rejected(self, error: ConfigError) -> None:
+        """Tell that a configuration is not used, with everything that is wrong with it."""
+        self.metrics.config_reloads.labels("rejected").inc()
+        faults = [fault.render(error.file) for fault in error.faults]
+        self.log.error("config.rejected", faults=faults, kept="the configuration before it stays in force")
+
+    def _worth_telling(self, subject: str, text: str) -> bool:
+        return self._stories.setdefault(subject, Story()).worth_telling(text)
+
+    def _warn_once(self, event: str, **fields: object) -> None:
+        text = repr((event, fields))
+        if text not in self._told:
+            self._told.add(text)
+            self.log.warning(event, **fields)
+
+
+def _named(names: Iterable[str]) -> list[str]:
+    return sorted(name or "annotation" for name in names)

@@ -1,0 +1,226 @@
+"""Which devices a resource counts: patterns over the keys of a device, in three truth values.
+
+Unknown is not false: a key that this host cannot supply now leaves the verdict open, and nobody may act on an open verdict.
+"""
+
+from __future__ import annotations
+
+import enum
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from devwatch.device import Device
+
+KEYS = ("vendor", "product", "serial", "interface", "port", "path", "properties")
+
+
+class Verdict(enum.Enum):
+    """The answer to "does it match": Kleene's three truth values."""
+
+    MATCHED = "matched"
+    NOT = "not"
+    UNKNOWN = "unknown"
+
+
+class Count(enum.Enum):
+    """What a resource counts."""
+
+    DEVICE = "device"
+    DEVNODE = "devnode"
+
+
+def all_of(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return Kleene's conjunction: one NOT decides, whatever is unknown."""
+    found = set(verdicts)
+    if Verdict.NOT in found:
+        return Verdict.NOT
+    return Verdict.UNKNOWN if Verdict.UNKNOWN in found else Verdict.MATCHED
+
+
+def any_of(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return Kleene's disjunction: one MATCHED decides, whatever is unknown."""
+    found = set(verdicts)
+    if Verdict.MATCHED in found:
+        return Verdict.MATCHED
+    return Verdict.UNKNOWN if Verdict.UNKNOWN in found else Verdict.NOT
+
+
+def negation(verdict: Verdict) -> Verdict:
+    """Return the opposite; the opposite of unknown is unknown."""
+    return {Verdict.MATCHED: Verdict.NOT, Verdict.NOT: Verdict.MATCHED, Verdict.UNKNOWN: Verdict.UNKNOWN}[verdict]
+
+
+def is_glob(text: str) -> bool:
+    """Whether a pattern can match more than itself."""
+    return any(sign in text for sign in "*?[")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern:
+    """A glob (`*`, `?`, `[seq]`, `[!seq]`) over a whole value, case-sensitive; `[[]` is a literal bracket."""
+
+    text: str
+    regex: re.Pattern[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Compile once; `fnmatch.translate` writes atomic groups, so no value can make the match explode."""
+        object.__setattr__(self, "regex", re.compile(fnmatch.translate(self.text)))
+
+    def matches(self, value: str | None) -> bool:
+        """Return whether the value matches; an absent one matches only the empty pattern."""
+        return self.text == "" if value is None else self.regex.match(value) is not None
+
+    def covers(self, other: Pattern) -> bool:
+        """Return True where everything that `other` matches is surely matched by this one too."""
+        if self.text == other.text:
+            return True
+        return (
+            self.text == "*" and other.text != ""
+            if is_glob(other.text)
+            else other.text != "" and self.matches(other.text)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one key of a matcher said of one device: for people, and the very thing that decides."""
+
+    key: str
+    wanted: tuple[str, ...]
+    seen: tuple[str, ...]
+    verdict: Verdict
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyTest:
+    """One key of a match entry with the patterns of which any may match."""
+
+    key: str
+    patterns: tuple[Pattern, ...]
+    property_name: str = ""
+
+    @property
+    def label(self) -> str:
+        """The key as the configuration spells it, `properties.NAME` for a property."""
+        return f"{self.key}.{self.property_name}" if self.property_name else self.key
+
+    def finding(self, device: Device) -> Finding:
+        """Return the verdict on this key with what it rests on."""
+        seen, reason = self._seen(device)
+        matched = any(pattern.matches(value) for pattern in self.patterns for value in seen)
+        verdict = Verdict.MATCHED if matched else Verdict.UNKNOWN if reason else Verdict.NOT
+        return Finding(
+            key=self.label,
+            wanted=tuple(pattern.text for pattern in self.patterns),
+            seen=tuple(value for value in seen if value is not None),
+            verdict=verdict,
+            reason="" if matched else reason,
+        )
+
+    def _seen(self, device: Device) -> tuple[tuple[str | None, ...], str]:
+        """Return the values to match, and why they may not be all, empty where they are."""
+        if self.key == "path":
+            gap = "" if device.links_known or self._names_devnodes() else "the links to it cannot be read on this host"
+            return (device.devnode, *device.links), gap
+        if self.key in {"port", "properties"} and device.properties is None:
+            return (), "there is no complete udev record of it"
+        if self.key == "properties":
+            return ((device.properties or {}).get(self.property_name),), ""
+        return (getattr(device, self.key),), ""
+
+    def _names_devnodes(self) -> bool:
+        """Whether the patterns name devnodes (`/dev/ttyUSB0`), for which no link is needed."""
+        return all(pattern.text.startswith("/dev/tty") for pattern in self.patterns)
+
+    def covers(self, other: KeyTest) -> bool:
+        """Return True where every value that passes `other` surely passes this test."""
+        same = self.label == other.label
+        return same and all(any(mine.covers(theirs) for mine in self.patterns) for theirs in other.patterns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matcher:
+    """One entry of `match` or `exclude`: every key must match."""
+
+    tests: tuple[KeyTest, ...]
+
+    def findings(self, device: Device) -> tuple[Finding, ...]:
+        """Return what each key says, in the order of the configuration."""
+        return tuple(test.finding(device) for test in self.tests)
+
+    def verdict(self, device: Device) -> Verdict:
+        """Return whether the device matches this entry."""
+        return all_of(test.finding(device).verdict for test in self.tests)
+
+    def covers(self, other: Matcher) -> bool:
+        """Return True where every device that matches `other` surely matches this entry."""
+        return all(any(mine.covers(theirs) for theirs in other.tests) for mine in self.tests)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceRule:
+    """An extended resource and the devices that it counts."""
+
+    name: str
+    match: tuple[Matcher, ...]
+    exclude: tuple[Matcher, ...] = ()
+    count: Count = Count.DEVICE
+    nodes: tuple[Pattern, ...] | None = None
+    removal_grace: float = 2.0
+    """Seconds for which a vanished device still counts."""
+    evict_after: float | None = None
+    """Seconds from the accepted lower count to the eviction of its pods; None: never."""
+
+    def verdict(self, device: Device) -> Verdict:
+        """Return whether the resource wants the device; an earlier resource may still take it first."""
+        wanted = any_of(entry.verdict(device) for entry in self.match)
+        if wanted is Verdict.NOT:
+            return wanted
+        return all_of((wanted, negation(any_of(entry.verdict(device) for entry in self.exclude))))
+
+    def applies_to(self, node: str) -> bool:
+        """Return whether the resource exists on the node of this name."""
+        return self.nodes is None or any(pattern.matches(node) for pattern in self.nodes)
+
+    def shadows(self, later: ResourceRule) -> bool:
+        """Return True where nothing can be left for a later resource. Never wrong when True; False may mean "cannot tell"."""
+        nodes = self.nodes is None or (later.nodes is not None and set(later.nodes) <= set(self.nodes))
+        excluded = all(any(theirs.covers(mine) for theirs in later.exclude) for mine in self.exclude)
+        return nodes and excluded and all(any(mine.covers(theirs) for mine in self.match) for theirs in later.match)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Whose a devnode is: of `owner`, or open between the resources of `doubtful`. `wanted` are all that match it."""
+
+    owner: str | None = None
+    doubtful: frozenset[str] = frozenset()
+    wanted: tuple[str, ...] = ()
+
+
+def claim(device: Device, rules: Sequence[ResourceRule]) -> Claim:
+    """Give the device to the first resource that matches and does not exclude it.
+
+    While an earlier resource may want it, a later one that surely does cannot have it: counted twice it would be oversold.
+    """
+    verdicts = [(rule.name, rule.verdict(device)) for rule in rules]
+    wanted = tuple(name for name, verdict in verdicts if verdict is Verdict.MATCHED)
+    rivals = []
+    for name, verdict in verdicts:
+        if verdict is Verdict.MATCHED and not rivals:
+            return Claim(owner=name, wanted=wanted)
+        if verdict is not Verdict.NOT:
+            rivals.append(name)
+        if verdict is Verdict.MATCHED:
+            break
+    return Claim(doubtful=frozenset(rivals), wanted=wanted)
+
+
+def quantity_of(rule: ResourceRule, devices: Iterable[Device]) -> int:
+    """Return how many of the resource these devices are: physical devices, or devnodes."""
+    if rule.count is Count.DEVNODE:
+        return sum(1 for _ in devices)
+    return len({device.body for device in devices})

@@ -1,0 +1,1 @@
+"""Real parts to test against: an API server, udevd, and the daemon as a process of its own."""

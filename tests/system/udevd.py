@@ -1,0 +1,326 @@
+"""A real udevd, and virtual consoles that it takes for USB serial sticks.
+
+There is no mount namespace around this: /dev is one devtmpfs and the uevents are one stream for the whole machine, so a
+namespace would hide only the rules file and the udev database, and from the tests too. Instead one test run at a time
+holds a lock, and everything is put back at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from system.process import Process
+from system.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+DEV = Path("/dev")
+SYS = Path("/sys/class/tty")
+RUN = Path("/run/udev")
+RULES = RUN / "rules.d" / "99-devwatch-test.rules"
+CONSOLES = tuple(f"tty{number}" for number in range(10, 64))
+"""The virtual consoles that may be taken for sticks; those below are where people log in."""
+MODE = 0o660
+
+_PROGRAMS = (Path("/lib/systemd/systemd-udevd"), Path("/usr/lib/systemd/systemd-udevd"))
+_LOCK = Path(tempfile.gettempdir()) / "devwatch-udevd-tests.lock"
+_LOCK_TIMEOUT = 600.0
+_TIMEOUT = 15
+_CONSOLE = re.compile(r"tty[1-6][0-9]")
+
+
+class UdevError(Exception):
+    """udevd or udevadm failed; the message holds its own words."""
+
+
+def missing() -> str | None:
+    """Return what keeps this machine from running udevd for the tests, in a few words, or None."""
+    if os.geteuid() != 0:
+        return "needs root, to run udevd and to make device nodes"
+    if shutil.which("udevadm") is None or _program() is None:
+        return "needs udev (udevadm and systemd-udevd)"
+    if not all((SYS / console / "uevent").exists() for console in CONSOLES):
+        return "needs virtual consoles (tty10 to tty63) in /sys/class/tty"
+    return None
+
+
+class Udevd:
+    """The machine's udevd, or one of our own where nobody answers, as a context manager.
+
+    One test run at a time has it; others wait for up to ten minutes. What we start is stopped, and the modes and owners
+    of device nodes, which its default rules change, are put back.
+    """
+
+    def __enter__(self) -> Self:
+        """Take the lock and see to it that a udevd answers; raises `UdevError` with its log if none does."""
+        self._undo = contextlib.ExitStack()
+        with self._undo:
+            self._undo.enter_context(_exclusive())
+            _repair()
+            if not _answers():
+                self._start()
+            self._undo = self._undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop what was started and put everything back."""
+        self._undo.close()
+
+    def _start(self) -> None:
+        self._undo.enter_context(_ownership_kept())
+        if not RUN.exists():
+            self._undo.callback(shutil.rmtree, RUN, ignore_errors=True)
+        logs = Path(tempfile.mkdtemp(prefix="devwatch-udevd-"))
+        self._undo.callback(shutil.rmtree, logs, ignore_errors=True)
+        process = Process([str(_program()), "--resolve-names=early"], logs / "udevd")
+        self._undo.callback(process.kill)
+        _await_answer(process)
+        # As at boot: without it every tty of the machine would be one whose rules never ran.
+        _udevadm("trigger", "--action=add", "--subsystem-match=tty")
+        settle()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A device node as it was found."""
+
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+
+    @classmethod
+    def of(cls, path: Path) -> Node:
+        """Read it; raises `OSError`."""
+        status = path.lstat()
+        return cls(mode=status.st_mode, uid=status.st_uid, gid=status.st_gid, rdev=status.st_rdev)
+
+    def put_back(self, path: Path) -> None:
+        """Make the node where it is missing, and give it its mode and owner."""
+        _remove(path, unless=self.rdev)
+        if not path.exists():
+            os.mknod(path, self.mode, self.rdev)
+        os.chown(path, self.uid, self.gid)
+        path.chmod(stat.S_IMODE(self.mode))
+
+
+class Sticks:
+    """Virtual consoles that appear and vanish as USB serial sticks do, each a context of its own.
+
+    `plug` gives a console ids by a udev rule, makes its node and sends `add`; `unplug` removes the node, as devtmpfs
+    does before the kernel's event, and sends `remove`. The sysfs entry of a console cannot vanish: an unplugged one is
+    still listed there, and its node is gone.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no stick plugged; the consoles are left alone until they are used."""
+        self._rules: dict[str, str] = {}
+        self._found: dict[str, Node] = {}
+
+    def __enter__(self) -> Self:
+        """Nothing is changed yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Put every console that was used back: its node, its record in the udev database, no rule."""
+        self._rules.clear()
+        RULES.unlink(missing_ok=True)
+        _udevadm("control", "--reload")
+        for tty, node in self._found.items():
+            node.put_back(DEV / tty)
+            _uevent(tty, "remove")
+            _uevent(tty, "add")
+        settle()
+        # The rules of `add` have changed mode and owner once more.
+        for tty, node in self._found.items():
+            node.put_back(DEV / tty)
+
+    def plug(  # noqa: PLR0913  each is a property that a test may want to set, by its name
+        self,
+        tty: str,
+        *,
+        vendor: str,
+        product: str,
+        serial: str | None = None,
+        interface: str | None = None,
+        port: str | None = None,
+        links: Iterable[str] = (),
+        properties: Mapping[str, str] | None = None,
+    ) -> Path:
+        """Plug a stick and return its devnode; a console that is plugged already gets the new properties.
+
+        `tty` is one of `CONSOLES`, else `ValueError`. `links` are relative to /dev. What is None is absent from the
+        udev database. The kernel's event is sent on return, udev's comes when its rules have run: see `settle`.
+        """
+        self._remember(tty)
+        named = {
+            "ID_VENDOR_ID": vendor,
+            "ID_MODEL_ID": product,
+            "ID_SERIAL_SHORT": serial,
+            "ID_USB_INTERFACE_NUM": interface,
+            "ID_PATH": port,
+        }
+        given = {key: value for key, value in named.items() if value is not None}
+        self._rules[tty] = _rule(tty, {**given, **(properties or {})}, links)
+        self._write_rules()
+        _make_node(tty)
+        _uevent(tty, "add")
+        return DEV / tty
+
+    def unplug(self, tty: str) -> None:
+        """Pull a stick; its rule goes too, so that no later event brings the ids back."""
+        self._remember(tty)
+        _remove(DEV / tty)
+        _uevent(tty, "remove")
+        self._rules.pop(tty, None)
+        self._write_rules()
+
+    def settle(self) -> None:
+        """Wait until udevd has handled every event so far; raises `UdevError` after 15 seconds."""
+        settle()
+
+    def properties(self, tty: str) -> dict[str, str]:
+        """Return what the udev database holds of a plugged stick; raises `UdevError` when it has no node."""
+        shown = _udevadm("info", "--query=property", f"--name={DEV / tty}")
+        return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+
+    def _remember(self, tty: str) -> None:
+        if tty not in CONSOLES:
+            raise ValueError(f"{tty!r} is none of {CONSOLES[0]} to {CONSOLES[-1]}")
+        if tty not in self._found:
+            self._found[tty] = Node.of(DEV / tty)
+
+    def _write_rules(self) -> None:
+        RULES.parent.mkdir(parents=True, exist_ok=True)
+        fresh = RULES.with_suffix(".new")
+        fresh.write_text("".join(self._rules.values()), "utf-8")
+        fresh.replace(RULES)
+        _udevadm("control", "--reload")
+
+
+def settle() -> None:
+    """Wait until udevd has handled every event so far; raises `UdevError` after 15 seconds."""
+    _udevadm("settle", f"--timeout={_TIMEOUT}")
+
+
+def _rule(tty: str, properties: Mapping[str, str], links: Iterable[str]) -> str:
+    match = [f'ACTION!="remove", SUBSYSTEM=="tty", KERNEL=="{tty}"']
+    values = [f"ENV{{{key}}}={_quoted(value)}" for key, value in properties.items()]
+    symlinks = [f"SYMLINK+={_quoted(link)}" for link in links]
+    return ", ".join([*match, *values, *symlinks, f'GROUP="dialout", MODE="{MODE:04o}"']) + "\n"
+
+
+def _quoted(value: str) -> str:
+    """Write a value as udev(7) reads it: C escapes inside e"...", and `$` and `%` doubled."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$").replace("%", "%%")
+    return 'e"' + re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped) + '"'
+
+
+def _make_node(tty: str) -> None:
+    if (DEV / tty).exists():
+        return
+    major, minor = (int(number) for number in (SYS / tty / "dev").read_text("ascii").split(":"))
+    os.mknod(DEV / tty, stat.S_IFCHR | MODE, os.makedev(major, minor))
+    # The umask has taken its part.
+    (DEV / tty).chmod(MODE)
+
+
+def _remove(path: Path, *, unless: int = -1) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path.lstat().st_rdev != unless:
+            path.unlink()
+
+
+def _uevent(tty: str, action: str) -> None:
+    (SYS / tty / "uevent").write_text(action, "ascii")
+
+
+def _udevadm(*arguments: str) -> str:
+    done = subprocess.run(
+        ["udevadm", *arguments], capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=False
+    )
+    if done.returncode:
+        raise UdevError(f"udevadm {' '.join(arguments)}: status {done.returncode} {done.stderr.strip()}")
+    return done.stdout
+
+
+def _program() -> Path | None:
+    return next((path for path in _PROGRAMS if path.exists()), None)
+
+
+def _answers() -> bool:
+    # Without the socket udevadm would wait for its full timeout.
+    if not (RUN / "control").exists():
+        return False
+    try:
+        _udevadm("control", "--ping", "--timeout=3")
+    except UdevError:
+        return False
+    return True
+
+
+def _await_answer(process: Process) -> None:
+    def up() -> bool:
+        if process.status is not None:
+            raise UdevError(f"systemd-udevd ended with status {process.status}\n{process.tail()}")
+        return _answers()
+
+    try:
+        eventually(up, timeout=_TIMEOUT)
+    except AssertionError:
+        raise UdevError(f"systemd-udevd does not answer\n{process.tail()}") from None
+
+
+@contextlib.contextmanager
+def _exclusive() -> Iterator[None]:
+    with _LOCK.open("a") as lock:
+        eventually(lambda: _locked(lock.fileno()), timeout=_LOCK_TIMEOUT)
+        yield
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _repair() -> None:
+    """Clear up after a test run that was killed before its finalisers."""
+    RULES.unlink(missing_ok=True)
+    for tty in CONSOLES:
+        _make_node(tty)
+
+
+@contextlib.contextmanager
+def _ownership_kept() -> Iterator[None]:
+    found = {path: Node.of(path) for path in DEV.rglob("*") if _is_device(path)}
+    yield
+    for path, node in found.items():
+        node.put_back(path)
+
+
+def _is_device(path: Path) -> bool:
+    # Terminals of other people come and go; everything else in /dev stays.
+    if path.is_relative_to(DEV / "pts"):
+        return False
+    mode = path.lstat().st_mode
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)

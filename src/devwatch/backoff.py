@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, kw_only=True)
 class Backoff:
-    """The waiting time after failures in a row: evenly spread between 0 and a bound that doubles (AWS, "Exponential Backoff And Jitter")."""
+    """The waiting time after failures in a row: evenly spread between 0 and a bound that doubles.
+
+    That is the "full jitter" of the AWS Architecture Blog, "Exponential Backoff And Jitter".
+    """
 
     first: float = 0.5
     """Seconds: the bound after the first failure."""

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -14,6 +13,8 @@ from devwatch import __version__
 from devwatch.errors import ConfigError, DevwatchError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     _Commands = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - argparse has no other name for it
 
 DEFAULT_CONFIG = "/etc/devwatch/config.yaml"
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # the interpreter must not try to flush it at its end
+        sys.stdout = None  # the interpreter must not try to flush it at its end
         return FAILED
 
 
@@ -85,11 +86,26 @@ def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
     option("--config", metavar="FILE", default=DEFAULT_CONFIG, help="the configuration")
     option("--node-name", metavar="NAME", help="the Node to write to (default: NODE_NAME, else the host name)")
     option("--kubeconfig", metavar="FILE", help="credentials (default: KUBECONFIG, in-cluster, ~/.kube/config)")
-    option("--dry-run", choices=("client", "server"), nargs="?", const="client", help="print each patch as a line of JSON, store nothing")
+    option(
+        "--dry-run",
+        choices=("client", "server"),
+        nargs="?",
+        const="client",
+        help="print each patch as a line of JSON, store nothing",
+    )
     option.flag("--once", help="end when the Node shows what is present; status 1 if it does not within 30 s")
-    option("--listen", metavar="HOST:PORT", help=f"metrics and health, or off (default: {DEFAULT_LISTEN}; with --once off)")
-    option("--log-format", choices=("auto", "console", "json"), default="auto", help="auto: console on a terminal, else json")
-    option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="the least level to write")
+    option(
+        "--listen", metavar="HOST:PORT", help=f"metrics and health, or off (default: {DEFAULT_LISTEN}; with --once off)"
+    )
+    option(
+        "--log-format",
+        choices=("auto", "console", "json"),
+        default="auto",
+        help="auto: console on a terminal, else json",
+    )
+    option(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="the least level to write"
+    )
     parser.set_defaults(command=_run)
 
 
@@ -100,7 +116,13 @@ def _add_check(commands: _Commands, environ: Mapping[str, str]) -> None:
         description="Prints every fault of a configuration as FILE:LINE:COLUMN: KEY: MESSAGE (status 78), or a summary.",
         allow_abbrev=False,
     )
-    parser.add_argument("file", metavar="FILE", nargs="?", default=environ.get("DEVWATCH_CONFIG") or DEFAULT_CONFIG, help="default: %(default)s")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        default=environ.get("DEVWATCH_CONFIG") or DEFAULT_CONFIG,
+        help="default: %(default)s",
+    )
     parser.set_defaults(command=_check)
 
 
@@ -127,7 +149,9 @@ class _Options:
         if value not in {"", "0", "1", "false", "true", "no", "yes"}:
             raise UsageError(f"{variable}={value!r} is neither true nor false")
         given = value in {"1", "true", "yes"}
-        self._parser.add_argument(name, action=argparse.BooleanOptionalAction, default=given, help=f"{help} [{variable}]")
+        self._parser.add_argument(
+            name, action=argparse.BooleanOptionalAction, default=given, help=f"{help} [{variable}]"
+        )
 
     @staticmethod
     def _variable(name: str) -> str:

@@ -29,7 +29,7 @@ _MAX_EVENTS = 10_000
 _MAX_FAULTS = 100
 _MAX_PATTERN = 512
 _MAX_SIGNS = 64
-_MAX_COMPARISONS = 200_000
+_MAX_COMPARED = 400
 _MAX_NAMES = 16 * 1024
 _MAX_QUOTE = 60
 
@@ -78,7 +78,7 @@ def parse(data: bytes, *, file: str) -> Config:
     """
     at = _At()
     root = _document(data, at)
-    config = root and _record(root, at, keys=_CONFIG, make=Config)
+    config = None if root is None else _record(root, at, keys=_CONFIG, make=Config)
     if config is None or at.faults:
         raise ConfigError(file, _shown(at.faults))
     return replace(config, warnings=_shown(at.warnings))
@@ -179,9 +179,7 @@ def _document(data: bytes, at: _At) -> _Node | None:
     if bad is None:
         return _tree(text, at)
     place = _Node(line=text.count("\n", 0, bad.start()) + 1, column=bad.start() - text.rfind("\n", 0, bad.start()))
-    byte = bad[0].encode(errors="surrogateescape")[0]
-    what = f"byte 0x{byte:02x}" if _NO_STRING.match(bad[0]) and byte else f"character {_quoted(bad[0])}"
-    at.fault(place, f"{what} stands here (printable text in UTF-8)")
+    at.fault(place, f"byte {bad[0].encode(errors='surrogateescape').hex(' ')} stands here (printable text in UTF-8)")
     return None
 
 
@@ -262,6 +260,7 @@ def _here(stack: list[_Node], at: _At) -> _At:
 # is wrong, and says what is allowed.
 _Reader = Callable[[_Node, _At], T | None]
 _Spelling = Callable[[str], tuple[T | None, str]]
+_Tests = tuple[KeyTest, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,14 +334,12 @@ def _scalar(node: _Node, at: _At, *, spelling: _Spelling[T]) -> T | None:
     return value
 
 
-def _glob(text: str) -> tuple[Pattern | None, str]:
+def _glob(text: str, *, begin: str = "", wanted: str = 'write "" for an absent value') -> tuple[Pattern | None, str]:
+    """Read a glob that begins, where `begin` says so, with one of these characters."""
     if len(text) > _MAX_PATTERN or sum(map(text.count, "*?[")) > _MAX_SIGNS:
         return None, f"at most {_MAX_PATTERN} characters and {_MAX_SIGNS} of * ? ["
-    return Pattern(text=text), 'a glob or a list of globs; write "" for an absent value'
-
-
-def _path(text: str) -> tuple[Pattern | None, str]:
-    return _glob(text) if text == "" or text[0] in "/*?[" else (None, "an absolute path or a glob")
+    begins = not begin or text[:1] in begin
+    return Pattern(text=text) if begins else None, f"a glob or a list of globs; {wanted}"
 
 
 def _node_name(text: str) -> tuple[Pattern | None, str]:
@@ -361,11 +358,6 @@ def _digits(text: str, *, least: int, most: int, absent: str) -> tuple[Pattern |
     return None, f"{'one or two' if least < most else 'four'} hex digits or a glob{near}"
 
 
-def _name(text: str) -> tuple[str | None, str]:
-    why = resource_name_fault(text)
-    return None if why else text, why
-
-
 def _count(text: str) -> tuple[Count | None, str]:
     counts = {count.value: count for count in Count}
     return counts.get(text), " or ".join(counts)
@@ -377,23 +369,18 @@ def _seconds(text: str) -> float:
     return float(parts[1]) * _MILLISECONDS[parts[2]] / 1000 if parts else -1
 
 
-def _duration(text: str, *, least: str, most: str) -> tuple[float | None, str]:
-    fits = _seconds(least) <= _seconds(text) <= _seconds(most)
-    return _seconds(text) if fits else None, f"a duration such as 500ms, 2s, 5m or 1h, from {least} to {most}"
+def _duration(node: _Node, at: _At, *, least: str, most: str) -> float | None:
+    allowed = f"a duration such as 500ms, 2s, 5m or 1h, from {least} to {most}"
+    low, high = _seconds(least), _seconds(most)
+    return _scalar(node, at, spelling=lambda text: (_seconds(text) if low <= _seconds(text) <= high else None, allowed))
 
 
-def _time(least: str, most: str) -> _Reader[float]:
-    return partial(_scalar, spelling=partial(_duration, least=least, most=most))
-
-
-def _tests(
-    node: _Node, at: _At, *, key: str, spelling: _Spelling[Pattern], name: str = ""
-) -> tuple[KeyTest, ...] | None:
+def _tests(node: _Node, at: _At, *, key: str, spelling: _Spelling[Pattern], name: str = "") -> _Tests | None:
     patterns = _values(node, at, spelling=spelling)
     return None if patterns is None else (KeyTest(key=key, patterns=patterns, property_name=name),)
 
 
-def _properties(node: _Node, at: _At) -> tuple[KeyTest, ...] | None:
+def _properties(node: _Node, at: _At) -> _Tests | None:
     entries = _entries(node, at)
     if node.kind is not _Kind.MAP or not node.items:
         at.wants(node, "a mapping of udev properties to globs")
@@ -403,10 +390,6 @@ def _properties(node: _Node, at: _At) -> tuple[KeyTest, ...] | None:
     read = partial(_tests, key="properties", spelling=_glob)
     tests = [read(value, at.key(name), name=name) for name, (_, value) in entries.items()]
     return tuple(chain.from_iterable(test or () for test in tests))
-
-
-def _matcher(**tests: tuple[KeyTest, ...]) -> Matcher:
-    return Matcher(tests=tuple(chain.from_iterable(tests.values())))
 
 
 def _resources(node: _Node, at: _At) -> tuple[ResourceRule, ...] | None:
@@ -428,17 +411,16 @@ def _resources(node: _Node, at: _At) -> tuple[ResourceRule, ...] | None:
 
 def _warn_of_shadowed(rules: Sequence[ResourceRule], names: Sequence[_Node], at: _At) -> None:
     """Warn of resources that an earlier one leaves nothing, as far as the bound on comparisons reaches."""
-    entries = [chain(rule.match, rule.exclude) for rule in rules]
-    sizes = [sum(len(test.patterns) for entry in both for test in entry.tests) for both in entries]
-    pairs = [(earlier, later) for later in range(len(rules)) for earlier in range(later)]
-    efforts = accumulate(sizes[earlier] * sizes[later] for earlier, later in pairs)
-    near = [pair for pair, effort in zip(pairs, efforts, strict=True) if effort <= _MAX_COMPARISONS]
-    shadows = {later: earlier for earlier, later in reversed(near) if rules[earlier].shadows(rules[later])}
-    for later, earlier in sorted(shadows.items()):
-        message = (
-            f"nothing is left for it: {rules[earlier].name} (line {names[earlier].line}) comes first and takes it all"
-        )
-        replace(at, faults=at.warnings).item(later).key("name").fault(names[later], message)
+    sizes = (
+        sum(len(test.patterns) for entry in (*rule.match, *rule.exclude) for test in entry.tests) for rule in rules
+    )
+    near = [rule for rule, size in zip(rules, accumulate(sizes), strict=True) if size <= _MAX_COMPARED]
+    for index, rule in enumerate(near):
+        for earlier, name in zip(near[:index], names, strict=False):
+            if earlier.shadows(rule):
+                message = f"nothing is left for it: {earlier.name} (line {name.line}) comes first and takes it all"
+                replace(at, faults=at.warnings).item(index).key("name").fault(names[index], message)
+                break
 
 
 _ID = partial(_digits, least=4, most=4)
@@ -448,23 +430,29 @@ _SPELLINGS: Mapping[str, _Spelling[Pattern]] = {
     "serial": _glob,
     "interface": partial(_digits, least=1, most=2, absent="ID_USB_INTERFACE_NUM"),
     "port": _glob,
-    "path": _path,
+    "path": partial(_glob, begin="/*?[", wanted="an absolute path"),
 }
 _READERS = {key: partial(_tests, key=key, spelling=spelling) for key, spelling in _SPELLINGS.items()}
 _MATCHER = {key: _Key(field=key, read=_READERS.get(key, _properties)) for key in KEYS}
-_ENTRY = partial(_record, keys=_MATCHER, make=_matcher)
-_EVICT = {"after": _Key(field="after", read=_time("0s", "24h"), required=True)}
+_ENTRY = partial(_record, keys=_MATCHER, make=lambda **tests: Matcher(tests=tuple(chain(*tests.values()))))
+_EVICT = {"after": _Key(field="after", read=partial(_duration, least="0s", most="24h"), required=True)}
 _RESOURCE = {
-    "name": _Key(field="name", read=partial(_scalar, spelling=_name), required=True),
+    "name": _Key(
+        field="name",
+        read=partial(
+            _scalar, spelling=lambda text: (text if not resource_name_fault(text) else None, resource_name_fault(text))
+        ),
+        required=True,
+    ),
     "match": _Key(field="match", read=partial(_list, read=_ENTRY), required=True),
     "exclude": _Key(field="exclude", read=partial(_list, read=_ENTRY, least=0)),
     "count": _Key(field="count", read=partial(_scalar, spelling=_count)),
     "nodes": _Key(field="nodes", read=partial(_values, spelling=_node_name)),
-    "removalGrace": _Key(field="removal_grace", read=_time("0s", "1h")),
+    "removalGrace": _Key(field="removal_grace", read=partial(_duration, least="0s", most="1h")),
     "evict": _Key(field="evict_after", read=partial(_record, keys=_EVICT, make=lambda *, after: after)),
 }
 _CONFIG = {
     "resources": _Key(field="resources", read=_resources, required=True),
-    "sweep": _Key(field="sweep", read=_time("1s", "5m")),
-    "resync": _Key(field="resync", read=_time("1s", "24h")),
+    "sweep": _Key(field="sweep", read=partial(_duration, least="1s", most="5m")),
+    "resync": _Key(field="resync", read=partial(_duration, least="1s", most="24h")),
 }

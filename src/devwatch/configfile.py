@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from devwatch.config import MAX_BYTES, Config, parse
 from devwatch.errors import ConfigError, Fault
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(slots=True, kw_only=True)

@@ -8,10 +8,8 @@ import json
 import random
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from devwatch import __version__
 from devwatch.configfile import ConfigFile
@@ -23,6 +21,10 @@ from devwatch.report import Log, Reporter, Story
 from devwatch.systemd import Notifier, watchdog_interval
 from devwatch.telemetry import Health, Metrics, Server, routes
 from devwatch.udev import UdevSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from pathlib import Path
 
 ONCE_TIMEOUT = 30.0
 """Seconds that `--once` waits for the Node to show what is present."""
@@ -95,7 +97,9 @@ class Ears:
         """Uevents are lost, and with them nothing: looking again tells what is there."""
         self._metrics.monitor_overflows.inc()
         if self._overflows.worth_telling("overflow"):
-            self._log.warning("monitor.overflowed", times=self._overflows.repeats, lost="nothing: the devices are looked at again")
+            self._log.warning(
+                "monitor.overflowed", times=self._overflows.repeats, lost="nothing: the devices are looked at again"
+            )
         self.wake("uevent")
 
     def lost(self, reason: str) -> None:
@@ -133,7 +137,10 @@ class Daemon:
         self._health = Health(sweep=self._config.sweep, last_turn=loop.time())
         self._ears = Ears(self._log, self._metrics)
         work = loop.create_task(self._work(loop))
-        with _signals(loop, {signal.SIGTERM: work.cancel, signal.SIGINT: work.cancel, signal.SIGHUP: lambda: self._ears.wake("config")}):
+        with _signals(
+            loop,
+            {signal.SIGTERM: work.cancel, signal.SIGINT: work.cancel, signal.SIGHUP: lambda: self._ears.wake("config")},
+        ):
             try:
                 status = await work
             except asyncio.CancelledError:
@@ -152,7 +159,9 @@ class Daemon:
                 async with asyncio.timeout(ONCE_TIMEOUT):
                     await self._reconcile(stack, loop, listening)
             except TimeoutError:
-                self._log.error("node.patch_failed", node=self._options.node, error=self._unfinished(), gave_up_after=ONCE_TIMEOUT)
+                self._log.error(
+                    "node.patch_failed", node=self._options.node, error=self._unfinished(), gave_up_after=ONCE_TIMEOUT
+                )
                 return 1
             return 0
 
@@ -171,7 +180,9 @@ class Daemon:
         host, port = await server.start(*self._options.listen)
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    async def _reconcile(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop, listening: str) -> None:
+    async def _reconcile(
+        self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop, listening: str
+    ) -> None:
         await self._take_lock(stack)
         reconciler = self._wire(stack, loop)
         names = [rule.name for rule in self._config.for_node(self._options.node)]
@@ -247,7 +258,9 @@ async def _close(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @contextlib.contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, Callable[[], object]]) -> Iterator[None]:
+def _signals(
+    loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, Callable[[], object]]
+) -> Iterator[None]:
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
     try:
@@ -255,4 +268,3 @@ def _signals(loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, 
     finally:
         for number in handlers:
             loop.remove_signal_handler(number)
-

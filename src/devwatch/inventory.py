@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from devwatch.device import Device
+if TYPE_CHECKING:
+    from devwatch.device import Device
 
 ARRIVAL_TIMEOUT = 10.0
 """Seconds for which a new device waits for its udev record; after that it counts with what is known of it."""

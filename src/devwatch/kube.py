@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import json
 import os
@@ -11,7 +12,6 @@ import shlex
 import sys
 import types
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from devwatch.errors import ApiError, CredentialsError, Forbidden, NodeMissing, 
 from devwatch.node import ANNOTATION, FIELD_MANAGER, Changes, NodeState, patch_body
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import aiohttp
 
 REQUEST_TIMEOUT = 10.0
@@ -37,8 +39,9 @@ _RBAC = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource "(?P<r
 def _lean_import() -> None:
     """Let kubernetes_asyncio be imported without its generated models.
 
-    Its packages import 700 model classes and every API group, 40 MiB that no request of ours uses: the bodies are plain dicts and the answers are read as JSON.
-    With empty packages in their place the three modules that matter import as they are. `_import_client` falls back to the ordinary import.
+    Its packages import 700 model classes and every API group, 40 MiB that no request of ours uses: the bodies are
+    plain dicts and the answers are read as JSON. With empty packages in their place the three modules that matter
+    import as they are. `_import_client` falls back to the ordinary import.
     """
     spec = importlib.util.find_spec("kubernetes_asyncio")
     if spec is None or spec.origin is None or "kubernetes_asyncio" in sys.modules:
@@ -60,7 +63,7 @@ def _lean_import() -> None:
 def _import_client() -> None:
     try:
         _lean_import()
-        import kubernetes_asyncio.config  # noqa: PLC0415 - after the packages were put in place
+        importlib.import_module("kubernetes_asyncio.config")
     except (ImportError, AttributeError) as error:
         for name in [name for name in sys.modules if name.partition(".")[0] == "kubernetes_asyncio"]:
             del sys.modules[name]
@@ -87,23 +90,26 @@ class Credentials:
     def file(self) -> str | None:
         """The kubeconfig to read, None for the in-cluster credentials."""
         given = self.kubeconfig or self.environ.get("KUBECONFIG")
-        return given or (None if self.environ.get(_SERVICE_HOST) else os.path.expanduser(DEFAULT_KUBECONFIG))
+        return given or (None if self.environ.get(_SERVICE_HOST) else str(Path(DEFAULT_KUBECONFIG).expanduser()))
 
     async def load(self) -> Configuration:
         """Read them now. Raises `CredentialsError` with the reason."""
         configuration = Configuration()
-        # Strict RFC 5280 checks refuse the certificates that k3s and others issue and that every Go client accepts; the chain is verified all the same.
+        # Strict RFC 5280 checks refuse certificates that k3s and others issue and every Go client accepts; the chain is
+        # verified all the same.
         configuration.disable_strict_ssl_verification = True
         try:
             await self._fill(configuration)
+        except CredentialsError:
+            raise
         except Exception as error:  # the loaders raise whatever the content makes them raise
             raise CredentialsError(f"cannot use {self._name}: {_reason(error)}") from error
         return configuration
 
     async def _fill(self, configuration: Configuration) -> None:
         if self.file is None:
-            load_incluster_config(client_configuration=configuration)
-        elif not any(Path(part).exists() for part in self.file.split(os.pathsep)):
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # it has no annotations
+        elif not _any_exists(self.file.split(os.pathsep)):
             raise CredentialsError(
                 f"there is no kubeconfig {self.file}: waiting for it; --kubeconfig, KUBECONFIG or a service account name another"
             )
@@ -113,6 +119,10 @@ class Credentials:
     @property
     def _name(self) -> str:
         return f"the kubeconfig {self.file}" if self.file else "the service account of this pod"
+
+
+def _any_exists(paths: list[str]) -> bool:
+    return any(Path(path).exists() for path in paths)
 
 
 def _reason(error: BaseException) -> str:
@@ -262,10 +272,10 @@ def _grant(user: str, verb: str, resource: str) -> str:
 
 def node_state(content: Mapping[str, Any]) -> NodeState:
     """Read a Node object. Raises `Retry` for anything else: a proxy's page is no Node without resources."""
+    if content.get("kind") != "Node":
+        raise Retry("the answer is no Node: something else than the API server may have answered")
     try:
         metadata, status = content["metadata"], content.get("status") or {}
-        if content.get("kind", "Node") != "Node":
-            raise TypeError(content["kind"])
         version = str(metadata.get("resourceVersion") or "0")
         annotation = (metadata.get("annotations") or {}).get(ANNOTATION)
         return NodeState(

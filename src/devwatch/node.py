@@ -23,11 +23,9 @@ WHOLE = ""
 """The key of the annotation among changes; no resource has this name."""
 
 _QUANTITY = re.compile(r"(\d{1,18})([kMGTPE]|[KMGTPE]i|[eE]\d{1,2})?", re.ASCII)
-_SCALES = (
-    {"": 1}
-    | {sign: 1000 ** (at + 1) for at, sign in enumerate("kMGTPE")}
-    | {f"{sign}i": 1024 ** (at + 1) for at, sign in enumerate("KMGTPE")}
-)
+_POWERS = {sign: power for power, sign in enumerate("kMGTPE", start=1)}
+_SCALES = {"": 1} | {sign: 1000**power for sign, power in _POWERS.items()}
+_SCALES |= {f"{sign.upper()}i": 1024**power for sign, power in _POWERS.items()}
 
 
 def quantity(text: str | None) -> int | None:
@@ -39,7 +37,8 @@ def quantity(text: str | None) -> int | None:
     if match is None:
         return None
     digits, suffix = match[1], match[2] or ""
-    return int(digits) * (_SCALES[suffix] if suffix in _SCALES else 10 ** int(suffix[1:]))
+    scale: int = _SCALES[suffix] if suffix in _SCALES else 10 ** int(suffix[1:])
+    return int(digits) * scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

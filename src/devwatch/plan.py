@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from devwatch.device import Device
 from devwatch.inventory import Inventory, Window
 from devwatch.node import WHOLE, Changes, Entry, Listing, NodeState, render_listing
 from devwatch.rules import Claim, ResourceRule, claim, quantity_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from devwatch.device import Device
 
 START_GRACE = 10.0
 """Seconds for which the Node's own figure counts after a start, at least: a stick may still be settling."""
@@ -158,7 +162,8 @@ def changes(figures: Figures, observed: NodeState, *, apart: AbstractSet[str] = 
 def portion(wanted: Changes, *, apart: AbstractSet[str], blocked: AbstractSet[str]) -> Changes:
     """Return what to send in the next request.
 
-    What was refused in company is sent apart until it is accepted; what was refused alone is `blocked` until its time comes. The rest goes in one request.
+    What was refused in company is sent apart until it is accepted; what was refused alone is `blocked` until its time
+    comes. The rest goes in one request.
     """
     free = {name: value for name, value in wanted.items() if name not in blocked}
     together = {name: value for name, value in free.items() if name not in apart}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from devwatch.backoff import Backoff
-from devwatch.config import Config
 from devwatch.errors import ApiError, ConfigError, NodeMissing, Refused, Retry
 from devwatch.inventory import Inventory, Look
 from devwatch.node import WHOLE, Changes, NodeState, apply
 from devwatch.plan import Figures, Tally, changes, portion
 from devwatch.report import Answer, Reporter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from devwatch.config import Config
 
 REFUSAL_LIMIT = 60.0
 """Seconds: the longest wait before what the server refused alone is tried again."""
@@ -63,7 +66,7 @@ class Reconciler:
     - *grace holds*: what is away for less than its grace changes nothing.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the loop is wired to, by keyword
         self,
         *,
         source: DeviceSource,
@@ -156,7 +159,11 @@ class Reconciler:
 
     def _next(self, look: Look, figures: Figures, wanted: Changes) -> tuple[float, str]:
         """Return the nearest of sweep, grace, arrival, resync and retry."""
-        dues = [(due, "sweep") for due in (self._sweep_at, figures.due, self._inventory.due, look.again_at) if due is not None]
+        dues = [
+            (due, "sweep")
+            for due in (self._sweep_at, figures.due, self._inventory.due, look.again_at)
+            if due is not None
+        ]
         if self._request is None:
             dues.append((max(self._resync_at, self._backoff.until), "resync"))
             if wanted:
@@ -227,7 +234,11 @@ class Reconciler:
 
     def _accept(self, answer: Answer, state: NodeState, now: float) -> None:
         if not state.reflects(answer.sent):
-            self._fail(answer, Retry("the API server accepted the patch and did not store it: an admission webhook may undo it"), now)
+            self._fail(
+                answer,
+                Retry("the API server accepted the patch and did not store it: an admission webhook may undo it"),
+                now,
+            )
             return
         self._reporter.accepted(answer, failures=self._backoff.failures)
         if repaired := self._drifted & answer.sent.keys():

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from devwatch.config import Config
-from devwatch.device import Device
 from devwatch.errors import ApiError, ConfigError, Forbidden, NodeMissing
-from devwatch.inventory import Look
 from devwatch.node import WHOLE, Changes, NodeState
-from devwatch.plan import Figures
-from devwatch.telemetry import Health, Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from devwatch.config import Config
+    from devwatch.device import Device
+    from devwatch.inventory import Look
+    from devwatch.plan import Figures
+    from devwatch.telemetry import Health, Metrics
 
 _REASONS = 5
 """Reasons of an uncertain look that are written out; the rest is a number."""
@@ -77,7 +80,13 @@ class _Shown:
     def fields(self) -> dict[str, object]:
         device = self.device
         ids = f"{device.vendor}:{device.product}" if device.vendor else None
-        return {"resource": self.owner, "devnode": device.devnode, "id": ids, "serial": device.serial, "link": device.link}
+        return {
+            "resource": self.owner,
+            "devnode": device.devnode,
+            "id": ids,
+            "serial": device.serial,
+            "link": device.link,
+        }
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,12 +119,21 @@ class Reporter:
             return
         self.metrics.uncertain_looks.inc()
         if self._worth_telling("look", doubts):
-            self.log.warning("look.uncertain", reasons=list(look.doubts[:_REASONS]), count=len(look.doubts), kept="no count is lowered")
+            self.log.warning(
+                "look.uncertain",
+                reasons=list(look.doubts[:_REASONS]),
+                count=len(look.doubts),
+                kept="no count is lowered",
+            )
 
     def devices(self, figures: Figures, present: Collection[Device], graces: Mapping[str, float], look: Look) -> None:
         """Tell which claimed devices came and went; a look that is not certain misses nobody."""
         self.metrics.set_devices({name: figure.present for name, figure in figures.by_name.items()})
-        here = {device.key: _Shown(device=device, owner=owner) for device in present if (owner := figures.claims[device].owner)}
+        here = {
+            device.key: _Shown(device=device, owner=owner)
+            for device in present
+            if (owner := figures.claims[device].owner)
+        }
         missing = {key: shown for key, shown in self._shown.items() if key not in here}
         for key in here.keys() - self._shown.keys():
             self._arrived(here[key], look.at)
@@ -125,7 +143,9 @@ class Reporter:
         self._shown = here if look.certain else {**missing, **here}
         for device, claim in figures.claims.items():
             if len(claim.wanted) > 1:
-                self._warn_once("device.contested", devnode=device.devnode, claimed_by=claim.owner, matched=list(claim.wanted))
+                self._warn_once(
+                    "device.contested", devnode=device.devnode, claimed_by=claim.owner, matched=list(claim.wanted)
+                )
 
     def _arrived(self, shown: _Shown, now: float) -> None:
         since = self._gone.pop(shown.identity, None)
@@ -155,9 +175,13 @@ class Reporter:
         if answer.detected is not None:
             self.metrics.detection_to_patch.observe(answer.at - answer.detected)
         if answer.sent or failures:
-            counts = {name: None if value is None else int(value) for name, value in answer.sent.items() if name != WHOLE}
+            counts = {
+                name: None if value is None else int(value) for name, value in answer.sent.items() if name != WHOLE
+            }
             more = {"after_failures": failures} if failures else {}
-            self.log.info("node.patched", node=self.node, resources=counts, milliseconds=round(answer.seconds * 1000, 1), **more)
+            self.log.info(
+                "node.patched", node=self.node, resources=counts, milliseconds=round(answer.seconds * 1000, 1), **more
+            )
 
     def repaired(self, names: Collection[str]) -> None:
         """Tell that a foreign write was undone."""
@@ -169,7 +193,9 @@ class Reporter:
         self._answered(answer, "refused")
         what = _named(answer.sent)
         if retry_in is not None and self._worth_telling(f"refused {what}", str(error)):
-            self.log.error("node.patch_failed", node=self.node, refused=what, error=str(error), retry_in=round(retry_in, 1))
+            self.log.error(
+                "node.patch_failed", node=self.node, refused=what, error=str(error), retry_in=round(retry_in, 1)
+            )
 
     def failed(self, answer: Answer, error: ApiError, *, failures: int, retry_in: float) -> None:
         """Tell why a request failed and when it is repeated."""
@@ -178,7 +204,11 @@ class Reporter:
             return
         fields = {"node": self.node, "error": str(error), "failures": failures, "retry_in": round(retry_in, 1)}
         if isinstance(error, NodeMissing):
-            self.log.warning("node.missing", **fields, hint="it appears when its kubelet registers it; --node-name or NODE_NAME name another")
+            self.log.warning(
+                "node.missing",
+                **fields,
+                hint="it appears when its kubelet registers it; --node-name or NODE_NAME name another",
+            )
         elif isinstance(error, Forbidden):
             self.log.error("node.patch_failed", **fields, hint=error.hint)
         else:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import enum
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from devwatch.device import Device
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from devwatch.device import Device
 
 KEYS = ("vendor", "product", "serial", "interface", "port", "path", "properties")
 
@@ -208,7 +211,7 @@ def claim(device: Device, rules: Sequence[ResourceRule]) -> Claim:
     """
     verdicts = [(rule.name, rule.verdict(device)) for rule in rules]
     wanted = tuple(name for name, verdict in verdicts if verdict is Verdict.MATCHED)
-    rivals = []
+    rivals: list[str] = []
     for name, verdict in verdicts:
         if verdict is Verdict.MATCHED and not rivals:
             return Claim(owner=name, wanted=wanted)

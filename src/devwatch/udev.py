@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import pyudev
 
 from devwatch.errors import Unavailable
-from devwatch.inventory import Look
 from devwatch.sysfs import Lister, Record, Roots
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from devwatch.inventory import Look
 
 SUBSYSTEM = "tty"
 BUFFER_SIZE = 128 * 1024 * 1024
@@ -76,7 +80,7 @@ class _Netlink:
     @classmethod
     def read(cls, table: str) -> _Netlink:
         uevent = str(socket.NETLINK_KOBJECT_UEVENT) if hasattr(socket, "NETLINK_KOBJECT_UEVENT") else "15"
-        with open(table, encoding="ascii") as file:
+        with Path(table).open(encoding="ascii") as file:
             rows = [row.split() for row in file]
         return cls(groups={int(row[9]): int(row[3], 16) for row in rows[1:] if row[1] == uevent})
 
@@ -109,7 +113,8 @@ class _Ear:
 class Monitor:
     """Hears the uevents of ttys in the event loop, or knows that it does not.
 
-    udev's stream is taken where udevd runs in this network namespace, the kernel's elsewhere. Deaf, dead and missing sockets are replaced by `tend`.
+    udev's stream is taken where udevd runs in this network namespace, the kernel's elsewhere. Deaf, dead and missing
+    sockets are replaced by `tend`.
     """
 
     def __init__(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import shutil
 import signal
 import socket
@@ -116,8 +115,9 @@ class ApiServer:
         self._processes["kube-apiserver"].signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let a frozen API server go on."""
-        self._processes["kube-apiserver"].signal(signal.SIGCONT)
+        """Let a frozen API server go on; nothing happens to one that runs or is stopped."""
+        if "kube-apiserver" in self._processes:
+            self._processes["kube-apiserver"].signal(signal.SIGCONT)
 
     def close(self) -> None:
         """Kill every server and remove its files; may be called again."""
@@ -386,7 +386,7 @@ class ApiServer:
         return context
 
 
-def assets(environ: Mapping[str, str] = os.environ) -> Path | None:
+def assets(environ: Mapping[str, str]) -> Path | None:
     """Return the folder of KUBEBUILDER_ASSETS when it holds an API server and etcd, else None."""
     folder = Path(environ.get("KUBEBUILDER_ASSETS") or "/nonexistent")
     return folder if all((folder / name).exists() for name in ("etcd", "kube-apiserver")) else None

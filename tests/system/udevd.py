@@ -36,19 +36,17 @@ CONSOLES = tuple(f"tty{number}" for number in range(10, 64))
 MODE = 0o660
 
 _PROGRAMS = (Path("/lib/systemd/systemd-udevd"), Path("/usr/lib/systemd/systemd-udevd"))
-_LOCK = Path(tempfile.gettempdir()) / "devwatch-udevd-tests.lock"
 _LOCK_TIMEOUT = 600.0
 _TIMEOUT = 15
-_CONSOLE = re.compile(r"tty[1-6][0-9]")
 
 
 class UdevError(Exception):
     """udevd or udevadm failed; the message holds its own words."""
 
 
-def missing() -> str | None:
-    """Return what keeps this machine from running udevd for the tests, in a few words, or None."""
-    if os.geteuid() != 0:
+def missing(uid: int) -> str | None:
+    """Return what keeps this user on this machine from running udevd for the tests, in a few words, or None."""
+    if uid != 0:
         return "needs root, to run udevd and to make device nodes"
     if shutil.which("udevadm") is None or _program() is None:
         return "needs udev (udevadm and systemd-udevd)"
@@ -57,42 +55,33 @@ def missing() -> str | None:
     return None
 
 
-class Udevd:
-    """The machine's udevd, or one of our own where nobody answers, as a context manager.
+@contextlib.contextmanager
+def udevd() -> Iterator[None]:
+    """Have a udevd that answers: the machine's, or one of our own where there is none.
 
     One test run at a time has it; others wait for up to ten minutes. What we start is stopped, and the modes and owners
-    of device nodes, which its default rules change, are put back.
+    of device nodes, which its default rules change, are put back. Raises `UdevError`, with udevd's log, if it does not
+    come up.
     """
+    with _exclusive(), contextlib.ExitStack() as undo:
+        _repair()
+        if not _answers():
+            _start(undo)
+        yield
 
-    def __enter__(self) -> Self:
-        """Take the lock and see to it that a udevd answers; raises `UdevError` with its log if none does."""
-        self._undo = contextlib.ExitStack()
-        with self._undo:
-            self._undo.enter_context(_exclusive())
-            _repair()
-            if not _answers():
-                self._start()
-            self._undo = self._undo.pop_all()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop what was started and put everything back."""
-        self._undo.close()
-
-    def _start(self) -> None:
-        self._undo.enter_context(_ownership_kept())
-        if not RUN.exists():
-            self._undo.callback(shutil.rmtree, RUN, ignore_errors=True)
-        logs = Path(tempfile.mkdtemp(prefix="devwatch-udevd-"))
-        self._undo.callback(shutil.rmtree, logs, ignore_errors=True)
-        process = Process([str(_program()), "--resolve-names=early"], logs / "udevd")
-        self._undo.callback(process.kill)
-        _await_answer(process)
-        # As at boot: without it every tty of the machine would be one whose rules never ran.
-        _udevadm("trigger", "--action=add", "--subsystem-match=tty")
-        settle()
+def _start(undo: contextlib.ExitStack) -> None:
+    undo.enter_context(ownership_kept())
+    if not RUN.exists():
+        undo.callback(shutil.rmtree, RUN, ignore_errors=True)
+    logs = Path(tempfile.mkdtemp(prefix="devwatch-udevd-"))
+    undo.callback(shutil.rmtree, logs, ignore_errors=True)
+    process = Process([str(_program()), "--resolve-names=early"], logs / "udevd")
+    undo.callback(process.kill)
+    _await_answer(process)
+    # As at boot: without it every tty of the machine would be one whose rules never ran.
+    _udevadm("trigger", "--action=add", "--subsystem-match=tty")
+    settle()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,15 +131,23 @@ class Sticks:
         """Put every console that was used back: its node, its record in the udev database, no rule."""
         self._rules.clear()
         RULES.unlink(missing_ok=True)
-        _udevadm("control", "--reload")
+        try:
+            self._put_back()
+            self._forget()
+        finally:
+            # The default rules of `add` have changed mode and owner once more.
+            self._put_back()
+
+    def _put_back(self) -> None:
         for tty, node in self._found.items():
             node.put_back(DEV / tty)
+
+    def _forget(self) -> None:
+        _udevadm("control", "--reload")
+        for tty in self._found:
             _uevent(tty, "remove")
             _uevent(tty, "add")
         settle()
-        # The rules of `add` have changed mode and owner once more.
-        for tty, node in self._found.items():
-            node.put_back(DEV / tty)
 
     def plug(  # noqa: PLR0913  each is a property that a test may want to set, by its name
         self,
@@ -290,9 +287,13 @@ def _await_answer(process: Process) -> None:
 
 @contextlib.contextmanager
 def _exclusive() -> Iterator[None]:
-    with _LOCK.open("a") as lock:
-        eventually(lambda: _locked(lock.fileno()), timeout=_LOCK_TIMEOUT)
+    # The folder itself is what is shared, and locking it (flock(2)) leaves no file behind.
+    descriptor = os.open(SYS, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        eventually(lambda: _locked(descriptor), timeout=_LOCK_TIMEOUT)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _locked(descriptor: int) -> bool:
@@ -311,11 +312,14 @@ def _repair() -> None:
 
 
 @contextlib.contextmanager
-def _ownership_kept() -> Iterator[None]:
+def ownership_kept() -> Iterator[None]:
+    """Put every device node in /dev back as it was found: there, and with its mode and owner."""
     found = {path: Node.of(path) for path in DEV.rglob("*") if _is_device(path)}
-    yield
-    for path, node in found.items():
-        node.put_back(path)
+    try:
+        yield
+    finally:
+        for path, node in found.items():
+            node.put_back(path)
 
 
 def _is_device(path: Path) -> bool:

@@ -13,7 +13,7 @@ T = TypeVar("T")
 PAUSE = 0.02
 
 
-def eventually(check: Callable[[], T], *, timeout: float = 30.0) -> T:
+def eventually(check: Callable[[], T | None], *, timeout: float = 30.0) -> T:
     """Return the first true value of `check`, which is asked again and again for `timeout` seconds.
 
     An `AssertionError` of the check counts as "not yet". Raises `AssertionError` at the deadline, the check's own where

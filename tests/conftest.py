@@ -1,0 +1,84 @@
+"""The real parts as fixtures, and the rule that a skipped test is a failed one in CI."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from system import testbed
+from system.apiserver import ApiServer, assets
+from system.daemon import Daemon
+from system.udevd import Sticks, missing
+from system.udevd import udevd as running_udevd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+    from pathlib import Path
+
+    StartDaemon = Callable[..., Daemon]
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture of the test is made
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what changes the machine unless it was asked for."""
+    if item.get_closest_marker("system"):
+        testbed.require(testbed.closed(os.environ))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let no test be skipped in CI."""
+    report = yield
+    return testbed.without_skip(report) if testbed.skips_fail(os.environ) else report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Let no whole file be skipped in CI either."""
+    report = yield
+    return testbed.without_skip(report) if testbed.skips_fail(os.environ) else report
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ApiServer]:
+    """One API server for the whole run; tests ask for `apiserver`."""
+    testbed.require(testbed.closed(os.environ))
+    folder = assets(os.environ)
+    if folder is None:
+        pytest.skip("needs KUBEBUILDER_ASSETS, a folder with kube-apiserver and etcd")
+    with ApiServer(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def apiserver(control_plane: ApiServer) -> Iterator[ApiServer]:
+    """A real API server, running, and running again after a test that stopped or froze it."""
+    yield control_plane
+    control_plane.thaw()
+    control_plane.start()
+
+
+@pytest.fixture(scope="session")
+def udevd() -> Iterator[None]:
+    """A udevd that answers, the machine's or our own."""
+    testbed.require(testbed.closed(os.environ))
+    testbed.require(missing(os.geteuid()))
+    with running_udevd():
+        yield
+
+
+@pytest.fixture
+def sticks(udevd: None) -> Iterator[Sticks]:  # noqa: ARG001  it has to run, and has nothing to say
+    """Virtual consoles to plug and unplug as sticks, put back after the test."""
+    with Sticks() as plugged:
+        yield plugged
+
+
+@pytest.fixture
+def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
+    """Return a function that starts `devwatch run` with options, as `Daemon` does; all are killed after the test."""
+    with ExitStack() as running:
+        yield lambda *options, **more: running.enter_context(Daemon(*options, home=tmp_path, **more))

@@ -1,0 +1,41 @@
+"""Which tests may run here, and what becomes of those that may not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+_OFF = {"", "0", "false"}
+
+
+def closed(environ: Mapping[str, str]) -> str | None:
+    """Return why tests that change the machine may not run in this environment, or None."""
+    if environ.get("DEVWATCH_SYSTEM_TESTS") == "1":
+        return None
+    return "changes the machine: needs DEVWATCH_SYSTEM_TESTS=1"
+
+
+def skips_fail(environ: Mapping[str, str]) -> bool:
+    """Return whether a skip is a failure here: in CI a test that silently stops running protects nobody."""
+    return any(environ.get(name, "").lower() not in _OFF for name in ("CI", "DEVWATCH_CI"))
+
+
+def without_skip(report: Report) -> Report:
+    """Turn the report of a skip into that of a failure; an expected failure (xfail) is no skip and stays."""
+    if report.outcome == "skipped" and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"a skip is a failure in CI: {reason}"
+    return report
+
+
+def require(reason: str | None) -> None:
+    """Skip the running test for this reason, if there is one."""
+    if reason:
+        pytest.skip(reason)

@@ -44,7 +44,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ApiServer]:
-    """One API server for the whole run; tests ask for `apiserver`."""
+    """Start one API server for the whole run; tests ask for `apiserver`."""
     testbed.require(testbed.closed(os.environ))
     folder = assets(os.environ)
     if folder is None:
@@ -55,7 +55,7 @@ def control_plane() -> Iterator[ApiServer]:
 
 @pytest.fixture
 def apiserver(control_plane: ApiServer) -> Iterator[ApiServer]:
-    """A real API server, running, and running again after a test that stopped or froze it."""
+    """Have a real API server that runs, and runs again after a test that stopped or froze it."""
     yield control_plane
     control_plane.thaw()
     control_plane.start()
@@ -63,7 +63,7 @@ def apiserver(control_plane: ApiServer) -> Iterator[ApiServer]:
 
 @pytest.fixture(scope="session")
 def udevd() -> Iterator[None]:
-    """A udevd that answers, the machine's or our own."""
+    """Have a udevd that answers, the machine's or our own."""
     testbed.require(testbed.closed(os.environ))
     testbed.require(missing(os.geteuid()))
     with running_udevd():
@@ -72,7 +72,7 @@ def udevd() -> Iterator[None]:
 
 @pytest.fixture
 def sticks(udevd: None) -> Iterator[Sticks]:  # noqa: ARG001  it has to run, and has nothing to say
-    """Virtual consoles to plug and unplug as sticks, put back after the test."""
+    """Plug and unplug virtual consoles as sticks; they are put back after the test."""
     with Sticks() as plugged:
         yield plugged
 

@@ -175,6 +175,13 @@ def test_root_holds_against_an_unprivileged_daemon(node: str, hold: Hold) -> Non
 
 
 @as_root
+def test_two_daemons_of_one_user_wait_for_each_other(node: str, hold: Hold) -> None:
+    """They need not be root."""
+    hold(NOBODY)
+    assert look_as_nobody(node) == "[True, True]"
+
+
+@as_root
 def test_a_holder_that_cannot_be_identified_is_ignored_at_the_second_look(node: str, hold: Hold) -> None:
     """It may be about to listen; one that stays mute and out of sight is no daemon."""
     hold(0, "bind")

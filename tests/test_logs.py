@@ -235,18 +235,19 @@ def test_a_pipe_whose_reader_is_gone_does_not_end_the_process() -> None:
 def test_what_libraries_warn_of_is_one_event_too() -> None:
     """Records of WARNING and above and Python's own warnings come through the same renderer; lower ones do not."""
     stream = io.StringIO()
-    configure("json", "debug", stream)
-    logging.getLogger("aiohttp.client").info("chatter")
-    logging.getLogger("aiohttp.client").warning("slow\n%s", "server")
+    library = logging.getLogger("devwatch-test")
+    library.setLevel(logging.DEBUG)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        logging.captureWarnings(capture=True)
+        configure("json", "debug", stream)
+        library.info("chatter")
+        library.warning("slow\n%s", "server")
         warnings.warn("old", stacklevel=1)
     first, second = lines(stream.getvalue())
     assert {key: first[key] for key in ("event", "level", "logger", "message")} == {
         "event": "library.logged",
         "level": "warning",
-        "logger": "aiohttp.client",
+        "logger": "devwatch-test",
         "message": "slow\\nserver",
     }
     assert second["logger"] == "py.warnings"

@@ -220,13 +220,16 @@ async def site(patience: float = 60) -> AsyncIterator[Site]:
 
 
 def talk(scenario: Callable[[Site], Awaitable[None]], patience: float = 60) -> None:
-    """Run `scenario` against a server, within half of the patience the server has by default here."""
+    """Run `scenario` against a server that must fail at nothing, before its default patience here ends."""
+    reported: list[object] = []
 
     async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
         async with asyncio.timeout(30), site(patience) as running:
             await scenario(running)
 
     asyncio.run(run())
+    assert reported == []
 
 
 def ask(data: bytes, patience: float = 60) -> bytes:
@@ -327,6 +330,22 @@ def test_any_bytes_get_an_answer(data: bytes) -> None:
 def test_a_head_of_more_than_8_kib_is_refused(request_: bytes) -> None:
     """And the client can read so, although it has sent more than was taken."""
     assert ask(request_).startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+
+
+def test_a_client_that_is_still_sending_is_not_reset() -> None:
+    """A reset could take the answer away before the client has read it (RFC 9112, 9.6)."""
+
+    async def scenario(site: Site) -> None:
+        loop, client = asyncio.get_running_loop(), await silent(site)
+        await loop.sock_sendall(client, b"garbage\r\n")
+        while await loop.sock_recv(client, 4096):
+            pass
+        for _ in range(10):
+            await loop.sock_sendall(client, b"more")
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        client.close()
+
+    talk(scenario)
 
 
 def test_a_head_of_8_kib_is_taken() -> None:

@@ -6,14 +6,13 @@ reader reports what is wrong and returns None, and its neighbours go on. YAML's 
 
 from __future__ import annotations
 
-import enum
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, chain
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -24,14 +23,9 @@ MAX_BYTES = 256 * 1024
 """The largest configuration that is parsed."""
 
 # Bounds that keep the worst file within a second, also with the parser in pure Python; sensible files are far below.
-_MAX_DEPTH = 16
-_MAX_EVENTS = 10_000
-_MAX_FAULTS = 100
-_MAX_PATTERN = 512
-_MAX_SIGNS = 64
-_MAX_COMPARED = 400
-_MAX_NAMES = 16 * 1024
-_MAX_QUOTE = 60
+_MAX_DEPTH, _MAX_EVENTS, _MAX_FAULTS = 16, 8192, 100
+_MAX_PATTERN, _MAX_SIGNS, _MAX_QUOTE = 512, 64, 60
+_MAX_COMPARED, _MAX_NAMES = 400, 16 * 1024
 
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 _NO_STRING = re.compile("[\0\ud800-\udfff]")
@@ -41,7 +35,6 @@ _DURATION = re.compile(f"([0-9]+)({'|'.join(_MILLISECONDS)})")
 _HEX = re.compile(r"(?:0[xX])?([0-9A-Fa-f]+)")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
-
 T = TypeVar("T")
 
 
@@ -103,26 +96,19 @@ def resource_name_fault(name: str) -> str:
     return next((wanted for kept, wanted in rules if not kept), "")
 
 
-class _Kind(enum.Enum):
-    """What stands at a place of the file; a hole is something reported already, and nothing more is said of it."""
-
-    TEXT = "text"
-    NOTHING = "nothing"
-    LIST = "a list"
-    MAP = "a mapping"
-    HOLE = ""
+# What stands at a place of the file, as a message names it; "" is something reported already, of which no more is said.
+_Kind = Literal["text", "nothing", "a list", "a mapping", ""]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Node:
-    """A node of the tree with its place, counted from 1; the items grow until the tree is complete."""
+    """A node of the tree with its place, counted from 1. A mapping's items are its keys and values in turn."""
 
     line: int = 1
     column: int = 1
-    kind: _Kind = _Kind.HOLE
+    kind: _Kind = ""
     text: str = ""
     items: list[_Node] = field(default_factory=list)
-    """The items of a list; the keys and values of a mapping in turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,20 +126,15 @@ class _At:
     def item(self, index: int) -> _At:
         return replace(self, path=f"{self.path}[{index}]")
 
-    @property
-    def full(self) -> bool:
-        """Whether there is one fault more than are shown, so that it is known that there are more."""
-        return len(self.faults) > _MAX_FAULTS
-
     def fault(self, node: _Node, message: str) -> None:
-        if not self.full:
+        # One more than is shown, so that it is known that there are more.
+        if len(self.faults) <= _MAX_FAULTS:
             self.faults.append(Fault(line=node.line, column=node.column, path=self.path, message=message))
 
     def wants(self, node: _Node, wanted: str) -> None:
-        """Report a node of another kind than the wanted one."""
-        if node.kind is not _Kind.HOLE:
-            empty = "" if node.items or node.kind in {_Kind.TEXT, _Kind.NOTHING} else " without anything in it"
-            self.fault(node, f"{node.kind.value}{empty} stands here ({wanted})")
+        if node.kind:
+            empty = " with nothing in it" if node.kind in {"a list", "a mapping"} and not node.items else ""
+            self.fault(node, f"{node.kind}{empty} stands here ({wanted})")
 
 
 def _shown(faults: Sequence[Fault]) -> tuple[Fault, ...]:
@@ -196,77 +177,76 @@ def _events(text: str, at: _At) -> Iterator[yaml.Event]:
         at.fault(_node(mark) if mark else node, f"no YAML: {ascii(problem)[1:-1][:200]}")
 
 
-# The parsers have a type of mark each, without a common ancestor.
-def _node(mark: Any, kind: _Kind = _Kind.HOLE, text: str = "") -> _Node:  # noqa: ANN401
+def _node(mark: Any, kind: _Kind = "", text: str = "") -> _Node:  # noqa: ANN401  # the parsers' marks share no type
     return _Node(line=mark.line + 1, column=mark.column + 1, kind=kind, text=text)
 
 
 def _tree(text: str, at: _At) -> _Node | None:
     """Put the events of one document together, without recursion and without YAML's indirections."""
-    stack = [_Node(kind=_Kind.LIST)]
+    stack = [_Node(kind="a list")]
     for count, event in enumerate(_events(text, at)):
-        second = isinstance(event, yaml.DocumentStartEvent) and stack[0].items
-        if second or len(stack) > _MAX_DEPTH + 1 or count > _MAX_EVENTS:
-            at.fault(_node(event.start_mark), f"too much (one document, {_MAX_DEPTH} levels, {_MAX_EVENTS} events)")
-            break
+        excess = _excess(stack, event, count)
+        if excess:
+            at.fault(_node(event.start_mark), excess)
+            return None
         if isinstance(event, yaml.NodeEvent):
             _grow(stack, event, at)
         elif isinstance(event, yaml.CollectionEndEvent):
             stack.pop()
-    if at.faults and (len(stack) > 1 or not stack[0].items):
-        return None
-    return next(iter(stack[0].items), _Node(kind=_Kind.NOTHING))
+        elif isinstance(event, yaml.StreamEndEvent):
+            return next(iter(stack[0].items), _Node(kind="nothing"))
+    return None
+
+
+def _excess(stack: Sequence[_Node], event: yaml.Event, count: int) -> str:
+    if isinstance(event, yaml.DocumentStartEvent) and stack[0].items:
+        return "a second document begins (one document)"
+    if isinstance(event, yaml.CollectionStartEvent) and len(stack) > _MAX_DEPTH:
+        return f"nested too deeply (at most {_MAX_DEPTH} levels)"
+    return f"too much content (at most {_MAX_EVENTS} values, beginnings and ends)" if count > _MAX_EVENTS else ""
 
 
 def _grow(stack: list[_Node], event: yaml.NodeEvent, at: _At) -> None:
-    """Hang the node of the event into the last open collection."""
     text, parent = getattr(event, "value", ""), stack[-1]
-    kinds: dict[type, _Kind] = {yaml.SequenceStartEvent: _Kind.LIST, yaml.MappingStartEvent: _Kind.MAP}
+    kinds: dict[type, _Kind] = {yaml.SequenceStartEvent: "a list", yaml.MappingStartEvent: "a mapping"}
     # A plain scalar has no style; a quoted one may be empty.
-    kinds[yaml.ScalarEvent] = _Kind.TEXT if text or getattr(event, "style", "") else _Kind.NOTHING
-    node = _node(event.start_mark, kinds.get(type(event), _Kind.HOLE), text)
-    is_key = parent.kind is _Kind.MAP and len(parent.items) % 2 == 0
-    for message in _banned(event, text, is_key=is_key):
+    kinds[yaml.ScalarEvent] = "text" if text or getattr(event, "style", "") else "nothing"
+    node = _node(event.start_mark, kinds.get(type(event), ""), text)
+    alias, nested = isinstance(event, yaml.AliasEvent), isinstance(event, yaml.CollectionStartEvent)
+    banned = {
+        "an alias (the value itself, written out)": alias,
+        "an anchor (the value alone)": event.anchor is not None and not alias,
+        "a tag (the value alone; every scalar is text)": getattr(event, "tag", None) is not None,
+        "a NUL or half a surrogate pair in text (what a device can hold)": _NO_STRING.search(text),
+        "a collection as a key (text)": nested and parent.kind == "a mapping" and len(parent.items) % 2 == 0,
+    }
+    for message in filter(banned.get, banned):
         _here(stack, at).fault(node, message)
     parent.items.append(node)
-    if isinstance(event, yaml.CollectionStartEvent):
+    if nested:
         stack.append(node)
-
-
-def _banned(event: yaml.NodeEvent, text: str, *, is_key: bool) -> Iterator[str]:
-    if isinstance(event, yaml.AliasEvent):
-        yield "an alias (the value itself, written out)"
-    elif event.anchor is not None:
-        yield "an anchor (the value alone)"
-    if getattr(event, "tag", None) is not None:
-        yield "a tag (the value alone; every scalar is text)"
-    if _NO_STRING.search(text):
-        yield "a NUL or half a surrogate pair in text (what a device can hold)"
-    if is_key and isinstance(event, yaml.CollectionStartEvent):
-        yield "a collection as a key (text)"
 
 
 def _here(stack: list[_Node], at: _At) -> _At:
     """Return where the next node belongs; a key belongs to its mapping."""
     for node in stack[1:]:
-        if node.kind is _Kind.LIST:
+        if node.kind == "a list":
             at = at.item(len(node.items))
         elif len(node.items) % 2:
             at = at.key(node.items[-1].text)
     return at
 
 
-# A reader turns a node into a value, None where it reported a fault. A spelling turns text into a value, None where it
-# is wrong, and says what is allowed.
+_GLOB = 'a glob or a list of globs; write "" for an absent value'
+# A reader returns None where it reported a fault; a spelling returns None for a wrong text, and what is allowed.
 _Reader = Callable[[_Node, _At], T | None]
 _Spelling = Callable[[str], tuple[T | None, str]]
 _Tests = tuple[KeyTest, ...]
 
 
+# A key that a mapping may have: the field that its value fills, and what reads it.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Key:
-    """A key that a mapping may have: the field that its value fills, and what reads it."""
-
     field: str
     read: _Reader[object]
     required: bool = False
@@ -275,9 +255,9 @@ class _Key:
 def _entries(node: _Node, at: _At) -> dict[str, tuple[_Node, _Node]]:
     """Return key and value of the first entry of every name; nothing for a node that is no mapping."""
     entries: dict[str, tuple[_Node, _Node]] = {}
-    items = node.items if node.kind is _Kind.MAP else []
+    items = node.items if node.kind == "a mapping" else []
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if key.kind in {_Kind.TEXT, _Kind.NOTHING}:
+        if key.kind in {"text", "nothing"}:
             first, _ = entries.setdefault(key.text, (key, value))
             if first is not key:
                 at.key(key.text).fault(key, f"duplicate key (the first is in line {first.line})")
@@ -285,8 +265,7 @@ def _entries(node: _Node, at: _At) -> dict[str, tuple[_Node, _Node]]:
 
 
 def _record(node: _Node, at: _At, *, keys: Mapping[str, _Key], make: Callable[..., T]) -> T | None:
-    """Return what the values of a mapping make."""
-    if node.kind is not _Kind.MAP or not node.items:
+    if node.kind != "a mapping" or not node.items:
         at.wants(node, f"a mapping with {', '.join(keys)}")
         return None
     entries = _entries(node, at)
@@ -303,22 +282,21 @@ def _unknown(name: str, keys: Mapping[str, _Key], at: _At) -> str:
     # Only a mistake that is shown needs it: most daemons never hold it in memory.
     from difflib import get_close_matches  # noqa: PLC0415
 
-    near = () if at.full else get_close_matches(name[:_MAX_QUOTE], keys, n=1)
+    near = () if len(at.faults) > _MAX_FAULTS else get_close_matches(name[:_MAX_QUOTE], keys, n=1)
     return f"unknown key ({', '.join(keys)}{''.join(f'; did you mean {key}?' for key in near)})"
 
 
 def _list(node: _Node, at: _At, *, read: _Reader[T], least: int = 1) -> tuple[T, ...] | None:
-    if node.kind is not _Kind.LIST or len(node.items) < least:
-        at.wants(node, f"a list of at least {least}")
+    if node.kind != "a list" or len(node.items) < least:
+        at.wants(node, f"a list{' of at least one' if least else ', [] for none'}")
         return None
-    values = [read(item, at.item(index)) for index, item in enumerate(node.items)]
+    values = (read(item, at.item(index)) for index, item in enumerate(node.items))
     good = tuple(value for value in values if value is not None)
-    return good if len(good) == len(values) else None
+    return good if len(good) == len(node.items) else None
 
 
 def _values(node: _Node, at: _At, *, spelling: _Spelling[T]) -> tuple[T, ...] | None:
-    """Read one value, or a list of them."""
-    if node.kind is _Kind.LIST:
+    if node.kind == "a list":
         return _list(node, at, read=partial(_scalar, spelling=spelling))
     value = _scalar(node, at, spelling=spelling)
     return None if value is None else (value,)
@@ -326,41 +304,28 @@ def _values(node: _Node, at: _At, *, spelling: _Spelling[T]) -> tuple[T, ...] | 
 
 def _scalar(node: _Node, at: _At, *, spelling: _Spelling[T]) -> T | None:
     value, allowed = spelling(node.text)
-    if node.kind is not _Kind.TEXT:
+    if node.kind != "text":
         at.wants(node, allowed)
-        return None
-    if value is None:
+    elif value is None:
         at.fault(node, f"{_quoted(node.text)} is not valid ({allowed})")
-    return value
+    return value if node.kind == "text" else None
 
 
-def _glob(text: str, *, begin: str = "", wanted: str = 'write "" for an absent value') -> tuple[Pattern | None, str]:
-    """Read a glob that begins, where `begin` says so, with one of these characters."""
+def _glob(text: str, *, form: str = "", wanted: str = _GLOB) -> tuple[Pattern | None, str]:
     if len(text) > _MAX_PATTERN or sum(map(text.count, "*?[")) > _MAX_SIGNS:
         return None, f"at most {_MAX_PATTERN} characters and {_MAX_SIGNS} of * ? ["
-    begins = not begin or text[:1] in begin
-    return Pattern(text=text) if begins else None, f"a glob or a list of globs; {wanted}"
-
-
-def _node_name(text: str) -> tuple[Pattern | None, str]:
-    return _glob(text) if text else (None, "a glob of node names or a list of them")
+    return Pattern(text=text) if re.match(form, text, re.DOTALL) else None, wanted
 
 
 def _digits(text: str, *, least: int, most: int, absent: str) -> tuple[Pattern | None, str]:
-    """Read hex digits, kept in lower case with leading zeros, or a glob over such."""
     if is_glob(text):
         return _glob(text.lower())
     digits = _HEX.fullmatch(text)
     number = digits[1].lower().zfill(most) if digits else ""
     if digits and digits[1] == text and least <= len(text) <= most:
         return Pattern(text=number), ""
-    near = f'; write "{number}"' if len(number) == most else "" if text else f'; absent: properties: {{{absent}: ""}}'
-    return None, f"{'one or two' if least < most else 'four'} hex digits or a glob{near}"
-
-
-def _count(text: str) -> tuple[Count | None, str]:
-    counts = {count.value: count for count in Count}
-    return counts.get(text), " or ".join(counts)
+    near = f'write "{number}"' if len(number) == most else f'for an absent one properties: {{{absent}: ""}}'
+    return None, f"{'one or two' if least < most else 'four'} hex digits or a glob; {near}"
 
 
 def _seconds(text: str) -> float:
@@ -382,7 +347,7 @@ def _tests(node: _Node, at: _At, *, key: str, spelling: _Spelling[Pattern], name
 
 def _properties(node: _Node, at: _At) -> _Tests | None:
     entries = _entries(node, at)
-    if node.kind is not _Kind.MAP or not node.items:
+    if node.kind != "a mapping" or not node.items:
         at.wants(node, "a mapping of udev properties to globs")
         return None
     if "" in entries:
@@ -394,7 +359,7 @@ def _properties(node: _Node, at: _At) -> _Tests | None:
 
 def _resources(node: _Node, at: _At) -> tuple[ResourceRule, ...] | None:
     rules = _list(node, at, read=partial(_record, keys=_RESOURCE, make=ResourceRule), least=0)
-    items = node.items if node.kind is _Kind.LIST else []
+    items = node.items if node.kind == "a list" else []
     # What is wrong inside a resource was reported when it was read.
     names = [_entries(item, _At()).get("name", (item, _Node()))[1] for item in items]
     first: dict[str, _Node] = {}
@@ -411,10 +376,9 @@ def _resources(node: _Node, at: _At) -> tuple[ResourceRule, ...] | None:
 
 def _warn_of_shadowed(rules: Sequence[ResourceRule], names: Sequence[_Node], at: _At) -> None:
     """Warn of resources that an earlier one leaves nothing, as far as the bound on comparisons reaches."""
-    sizes = (
-        sum(len(test.patterns) for entry in (*rule.match, *rule.exclude) for test in entry.tests) for rule in rules
-    )
-    near = [rule for rule, size in zip(rules, accumulate(sizes), strict=True) if size <= _MAX_COMPARED]
+    tests = ([test for entry in (*rule.match, *rule.exclude) for test in entry.tests] for rule in rules)
+    sizes = accumulate(sum(len(test.patterns) for test in of_rule) for of_rule in tests)
+    near = [rule for rule, size in zip(rules, sizes, strict=True) if size <= _MAX_COMPARED]
     for index, rule in enumerate(near):
         for earlier, name in zip(near[:index], names, strict=False):
             if earlier.shadows(rule):
@@ -423,31 +387,30 @@ def _warn_of_shadowed(rules: Sequence[ResourceRule], names: Sequence[_Node], at:
                 break
 
 
-_ID = partial(_digits, least=4, most=4)
+_NAME: _Reader[str] = partial(
+    _scalar, spelling=lambda text: (None if (why := resource_name_fault(text)) else text, why)
+)
+_COUNTS = {count.value: count for count in Count}
+_COUNT: _Reader[Count] = partial(_scalar, spelling=lambda text: (_COUNTS.get(text), " or ".join(_COUNTS)))
+_NODES = partial(_values, spelling=partial(_glob, form=".", wanted="a glob of node names or a list of them"))
 _SPELLINGS: Mapping[str, _Spelling[Pattern]] = {
-    "vendor": partial(_ID, absent="ID_VENDOR_ID"),
-    "product": partial(_ID, absent="ID_MODEL_ID"),
+    "vendor": partial(_digits, least=4, most=4, absent="ID_VENDOR_ID"),
+    "product": partial(_digits, least=4, most=4, absent="ID_MODEL_ID"),
     "serial": _glob,
     "interface": partial(_digits, least=1, most=2, absent="ID_USB_INTERFACE_NUM"),
     "port": _glob,
-    "path": partial(_glob, begin="/*?[", wanted="an absolute path"),
+    "path": partial(_glob, form=r"$|[/*?\[]", wanted="an absolute path, a glob or a list of them"),
 }
 _READERS = {key: partial(_tests, key=key, spelling=spelling) for key, spelling in _SPELLINGS.items()}
 _MATCHER = {key: _Key(field=key, read=_READERS.get(key, _properties)) for key in KEYS}
 _ENTRY = partial(_record, keys=_MATCHER, make=lambda **tests: Matcher(tests=tuple(chain(*tests.values()))))
 _EVICT = {"after": _Key(field="after", read=partial(_duration, least="0s", most="24h"), required=True)}
 _RESOURCE = {
-    "name": _Key(
-        field="name",
-        read=partial(
-            _scalar, spelling=lambda text: (text if not resource_name_fault(text) else None, resource_name_fault(text))
-        ),
-        required=True,
-    ),
+    "name": _Key(field="name", read=_NAME, required=True),
     "match": _Key(field="match", read=partial(_list, read=_ENTRY), required=True),
     "exclude": _Key(field="exclude", read=partial(_list, read=_ENTRY, least=0)),
-    "count": _Key(field="count", read=partial(_scalar, spelling=_count)),
-    "nodes": _Key(field="nodes", read=partial(_values, spelling=_node_name)),
+    "count": _Key(field="count", read=_COUNT),
+    "nodes": _Key(field="nodes", read=_NODES),
     "removalGrace": _Key(field="removal_grace", read=partial(_duration, least="0s", most="1h")),
     "evict": _Key(field="evict_after", read=partial(_record, keys=_EVICT, make=lambda *, after: after)),
 }

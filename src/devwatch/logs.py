@@ -125,9 +125,12 @@ def _clean_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
 
 
 def _fold_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Keep it one line on the console too: its text may come from a device and could pass for another event."""
+    """Keep it one line on the console too: its text may come from a device and could pass for another event.
+
+    The renderer quotes the value of any key but `exception`, which it would write over many lines.
+    """
     if "exception" in event:
-        event["traceback"] = event.pop("exception").replace("\n", "\\n")
+        event["traceback"] = event.pop("exception")
     return event
 
 

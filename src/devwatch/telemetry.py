@@ -167,7 +167,7 @@ def parse_listen(text: str) -> tuple[str, int] | None:
     """Return host and port of `HOST:PORT` (an IPv6 address in brackets), None for `off`; else `ValueError`."""
     if text == "off":
         return None
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([^\s:\[\]]+)):([0-9]{1,5})", text, re.ASCII)
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([^\s:\[\]]+)):([0-9]{1,5})", text)
     if match is None or int(match[3]) >= 1 << 16:
         raise ValueError(f"{text!r} is no address to listen on (HOST:PORT, [IPV6]:PORT, port 0 to 65535; or off)")
     return match[1] or match[2], int(match[3])

@@ -112,7 +112,10 @@ class ApiServer:
 
     def freeze(self) -> None:
         """Stop the API server from answering; connections still come about, as through a black hole."""
-        self._processes["kube-apiserver"].signal(signal.SIGSTOP)
+        process = self._processes["kube-apiserver"]
+        process.signal(signal.SIGSTOP)
+        # A signal is only sent on return from kill(2): threads on other processors go on for a moment, and may answer.
+        eventually(lambda: process.states() == {"T"})
 
     def thaw(self) -> None:
         """Let a frozen API server go on; nothing happens to one that runs or is stopped."""
@@ -295,8 +298,10 @@ class ApiServer:
 
     def _prepare_namespace(self) -> None:
         self._ensure(f"{_CORE}/namespaces", {"metadata": {"name": NAMESPACE}})
-        # The controller manager's work, where one runs; a pod needs it.
-        self._ensure(f"{_CORE}/namespaces/{NAMESPACE}/serviceaccounts", {"metadata": {"name": "default"}})
+        # A pod needs it, and only the controller manager would make it. 1.20 refuses a pod whose account has no token
+        # to mount yet, hence none is mounted.
+        default = {"metadata": {"name": "default"}, "automountServiceAccountToken": False}
+        self._ensure(f"{_CORE}/namespaces/{NAMESPACE}/serviceaccounts", default)
 
     def _await_rights(self, name: str, *, allowed: bool) -> None:
         rules = self._must("GET", f"{_RBAC}/clusterroles/{_role(name)}").get("rules") or []

@@ -50,7 +50,7 @@ class Daemon:
         )
 
     def __enter__(self) -> Self:
-        """It runs already."""
+        """Return the daemon, which runs already."""
         return self
 
     def __exit__(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import signal
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 REAP = 10.0
 
@@ -48,6 +48,12 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the program; nothing happens when it has ended."""
         self._popen.send_signal(number)
+
+    def states(self) -> set[str]:
+        """Return the states of its threads, one letter each as in proc_pid_stat(5); `T` is stopped."""
+        files = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        # The name, in brackets, may hold anything; the state is the first field after it.
+        return {file.read_text().rpartition(")")[2].split()[0] for file in files}
 
     def wait(self, timeout: float = REAP) -> int:
         """Return the exit status; raise `AssertionError` when the program still runs after `timeout` seconds."""

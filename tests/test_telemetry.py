@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import re
 import socket
 from typing import TYPE_CHECKING
@@ -227,6 +228,7 @@ def talk(scenario: Callable[[Site], Awaitable[None]], patience: float = 60) -> N
         asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
         async with asyncio.timeout(30), site(patience) as running:
             await scenario(running)
+        gc.collect()  # a task's exception is reported when the task is collected
 
     asyncio.run(run())
     assert reported == []

@@ -31,3 +31,28 @@ class Backoff:
     def succeed(self) -> None:
         """Forget the failures."""
         self.failures, self.until = 0, float("-inf")
+
+
+@dataclass(slots=True, kw_only=True)
+class Truce:
+    """How often to repair what somebody else keeps writing: the first time at once, then ever more rarely, until there was peace."""
+
+    first: float = 1.0
+    """Seconds: the least time between the first two repairs; it doubles."""
+    limit: float = 300.0
+    """Seconds: the longest time between two repairs."""
+    peace: float = 600.0
+    """Seconds without a repair after which everything is forgiven."""
+    repairs: int = 0
+    until: float = float("-inf")
+    """No repair before this moment."""
+    _last: float = float("-inf")
+
+    def repaired(self, now: float) -> int:
+        """Count a repair and return how many there have been since the last peace."""
+        if now - self._last >= self.peace:
+            self.repairs = 0
+        self.until = now + min(self.limit, self.first * 2.0 ** min(self.repairs, 32))
+        self.repairs += 1
+        self._last = now
+        return self.repairs

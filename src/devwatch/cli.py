@@ -1,19 +1,23 @@
-"""The commands: each is a few lines over the floors below."""
+"""The command line: options, their environment variables, exit statuses. Each command is a few lines over the floors below."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from devwatch import __version__
-from devwatch.errors import ConfigError, DevwatchError, UsageError
+from devwatch.errors import ConfigError, DevwatchError, Unavailable, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from devwatch.commands import Scene
 
     _Commands = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - argparse has no other name for it
 
@@ -21,6 +25,42 @@ DEFAULT_CONFIG = "/etc/devwatch/config.yaml"
 DEFAULT_LISTEN = "127.0.0.1:28796"
 DONE, FAILED, USAGE, CONFIGURATION, INTERRUPTED = 0, 1, 2, 78, 130
 """Exit statuses; 78 is EX_CONFIG of sysexits.h, on which systemd does not restart."""
+
+_TOP_EXAMPLES = """\
+examples:
+  devwatch devices                       which sticks are here, and who claims them
+  devwatch devices --suggest > my.yaml   a configuration for them
+  devwatch check my.yaml                 is it valid?
+  devwatch explain /dev/ttyUSB0          why is this one (not) claimed?
+  devwatch run --config my.yaml --dry-run
+
+Every option has an environment variable: --node-name is DEVWATCH_NODE_NAME. The command line wins.
+Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."""
+_RUN_EXAMPLES = """\
+examples:
+  devwatch run --dry-run                 print what would be sent; contact nobody
+  devwatch run --dry-run=server          ask the API server whether it would accept it
+  devwatch run --once                    advertise what is here now, and end
+  devwatch run --node-name nuc-1 --kubeconfig /etc/devwatch/kubeconfig"""
+_DEVICES_EXAMPLES = """\
+examples:
+  devwatch devices -o wide               with driver, port and all links
+  devwatch devices -o json | jq -r '.devices[] | select(.resource == null) | .devnode'
+  devwatch devices --suggest             a configuration for what nothing claims yet"""
+_EXPLAIN_EXAMPLES = """\
+examples:
+  devwatch explain /dev/ttyUSB0
+  devwatch explain /dev/serial/by-id/usb-FTDI_FT232R_USB_UART_A50285BI-if00-port0
+  devwatch explain /sys/bus/usb/devices/1-1.4"""
+_CHECK_EXAMPLES = """\
+examples:
+  devwatch check my.yaml
+  devwatch check -o json my.yaml | jq .faults"""
+_COMPLETION_EXAMPLES = """\
+examples:
+  devwatch completion bash > /etc/bash_completion.d/devwatch
+  devwatch completion zsh > "${fpath[1]}/_devwatch"
+  devwatch completion fish > ~/.config/fish/completions/devwatch.fish"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,66 +72,99 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run a command and return the exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."""
-    variables = os.environ if environ is None else environ
     try:
-        options = _parser(variables).parse_args(argv)
-        command: Callable[[argparse.Namespace, Mapping[str, str]], int] = options.command
-        return command(options, variables)
-    except UsageError as error:
-        return _complain(error, USAGE)
-    except ConfigError as error:
-        return _complain(error, CONFIGURATION)
-    except DevwatchError as error:
-        return _complain(error, FAILED)
+        status = _main(argv, os.environ if environ is None else environ)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stdout = None  # the interpreter must not try to flush it at its end
-        return FAILED
-
-
-def _complain(error: DevwatchError, status: int) -> int:
-    prefix = "" if isinstance(error, ConfigError) else "devwatch: "
-    print(f"{prefix}{error}", file=sys.stderr)
+    except OSError as error:  # the results cannot be written; every other one stops at its edge
+        return _lost_results(error)
     return status
+
+
+def _lost_results(error: OSError) -> int:
+    """Give up: quietly where nobody reads the results any more. The interpreter must not try again at its end."""
+    if not isinstance(error, BrokenPipeError):
+        _complain(f"cannot write the results: {error.strerror or error}")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return FAILED
+
+
+def _complain(text: str) -> None:
+    _say(f"devwatch: {text}")
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
+    try:
+        parser = _parser(environ)
+        if "_ARGCOMPLETE" in environ:
+            import argcomplete  # noqa: PLC0415 - the shell asks for completions, nothing else runs
+
+            argcomplete.autocomplete(parser)
+        options = parser.parse_args(argv)
+        if wrong := getattr(options, "wrong", ""):
+            raise UsageError(wrong)
+        command: Callable[[argparse.Namespace, Mapping[str, str]], int] = options.command
+        return command(options, environ)
+    except ConfigError as error:
+        for fault in error.faults:
+            _say(fault.render(error.file))
+        return CONFIGURATION
+    except SystemExit as ended:  # --help and --version have written their text
+        return int(ended.code or DONE)
+    except DevwatchError as error:
+        _complain(" ".join(str(error).split()))
+        return USAGE if isinstance(error, UsageError) else FAILED
+
+
+# -- options
 
 
 def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="devwatch",
         description="Advertises the USB serial sticks of a node as Kubernetes extended resources, and follows them as they come and go.",
-        epilog="Every option has an environment variable: --node-name is DEVWATCH_NODE_NAME.",
+        epilog=_TOP_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"devwatch {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    _add_run(commands, environ)
-    _add_check(commands, environ)
+    for add in (_add_run, _add_devices, _add_explain, _add_check, _add_completion):
+        add(commands, environ)
     return parser
 
 
-def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
-    parser = commands.add_parser(
-        "run",
-        help="the daemon: watch the devices, patch the Node",
-        description="Watches the devices of this host and keeps the status of its Node in step.",
-        epilog="examples:\n"
-        "  devwatch run --dry-run              show what would be sent, contact nobody\n"
-        "  devwatch run --dry-run=server       ask the API server whether it would accept it\n"
-        "  devwatch run --once --listen off    advertise what is here now, and end",
+def _command(commands: _Commands, name: str, summary: str, description: str, examples: str) -> _Parser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
+    description = "Watches the devices of this host and keeps the status of its Node in step."
+    parser = _command(commands, "run", "the daemon: watch the devices, patch the Node", description, _RUN_EXAMPLES)
     option = _Options(parser, environ)
-    option("--config", metavar="FILE", default=DEFAULT_CONFIG, help="the configuration")
-    option("--node-name", metavar="NAME", help="the Node to write to (default: NODE_NAME, else the host name)")
+    _add_scene(option)
     option("--kubeconfig", metavar="FILE", help="credentials (default: KUBECONFIG, in-cluster, ~/.kube/config)")
     option(
         "--dry-run",
         choices=("client", "server"),
         nargs="?",
         const="client",
-        help="print each patch as a line of JSON, store nothing",
+        help="print each patch as JSON, store nothing",
     )
     option.flag("--once", help="end when the Node shows what is present; status 1 if it does not within 30 s")
     option(
@@ -101,7 +174,7 @@ def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
         "--log-format",
         choices=("auto", "console", "json"),
         default="auto",
-        help="auto: console on a terminal, else json",
+        help="auto is console on a terminal, else json",
     )
     option(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="the least level to write"
@@ -109,21 +182,48 @@ def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
     parser.set_defaults(command=_run)
 
 
+def _add_devices(commands: _Commands, environ: Mapping[str, str]) -> None:
+    description = "Lists the serial devices of this host, what can be matched on them, and which resource claims each."
+    parser = _command(commands, "devices", "the devices here, and who claims them", description, _DEVICES_EXAMPLES)
+    option = _Options(parser, environ)
+    _add_scene(option)
+    option.flag("--all", help="with virtual consoles")
+    option.flag("--suggest", help="print a configuration for what nothing claims yet")
+    option("--output", "-o", choices=("table", "wide", "json", "yaml"), default="table", help="how to show them")
+    parser.set_defaults(command=_devices)
+
+
+def _add_explain(commands: _Commands, environ: Mapping[str, str]) -> None:
+    description = (
+        "Tells rule by rule and key by key why a device is claimed or not, and what this host keeps from view."
+    )
+    parser = _command(commands, "explain", "why is a device claimed, or not?", description, _EXPLAIN_EXAMPLES)
+    _add_scene(_Options(parser, environ))
+    parser.add_argument("device", metavar="DEVNODE", help="a devnode, a link to one, or a path in /sys")
+    parser.set_defaults(command=_explain)
+
+
 def _add_check(commands: _Commands, environ: Mapping[str, str]) -> None:
-    parser = commands.add_parser(
-        "check",
-        help="validate a configuration",
-        description="Prints every fault of a configuration as FILE:LINE:COLUMN: KEY: MESSAGE (status 78), or a summary.",
-        allow_abbrev=False,
-    )
+    description = "Validates a configuration: prints every fault as FILE:LINE:COLUMN: KEY: MESSAGE, or a summary."
+    parser = _command(commands, "check", "is a configuration valid?", description, _CHECK_EXAMPLES)
+    default = environ.get("DEVWATCH_CONFIG") or DEFAULT_CONFIG
     parser.add_argument(
-        "file",
-        metavar="FILE",
-        nargs="?",
-        default=environ.get("DEVWATCH_CONFIG") or DEFAULT_CONFIG,
-        help="default: %(default)s",
+        "file", metavar="FILE", nargs="?", default=default, help="default: %(default)s [DEVWATCH_CONFIG]"
     )
+    _Options(parser, environ)("--output", "-o", choices=("text", "json"), default="text", help="how to show the faults")
     parser.set_defaults(command=_check)
+
+
+def _add_completion(commands: _Commands, _environ: Mapping[str, str]) -> None:
+    description = "Prints the completion script of a shell."
+    parser = _command(commands, "completion", "completion for a shell", description, _COMPLETION_EXAMPLES)
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.set_defaults(command=_completion)
+
+
+def _add_scene(option: _Options) -> None:
+    option("--config", metavar="FILE", help=f"the configuration (default: {DEFAULT_CONFIG})")
+    option("--node-name", metavar="NAME", help="the name of this Node (default: NODE_NAME, else the host name)")
 
 
 class _Options:
@@ -132,65 +232,100 @@ class _Options:
     def __init__(self, parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
         self._parser, self._environ = parser, environ
 
-    def __call__(self, name: str, **settings: object) -> None:
+    def __call__(self, name: str, *short: str, help: str, **settings: object) -> None:  # noqa: A002 - the word of argparse
         variable = self._variable(name)
-        value = self._environ.get(variable)
-        if value:
+        shown = f" (default: {settings['default']})" if "default" in settings else ""
+        if value := self._environ.get(variable):
             choices = settings.get("choices")
             if isinstance(choices, tuple) and value not in choices:
-                raise UsageError(f"{variable}={value!r} is none of {', '.join(choices)}")
+                self._refuse(f"{variable}={value!r} is none of {', '.join(choices)}")
             settings["default"] = value
-        settings["help"] = f"{settings['help']}{self._default(settings.get('default'))} [{variable}]".replace("%", "%%")
-        self._parser.add_argument(name, **settings)  # type: ignore[arg-type]  # argparse types every setting of its own
+        text = f"{help}{shown} [{variable}]".replace("%", "%%")
+        self._parser.add_argument(*short, name, help=text, **settings)  # type: ignore[arg-type]  # typed per setting there
 
     def flag(self, name: str, *, help: str) -> None:  # noqa: A002 - the word of argparse
         variable = self._variable(name)
         value = self._environ.get(variable, "").lower()
         if value not in {"", "0", "1", "false", "true", "no", "yes"}:
-            raise UsageError(f"{variable}={value!r} is neither true nor false")
+            self._refuse(f"{variable}={value!r} is neither true nor false")
         given = value in {"1", "true", "yes"}
         self._parser.add_argument(
             name, action=argparse.BooleanOptionalAction, default=given, help=f"{help} [{variable}]"
         )
 
+    def _refuse(self, message: str) -> None:
+        """Complain if this is the command that runs: a variable may be meant for another one."""
+        self._parser.set_defaults(wrong=message)
+
     @staticmethod
     def _variable(name: str) -> str:
         return "DEVWATCH_" + name.removeprefix("--").replace("-", "_").upper()
 
-    @staticmethod
-    def _default(value: object) -> str:
-        return f" (default: {value})" if value else ""
+
+# -- commands
 
 
 def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from devwatch import daemon, logs, telemetry  # noqa: PLC0415 - other commands do not need them
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the daemon takes it: a reload at the start must not end it
+    from devwatch import daemon, host, logs, telemetry  # noqa: PLC0415 - other commands do not need them
 
     try:
         listen = telemetry.parse_listen(arguments.listen or ("off" if arguments.once else DEFAULT_LISTEN))
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(f"--listen: {error}") from error
     options = daemon.Options(
-        config=Path(arguments.config),
-        node=daemon.node_name(arguments.node_name, environ),
+        config=Path(arguments.config or DEFAULT_CONFIG),
+        node=host.node_name(arguments.node_name, environ),
         kubeconfig=arguments.kubeconfig,
         dry_run=arguments.dry_run,
         once=arguments.once,
         listen=listen,
     )
     log = logs.configure(arguments.log_format, arguments.log_level, sys.stderr, environ=environ)
-    return asyncio.run(daemon.Daemon(options, log, environ=environ, out=sys.stdout).run())
+    return asyncio.run(daemon.Daemon(options, log, environ=environ, out=_stdout()).run())
 
 
-def _check(arguments: argparse.Namespace, _environ: Mapping[str, str]) -> int:
-    from devwatch.configfile import ConfigFile  # noqa: PLC0415 - not needed for --help
-
-    path = Path(arguments.file)
-    config = ConfigFile(path=path).load()
-    for fault in config.warnings:
-        print(f"warning: {fault.render(arguments.file)}", file=sys.stderr)
-    _print(f"{path}: {len(config.resources)} resources, no fault", sys.stdout)
-    return DONE
+def _stdout() -> TextIO:
+    """Return where results go. Raises `Unavailable` where the descriptor was closed at the start."""
+    if sys.stdout is None:
+        raise Unavailable("standard output is closed: nobody can read the results")
+    return sys.stdout
 
 
-def _print(text: str, out: TextIO) -> None:
-    print(text, file=out)
+def _scene(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Scene:
+    from devwatch.commands import Scene  # noqa: PLC0415 - the daemon does not need it
+    from devwatch.host import node_name  # noqa: PLC0415 - as above
+
+    given = arguments.config is not None
+    return Scene.see(
+        Path(arguments.config or DEFAULT_CONFIG), given=given, node=node_name(arguments.node_name, environ)
+    )
+
+
+def _devices(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch import commands, display  # noqa: PLC0415 - the daemon does not need them
+
+    scene = _scene(arguments, environ)
+    screen, remarks = display.Screen.of(_stdout(), environ), display.Screen.of(display.Unfailing(sys.stderr), environ)
+    if arguments.suggest:
+        return commands.suggest(scene, screen, remarks)
+    return commands.devices(scene, screen, remarks, form=arguments.output, consoles=arguments.all)
+
+
+def _explain(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch import commands, display  # noqa: PLC0415 - the daemon does not need them
+
+    return commands.explain(_scene(arguments, environ), display.Screen.of(_stdout(), environ), arguments.device)
+
+
+def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch import commands, display  # noqa: PLC0415 - the daemon does not need them
+
+    screen, remarks = display.Screen.of(_stdout(), environ), display.Screen.of(display.Unfailing(sys.stderr), environ)
+    return commands.check(Path(arguments.file), screen, remarks, form=arguments.output)
+
+
+def _completion(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch import commands, display  # noqa: PLC0415 - the daemon does not need them
+
+    return commands.completion(display.Screen.of(_stdout(), environ), arguments.shell)

@@ -24,7 +24,7 @@ MAX_BYTES = 256 * 1024
 
 # Bounds that keep the worst file within a second, also with the parser in pure Python; sensible files are far below.
 _MAX_DEPTH, _MAX_EVENTS, _MAX_FAULTS = 16, 8192, 100
-_MAX_PATTERN, _MAX_SIGNS, _MAX_QUOTE = 512, 64, 60
+_MAX_PATTERN, _MAX_SIGNS, _MAX_QUOTE = 512, 32, 60
 _MAX_COMPARED, _MAX_NAMES = 400, 16 * 1024
 
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
@@ -157,11 +157,12 @@ def _document(data: bytes, at: _At) -> _Node | None:
     text = data.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
     # The parsers refuse these too, but one counts bytes and the other characters to say where.
     bad = _UNPRINTABLE.search(text)
-    if bad is None:
-        return _tree(text, at)
-    place = _Node(line=text.count("\n", 0, bad.start()) + 1, column=bad.start() - text.rfind("\n", 0, bad.start()))
-    at.fault(place, f"byte {bad[0].encode(errors='surrogateescape').hex(' ')} stands here (printable text in UTF-8)")
-    return None
+    if bad:
+        place = _Node(line=text.count("\n", 0, bad.start()) + 1, column=bad.start() - text.rfind("\n", 0, bad.start()))
+        at.fault(
+            place, f"byte {bad[0].encode(errors='surrogateescape').hex(' ')} stands here (printable text in UTF-8)"
+        )
+    return None if bad else _tree(text, at)
 
 
 def _events(text: str, at: _At) -> Iterator[yaml.Event]:
@@ -183,7 +184,7 @@ def _node(mark: Any, kind: _Kind = "", text: str = "") -> _Node:  # noqa: ANN401
 
 def _tree(text: str, at: _At) -> _Node | None:
     """Put the events of one document together, without recursion and without YAML's indirections."""
-    stack = [_Node(kind="a list")]
+    stack, complete = [_Node(kind="a list")], False
     for count, event in enumerate(_events(text, at)):
         excess = _excess(stack, event, count)
         if excess:
@@ -193,9 +194,8 @@ def _tree(text: str, at: _At) -> _Node | None:
             _grow(stack, event, at)
         elif isinstance(event, yaml.CollectionEndEvent):
             stack.pop()
-        elif isinstance(event, yaml.StreamEndEvent):
-            return next(iter(stack[0].items), _Node(kind="nothing"))
-    return None
+        complete = isinstance(event, yaml.StreamEndEvent)
+    return next(iter(stack[0].items), _Node(kind="nothing")) if complete else None
 
 
 def _excess(stack: Sequence[_Node], event: yaml.Event, count: int) -> str:
@@ -212,28 +212,28 @@ def _grow(stack: list[_Node], event: yaml.NodeEvent, at: _At) -> None:
     # A plain scalar has no style; a quoted one may be empty.
     kinds[yaml.ScalarEvent] = "text" if text or getattr(event, "style", "") else "nothing"
     node = _node(event.start_mark, kinds.get(type(event), ""), text)
+    parent.items.append(node)
     alias, nested = isinstance(event, yaml.AliasEvent), isinstance(event, yaml.CollectionStartEvent)
     banned = {
         "an alias (the value itself, written out)": alias,
         "an anchor (the value alone)": event.anchor is not None and not alias,
         "a tag (the value alone; every scalar is text)": getattr(event, "tag", None) is not None,
         "a NUL or half a surrogate pair in text (what a device can hold)": _NO_STRING.search(text),
-        "a collection as a key (text)": nested and parent.kind == "a mapping" and len(parent.items) % 2 == 0,
+        "a collection as a key (text)": nested and parent.kind == "a mapping" and len(parent.items) % 2,
     }
     for message in filter(banned.get, banned):
         _here(stack, at).fault(node, message)
-    parent.items.append(node)
     if nested:
         stack.append(node)
 
 
 def _here(stack: list[_Node], at: _At) -> _At:
-    """Return where the next node belongs; a key belongs to its mapping."""
+    """Return where the newest node stands; a key stands in its mapping."""
     for node in stack[1:]:
         if node.kind == "a list":
-            at = at.item(len(node.items))
-        elif len(node.items) % 2:
-            at = at.key(node.items[-1].text)
+            at = at.item(len(node.items) - 1)
+        elif len(node.items) % 2 == 0:
+            at = at.key(node.items[-2].text)
     return at
 
 
@@ -345,11 +345,10 @@ def _tests(node: _Node, at: _At, *, key: str, spelling: _Spelling[Pattern], name
     return None if patterns is None else (KeyTest(key=key, patterns=patterns, property_name=name),)
 
 
-def _properties(node: _Node, at: _At) -> _Tests | None:
+def _properties(node: _Node, at: _At) -> _Tests:
     entries = _entries(node, at)
     if node.kind != "a mapping" or not node.items:
         at.wants(node, "a mapping of udev properties to globs")
-        return None
     if "" in entries:
         at.fault(entries[""][0], "a property without a name (such as ID_MODEL)")
     read = partial(_tests, key="properties", spelling=_glob)

@@ -17,7 +17,7 @@ class ConfigFile:
     """A configuration file that may change under us, by rename, in place, or as the swapped link of a ConfigMap mount."""
 
     path: Path
-    _stamp: tuple[int, int, int, int] | None = None
+    _stamp: tuple[int, ...] | None = None
     _text: bytes | None = None
 
     def load(self) -> Config:
@@ -39,9 +39,9 @@ class ConfigFile:
         config = self.load()
         return config if force or self._text != before else None
 
-    def _current_stamp(self) -> tuple[int, int, int, int] | None:
+    def _current_stamp(self) -> tuple[int, ...] | None:
         try:
             status = self.path.stat()
         except OSError:
             return None
-        return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+        return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)

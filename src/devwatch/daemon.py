@@ -7,13 +7,15 @@ import contextlib
 import json
 import random
 import signal
-import socket
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from functools import partial
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 from devwatch import __version__
 from devwatch.configfile import ConfigFile
-from devwatch.errors import UsageError
+from devwatch.errors import Unavailable
 from devwatch.lock import Holder, NodeLock
 from devwatch.node import Changes, NodeState, apply, patch_body
 from devwatch.reconciler import NodeApi, Reconciler
@@ -25,6 +27,8 @@ from devwatch.udev import UdevSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from pathlib import Path
+
+T = TypeVar("T")
 
 ONCE_TIMEOUT = 30.0
 """Seconds that `--once` waits for the Node to show what is present."""
@@ -46,17 +50,6 @@ class Options:
     listen: tuple[str, int] | None = None
 
 
-def node_name(flag: str | None, environ: Mapping[str, str]) -> str:
-    """Return the name of this host's Node: the flag, `NODE_NAME`, or the lower-cased host name as the kubelet does (`GetHostname`).
-
-    Raises `UsageError` where that is no object name.
-    """
-    name = flag or environ.get("NODE_NAME") or socket.gethostname().strip().lower()
-    if not name.isascii() or not name.replace("-", "").replace(".", "").isalnum() or len(name) > 253:  # noqa: PLR2004 - RFC 1123
-        raise UsageError(f"{name!r} is no name of a Node: give one with --node-name or NODE_NAME")
-    return name
-
-
 class PretendedNode:
     """A dry run: prints each patch as a line of JSON and answers as if it had been stored.
 
@@ -71,10 +64,42 @@ class PretendedNode:
     async def patch(self, changes: Changes) -> NodeState:
         """Print what would be sent. Raises as the server's `patch` does."""
         if changes:
-            print(json.dumps(patch_body(changes), separators=(",", ":")), file=self._out, flush=True)
+            self._print(json.dumps(patch_body(changes), separators=(",", ":")))
         state = NodeState() if self._server is None else await self._server.patch(changes)
         self._pretended |= changes
         return apply(state, self._pretended)
+
+    def _print(self, line: str) -> None:
+        try:
+            self._out.write(line + "\n")
+            self._out.flush()
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"cannot write the patch to standard output: {error}") from error
+
+
+class Resolver(ThreadPoolExecutor):
+    """Runs what has no asynchronous form, which is asking for addresses, in threads that no exit waits for.
+
+    A name server that does not answer holds a thread for minutes; TERM has to end the daemon within two seconds.
+    """
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **more: Any) -> Future[T]:  # noqa: ANN401 - as it is there
+        """Run the function in a thread of its own."""
+        future: Future[T] = Future()
+        Thread(target=_settle, args=(future, partial(function, *args, **more)), daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as it is there
+        """Leave the threads to themselves."""
+
+
+def _settle(future: Future[T], function: Callable[[], T]) -> None:
+    try:
+        result = function()
+    except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 class Ears:
@@ -134,6 +159,7 @@ class Daemon:
     async def run(self) -> int:
         """Run until TERM, INT, or what `--once` waits for, and return the exit status. Raises `Unavailable`."""
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(Resolver())
         self._health = Health(sweep=self._config.sweep, last_turn=loop.time())
         self._ears = Ears(self._log, self._metrics)
         work = loop.create_task(self._work(loop))
@@ -141,13 +167,25 @@ class Daemon:
             loop,
             {signal.SIGTERM: work.cancel, signal.SIGINT: work.cancel, signal.SIGHUP: lambda: self._ears.wake("config")},
         ):
-            try:
-                status = await work
-            except asyncio.CancelledError:
-                status = 0
+            status = await self._outcome(work)
         self._notifier.stopping()
         self._log.info("daemon.stopped", status=status, left="what is advertised stays")
         return status
+
+    async def _outcome(self, work: asyncio.Task[int]) -> int:
+        """Return the exit status. Whatever nobody expected is logged with its traceback: there is no half-dead daemon."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            return 1 if self._options.once else 0
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is logged, and ends the program
+            expected, unexpected = error.split(Unavailable) if isinstance(error, ExceptionGroup) else (None, error)
+            if unexpected is None and expected is not None:
+                raise expected.exceptions[0] from None
+            self._log.error("daemon.failed", error=repr(error), exc_info=error)
+            return 1
 
     async def _work(self, loop: asyncio.AbstractEventLoop) -> int:
         async with contextlib.AsyncExitStack() as stack:

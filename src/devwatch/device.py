@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_DIGITS = re.compile(r"(\d+)")
+_DIGITS = re.compile(r"([0-9]+)")
 
 
 def natural(text: str) -> tuple[tuple[int, str], ...]:
     """Return a sort key by which `ttyUSB2` comes before `ttyUSB10`."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in _DIGITS.split(text))
+    return tuple(_rank(part) for part in _DIGITS.split(text))
+
+
+def _rank(part: str) -> tuple[int, str]:
+    """Order digits by their value, however many there are (int() refuses more than 4300), and before them what is no digit."""
+    digits = part.lstrip("0")
+    return (len(digits), digits) if part.isdecimal() else (-1, part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ class Inventory:
         for device in look.devices:
             self._sight(device, look)
         self.present = tuple(device for device in look.devices if device.key in self._arrived)
-        self.pending = tuple(device for device in look.devices if device.key not in self._arrived)
+        # udev makes the links of a device when it writes the record: until then nobody can tell which will lead to it.
+        waiting = (device for device in look.devices if device.key not in self._arrived)
+        self.pending = tuple(replace(device, links_known=False) for device in waiting)
         self.doubts = look.doubts
         if look.certain:
             self._forget({device.key for device in look.devices})
@@ -99,5 +101,5 @@ class Window:
         return self._falling[0][0] if self._falling else 0
 
     def due(self, seconds: float) -> float | None:
-        """Return when `largest` falls if nothing more is pushed, None where it stays."""
+        """Return when the `largest` that was asked for last falls if nothing more is pushed, None where it stays."""
         return self._falling[0][1] + seconds if len(self._falling) > 1 else None

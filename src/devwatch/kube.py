@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import importlib
 import importlib.util
 import json
@@ -30,9 +31,16 @@ MAX_ANSWER = 8 * 1024 * 1024
 """Bytes of an answer that are read; etcd holds no object of more than 1.5 MiB."""
 MAX_MESSAGE = 500
 """Characters of a server's message that are passed on: a 422 can quote the whole Node."""
-DEFAULT_KUBECONFIG = "~/.kube/config"
+DEFAULT_KUBECONFIG = ".kube/config"
+"""Below HOME, as kubectl has it (client-go, `homedir.HomeDir`)."""
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where the kubelet mounts the credentials of a pod (ServiceAccount admission plugin)."""
 _SERVICE_HOST = "KUBERNETES_SERVICE_HOST"
 
+_ANONYMOUS = "system:anonymous"
+_UNSHAPELY = (AssertionError, AttributeError, IndexError, KeyError, TypeError)
+_SECRET = re.compile(r"(?<=//)\S*@|\{.*\}", re.DOTALL)
+"""What an exception can quote of a kubeconfig: the user and password of a URL, and a whole user as a dict."""
 _RBAC = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"')
 
 
@@ -43,8 +51,8 @@ def _lean_import() -> None:
     plain dicts and the answers are read as JSON. With empty packages in their place the three modules that matter
     import as they are. `_import_client` falls back to the ordinary import.
     """
-    spec = importlib.util.find_spec("kubernetes_asyncio")
-    if spec is None or spec.origin is None or "kubernetes_asyncio" in sys.modules:
+    spec = None if "kubernetes_asyncio" in sys.modules else importlib.util.find_spec("kubernetes_asyncio")
+    if spec is None or spec.origin is None:
         return
     root = Path(spec.origin).parent
     for name in ("kubernetes_asyncio", "kubernetes_asyncio.client", "kubernetes_asyncio.client.models"):
@@ -60,11 +68,20 @@ def _lean_import() -> None:
     client.ApiClient, client.Configuration = ApiClient, Configuration  # type: ignore[attr-defined]  # what kubernetes_asyncio.config imports
 
 
+def _have_home() -> None:
+    """Let a uid without a name and without HOME, as containers have, import what asks for its home on import."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
+
+
 def _import_client() -> None:
+    _have_home()
     try:
         _lean_import()
         importlib.import_module("kubernetes_asyncio.config")
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever a release breaks, its ordinary import comes next and raises itself
         for name in [name for name in sys.modules if name.partition(".")[0] == "kubernetes_asyncio"]:
             del sys.modules[name]
         warnings.warn(
@@ -76,7 +93,7 @@ _import_client()
 
 from kubernetes_asyncio.client.api_client import ApiClient  # noqa: E402 - after the packages were put in place
 from kubernetes_asyncio.client.configuration import Configuration  # noqa: E402 - as above
-from kubernetes_asyncio.config import load_incluster_config, load_kube_config  # noqa: E402 - as above
+from kubernetes_asyncio.config import kube_config, load_incluster_config, load_kube_config  # noqa: E402 - as above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,62 +102,102 @@ class Credentials:
 
     kubeconfig: str | None = None
     environ: Mapping[str, str]
+    service_account: Path = SERVICE_ACCOUNT
 
     @property
     def file(self) -> str | None:
         """The kubeconfig to read, None for the in-cluster credentials."""
         given = self.kubeconfig or self.environ.get("KUBECONFIG")
-        return given or (None if self.environ.get(_SERVICE_HOST) else str(Path(DEFAULT_KUBECONFIG).expanduser()))
+        default = str(Path(self.environ.get("HOME") or "/", DEFAULT_KUBECONFIG))
+        return given or (None if self.environ.get(_SERVICE_HOST) else default)
 
-    async def load(self) -> Configuration:
-        """Read them now. Raises `CredentialsError` with the reason."""
-        configuration = Configuration()
+    @property
+    def name(self) -> str:
+        """What they are called in messages."""
+        return f"the kubeconfig {self.file}" if self.file else "the service account of this pod"
+
+    async def connect(self) -> ApiClient:
+        """Read them now and return a client that uses them, which has sent nothing yet. Raises `CredentialsError` with the reason."""
+        configuration = Configuration(host="")
         # Strict RFC 5280 checks refuse certificates that k3s and others issue and every Go client accepts; the chain is
         # verified all the same.
         configuration.disable_strict_ssl_verification = True
         try:
             await self._fill(configuration)
+            return ApiClient(configuration)
         except CredentialsError:
             raise
-        except Exception as error:  # the loaders raise whatever the content makes them raise
-            raise CredentialsError(f"cannot use {self._name}: {_reason(error)}") from error
-        return configuration
+        except Exception as error:  # the loaders and ssl raise whatever the content makes them raise
+            raise CredentialsError(f"cannot use {self.name}: {_reason(error)}") from error
+        finally:
+            _remove_copies()
 
     async def _fill(self, configuration: Configuration) -> None:
         if self.file is None:
-            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # it has no annotations
+            self._fill_in_cluster(configuration)
         elif not _any_exists(self.file.split(os.pathsep)):
             raise CredentialsError(
                 f"there is no kubeconfig {self.file}: waiting for it; --kubeconfig, KUBECONFIG or a service account name another"
             )
         else:
             await load_kube_config(config_file=self.file, client_configuration=configuration, persist_config=False)
+            if not configuration.host:
+                raise CredentialsError(f"cannot use {self.name}: the cluster of its current context has no server")
+            # Editors and `kubectl create token` end a file with a line end, which no header may hold; client-go cuts it too.
+            configuration.api_key = {name: key.strip() for name, key in configuration.api_key.items()}
 
-    @property
-    def _name(self) -> str:
-        return f"the kubeconfig {self.file}" if self.file else "the service account of this pod"
+    def _fill_in_cluster(self, configuration: Configuration) -> None:
+        load_incluster_config(  # type: ignore[no-untyped-call]  # it has no annotations
+            client_configuration=configuration,
+            environ=dict(self.environ),
+            token_filename=str(self.service_account / "token"),
+            cert_filename=str(self.service_account / "ca.crt"),
+        )
+
+
+def _remove_copies() -> None:
+    """Remove the files that the loader makes of embedded keys and certificates: a client has read them for good.
+
+    It would keep one of every content, and register their removal anew, until the program ends.
+    """
+    kube_config._cleanup_temp_files()  # noqa: SLF001 - the loader offers no other way to say that they are done with
+    atexit.unregister(kube_config._cleanup_temp_files)  # noqa: SLF001 - as above
 
 
 def _any_exists(paths: list[str]) -> bool:
-    return any(Path(path).exists() for path in paths)
+    return any(path and Path(path).exists() for path in paths)
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return (
-        f"{type(error).__name__}: {text}" if text and not isinstance(error, ApiError) else text or type(error).__name__
-    )
+    """Return what an exception of a library says, in one line, without secrets, and the same whenever it is the same."""
+    if (mark := getattr(error, "problem_mark", None)) is not None:  # the words of PyYAML quote the content
+        return f"it is no YAML (line {mark.line + 1}, column {mark.column + 1})"
+    if isinstance(error, _UNSHAPELY):
+        return f"it is not complete, or of another form ({type(error).__name__})"
+    # aiohttp adds the address of an object in memory to what the system says.
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    text = _SECRET.sub("", " ".join(str(cause).split()))[:MAX_MESSAGE]
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
 
 
 class KubeNode:
     """One Node of the API server. Every method is one request and answers with the Node as it is after it."""
 
-    def __init__(self, name: str, credentials: Credentials, *, version: str, dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        credentials: Credentials,
+        *,
+        version: str,
+        dry_run: bool = False,
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> None:
         """Connect to nothing yet. With `dry_run` the server checks everything and stores nothing (`dryRun=All`)."""
         self._name = name
         self._credentials = credentials
         self._agent = f"devwatch/{version}"
         self._query = [("fieldManager", FIELD_MANAGER), *([("dryRun", "All")] if dry_run else [])]
+        self._timeout = timeout
         self._client: ApiClient | None = None
 
     async def patch(self, changes: Changes) -> NodeState:
@@ -149,25 +206,35 @@ class KubeNode:
         Raises an `ApiError`: of its kinds, the caller has to repeat, to ask for a right, to wait for the Node, or to send another content.
         """
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT):
+            async with asyncio.timeout(self._timeout):
                 return await self._authorized(changes)
         except TimeoutError as error:
+            late = self._late()
             await self.close()
-            raise Retry(f"the API server did not answer within {REQUEST_TIMEOUT:g} s") from error
+            raise late from error
 
     async def _authorized(self, changes: Changes) -> NodeState:
         """Send it, and once more with credentials read anew when the server knows the held ones no longer."""
         fresh = self._client is None
         try:
             return await self._send(changes)
+        except Forbidden:
+            await self.close()  # the file may name another user the next time
+            raise
         except CredentialsError:
             await self.close()
             if fresh:
                 raise
         return await self._send(changes)
 
+    def _late(self) -> Retry:
+        if self._client is None:
+            return CredentialsError(f"cannot use {self._credentials.name}: it took more than {self._timeout:g} s")
+        return Retry(f"the API server {_origin(self._client)} did not answer within {self._timeout:g} s")
+
     async def _send(self, changes: Changes) -> NodeState:
         client = await self._connected()
+        origin = _origin(client)
         try:
             response = await client.call_api(
                 "/api/v1/nodes/{name}/status",
@@ -178,21 +245,21 @@ class KubeNode:
                 body=patch_body(changes),
                 auth_settings=["BearerToken"],
                 _preload_content=False,
-                _request_timeout=REQUEST_TIMEOUT,
+                _request_timeout=self._timeout,
             )
-            text = await _body(response)
+            text = await _body(response, origin)
         except (ApiError, asyncio.CancelledError, TimeoutError):
             raise
         except (
             Exception
         ) as error:  # aiohttp, ssl and the token files raise many kinds; all mean that there is no answer
             await self.close()
-            raise Retry(f"no answer from the API server {client.configuration.host}: {_reason(error)}") from error
-        return _node(response.status, response.headers, text)
+            raise Retry(f"no answer from the API server {origin}: {_reason(error)}") from error
+        return _node(response.status, response.headers, text, origin)
 
     async def _connected(self) -> ApiClient:
         if self._client is None:
-            self._client = ApiClient(await self._credentials.load())
+            self._client = await self._credentials.connect()
             self._client.user_agent = self._agent
         return self._client
 
@@ -203,7 +270,11 @@ class KubeNode:
             await client.close()
 
 
-async def _body(response: aiohttp.ClientResponse) -> bytes:
+def _origin(client: ApiClient) -> str:
+    return _SECRET.sub("", str(client.configuration.host))
+
+
+async def _body(response: aiohttp.ClientResponse, origin: str) -> bytes:
     """Read an answer to its end, or fail: a half one says nothing."""
     async with response:
         parts, size = [], 0
@@ -211,15 +282,15 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
             parts.append(part)
             size += len(part)
             if size > MAX_ANSWER:
-                raise Retry(f"the answer is larger than {MAX_ANSWER} bytes")
+                raise Retry(f"the answer of {origin} is larger than {MAX_ANSWER} bytes")
     return b"".join(parts)
 
 
-def _node(status: int, headers: Mapping[str, str], text: bytes) -> NodeState:
+def _node(status: int, headers: Mapping[str, str], text: bytes, origin: str) -> NodeState:
     content = _json(text)
     if status == 200:  # noqa: PLR2004 - OK
-        return node_state(content)
-    message = f"{_message(content, text)} ({status})"
+        return node_state(content, origin=origin)
+    message = f"{_message(content, text)} ({status} from {origin})"
     if status == 401:  # noqa: PLR2004 - Unauthorized
         raise CredentialsError(f"the API server does not accept the credentials: {message}")
     if status == 403:  # noqa: PLR2004 - Forbidden
@@ -252,6 +323,10 @@ def _retry_after(value: str) -> float | None:
 def _forbidden(message: str) -> ApiError:
     """Tell a missing right, which no other content helps, from a policy that dislikes this content."""
     if (refused := _RBAC.search(message)) is not None:
+        if refused["user"] == _ANONYMOUS:  # whom nobody should grant anything
+            return Forbidden(
+                message, hint="the credentials name nobody: the kubeconfig needs a token or a client certificate"
+            )
         return Forbidden(message, hint=_grant(refused["user"], refused["verb"], refused["resource"]))
     if "is not allowed to modify node" in message:
         return Forbidden(message, hint="a kubelet's credential may change its own Node only: check --node-name")
@@ -264,16 +339,18 @@ def _grant(user: str, verb: str, resource: str) -> str:
     account = parts[:2] == ["system", "serviceaccount"] and len(parts) == 4  # noqa: PLR2004 - system:serviceaccount:NAMESPACE:NAME
     subject = f"--serviceaccount={':'.join(parts[2:])}" if account else f"--user={user}"
     role = f"devwatch-{verb}-{resource.replace('/', '-')}"
+    # Users share the role, so it may exist; each has a binding of its own, whose name holds no / and no % (RBAC, ValidatePathSegmentName).
+    binding = f"{role}:{re.sub('[/%]', '-', user)}"
     return (
-        f"kubectl create clusterrole {shlex.quote(role)} --verb={shlex.quote(verb)} --resource={shlex.quote(resource)} && "
-        f"kubectl create clusterrolebinding {shlex.quote(role)} --clusterrole={shlex.quote(role)} {shlex.quote(subject)}"
+        f"kubectl create clusterrole {shlex.quote(role)} --verb={shlex.quote(verb)} --resource={shlex.quote(resource)}; "
+        f"kubectl create clusterrolebinding {shlex.quote(binding)} --clusterrole={shlex.quote(role)} {shlex.quote(subject)}"
     )
 
 
-def node_state(content: Mapping[str, Any]) -> NodeState:
+def node_state(content: Mapping[str, Any], *, origin: str) -> NodeState:
     """Read a Node object. Raises `Retry` for anything else: a proxy's page is no Node without resources."""
     if content.get("kind") != "Node":
-        raise Retry("the answer is no Node: something else than the API server may have answered")
+        raise Retry(f"the answer of {origin} is no Node: something else than the API server may have answered")
     try:
         metadata, status = content["metadata"], content.get("status") or {}
         version = str(metadata.get("resourceVersion") or "0")
@@ -286,7 +363,7 @@ def node_state(content: Mapping[str, Any]) -> NodeState:
             annotation=annotation if isinstance(annotation, str) else None,
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Retry(f"the answer is no Node: {_reason(error)}") from error
+        raise Retry(f"the answer of {origin} is no Node: {_reason(error)}") from error
 
 
 def _strings(content: object) -> dict[str, str]:

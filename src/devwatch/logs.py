@@ -125,10 +125,7 @@ def _clean_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
 
 
 def _fold_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Keep it one line on the console too: its text may come from a device and could pass for another event.
-
-    The renderer quotes the value of any key but `exception`, which it would write over many lines.
-    """
+    """Keep it one line: the renderer quotes any field but `exception`, whose text could pass for another event."""
     if "exception" in event:
         event["traceback"] = event.pop("exception")
     return event

@@ -22,7 +22,7 @@ Changes = Mapping[str, str | None]
 WHOLE = ""
 """The key of the annotation among changes; no resource has this name."""
 
-_QUANTITY = re.compile(r"(\d{1,18})([kMGTPE]|[KMGTPE]i|[eE]\d{1,2})?", re.ASCII)
+_QUANTITY = re.compile(r"(\d{1,19})([kMGTPE]|[KMGTPE]i|[eE]\d{1,2})?", re.ASCII)
 _POWERS = {sign: power for power, sign in enumerate("kMGTPE", start=1)}
 _SCALES = {"": 1} | {sign: 1000**power for sign, power in _POWERS.items()}
 _SCALES |= {f"{sign.upper()}i": 1024**power for sign, power in _POWERS.items()}
@@ -31,7 +31,8 @@ _SCALES |= {f"{sign.upper()}i": 1024**power for sign, power in _POWERS.items()}
 def quantity(text: str | None) -> int | None:
     """Return a whole quantity (`3`, `1k`, `2e3`, `1Ki`) as a number, None for anything else.
 
-    The API server answers in the canonical form, which has no fraction that a larger or smaller suffix could avoid (apimachinery, `resource.Quantity`).
+    The API server answers in the canonical form, which has no fraction that another suffix could avoid, and at most
+    2**63 - 1 (apimachinery, `resource.Quantity`).
     """
     match = _QUANTITY.fullmatch(text or "")
     if match is None:
@@ -80,7 +81,7 @@ class NodeState:
 
     def count(self, name: str) -> int:
         """Return the advertised count of a resource; 0 where there is none or none that can be read."""
-        return max(0, quantity(self.capacity.get(name)) or 0)
+        return quantity(self.capacity.get(name)) or 0
 
     def shows(self, name: str, count: str | None) -> bool:
         """Return whether both maps hold exactly this count, or, for None, no such key."""
@@ -100,14 +101,18 @@ def parse_listing(text: str) -> Listing:
         content = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(content, dict) or not all(isinstance(entries, list) for entries in content.values()):
+    if not isinstance(content, dict) or not all(_is_list_of_objects(entries) for entries in content.values()):
         return {}
     return {name: tuple(_entries(entries)) for name, entries in content.items() if not resource_name_fault(name)}
 
 
-def _entries(entries: list[object]) -> Iterable[Entry]:
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _entries(entries: list[dict[str, object]]) -> Iterable[Entry]:
     for entry in entries:
-        if isinstance(entry, dict) and isinstance(entry.get("devnode"), str):
+        if isinstance(entry.get("devnode"), str):
             yield Entry(**{name: _text(entry.get(name)) for name in Entry.__slots__})  # type: ignore[arg-type]  # devnode is a str: just checked
 
 
@@ -116,14 +121,15 @@ def _text(value: object) -> str | None:
 
 
 def render_listing(listing: Listing) -> str | None:
-    """Return the annotation for these resources, None where there are none. Entries are left out until it fits `MAX_BYTES`."""
+    """Return the annotation for these resources, None where there are none.
+
+    Entries are left out until it fits `MAX_BYTES`; where even their numbers do not fit, the names stay, which say what is ours.
+    """
     if not listing:
         return None
-    limit, text = MAX_ENTRIES, _render(listing, MAX_ENTRIES)
-    while len(text) > MAX_BYTES and limit:
-        limit //= 2
-        text = _render(listing, limit)
-    return text
+    limits = (MAX_ENTRIES >> halvings for halvings in range(MAX_ENTRIES.bit_length() + 1))
+    texts = (_render(listing, limit) for limit in limits)
+    return next((text for text in texts if len(text) <= MAX_BYTES), _render(dict.fromkeys(listing, ()), 0))
 
 
 def _render(listing: Listing, limit: int) -> str:

@@ -44,8 +44,10 @@ class Figure:
     """The present devices that it claims."""
     held: bool = False
     """Whether it may be wrong, so that it must not fall."""
+    away: bool = False
+    """Whether a devnode of it has been away for less than the grace, so that what is listed may be as it was in a moment."""
     due: float | None = None
-    """When `advertised` falls if nothing changes."""
+    """When `advertised` falls or `away` ends if nothing changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +59,13 @@ class Figures:
 
     @property
     def due(self) -> float | None:
-        """When the first figure falls if nothing changes."""
+        """When the first figure changes if nothing else does."""
         return min((figure.due for figure in self.by_name.values() if figure.due is not None), default=None)
+
+    @property
+    def away(self) -> bool:
+        """Whether a claimed devnode has been away for less than its grace."""
+        return any(figure.away for figure in self.by_name.values())
 
 
 class Tally:
@@ -67,7 +74,8 @@ class Tally:
     def __init__(self, rules: Sequence[ResourceRule], *, start_grace: float = START_GRACE) -> None:
         """Count for these rules. `start_grace` is the least number of seconds for which the figures of `start` count."""
         self._claims = Claims(rules)
-        self._windows: dict[str, Window] = {}
+        self._counts: dict[str, Window] = {}
+        self._devnodes: dict[str, Window] = {}
         self._last: dict[str, int] = {}
         self._start_grace = start_grace
         self._start: tuple[NodeState, float] | None = None
@@ -76,7 +84,8 @@ class Tally:
         """Count for other rules; what was counted for a resource of the same name still counts."""
         self._claims = Claims(rules)
         names = {rule.name for rule in rules}
-        self._windows = {name: window for name, window in self._windows.items() if name in names}
+        self._counts = {name: window for name, window in self._counts.items() if name in names}
+        self._devnodes = {name: window for name, window in self._devnodes.items() if name in names}
         self._last = {name: count for name, count in self._last.items() if name in names}
 
     def start(self, observed: NodeState, now: float) -> None:
@@ -91,29 +100,36 @@ class Tally:
             if (owner := claims[device].owner) is not None:
                 owned[owner].append(device)
         held = set(owned) if inventory.doubts else _undecided(inventory, claims)
-        figures = {
-            rule.name: self._figure(rule, tuple(owned[rule.name]), observed, now, held=rule.name in held)
-            for rule in self._claims.rules
-        }
-        self._last = {name: figure.advertised for name, figure in figures.items()}
+        figures: dict[str, Figure] = {}
+        for rule in self._claims.rules:
+            devices = tuple(owned[rule.name])
+            self._note_devnodes(rule, len(devices), now, certain=not inventory.doubts)
+            figures[rule.name] = self._figure(rule, devices, observed, now, held=rule.name in held)
         return Figures(by_name=figures, claims=claims)
+
+    def _note_devnodes(self, rule: ResourceRule, number: int, now: float, *, certain: bool) -> None:
+        window = self._devnodes.setdefault(rule.name, Window())
+        window.push(number if certain else max(number, window.largest(now, rule.removal_grace)), now)
 
     def _figure(
         self, rule: ResourceRule, devices: tuple[Device, ...], observed: NodeState | None, now: float, *, held: bool
     ) -> Figure:
-        present = quantity_of(rule, devices)
-        floor = max(self._last.get(rule.name, 0), observed.count(rule.name) if observed else 0) if held else 0
-        window = self._windows.setdefault(rule.name, Window())
-        window.push(max(present, floor), now)
-        lately = window.largest(now, rule.removal_grace)
+        present, grace = quantity_of(rule, devices), rule.removal_grace
+        counts, devnodes = self._counts.setdefault(rule.name, Window()), self._devnodes[rule.name]
+        counts.push(max(present, self._last.get(rule.name, 0)) if held else present, now)
         start, until = self._started(rule, now)
-        dues = [due for due in (window.due(rule.removal_grace), until) if due is not None]
+        self._last[rule.name] = max(counts.largest(now, grace), start)
+        away = devnodes.largest(now, grace) > len(devices)
+        # Apart from what was counted here: a stranger's figure is held no longer than the Node shows it.
+        shown = observed.count(rule.name) if held and observed else 0
+        dues = (counts.due(grace), devnodes.due(grace), until)
         return Figure(
             present=present,
-            advertised=max(lately, start),
+            advertised=max(self._last[rule.name], shown),
             devices=devices,
             held=held,
-            due=min(dues, default=None),
+            away=away,
+            due=min((due for due in dues if due is not None), default=None),
         )
 
     def _started(self, rule: ResourceRule, now: float) -> tuple[int, float | None]:
@@ -148,12 +164,15 @@ def changes(figures: Figures, observed: NodeState, *, apart: AbstractSet[str] = 
     """Return what must be written so that the Node shows the figures; empty where it does.
 
     A resource that the annotation owns and the configuration no longer has is removed. While it is written `apart` (a request of its own),
-    the annotation keeps its name until the removal was observed, so that it is never forgotten.
+    the annotation keeps its name until the removal was observed, so that it is never forgotten. The annotation alone waits while a
+    devnode is away for less than its grace: back again, it changes nothing.
     """
     listing = observed.listing()
     wanted: dict[str, str | None] = {name: str(figure.advertised) for name, figure in figures.by_name.items()}
     wanted |= {name: None for name in listing if name not in wanted}
     needed = {name: count for name, count in wanted.items() if not observed.shows(name, count)}
+    if not needed and figures.away and listing.keys() == figures.by_name.keys():
+        return {}
     leaving = {name: listing[name] for name, count in needed.items() if count is None and name in apart}
     annotation = render_listing({**list_devices(figures, listing), **leaving})
     return needed if annotation == observed.annotation else {**needed, WHOLE: annotation}

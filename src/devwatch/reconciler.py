@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from devwatch.backoff import Backoff
 from devwatch.errors import ApiError, ConfigError, NodeMissing, Refused, Retry
 from devwatch.inventory import Inventory, Look
-from devwatch.node import WHOLE, Changes, NodeState, apply
+from devwatch.node import WHOLE, Changes, NodeState
 from devwatch.plan import Figures, Tally, changes, portion
 from devwatch.report import Answer, Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from devwatch.config import Config
 
@@ -50,6 +51,14 @@ class Settings(Protocol):
 
     def poll(self, *, force: bool) -> Config | None:
         """Return the configuration if it is new, or in any case with `force`. Raises `ConfigError`."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Refusal(Backoff):
+    """What the server refuses alone: when to try it again, and why it is refused."""
+
+    limit: float = REFUSAL_LIMIT
+    reason: str = ""
 
 
 class Reconciler:
@@ -95,17 +104,23 @@ class Reconciler:
         self._answer: Answer | None = None
         self._backoff = Backoff()
         self._apart: set[str] = set()
-        self._refusals: dict[str, Backoff] = {}
+        self._refusals: dict[str, _Refusal] = {}
         self._drifted: set[str] = set()
+        self._unsure: set[str] = set()
+        self._missing = False
         self._detected: float | None = None
         self._lingering: float | None = None
         self._sweep_at = self._resync_at = float("-inf")
         self._wakes: set[str] = set()
         self._woken = asyncio.Event()
         self._agreed = False
-        self.failure = "no answer yet"
-        """Why the Node may not show what is present, empty after an accepted request."""
+        self._failure = "no answer yet"
         self._use(config)
+
+    @property
+    def failure(self) -> str:
+        """Why the Node may not show what is present: the last request failed, or a part is refused; empty where neither is so."""
+        return self._failure or next((refusal.reason for refusal in self._refusals.values()), "")
 
     def wake(self, trigger: str) -> None:
         """Look again on the next turn of the loop; `trigger` says why (see `devwatch_reconciles_total`)."""
@@ -143,11 +158,12 @@ class Reconciler:
         self._inventory.observe(look)
         figures = self._tally.count(self._inventory, self._observed, now)
         wanted = {} if self._observed is None else changes(figures, self._observed, apart=self._apart)
-        self._report(look, figures, wanted)
+        self._forgive(figures, wanted)
+        self._report(look, figures, changes(figures, NodeState()) if self._missing else wanted)
         self._time_detection(figures, wanted, now)
         self._send(wanted, now, tasks)
-        settled = look.certain and not self._inventory.pending and self._observed is not None
-        self._agreed = settled and not wanted and self._request is None
+        settled = look.certain and not self._inventory.pending and figures.due is None
+        self._agreed = settled and not wanted and self._request is None and now < self._resync_at
         self._turned()
         return self._next(look, figures, wanted)
 
@@ -165,7 +181,8 @@ class Reconciler:
             if due is not None
         ]
         if self._request is None:
-            dues.append((max(self._resync_at, self._backoff.until), "resync"))
+            resync = self._resync_at > self._backoff.until
+            dues.append((self._resync_at, "resync") if resync else (self._backoff.until, "retry"))
             if wanted:
                 first = min(self._refusals.get(name, self._backoff).until for name in wanted)
                 dues.append((max(first, self._backoff.until), "retry"))
@@ -204,8 +221,7 @@ class Reconciler:
         blocked = {name for name, refusal in self._refusals.items() if now < refusal.until}
         body = portion(wanted, apart=self._apart, blocked=blocked)
         if body or now >= self._resync_at:
-            detected = self._detected if body else None
-            self._detected = None if body else self._detected
+            detected, self._detected = self._detected, None
             self._request = tasks.create_task(self._perform(body, detected))
 
     async def _perform(self, body: Changes, detected: float | None) -> None:
@@ -215,6 +231,11 @@ class Reconciler:
             outcome: NodeState | ApiError = await self._api.patch(body)
         except ApiError as error:
             outcome = error
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            # A task group passes over a cancelled child: the loop would wait for its answer for ever.
+            raise RuntimeError("the request was cancelled from within") from error
         end = self._clock()
         self._answer = Answer(sent=body, outcome=outcome, at=end, seconds=end - start, detected=detected)
         self._request = None
@@ -234,11 +255,8 @@ class Reconciler:
 
     def _accept(self, answer: Answer, state: NodeState, now: float) -> None:
         if not state.reflects(answer.sent):
-            self._fail(
-                answer,
-                Retry("the API server accepted the patch and did not store it: an admission webhook may undo it"),
-                now,
-            )
+            error = "the API server accepted the patch and did not store it: an admission webhook may undo it"
+            self._refuse(answer, Refused(error), now)
             return
         self._reporter.accepted(answer, failures=self._backoff.failures)
         if repaired := self._drifted & answer.sent.keys():
@@ -246,65 +264,72 @@ class Reconciler:
             self._reporter.repaired(repaired)
         self._backoff.succeed()
         self._apart -= answer.sent.keys()
-        self._refusals = {name: refusal for name, refusal in self._refusals.items() if name not in answer.sent}
-        self.failure = ""
+        self._failure = ""
         self._resync_at = now + self._resync() * (1 - RESYNC_SPREAD * self._chance())
 
     def _resync(self) -> float:
         return min(self._config.resync or math.inf, UNWATCHED_RESYNC)
 
     def _observe(self, state: NodeState, sent: Changes, now: float) -> None:
-        """Hold what the server answered; what differs from the Node held before, and was not sent, somebody else has written."""
+        """Hold what the server answered, also when its version is lower: requests do not overlap, so a backup was restored.
+
+        What differs from the Node held before was written by somebody else, unless it was sent, or may have been stored unanswered.
+        """
         held = self._observed
-        if held is None:
-            if not self._once:
-                self._tally.start(state, now)
-        elif state.supersedes(held):
-            ours = {*held.listing(), *(rule.name for rule in self._config.for_node(self._node))}
-            self._drifted |= _foreign(apply(held, sent), state, ours)
-        else:
-            return
-        self._observed = state
+        if held is not None:
+            ours = {WHOLE, *held.listing(), *(rule.name for rule in self._config.for_node(self._node))}
+            others = ours - sent.keys() - self._unsure
+            self._drifted |= {name for name in others if _value(held, name) != _value(state, name)}
+        elif not self._once:
+            self._tally.start(state, now)
+        self._observed, self._missing, self._unsure = state, False, set()
 
     def _refuse(self, answer: Answer, error: Refused, now: float) -> None:
         """Send what was refused together apart, so that one bad part holds up no other; wait before what was refused alone."""
-        self.failure = str(error)
+        self._failure = str(error)
         self._backoff.succeed()
         if len(answer.sent) > 1:
             self._apart |= answer.sent.keys()
+            self._detected = self._earliest(answer)
             self._reporter.refused(answer, error, retry_in=None)
             return
         (name,) = answer.sent
         self._apart.add(name)
-        refusal = self._refusals.setdefault(name, Backoff(limit=REFUSAL_LIMIT))
+        refusal = self._refusals.setdefault(name, _Refusal())
+        refusal.reason = str(error)
         self._reporter.refused(answer, error, retry_in=refusal.fail(now, self._chance()))
 
     def _fail(self, answer: Answer, error: ApiError, now: float) -> None:
         """Wait before the next request, however much changes meanwhile; the server's Retry-After is honoured within reason."""
-        self.failure = str(error)
-        if self._detected is None:
-            self._detected = answer.detected
-        if isinstance(error, NodeMissing):
-            self._resync_at = now  # what is held speaks of a Node that is gone: ask for it though nothing may be wanted
+        self._failure = str(error)
+        self._detected = self._earliest(answer)
+        self._missing = self._missing or isinstance(error, NodeMissing)
+        self._unsure |= answer.sent.keys()
+        self._resync_at = now  # what is held may no longer be so: ask, though nothing may be wanted
         asked = error.after if isinstance(error, Retry) and error.after is not None else 0.0
         delay = self._backoff.fail(now, self._chance(), at_least=min(asked, RETRY_AFTER_LIMIT))
         self._reporter.failed(answer, error, failures=self._backoff.failures, retry_in=delay)
 
+    def _earliest(self, answer: Answer) -> float | None:
+        """Return since when the change that is still to be sent is known: what did not go through is older than any uevent since."""
+        return self._detected if answer.detected is None else answer.detected
+
+    def _forgive(self, figures: Figures, wanted: Changes) -> None:
+        """Forget the refusal of what is no longer wanted, and of a name that has left the configuration all of its past."""
+        self._apart &= {WHOLE, *figures.by_name, *wanted}
+        self._refusals = {name: refusal for name, refusal in self._refusals.items() if name in wanted}
+
     def _time_detection(self, figures: Figures, wanted: Changes, now: float) -> None:
         """Keep since when the change that is about to be sent is known: from its uevent, or from the end of its grace."""
         self._drifted &= wanted.keys()
-        if wanted and self._detected is None and self._lingering is not None and self._lingering <= now:
+        ready = wanted.keys() - self._refusals.keys()
+        if ready and self._detected is None and self._lingering is not None and self._lingering <= now:
             self._detected = self._lingering
-        if not wanted:
+        if not ready:
             self._detected = None
         self._lingering = figures.due
 
 
-def _foreign(expected: NodeState, state: NodeState, names: Iterable[str]) -> set[str]:
-    """Return the resources (and the annotation) that are not as expected."""
-    different = {name for name in names if _pair(expected, name) != _pair(state, name)}
-    return different | ({WHOLE} if expected.annotation != state.annotation else set())
-
-
-def _pair(state: NodeState, name: str) -> tuple[str | None, str | None]:
-    return (state.capacity.get(name), state.allocatable.get(name))
+def _value(state: NodeState, name: str) -> object:
+    """Return what the Node holds under the key of a change."""
+    return state.annotation if name == WHOLE else (state.capacity.get(name), state.allocatable.get(name))

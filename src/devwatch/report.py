@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _REASONS = 5
 """Reasons of an uncertain look that are written out; the rest is a number."""
+_TEXTS = 8
+"""Different texts about one condition that are told at once; a server that writes an id into each message has no end of them."""
+_Identity = tuple[str, str | None, str | None, str | None, str | None]
 
 
 class Log(Protocol):
@@ -53,16 +56,17 @@ class Answer:
 
 @dataclass(slots=True, kw_only=True)
 class Story:
-    """Tells a condition when it begins, when it changes, and ever more rarely while it lasts."""
+    """Tells a condition when it begins, what is new about it, and ever more rarely that it lasts."""
 
-    text: str = ""
     repeats: int = 0
+    texts: set[str] = field(default_factory=set)
 
     def worth_telling(self, text: str) -> bool:
-        """Return whether this line should be written: a new text, or its 2nd, 4th, 8th ... repetition."""
-        self.repeats = self.repeats + 1 if text == self.text else 1
-        self.text = text
-        return self.repeats & (self.repeats - 1) == 0
+        """Return whether this line should be written: one of the first few texts for the first time, or the 2nd, 4th, 8th ... line."""
+        self.repeats += 1
+        new = text not in self.texts and len(self.texts) < _TEXTS
+        self.texts |= {text} if new else set()
+        return new or self.repeats & (self.repeats - 1) == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +77,10 @@ class _Shown:
     owner: str
 
     @property
-    def identity(self) -> tuple[str, str | None, str | None, str | None]:
+    def identity(self) -> _Identity:
         """What is the same when the stick comes back through another socket."""
-        return (self.owner, self.device.vendor, self.device.product, self.device.serial)
+        device = self.device
+        return (self.owner, device.vendor, device.product, device.serial, device.interface)
 
     def fields(self) -> dict[str, object]:
         device = self.device
@@ -89,6 +94,15 @@ class _Shown:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Gone:
+    """A device that was reported as removed and still counts."""
+
+    identity: _Identity
+    since: float
+    grace: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Reporter:
     """Tells people and Prometheus what the loop found and did."""
@@ -98,7 +112,8 @@ class Reporter:
     health: Health
     node: str
     _shown: dict[tuple[str, int, int], _Shown] = field(default_factory=dict)
-    _gone: dict[tuple[str, str | None, str | None, str | None], float] = field(default_factory=dict)
+    _gone: list[_Gone] = field(default_factory=list)
+    _present: dict[str, int] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
     _stories: dict[str, Story] = field(default_factory=dict)
 
@@ -112,7 +127,8 @@ class Reporter:
         """Tell what could not be seen."""
         for trouble in look.troubles:
             self._warn_once("host.limited", reason=trouble)
-        doubts = "; ".join(look.doubts)
+        more = (f"{len(look.doubts) - _REASONS} more",) if len(look.doubts) > _REASONS else ()
+        doubts = "; ".join((*look.doubts[:_REASONS], *more))
         self.health.uncertain = doubts or None
         if look.certain:
             self._stories.pop("look", None)
@@ -128,19 +144,30 @@ class Reporter:
 
     def devices(self, figures: Figures, present: Collection[Device], graces: Mapping[str, float], look: Look) -> None:
         """Tell which claimed devices came and went; a look that is not certain misses nobody."""
-        self.metrics.set_devices({name: figure.present for name, figure in figures.by_name.items()})
+        self._measure(figures, look)
         here = {
             device.key: _Shown(device=device, owner=owner)
             for device in present
             if (owner := figures.claims[device].owner)
         }
-        missing = {key: shown for key, shown in self._shown.items() if key not in here}
-        for key in here.keys() - self._shown.keys():
-            self._arrived(here[key], look.at)
+        there = {device.key for device in present}
+        missing = {key: shown for key, shown in self._shown.items() if key not in there}
         if look.certain:
             for shown in missing.values():
                 self._departed(shown, graces.get(shown.owner, 0.0), look.at)
+        self._gone = [gone for gone in self._gone if look.at < gone.since + gone.grace]
+        for shown in (shown for key, shown in here.items() if key not in self._shown):
+            self._arrived(shown, look.at)
         self._shown = here if look.certain else {**missing, **here}
+        self._contested(figures)
+
+    def _measure(self, figures: Figures, look: Look) -> None:
+        """Show how many are present; what an uncertain look did not find is not absent."""
+        before = {} if look.certain else self._present
+        self._present = {name: max(figure.present, before.get(name, 0)) for name, figure in figures.by_name.items()}
+        self.metrics.set_devices(self._present)
+
+    def _contested(self, figures: Figures) -> None:
         for device, claim in figures.claims.items():
             if len(claim.wanted) > 1:
                 self._warn_once(
@@ -148,15 +175,15 @@ class Reporter:
                 )
 
     def _arrived(self, shown: _Shown, now: float) -> None:
-        since = self._gone.pop(shown.identity, None)
-        if since is None:
+        gone = next((gone for gone in self._gone if gone.identity == shown.identity), None)
+        if gone is None:
             self.log.info("device.added", **shown.fields())
         else:
-            self.log.info("device.returned", **shown.fields(), away_seconds=round(now - since, 3))
+            self._gone.remove(gone)
+            self.log.info("device.returned", **shown.fields(), away_seconds=round(now - gone.since, 3))
 
     def _departed(self, shown: _Shown, grace: float, now: float) -> None:
-        self._gone = {identity: since for identity, since in self._gone.items() if now - since < grace}
-        self._gone[shown.identity] = now
+        self._gone.append(_Gone(identity=shown.identity, since=now, grace=grace))
         self.log.info("device.removed", **shown.fields(), counted_for_seconds=grace)
 
     def difference(self, figures: Figures, observed: NodeState | None, wanted: Changes, now: float) -> None:
@@ -171,7 +198,8 @@ class Reporter:
         self._answered(answer, "changed" if answer.sent else "unchanged")
         self.metrics.last_success.set(time.time())
         self.health.accepted = True
-        self._stories.pop("request", None)
+        for subject in ("request", *(_refusal([name]) for name in answer.sent)):
+            self._stories.pop(subject, None)
         if answer.detected is not None:
             self.metrics.detection_to_patch.observe(answer.at - answer.detected)
         if answer.sent or failures:
@@ -191,10 +219,13 @@ class Reporter:
     def refused(self, answer: Answer, error: ApiError, *, retry_in: float | None) -> None:
         """Tell what the server refuses when it was sent alone (`retry_in` given); what was refused in company is sent apart first."""
         self._answered(answer, "refused")
-        what = _named(answer.sent)
-        if retry_in is not None and self._worth_telling(f"refused {what}", str(error)):
+        if retry_in is not None and self._worth_telling(_refusal(answer.sent), str(error)):
             self.log.error(
-                "node.patch_failed", node=self.node, refused=what, error=str(error), retry_in=round(retry_in, 1)
+                "node.patch_failed",
+                node=self.node,
+                refused=_named(answer.sent),
+                error=str(error),
+                retry_in=round(retry_in, 1),
             )
 
     def failed(self, answer: Answer, error: ApiError, *, failures: int, retry_in: float) -> None:
@@ -243,6 +274,10 @@ class Reporter:
         if text not in self._told:
             self._told.add(text)
             self.log.warning(event, **fields)
+
+
+def _refusal(names: Iterable[str]) -> str:
+    return f"refused {_named(names)}"
 
 
 def _named(names: Iterable[str]) -> list[str]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from devwatch.device import Device
 
+_DEVNODE = re.compile(r"/dev/tty[A-Za-z]*[0-9*?\[\]!-]+")
+
 KEYS = ("vendor", "product", "serial", "interface", "port", "path", "properties")
 
 
@@ -135,8 +137,8 @@ class KeyTest:
         return (getattr(device, self.key),), ""
 
     def _names_devnodes(self) -> bool:
-        """Whether the patterns name devnodes (`/dev/ttyUSB0`), for which no link is needed."""
-        return all(pattern.text.startswith("/dev/tty") for pattern in self.patterns)
+        """Whether the patterns name devnodes as the kernel does (`/dev/ttyUSB0`, `/dev/ttyS*`), for which no link is needed."""
+        return all(_DEVNODE.fullmatch(pattern.text) for pattern in self.patterns)
 
     def covers(self, other: KeyTest) -> bool:
         """Return True where every value that passes `other` surely passes this test."""

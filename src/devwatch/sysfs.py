@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from devwatch.device import Device, by_stability
 from devwatch.inventory import Look
@@ -16,13 +16,16 @@ Record = Mapping[str, str]
 
 GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
 """What the kernel answers about a device that is not there; any other error says nothing about presence."""
+NOWHERE = GONE | {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+"""What it answers about a path that leads nowhere."""
 KERNEL_TTYS = frozenset({"tty", "console"})
 """The ttys that every kernel with virtual terminals registers at boot (`drivers/tty/tty_io.c`, `tty_init`)."""
 _ATTRIBUTE_SIZE = 4096
 """The size of a sysfs attribute, one page (sysfs(5))."""
 _SERIAL_SIZE = 511
 """What systemd's usb_id keeps of a serial (`UDEV_NAME_SIZE` less the final NUL)."""
-_NAME_SIGNS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ#+-.:=@_")
+_UNFIT = re.compile(r"(\\x)|[^0-9A-Za-z#+.:=@_-]")
+"""What a device name may not hold; udev lets the two signs that begin a hexadecimal escape pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,21 +39,22 @@ class Roots:
 
     @property
     def udevd(self) -> bool:
-        """Whether udevd has been started on this host: libudev asks for the same file (`udev_monitor_new_from_netlink`)."""
-        return Path(self.run, "control").exists()
+        """Whether udevd has been started, as far as can be told: libudev asks the same way (`udev_monitor_new_from_netlink`)."""
+        return os.path.exists(f"{self.run}/control")
 
 
 def normal_serial(raw: bytes) -> str | None:
     """Return a serial as udev stores it in ID_SERIAL_SHORT, None where udev drops it.
 
     Control and non-ASCII characters and commas make udev drop it; white space is trimmed and becomes `_`, as does what a device name
-    may not hold (systemd, `udev-builtin-usb_id.c`; `udev-util.c`, `udev_replace_whitespace`, `udev_replace_chars`).
+    may not hold (systemd, `udev-builtin-usb_id.c`; `udev-util.c`, `udev_replace_whitespace`, `udev_replace_chars`). The line ends
+    that libudev cuts off every attribute do not count (`sd_device_get_sysattr_value`).
     """
-    raw = raw.removesuffix(b"\n")
+    raw = raw.rstrip(b"\r\n")
     if any(byte < 0x20 or byte > 0x7F or byte == ord(",") for byte in raw):  # noqa: PLR2004 - the bounds of usb_id
         return None
     joined = "_".join(raw[:_SERIAL_SIZE].decode("ascii").split())
-    return "".join(sign if sign in _NAME_SIGNS else "_" for sign in joined) or None
+    return _UNFIT.sub(lambda found: found[1] or "_", joined) or None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,15 +83,16 @@ class Lister:
 
     def look(self, now: float) -> Look:
         """Return what is there now. Never raises `OSError`: what cannot be read makes the look uncertain."""
-        devtmpfs, troubles = self._host()
+        troubles: tuple[str, ...] = ()
+        doubts: list[str] = []
         try:
+            devtmpfs, troubles = self._host()
             names = os.listdir(f"{self.roots.sys}/class/tty")
-            links = self._links()
+            links = self._links(doubts)
         except OSError as error:
             return Look(at=now, doubts=(_told(error),), troubles=troubles)
-        doubts = (
-            [] if set(names) >= KERNEL_TTYS else [f"{self.roots.sys}/class/tty lacks the kernel's own tty and console"]
-        )
+        if not set(names) >= KERNEL_TTYS:
+            doubts.append(f"{self.roots.sys}/class/tty lacks the kernel's own tty and console")
         found = list(self._devices(names, links, doubts, devtmpfs=devtmpfs))
         self._known = {name: self._known[name] for name in names if name in self._known}
         return Look(at=now, devices=tuple(found), doubts=tuple(doubts), udevd=self.roots.udevd, troubles=troubles)
@@ -113,22 +118,19 @@ class Lister:
         try:
             incarnation = os.stat(path).st_ino
         except OSError as error:
-            if error.errno in GONE and not _entry_exists(path):
+            if error.errno in GONE and not os.path.lexists(path):
                 return None
             raise
         known = self._known.get(name)
         if known is None or known.incarnation != incarnation:
-            self._known.pop(name, None)
             known = self._register(name, path, incarnation)
         return known
 
     def _register(self, name: str, path: str, incarnation: int) -> _Known | None:
         real = os.path.realpath(path)
-        try:
-            major, _, minor = _attribute(f"{real}/dev").decode("ascii").partition(":")
-            number = os.makedev(int(major), int(minor))
-        except (FileNotFoundError, ValueError):
-            return None  # it has no device number, or it is going away
+        number = _announced(f"{real}/dev")
+        if number is None:
+            return None  # it is coming or going: the kernel adds the number last and removes it first (device_add, device_del)
         body = self._ancestor(real, "idVendor")
         face = self._ancestor(real, "bInterfaceNumber")
         bare = Device(
@@ -142,7 +144,7 @@ class Lister:
             serial=normal_serial(_optional(f"{body}/serial") or b"") if body else None,
             interface=_text(face, "bInterfaceNumber"),
         )
-        known = _Known(incarnation=incarnation, bare=bare, typed=_optional(f"{real}/type") is not None)
+        known = _Known(incarnation=incarnation, bare=bare, typed=_exists(f"{real}/type"))
         self._known[name] = known
         return known
 
@@ -158,14 +160,12 @@ class Lister:
         """Whether the devnode is the character device that sysfs announces, and a port is behind it."""
         try:
             status = os.stat(known.bare.devnode)
+            here = stat.S_ISCHR(status.st_mode) and status.st_rdev == known.bare.number
         except OSError as error:
             if error.errno not in GONE:
                 raise
-            here = (
-                error.errno == errno.ENOENT and not devtmpfs
-            )  # elsewhere nobody makes the nodes: enumerated is present
-        else:
-            here = stat.S_ISCHR(status.st_mode) and status.st_rdev == known.bare.number
+            # Where nobody makes the nodes, enumerated is present.
+            here = error.errno == errno.ENOENT and not devtmpfs
         return here and not (known.typed and self._no_port(known.bare))
 
     def _no_port(self, device: Device) -> bool:
@@ -201,24 +201,24 @@ class Lister:
         if record is not None:
             known.record, known.stamp = record, stamp
 
-    def _links(self) -> dict[int, list[str]]:
+    def _links(self, doubts: list[str]) -> dict[int, list[str]]:
         """Return the links that lead to a device now, by device number: those in /dev/serial and those that the configuration names."""
         links: dict[int, list[str]] = {}
         for path in (*self.paths, *_serial_links(self.roots.dev)):
-            if (number := _number(path)) is not None:
-                links.setdefault(number, []).append(path)
+            try:
+                if (number := _number(path)) is not None:
+                    links.setdefault(number, []).append(path)
+            except OSError as error:
+                doubts.append(_told(error))
         return links
 
     def _host(self) -> tuple[bool, tuple[str, ...]]:
         """Return whether /dev is the kernel's own, and what is missing on this host, each with what to do."""
-        devtmpfs = self._devtmpfs()
-        troubles = (
-            []
-            if devtmpfs
-            else [
+        devtmpfs, troubles = self._devtmpfs(), []
+        if not devtmpfs:
+            troubles.append(
                 f"{self.roots.dev} is no devtmpfs: mount the host's /dev, else a device counts as long as sysfs lists it"
-            ]
-        )
+            )
         if not _exists(self.roots.run):
             troubles.append(
                 f"{self.roots.run} is not there: start systemd-udevd or mount the host's /run/udev; port and properties are unknown"
@@ -228,25 +228,24 @@ class Lister:
     def _devtmpfs(self) -> bool:
         status = _stat(self.roots.dev)
         mounted = (status.st_dev, status.st_ino) if status else (0, 0)
-        if (
-            self._dev is None or self._dev[0] != mounted
-        ):  # the mount table of a busy node is long: read it when /dev has changed
+        # The mount table of a busy node is long: read it when /dev has changed.
+        if self._dev is None or self._dev[0] != mounted:
             self._dev = (mounted, is_devtmpfs(self.roots))
         return self._dev[1]
 
 
 def is_devtmpfs(roots: Roots) -> bool:
-    """Return whether the kernel itself makes and removes the nodes in /dev (proc_pid_mountinfo(5)); the last mount on it counts."""
-    kind = ""
+    """Return whether the kernel itself makes and removes the nodes in /dev (proc_pid_mountinfo(5)); the last mount on it counts.
+
+    False where there is no mount table. Raises `OSError` where it cannot be read.
+    """
     try:
-        lines = Path(roots.mountinfo).read_text("utf-8", "surrogateescape").splitlines()
-    except OSError:
+        with open(roots.mountinfo, encoding="utf-8", errors="surrogateescape", newline="\n") as table:
+            mounts = [line.partition(" - ") for line in table]
+    except FileNotFoundError:
         return False
-    for line in lines:
-        mount, _, source = line.partition(" - ")
-        if mount.split()[4:5] == [roots.dev]:
-            kind = source.split()[0]
-    return kind == "devtmpfs"
+    kinds = [source.split()[0] for mount, _, source in mounts if mount.split()[4:5] == [roots.dev]]
+    return kinds[-1:] == ["devtmpfs"]
 
 
 def _with_record(device: Device, record: Record) -> Device:
@@ -269,19 +268,26 @@ def _told(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
-def _attribute(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.read(_ATTRIBUTE_SIZE)
-
-
 def _optional(path: str) -> bytes | None:
     """Return an attribute, None where it or its device is not there."""
     try:
-        return _attribute(path)
+        with open(path, "rb", buffering=0) as file:
+            return file.read(_ATTRIBUTE_SIZE)
     except OSError as error:
         if error.errno in GONE:
             return None
         raise
+
+
+def _announced(path: str) -> int | None:
+    """Return the device number that sysfs announces, None where there is none."""
+    text = _optional(path)
+    if not text:
+        return None
+    try:
+        return os.makedev(*map(int, text.split(b":")))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise OSError(errno.EINVAL, "no device number", path) from error
 
 
 def _text(folder: str | None, attribute: str) -> str | None:
@@ -303,14 +309,6 @@ def _exists(path: str) -> bool:
     return _stat(path) is not None
 
 
-def _entry_exists(path: str) -> bool:
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def _stamp(path: str) -> tuple[int, int] | None:
     """Return what changes whenever udev replaces its record (it renames a new file into place), None without one."""
     status = _stat(path)
@@ -318,11 +316,15 @@ def _stamp(path: str) -> tuple[int, int] | None:
 
 
 def _number(path: str) -> int | None:
-    """Return the device number of the character device that a path leads to, None if to none; whatever the reason, no link is no match."""
+    """Return the device number of the character device that a path leads to, None if to none."""
     try:
         status = os.stat(path)
-    except OSError:
-        return None
+    except ValueError:
+        return None  # no file can have this name
+    except OSError as error:
+        if error.errno in NOWHERE:
+            return None
+        raise
     return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
 
 
@@ -331,5 +333,5 @@ def _serial_links(dev: str) -> Iterable[str]:
         try:
             yield from (f"{folder}/{name}" for name in os.listdir(folder))
         except OSError as error:
-            if error.errno not in {*GONE, errno.ENOTDIR}:
+            if error.errno not in NOWHERE:
                 raise

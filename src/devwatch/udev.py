@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import os
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +18,7 @@ from devwatch.sysfs import Lister, Record, Roots
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from devwatch.inventory import Look
 
@@ -29,6 +31,8 @@ BATCH = 256
 """Uevents read in one turn of the loop, so that a storm holds up nothing else."""
 TEND_INTERVAL = 1.0
 """Seconds between two checks of the monitor, however often the devices are looked at."""
+_PROTOCOL = "15"
+"""NETLINK_KOBJECT_UEVENT (include/uapi/linux/netlink.h), as the table of sockets prints it."""
 _KERNEL_GROUP = 1
 """The multicast group of the kernel's uevents; udevd sends its own to group 2 (systemd, `sd-device/device-monitor.c`)."""
 
@@ -53,22 +57,18 @@ def read_record(context: pyudev.Context, path: str) -> Record | None:
     """Return the complete udev record of a sysfs path, None where there is none or it cannot be read."""
     try:
         device = pyudev.Devices.from_sys_path(context, path)
-        return _properties(device) if device.is_initialized else None
-    except (pyudev.DeviceNotFoundError, OSError):
+        # A record always holds something: libudev answers with an empty one when it cannot read it.
+        return (_properties(device) or None) if device.is_initialized else None
+    except (pyudev.DeviceNotFoundError, OSError, UnicodeDecodeError):
         return None
 
 
 def _properties(device: pyudev.Device) -> Record:
     record = {}
-    names = iter(device.properties)
-    while True:
-        try:
-            name = next(names)
+    for name in device.properties:
+        with contextlib.suppress(UnicodeDecodeError, KeyError):  # no pattern in UTF-8 could match such a value
             record[name] = device.properties[name]
-        except StopIteration:
-            return record
-        except (UnicodeDecodeError, KeyError):
-            continue  # no pattern of a configuration in UTF-8 could name it
+    return record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +79,9 @@ class _Netlink:
 
     @classmethod
     def read(cls, table: str) -> _Netlink:
-        uevent = str(socket.NETLINK_KOBJECT_UEVENT) if hasattr(socket, "NETLINK_KOBJECT_UEVENT") else "15"
         with Path(table).open(encoding="ascii") as file:
             rows = [row.split() for row in file]
-        return cls(groups={int(row[9]): int(row[3], 16) for row in rows[1:] if row[1] == uevent})
+        return cls(groups={int(row[9]): int(row[3], 16) for row in rows[1:] if row[1] == _PROTOCOL})
 
     def deaf(self, inode: int) -> bool:
         return self.groups.get(inode, 0) == 0
@@ -110,90 +109,78 @@ class _Ear:
             return False
 
 
+@dataclass(slots=True, kw_only=True)
 class Monitor:
     """Hears the uevents of ttys in the event loop, or knows that it does not.
 
     udev's stream is taken where udevd runs in this network namespace, the kernel's elsewhere. Deaf, dead and missing
-    sockets are replaced by `tend`.
+    sockets are replaced by `tend`; until its first call nothing is open.
     """
 
-    def __init__(
-        self,
-        *,
-        context: pyudev.Context,
-        listener: Listener,
-        loop: asyncio.AbstractEventLoop,
-        roots: Roots,
-        table: str = "/proc/self/net/netlink",
-    ) -> None:
-        """Open nothing yet; `tend` does."""
-        self._context = context
-        self._listener = listener
-        self._loop = loop
-        self._roots = roots
-        self._table = table
-        self._ear: _Ear | None = None
-        self._broken: list[pyudev.Monitor] = []
-        self._complaint = ""
-        self._tended = float("-inf")
-        self.settling: list[float] = []
+    context: pyudev.Context
+    listener: Listener
+    loop: asyncio.AbstractEventLoop
+    roots: Roots
+    table: str = "/proc/self/net/netlink"
+    settling: list[float] = field(default_factory=list)
+    """When to look again after what was heard, on the clock of the loop."""
+    _ear: _Ear | None = None
+    _complaint: str = ""
+    _tended: float = float("-inf")
 
     def tend(self, now: float) -> None:
         """Open the monitor, or open it again where it has died, is deaf, or listens to the wrong stream."""
         if now < self._tended + TEND_INTERVAL:
             return
         self._tended = now
+        if self._ear is not None and not self._ear.intact:
+            self._lose("the netlink socket was closed")
         try:
-            self._check(_Netlink.read(self._table))
+            self._check(_Netlink.read(self.table))
         except (OSError, ValueError, IndexError) as error:
-            self._lose(f"no uevents can be heard: {error}; devices are found by the sweep alone")
+            if self._ear is None:  # else the open one still hears
+                self._lose(f"no uevents can be heard: {error}; devices are found by the sweep alone")
 
     def _check(self, netlink: _Netlink) -> None:
+        if self._ear is not None and netlink.deaf(self._ear.inode):
+            self._lose("the netlink socket has gone deaf")
         ear = self._ear
-        if ear is not None and not ear.intact:
-            self._lose("the netlink socket was closed")
-            ear = None
-        source = "udev" if self._roots.udevd and netlink.udevd(beside=ear.inode if ear else 0) else "kernel"
-        if ear is None or ear.source != source or netlink.deaf(ear.inode):
+        source = "udev" if self.roots.udevd and netlink.udevd(beside=ear.inode if ear else 0) else "kernel"
+        if ear is None or ear.source != source:
             self._open(source)
 
     def _open(self, source: str) -> None:
-        monitor = pyudev.Monitor.from_netlink(self._context, source=source)
+        monitor = pyudev.Monitor.from_netlink(self.context, source=source)
         monitor.filter_by(SUBSYSTEM)
         monitor.start()
         descriptor = monitor.fileno()
         ear = _Ear(monitor=monitor, source=source, descriptor=descriptor, inode=os.fstat(descriptor).st_ino)
-        if _Netlink.read(self._table).deaf(ear.inode):
+        if _Netlink.read(self.table).deaf(ear.inode):
             raise OSError(f"libudev opened a deaf {source} monitor")
         _enlarge(monitor)
-        self._close()
+        self.close()
         self._ear = ear
-        self._loop.add_reader(descriptor, self._readable)
+        self.loop.remove_reader(descriptor)  # one left from a closed socket of this number would be taken for ours
+        self.loop.add_reader(descriptor, self._readable)
         self._complaint = ""
-        self._listener.restored(source)
+        self.listener.restored(source)
 
     def _lose(self, reason: str) -> None:
-        self._close()
+        self.close()
         if reason != self._complaint:
             self._complaint = reason
-            self._listener.lost(reason)
+            self.listener.lost(reason)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Stop listening."""
         ear, self._ear = self._ear, None
         if ear is None:
             return
         if ear.intact:
-            self._loop.remove_reader(ear.descriptor)
+            self.loop.remove_reader(ear.descriptor)
         else:
-            self._abandon(ear)
-
-    def _abandon(self, ear: _Ear) -> None:
-        """Keep a monitor whose descriptor is no longer its own: libudev would close the number, whosever it is by now."""
-        self._broken.append(ear.monitor)
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._close()
+            # Never freed: libudev would close the number, whosever it is by now, and abort where it is nobody's (safe_close).
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(ear.monitor))
 
     def _readable(self) -> None:
         ear = self._ear
@@ -210,9 +197,9 @@ class Monitor:
 
     def _announce(self, ear: _Ear, actions: list[str]) -> None:
         if ear.source == "kernel":
-            now = self._loop.time()
+            now = self.loop.time()
             self.settling = [now + seconds for seconds in SETTLING]
-        self._listener.uevents(actions)
+        self.listener.uevents(actions)
 
     def _overheard(self, ear: _Ear, error: OSError) -> None:
         """Clear the error of an overflow, which POLLERR reports until SO_ERROR is read (socket(7)), netlink's ENOBUFS (netlink(7)).
@@ -222,12 +209,12 @@ class Monitor:
         if not ear.intact:
             self._lose("the netlink socket was closed")
             return
-        with socket.socket(fileno=os.dup(ear.descriptor)) as duplicate:
-            pending = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        with _borrowed(ear.descriptor) as lent:
+            pending = lent.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if pending == 0 and error.errno is not None and error.errno != errno.ENOBUFS:
             self._lose(f"the netlink socket failed: {error}")
             return
-        self._listener.overflowed()
+        self.listener.overflowed()
 
 
 def _action(device: pyudev.Device) -> str:
@@ -242,8 +229,18 @@ def _enlarge(monitor: pyudev.Monitor) -> None:
     try:
         monitor.set_receive_buffer_size(BUFFER_SIZE)
     except OSError:
-        with socket.socket(fileno=os.dup(monitor.fileno())) as duplicate:
-            duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_SIZE)
+        with _borrowed(monitor.fileno()) as lent:
+            lent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_SIZE)
+
+
+@contextlib.contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """Lend the socket of libudev without a duplicate: there may be no descriptor left."""
+    lent = socket.socket(fileno=descriptor)
+    try:
+        yield lent
+    finally:
+        lent.detach()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -259,10 +256,7 @@ class UdevSource:
 
         Raises `Unavailable` where libudev is not installed.
         """
-        try:
-            context, where = pyudev.Context(), roots or Roots()
-        except ImportError as error:
-            raise Unavailable(f"libudev is missing ({error}): install the package libudev1, or systemd-libs") from error
+        context, where = _context(), roots or Roots()
         return cls(
             lister=Lister(record=lambda path: read_record(context, path), roots=where),
             monitor=Monitor(context=context, listener=listener, loop=loop, roots=where),
@@ -282,3 +276,32 @@ class UdevSource:
     def close(self) -> None:
         """Stop listening."""
         self.monitor.close()
+
+
+def record_reader() -> Callable[[str], Record | None]:
+    """Return what reads the udev record of a sysfs path. Raises `Unavailable` where libudev is not installed."""
+    context = _context()
+    return lambda path: read_record(context, path)
+
+
+def _context() -> pyudev.Context:
+    try:
+        return pyudev.Context()
+    except ImportError as error:
+        raise Unavailable(f"libudev is missing ({error}): install the package libudev1, or systemd-libs") from error
+
+
+def hearing_troubles(roots: Roots, table: str = "/proc/self/net/netlink") -> tuple[str, ...]:
+    """Return why a monitor opened here would not hear udevd, and what is done instead, one line each."""
+    if not roots.udevd:
+        return (
+            "udevd does not run, or its /run/udev is not mounted here: a daemon hears the kernel, and links come later",
+        )
+    try:
+        if _Netlink.read(table).udevd(beside=0):
+            return ()
+    except (OSError, ValueError, IndexError) as error:
+        return (f"{table} cannot be read ({error}): a daemon hears nothing and finds devices by its sweep alone",)
+    return (
+        "udevd runs in another network namespace (hostNetwork is missing) or has ended: a daemon here hears the kernel alone",
+    )

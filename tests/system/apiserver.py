@@ -341,7 +341,9 @@ class ApiServer:
 
     def create_node(self, name: str, capacity: Mapping[str, str] | None = None) -> Object:
         """Make a Ready, untainted Node with `BASE_CAPACITY` and `capacity` in both maps, and return it."""
-        self._must("POST", f"{_CORE}/nodes", {"metadata": {"name": name}})
+        # A kubelet sets it too; field managers (managedFields) are recorded only for an object that had a field at first.
+        labels = {"kubernetes.io/hostname": name}
+        self._must("POST", f"{_CORE}/nodes", {"metadata": {"name": name, "labels": labels}})
         # The admission plugin TaintNodesByCondition marks every new Node as not ready.
         self._must("PATCH", f"{_CORE}/nodes/{name}", {"spec": {"taints": None}})
         resources = {**BASE_CAPACITY, **(capacity or {})}

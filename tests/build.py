@@ -1,0 +1,51 @@
+"""Small builders of devices, looks and rules: a test names what matters to it, and the rest is a plain USB stick."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from devwatch.device import Device
+from devwatch.inventory import Look
+from devwatch.rules import KeyTest, Matcher, Pattern, ResourceRule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ZIGBEE = "example.com/zigbee"
+ZWAVE = "example.com/zwave"
+
+
+def device(name: str = "ttyUSB0", **fields: Any) -> Device:  # noqa: ANN401  any field of a Device
+    """Return a stick with a complete udev record and a body of its own, with `fields` in place of its own."""
+    own: dict[str, Any] = {
+        "devnode": f"/dev/{name}",
+        "devpath": f"/devices/usb/{name}",
+        "number": 1,
+        "incarnation": 1,
+        "physical": f"/devices/usb/{name}",
+        "vendor": "10c4",
+        "product": "8a2a",
+        "properties": {},
+    }
+    return Device(**own | fields)
+
+
+def look(*devices: Device, at: float = 0.0, **fields: Any) -> Look:  # noqa: ANN401  any field of a Look
+    """Return a look that found these devices, a certain one unless `doubts` says otherwise."""
+    return Look(at=at, devices=devices, **fields)
+
+
+def key(name: str, *globs: str) -> KeyTest:
+    """Return the test of one key; `properties.NAME` is that of a udev property."""
+    kind, _, prop = name.partition(".")
+    return KeyTest(key=kind, patterns=tuple(Pattern(text=glob) for glob in globs), property_name=prop)
+
+
+def entry(**keys: str) -> Matcher:
+    """Return a match entry of one glob for each key."""
+    return Matcher(tests=tuple(key(name, glob) for name, glob in keys.items()))
+
+
+def rule(name: str = ZIGBEE, match: Sequence[Matcher] = (), **fields: Any) -> ResourceRule:  # noqa: ANN401  any field of a rule
+    """Return a resource that takes every device of the vendor 10c4, or what `match` says."""
+    return ResourceRule(name=name, match=tuple(match) or (entry(vendor="10c4"),), **fields)

@@ -1,0 +1,197 @@
+"""The command line as people use it: results on stdout, one-line errors on stderr, the exit statuses of the contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from devwatch import __version__
+from devwatch.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD = 'resources:\n- {name: a.io/b, match: [{vendor: "0658"}]}\n'
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_check_sums_up_a_valid_configuration(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 0 and a summary."""
+    assert main(["check", str(config)], {}) == 0
+    assert capsys.readouterr().out == f"{config}: valid; 1 resources (a.io/b); 0 evict\n"
+
+
+def test_check_shows_every_fault(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 78, and each fault as FILE:LINE:COLUMN: key: message on stderr."""
+    config.write_text("resources:\n- {name: ab, match: [{vendor: 403}]}\n")
+    assert main(["check", str(config)], {}) == 78
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"{config}:2:10: resources[0].name: ")
+    assert second.startswith(f"{config}:2:31: resources[0].match[0].vendor: ")
+    assert '"0403"' in second
+
+
+def test_check_speaks_json(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script gets faults as objects; the status is the same."""
+    config.write_text("resources: nonsense")
+    assert main(["check", "-o", "json", str(config)], {}) == 78
+    content = json.loads(capsys.readouterr().out)
+    assert content["valid"] is False
+    assert content["faults"][0].keys() == {"line", "column", "path", "message"}
+
+
+def test_check_warns_of_a_shadowed_resource(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A resource that never gets a device is valid, and most likely a mistake."""
+    config.write_text(GOOD + '- {name: a.io/c, match: [{vendor: "0658", product: "0200"}]}\n')
+    assert main(["check", str(config)], {}) == 0
+    assert capsys.readouterr().err.startswith(f"warning: {config}:3:")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["nonsense"],
+        ["run", "--nonsense"],
+        ["run", "--dry-run=maybe"],
+        ["run", "--listen", "nowhere"],
+        ["run", "--node-name", "no/name"],
+        ["devices", "-o", "xml"],
+        ["completion", "tcsh"],
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    argv: list[str], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line says what is wrong; there is no traceback."""
+    assert main(argv, {"DEVWATCH_CONFIG": str(config)}) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("devwatch: ")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"DEVWATCH_DRY_RUN": "maybe"}, {"DEVWATCH_ONCE": "maybe"}, {"DEVWATCH_LOG_LEVEL": "loud"}],
+)
+def test_a_wrong_environment_is_wrong_usage(variables: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The variable is named."""
+    assert main(["run"], variables) == 2
+    assert next(iter(variables)) in capsys.readouterr().err
+
+
+def test_a_variable_of_another_command_does_no_harm(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`DEVWATCH_OUTPUT=wide` is for `devices`; `completion` has no such option."""
+    assert main(["completion", "bash"], {"DEVWATCH_OUTPUT": "wide"}) == 0
+    assert main(["check", str(config)], {"DEVWATCH_OUTPUT": "wide"}) == 2
+    assert "DEVWATCH_OUTPUT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "devices", "explain", "check", "completion"])
+def test_every_command_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` ends with examples that start with the command."""
+    assert main([command, "--help"], {}) == 0
+    assert f"devwatch {command}" in capsys.readouterr().out.partition("examples:")[2]
+
+
+@pytest.mark.parametrize("missing", ["nothing.yaml", "."])
+def test_a_configuration_that_cannot_be_read_is_status_78(
+    missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that was named and is not there, or is a directory, is a wrong configuration for every command."""
+    path = str(tmp_path / missing)
+    for argv in (["run"], ["devices"], ["explain", "/dev/null"]):
+        assert main([*argv, "--config", path], {}) == 78
+        assert "cannot be read" in capsys.readouterr().err
+
+
+def test_devices_and_explain_need_no_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A newcomer sees the host's ttys before anything is configured."""
+    assert main(["devices", "--all", "-o", "json"], {"HOME": str(tmp_path)}) == 0
+    content = json.loads(capsys.readouterr().out)
+    devnode = content["devices"][0]["devnode"]
+    assert main(["explain", devnode], {}) == 0
+    assert devnode in capsys.readouterr().out
+
+
+def test_what_is_not_there_is_explained_too(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 1, what is at the path, and which resource expects a device there."""
+    config.write_text("resources:\n- {name: a.io/b, match: [{path: /dev/ttyNONE*}]}\n")
+    assert main(["explain", "/dev/ttyNONE0", "--config", str(config)], {}) == 1
+    out = capsys.readouterr().out
+    assert "/dev/ttyNONE0: there is nothing" in out
+    assert "a.io/b expects a device there" in out
+    assert main(["explain", "/dev/null", "--config", str(config)], {}) == 1
+    assert "a character device, but no present tty" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_name_the_program(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each shell gets its script."""
+    assert main(["completion", shell], {}) == 0
+    assert "devwatch" in capsys.readouterr().out
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """`devwatch devices --all | true` prints no traceback."""
+    command = f"{sys.executable} -m devwatch devices --all -o json | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)  # noqa: S602 - a pipe is what is tested
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize("argv", [["devices", "--all"], ["run", "--once", "--dry-run"], ["check"], ["--help"]])
+def test_results_that_cannot_be_written_are_one_line(argv: list[str], config: Path) -> None:
+    """A full disk, or a closed descriptor, is told in a line on stderr with status 1."""
+    environ = {**os.environ, "DEVWATCH_CONFIG": str(config)}
+    for redirection in (">/dev/full", ">&-"):
+        command = f"{sys.executable} -m devwatch {' '.join(argv)} {redirection}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=environ)  # noqa: S602 - the shell redirects
+        errors = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+        assert (done.returncode, len(errors)) == (1, 1) or argv == ["--help"], (command, done.stderr)
+        assert "Traceback" not in done.stderr
+
+
+def test_remarks_that_cannot_be_written_change_no_result(config: Path) -> None:
+    """With stderr full or closed the status is what it would have been."""
+    for redirection in ("2>/dev/full", "2>&-"):
+        for argv, status in ((["check", str(config)], 0), (["check", "/nonexistent"], 78), (["nonsense"], 2)):
+            command = f"{sys.executable} -m devwatch {' '.join(argv)} {redirection}"
+            done = subprocess.run(command, shell=True, capture_output=True, check=False)  # noqa: S602 - the shell redirects
+            assert done.returncode == status, command
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--version` prints name and version."""
+    assert main(["--version"], {}) == 0
+    assert capsys.readouterr().out == f"devwatch {__version__}\n"
+
+
+MODULES_OF_COMMANDS = {
+    "devwatch.display",
+    "devwatch.commands",
+    "devwatch.inspection",
+    "devwatch.sticks",
+    "argcomplete",
+    "difflib",
+}
+
+
+def test_the_daemon_loads_nothing_that_only_a_command_needs(config: Path) -> None:
+    """`run` costs no memory for tables, completions or suggestions."""
+    code = "import sys; from devwatch.cli import main; main(sys.argv[1:]); print(*sorted(sys.modules))"
+    argv = ["run", "--once", "--dry-run", "--config", str(config)]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "devwatch.reconciler" in loaded
+    assert loaded & MODULES_OF_COMMANDS == set()

@@ -1,0 +1,118 @@
+"""Results suit their reader: a terminal of any width, a pipe, a script; and no device string is ever interpreted."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import yaml
+from build import ZIGBEE, device, rule
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devwatch.display import Screen, device_document, printable, show_devices, show_fault, show_rule, suggestion_text
+from devwatch.errors import Fault
+from devwatch.inspection import explain, rows
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def screen(width: int | None = None, *, coloured: bool = False) -> tuple[Screen, io.StringIO]:
+    out = io.StringIO()
+    return Screen(out=out, width=width, coloured=coloured), out
+
+
+def test_a_pipe_gets_whole_lines() -> None:
+    """However long a row is, a pipe gets it on one line, without colours."""
+    shown, out = screen()
+    show_devices(shown, rows([device(serial="S" * 300)], [rule()], {}), wide=True)
+    head, line = out.getvalue().splitlines()
+    assert head.split() == ["DEVNODE", "WHAT", "ID", "SERIAL", "INTERFACE", "LINK", "RESOURCE", "DRIVER", "PORT", "LINKS"]
+    assert line.split()[0] == "/dev/ttyUSB0"
+    assert ZIGBEE in line
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_a_narrow_terminal_gets_paragraphs(width: int) -> None:
+    """Nothing runs over the edge as long as its words fit."""
+    shown, out = screen(width)
+    links = ("/dev/serial/by-id/a",)
+    show_devices(shown, rows([device(serial="S" * 8, links=links)], [rule("a.io/b")], {}), wide=False)
+    text = out.getvalue()
+    assert "serial: SSSSSSSS" in text
+    if width >= 40:
+        assert max(map(len, text.splitlines())) <= width
+
+
+@given(st.text(max_size=80))
+def test_no_device_string_reaches_the_terminal_unescaped(text: str) -> None:
+    """Escape codes, line ends, bidirectional controls and the like are shown, never interpreted."""
+    shown, out = screen()
+    show_devices(shown, rows([device(serial=text, product=text, port=text, links=(text,))], [], {}), wide=True)
+    assert all(char.isprintable() or char == "\n" for char in out.getvalue())
+    assert len(out.getvalue().splitlines()) == 2
+
+
+@given(st.text(max_size=80))
+def test_documents_hold_any_string(text: str) -> None:
+    """JSON and YAML carry a hostile serial to a script unharmed, and nothing to the terminal but ASCII."""
+    content = {"devices": [device_document(row) for row in rows([device(serial=text)], [], {})]}
+    for form, load in (("json", json.loads), ("yaml", yaml.safe_load)):
+        shown, out = screen()
+        shown.document(content, form)
+        assert load(out.getvalue()) == content
+        assert all(char.isprintable() or char == "\n" for char in out.getvalue())
+
+
+def test_colour_follows_the_terminal() -> None:
+    """A terminal gets colours and its width; NO_COLOR and TERM=dumb take the colours, a pipe gets neither."""
+    assert Screen.of(Terminal(), {}).coloured
+    assert Screen.of(Terminal(), {}).width
+    assert not Screen.of(Terminal(), {"NO_COLOR": "1"}).coloured
+    assert not Screen.of(Terminal(), {"TERM": "dumb"}).coloured
+    pipe = Screen.of(io.StringIO(), {})
+    assert (pipe.width, pipe.coloured) == (None, False)
+
+
+def test_a_fault_is_shown_with_its_place() -> None:
+    """On a terminal the line and a caret follow; in a pipe only the compiler-style line."""
+    fault = Fault(line=2, column=5, path="a.b", message="is wrong")
+    shown, out = screen(40)
+    show_fault(shown, fault, "f.yaml", "first\nabc defg\n")
+    assert out.getvalue() == "f.yaml:2:5: a.b: is wrong\n    abc defg\n        ^\n"
+    shown, out = screen()
+    show_fault(shown, fault, "f.yaml", "first\nabc defg\n")
+    assert out.getvalue() == "f.yaml:2:5: a.b: is wrong\n"
+
+
+def test_a_fault_far_to_the_right_is_still_shown() -> None:
+    """Of a long line the part around the column is shown."""
+    shown, out = screen(40)
+    show_fault(shown, Fault(line=1, column=501, path="", message="is wrong"), "f", "x" * 500 + "HERE")
+    lines = out.getvalue().splitlines()
+    assert lines[-2][lines[-1].index("^")] == "H"
+
+
+def test_explain_shows_each_key() -> None:
+    """Wanted, seen and verdict, in colour where that is wanted."""
+    _, (report,) = explain(device(), [rule()], "n")
+    shown, out = screen(coloured=True)
+    show_rule(shown, 1, report, claims=True)
+    assert "vendor: wanted '10c4', seen '10c4': \x1b[32mmatched" in out.getvalue()
+    assert "claims it" in out.getvalue()
+
+
+def test_nothing_to_suggest_is_a_valid_configuration_too() -> None:
+    """An empty suggestion says so."""
+    assert yaml.safe_load(suggestion_text(())) == {"resources": []}
+
+
+def test_printable_keeps_what_people_can_read() -> None:
+    """Umlauts stay, an escape code does not."""
+    assert printable("Zürich \x1b[31m\u202e") == "Zürich \\x1b[31m\\u202e"

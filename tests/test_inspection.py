@@ -1,0 +1,128 @@
+"""What is shown of devices and rules is what the daemon acts on."""
+
+from __future__ import annotations
+
+import pytest
+from build import ZIGBEE, ZWAVE, device, entry, rule
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devwatch.config import parse
+from devwatch.device import Device
+from devwatch.display import suggestion_text
+from devwatch.inspection import describe, explain, rows, suggest, twins_of
+from devwatch.rules import Verdict, claim
+
+
+@pytest.mark.parametrize(
+    ("properties", "what"),
+    [
+        ({"ID_MODEL_FROM_DATABASE": "FT232", "ID_VENDOR_FROM_DATABASE": "FTDI", "ID_MODEL": "UART"}, "FTDI FT232 (UART)"),
+        ({"ID_VENDOR_ENC": "ACME\\x20Inc", "ID_MODEL_ENC": "Modem\\x2f2"}, "ACME Inc Modem/2"),
+        ({"ID_VENDOR": "ACME_Inc", "ID_MODEL": "Modem"}, "ACME Inc Modem"),
+        ({}, "unknown USB device"),
+    ],
+)
+def test_a_device_is_called_what_the_database_or_itself_says(properties: dict[str, str], what: str) -> None:
+    """The hardware database comes first, the device's own strings second."""
+    assert describe(device(vendor="1234", product="5678", properties=properties)) == what
+
+
+def test_what_is_no_usb_device_is_named_by_its_kind() -> None:
+    """A port of the board and a virtual console have no ids to show."""
+    assert describe(device("ttyS0", vendor=None, product=None)) == "serial port of the board"
+    assert describe(device("tty9", vendor=None, product=None, devpath="/devices/virtual/tty/tty9")) == "virtual console"
+
+
+def test_twins_are_told() -> None:
+    """Two bodies with the same ids and serial are twins; two ttys of one body are not, nor is a port without ids."""
+    one, two = device("ttyUSB0"), device("ttyUSB1")
+    inner = device("ttyUSB2", physical=one.physical)
+    assert twins_of(one, [one, two, inner]) == ("/dev/ttyUSB1",)
+    assert twins_of(device(serial="A"), [device("ttyUSB1", serial="B")]) == ()
+    assert twins_of(device("ttyS0", vendor=None), [device("ttyS1", vendor=None)]) == ()
+
+
+def test_rows_come_in_the_order_of_people() -> None:
+    """ttyUSB2 stands before ttyUSB10, each with its driver and its claim."""
+    found = rows([device("ttyUSB10"), device("ttyUSB2")], [rule()], {"/dev/ttyUSB2": "cp210x"})
+    assert [(row.device.devnode, row.driver, row.claim.owner) for row in found] == [
+        ("/dev/ttyUSB2", "cp210x", ZIGBEE),
+        ("/dev/ttyUSB10", None, ZIGBEE),
+    ]
+
+
+def test_explain_names_what_would_have_to_change() -> None:
+    """For the claiming resource nothing; for another the missing key, the exclusion, the earlier resource, the node."""
+    rules = [
+        rule("a.io/wrong", [entry(vendor="0658", product="8a2a")]),
+        rule("a.io/excluded", exclude=(entry(product="8a2a"),)),
+        rule("a.io/owner"),
+        rule("a.io/later"),
+        rule("a.io/elsewhere", nodes=()),
+    ]
+    decided, reports = explain(device(), rules, "here")
+    changes = {report.name: report.change for report in reports}
+    assert decided.owner == "a.io/owner"
+    assert changes["a.io/wrong"] == "match[0] wants vendor '0658' (seen 10c4)"
+    assert changes["a.io/excluded"] == "exclude[0] takes it out"
+    assert changes["a.io/owner"] == ""
+    assert changes["a.io/later"].startswith("a.io/owner comes first")
+    assert changes["a.io/elsewhere"] == "it is not for node here (see its nodes)"
+
+
+def test_explain_tells_what_is_unknown() -> None:
+    """Without a udev record the port is unknown, and so is whose the device is."""
+    rules = [rule(ZWAVE, [entry(port="*-1.4")]), rule(ZIGBEE)]
+    decided, reports = explain(device(properties=None), rules, "here")
+    assert decided.doubtful == {ZIGBEE, ZWAVE}
+    assert reports[0].entries[0].findings[0].verdict is Verdict.UNKNOWN
+    assert "no complete udev record" in reports[0].change
+    assert f"{ZWAVE}, which may want it, comes first" in reports[1].change
+
+
+IDS = st.sampled_from(["10c4", "0658", "1a86"])
+DEVICES = st.lists(
+    st.builds(
+        device,
+        vendor=IDS,
+        product=IDS,
+        serial=st.sampled_from([None, "A", "B*", "[x]?"]),
+        interface=st.sampled_from([None, "00", "01"]),
+        port=st.sampled_from([None, "pci-1", "pci-2"]),
+        physical=st.sampled_from(["/devices/1", "/devices/2", "/devices/3"]),
+        properties=st.sampled_from([{}, {"ID_MODEL": "M*del 1"}]),
+    ),
+    max_size=5,
+).map(lambda found: [_named(device, index) for index, device in enumerate(found)])
+
+
+def _named(plain: Device, index: int) -> Device:
+    return device(
+        f"ttyUSB{index}",
+        **{name: getattr(plain, name) for name in ("vendor", "product", "serial", "interface", "port", "physical", "properties")},
+    )
+
+
+@given(devices=DEVICES)
+def test_a_suggestion_claims_exactly_its_devices(devices: list[Device]) -> None:
+    """Whatever is plugged in: the suggested configuration is valid and gives each device to the resource suggested for it."""
+    suggestions = suggest(devices, ())
+    config = parse(suggestion_text(suggestions).encode(), file="suggested")
+    wanted = {devnode: suggestion.name for suggestion in suggestions for devnode in suggestion.devnodes}
+    assert {device.devnode: claim(device, config.resources).owner for device in devices} == wanted
+
+
+def test_only_what_nothing_claims_is_suggested() -> None:
+    """Claimed devices, those in doubt and virtual consoles are left alone."""
+    console = device("tty9", vendor=None, devpath="/devices/virtual/tty/tty9")
+    open_one = device("ttyUSB1", vendor="0658", properties=None)
+    rules = [rule(ZIGBEE), rule(ZWAVE, [entry(vendor="0658", port="x")])]
+    assert suggest([device(), console, open_one], rules) == ()
+
+
+def test_a_name_that_is_taken_is_not_suggested_again() -> None:
+    """The second of two sticks gets a number, also beside a resource of the configuration."""
+    sticks = [device(f"ttyACM{n}", vendor="0658", product="0200", serial=str(n)) for n in range(2)]
+    names = [suggestion.name for suggestion in suggest(sticks, [rule("aeotec/zstick", [entry(vendor="dead")])])]
+    assert names == ["aeotec/zstick-2", "aeotec/zstick-3"]

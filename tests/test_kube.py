@@ -1,0 +1,1024 @@
+"""The edge to the API server, against a scripted HTTP server on loopback: what goes over the wire, and what becomes of every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import gc
+import json
+import os
+import re
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from devwatch.errors import ApiError, CredentialsError, Forbidden, NodeMissing, Refused, Retry
+from devwatch.kube import MAX_ANSWER, Credentials, KubeNode
+from devwatch.node import ANNOTATION, WHOLE, NodeState
+from system.certificates import Authority
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+
+    from devwatch.node import Changes
+
+TOKEN = "SECRET-token"  # noqa: S105 - of no server
+NODE: dict[str, Any] = {
+    "kind": "Node",
+    "metadata": {"uid": "u1", "resourceVersion": "42", "annotations": {ANNOTATION: "{}", "other": "x"}},
+    "status": {"capacity": {"a.io/b": "1", "cpu": "4"}, "allocatable": {"a.io/b": "1"}},
+}
+RBAC = 'nodes "n1" is forbidden: User "{}" cannot patch resource "nodes/status" in API group "" at the cluster scope'
+Answer = "bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the server was sent."""
+
+    line: str
+    headers: Mapping[str, str]
+    body: bytes
+    user: str | None
+    """The name in the client's certificate."""
+
+
+def answer(status: int, body: object, **headers: str) -> bytes:
+    """Return a whole response with this JSON (or these bytes) in it."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    fields = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status} Status\r\nContent-Length: {len(content)}\r\n{fields}\r\n".encode() + content
+
+
+def refusal(status: int, message: str, **more: object) -> bytes:
+    """Return a response as the API server refuses."""
+    return answer(status, {"kind": "Status", "status": "Failure", "message": message, "code": status, **more})
+
+
+async def silence(writer: asyncio.StreamWriter) -> None:
+    """Answer nothing, but keep the connection."""
+    await writer.wait_closed()
+
+
+async def half(writer: asyncio.StreamWriter) -> None:
+    """Answer half of a body and nothing more, but keep the connection."""
+    writer.write(answer(200, NODE)[:-10])
+    await writer.wait_closed()
+
+
+async def reset(writer: asyncio.StreamWriter) -> None:
+    """Send half of a body and reset the connection."""
+    writer.write(answer(200, NODE)[:-10])
+    await writer.drain()
+    abort(writer)
+
+
+async def endless(writer: asyncio.StreamWriter) -> None:
+    """Send a body without an end."""
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        writer.write(b" " * 65536)
+        await writer.drain()
+
+
+def abort(writer: asyncio.StreamWriter) -> None:
+    """Close a connection with a reset (socket(7), SO_LINGER of 0 seconds)."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+@dataclass(slots=True, kw_only=True)
+class Site:
+    """A server that gives its answers in order, the last one for ever."""
+
+    answers: list[Any]
+    requests: list[Request] = field(default_factory=list)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    port: int = 0
+    eager: bool = False
+    """Answer before there is a request, as one that understands none."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of one connection until it ends or breaks."""
+        try:
+            if self.eager:
+                writer.write(self.answers[0])
+            while await self._answer(reader, writer):
+                pass
+        except (OSError, EOFError):
+            pass  # the client has gone
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; return whether another may follow on this connection."""
+        self.requests.append(await _request(reader, writer))
+        self.asked.set()
+        given = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if callable(given):
+            await given(writer)
+            return False
+        writer.write(given)
+        return b"Content-Length" in given
+
+
+async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    line, *fields = head.strip().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (each.partition(": ") for each in fields)}
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    certificate = writer.get_extra_info("peercert") or {}
+    names = {name: value for part in certificate.get("subject", ()) for name, value in part}
+    return Request(line=line, headers=headers, body=body, user=names.get("commonName"))
+
+
+@contextlib.asynccontextmanager
+async def site(*answers: Any, tls: ssl.SSLContext | None = None) -> AsyncIterator[Site]:  # noqa: ANN401 - bytes, or what writes them
+    """Run a server on a free port."""
+    running, tasks = Site(answers=list(answers)), set[asyncio.Task[None]]()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.get_running_loop().create_task(running.serve(reader, writer)))
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls, limit=1 << 20)
+    running.port = server.sockets[0].getsockname()[1]
+    try:
+        yield running
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    """Run it; nothing may be left open, and no callback may have failed."""
+    reported: list[object] = []
+
+    async def guarded() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        async with asyncio.timeout(30):
+            await scenario
+        gc.collect()  # what was not closed complains when it is collected
+
+    asyncio.run(guarded())
+    assert reported == []
+
+
+def kubeconfig(
+    folder: Path,
+    server: str,
+    *,
+    user: Mapping[str, object] | None = None,
+    cluster: Mapping[str, object] | None = None,
+    name: str = "kubeconfig",
+) -> Path:
+    """Write a kubeconfig, by default with a token, and return its path."""
+    path = folder / name
+    content = {
+        "clusters": [{"name": "c", "cluster": {"server": server, **(cluster or {})}}],
+        "users": [{"name": "u", "user": {"token": TOKEN} if user is None else user}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+@contextlib.asynccontextmanager
+async def node(
+    config: Path | str | None, *, dry_run: bool = False, patience: float = 20, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[KubeNode]:
+    """Have a Node to write to, and close it."""
+    credentials = Credentials(kubeconfig=None if config is None else str(config), environ=environ or {})
+    api = KubeNode("n1", credentials, version="1.2", dry_run=dry_run, timeout=patience)
+    try:
+        yield api
+    finally:
+        await api.close()
+
+
+def ask(
+    folder: Path,
+    *answers: Any,  # noqa: ANN401 - as `site` takes them
+    changes: Changes | None = None,
+    dry_run: bool = False,
+    patience: float = 20,
+) -> tuple[NodeState | ApiError, list[Request]]:
+    """Return what one patch gives where the server answers so, and what the server was sent."""
+    outcomes: list[NodeState | ApiError] = []
+    sent: list[Request] = []
+
+    async def scenario() -> None:
+        async with site(*answers) as server:
+            config = kubeconfig(folder, f"http://127.0.0.1:{server.port}")
+            async with node(config, dry_run=dry_run, patience=patience) as api:
+                outcomes.append(await outcome(api, changes))
+            sent.extend(server.requests)
+
+    run(scenario())
+    return outcomes[0], sent
+
+
+@contextlib.asynccontextmanager
+async def talk(
+    folder: Path,
+    *answers: Any,  # noqa: ANN401 - as `site` takes them
+    scheme: str = "http",
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[tuple[Site, KubeNode]]:
+    """Run a server and have the Node that it keeps."""
+    async with (
+        site(*answers, tls=tls) as server,
+        node(kubeconfig(folder, f"{scheme}://127.0.0.1:{server.port}")) as api,
+    ):
+        yield server, api
+
+
+async def outcome(api: KubeNode, changes: Changes | None = None) -> NodeState | ApiError:
+    """Return the Node, or the error; an exception of any other kind fails the test."""
+    try:
+        return await api.patch(changes or {})
+    except ApiError as error:
+        plain(error)
+        return error
+
+
+def plain(error: ApiError) -> None:
+    """Check that a message is one line, not too long, the same every time, and gives no secret away."""
+    text = str(error)
+    assert text
+    assert len(text.splitlines()) == 1
+    assert len(text) < 1000
+    assert "SECRET" not in text
+    assert " at 0x" not in text
+    assert "Traceback" not in text
+
+
+# -- what goes over the wire
+
+
+def test_a_change_is_one_strategic_merge_patch_of_the_status(tmp_path: Path) -> None:
+    """Both maps and the annotation in one request, under our field manager, by our name."""
+    _, (sent,) = ask(tmp_path, answer(200, NODE), changes={"a.io/b": "1", "a.io/gone": None, WHOLE: "{}"})
+    assert sent.line == "PATCH /api/v1/nodes/n1/status?fieldManager=devwatch HTTP/1.1"
+    assert sent.headers["content-type"] == "application/strategic-merge-patch+json"
+    assert sent.headers["accept"] == "application/json"
+    assert sent.headers["authorization"] == f"Bearer {TOKEN}"
+    assert sent.headers["user-agent"] == "devwatch/1.2"
+    counts = {"a.io/b": "1", "a.io/gone": None}
+    assert json.loads(sent.body) == {
+        "status": {"capacity": counts, "allocatable": counts},
+        "metadata": {"annotations": {ANNOTATION: "{}"}},
+    }
+
+
+def test_without_changes_it_is_a_read_by_the_same_right(tmp_path: Path) -> None:
+    """`{}` as the body, not an empty one."""
+    state, (sent,) = ask(tmp_path, answer(200, NODE))
+    assert sent.line.startswith("PATCH ")
+    assert sent.body == b"{}"
+    assert isinstance(state, NodeState)
+
+
+def test_a_dry_run_asks_the_server_to_store_nothing(tmp_path: Path) -> None:
+    """`dryRun=All`, as the API wants it."""
+    _, (sent,) = ask(tmp_path, answer(200, NODE), dry_run=True)
+    assert sent.line == "PATCH /api/v1/nodes/n1/status?fieldManager=devwatch&dryRun=All HTTP/1.1"
+
+
+def test_the_answer_is_the_observed_node(tmp_path: Path) -> None:
+    """Not what was sent, but what is there now, foreign resources included."""
+    state, _ = ask(tmp_path, answer(200, NODE), changes={"a.io/b": "7"})
+    assert state == NodeState(
+        uid="u1",
+        version=42,
+        capacity={"a.io/b": "1", "cpu": "4"},
+        allocatable={"a.io/b": "1"},
+        annotation="{}",
+    )
+
+
+def test_a_node_without_status_and_annotations_is_read(tmp_path: Path) -> None:
+    """As a new one is, before its kubelet has written to it."""
+    state, _ = ask(tmp_path, answer(200, {"kind": "Node", "metadata": {"uid": "u"}}))
+    assert state == NodeState(uid="u")
+
+
+def test_requests_share_a_connection(tmp_path: Path) -> None:
+    """A resync costs no TLS handshake."""
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE)) as server:
+            config = kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")
+            async with node(config) as api:
+                before = len(sockets())
+                for _ in range(5):
+                    await api.patch({})
+                assert len(sockets()) == before + 2, "one connection has two ends"
+
+    run(scenario())
+
+
+def sockets() -> list[str]:
+    """Return the open sockets of this process."""
+    links = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(str(link.readlink()))
+    return [link for link in links if link.startswith("socket:")]
+
+
+# -- what becomes of an answer
+
+
+STATUSES: dict[str, tuple[bytes, type[ApiError], str]] = {
+    "400": (refusal(400, "bad quantity"), Refused, r"bad quantity \(400 from http://127.0.0.1:\d+\)"),
+    "404 of the Node": (refusal(404, 'nodes "n1" not found', reason="NotFound"), NodeMissing, 'nodes "n1" not found'),
+    "404 of a proxy": (answer(404, b"<html>404\r\n not found</html>"), Retry, "<html>404 not found</html>"),
+    "404 of a path": (answer(404, b"404 page not found"), Retry, "page not found"),
+    "409": (refusal(409, "the object has been modified"), Retry, "modified"),
+    "413": (refusal(413, "too large"), Refused, "too large"),
+    "422": (refusal(422, "capacity: Invalid value"), Refused, "Invalid value"),
+    "422 with a Node in it": (refusal(422, "x" * 100_000), Refused, f"x{{500}} {re.escape('(422 from')}"),
+    "429": (refusal(429, "slow down"), Retry, "slow down"),
+    "500": (refusal(500, "etcdserver: request timed out"), Retry, "etcdserver"),
+    "502 of a proxy": (answer(502, b""), Retry, "no message"),
+    "503": (answer(503, b"apiserver not ready\n\n"), Retry, "apiserver not ready"),
+    "redirect without a place": (answer(302, b""), Retry, "302"),
+    "redirect in a circle": (answer(307, b"", Location="/"), Retry, "TooManyRedirects"),
+    "accepted, not done": (answer(202, {}), Retry, "202"),
+    "no content": (b"HTTP/1.1 204 No Content\r\n\r\n", Retry, "204"),
+    "garbage JSON": (answer(200, b'{"kind": "Node", '), Retry, "is no Node"),
+    "JSON of no object": (answer(200, ["Node"]), Retry, "is no Node"),
+    "deep JSON": (answer(200, b"[" * 200_000), Retry, "is no Node"),
+    "bytes": (answer(200, b"\xff\xfe\x00\x00\xd8"), Retry, "is no Node"),
+    "HTML": (answer(200, b"<html>Log in</html>", Content_Type="text/html"), Retry, "is no Node"),
+    "another kind": (answer(200, {**NODE, "kind": "NodeList"}), Retry, "is no Node"),
+    "a Node without metadata": (answer(200, {"kind": "Node"}), Retry, "is no Node"),
+    "a Node without uid": (answer(200, {"kind": "Node", "metadata": {}}), Retry, "is no Node"),
+    "a Node of strings": (answer(200, {"kind": "Node", "metadata": "x", "status": "y"}), Retry, "is no Node"),
+    "capacity of a list": (answer(200, {**NODE, "status": {"capacity": ["a"]}}), Retry, "is no Node"),
+    "a version of 9000 digits": (
+        answer(200, {**NODE, "metadata": {"uid": "u", "resourceVersion": "9" * 9000}}),
+        Retry,
+        "is no Node",
+    ),
+    "a body cut off": (answer(200, NODE)[:-10] + b"", Retry, "no answer"),
+    "no HTTP": (b"220 mail.example.com ESMTP\r\n", Retry, "no answer"),
+    "nothing": (b"", Retry, "no answer"),
+    "headers without an end": (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000, Retry, "no answer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATUSES)
+def test_every_answer_becomes_one_of_our_errors(name: str, tmp_path: Path) -> None:
+    """Sorted by what to do about it, in one line that says what happened and, unless the API server says it itself, where."""
+    given, kind, text = STATUSES[name]
+    cut = name == "a body cut off"
+    error, sent = ask(tmp_path, _closing(given) if cut else given)
+    assert type(error) is kind
+    assert re.search(text, str(error))
+    assert re.search(r"http://127\.0\.0\.1:\d+", str(error))
+    if name != "redirect in a circle":
+        assert len(sent) == 1
+
+
+def _closing(data: bytes) -> Callable[[asyncio.StreamWriter], Awaitable[None]]:
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+        await writer.drain()
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("header", "after"),
+    [
+        ({}, None),
+        ({"Retry_After": "7"}, 7),
+        ({"Retry_After": "0"}, 0),
+        ({"Retry_After": "Fri, 31 Dec 1999 23:59:59 GMT"}, None),
+        ({"Retry_After": "-1"}, None),
+        ({"Retry_After": "9" * 400}, None),
+        ({"Retry_After": "nan"}, None),
+        ({"Retry_After": "\u0663"}, None),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_passed_on_in_seconds(
+    status: int, header: dict[str, str], after: float | None, tmp_path: Path
+) -> None:
+    """A number of seconds, or nothing: no answer can make the loop wait for ever or stumble."""
+    error, _ = ask(tmp_path, refusal(status, "busy").replace(b"\r\n", _field(header), 1))
+    assert isinstance(error, Retry)
+    assert error.after == after
+
+
+def _field(header: dict[str, str]) -> bytes:
+    return b"\r\n" + b"".join(f"{name.replace('_', '-')}: {value}\r\n".encode() for name, value in header.items())
+
+
+def test_a_connection_reset_in_mid_body_is_no_answer(tmp_path: Path) -> None:
+    """A half Node is not a Node without its resources."""
+    error, _ = ask(tmp_path, reset)
+    assert type(error) is Retry
+    assert re.search(r"no answer from the API server http://127\.0\.0\.1:\d+: ", str(error))
+
+
+def test_an_endless_body_is_given_up(tmp_path: Path) -> None:
+    """After 8 MiB: the memory of the node is not the server's to fill."""
+    error, _ = ask(tmp_path, endless)
+    assert type(error) is Retry
+    assert f"is larger than {MAX_ANSWER} bytes" in str(error)
+
+
+@pytest.mark.parametrize("behaviour", [silence, half])
+def test_a_server_that_does_not_answer_is_given_up(behaviour: object, tmp_path: Path) -> None:
+    """At any point of the answer; the message says who and after how long."""
+    error, _ = ask(tmp_path, behaviour, patience=0.3)
+    assert type(error) is Retry
+    assert re.fullmatch(r"the API server http://127\.0\.0\.1:\d+ did not answer within 0\.3 s", str(error))
+
+
+def test_a_token_does_not_follow_a_redirect_to_another_server(tmp_path: Path) -> None:
+    """Whoever answers in place of the API server must not learn it."""
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE)) as thief, contextlib.AsyncExitStack() as stack:
+            place = f"http://127.0.0.1:{thief.port}/"
+            server = await stack.enter_async_context(site(answer(307, b"", Location=place)))
+            api = await stack.enter_async_context(node(kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")))
+            await outcome(api)
+            assert server.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
+            assert all("authorization" not in request.headers for request in thief.requests)
+
+    run(scenario())
+
+
+# -- rights
+
+
+def test_a_missing_right_is_named_with_the_commands_that_grant_it(tmp_path: Path) -> None:
+    """To this ServiceAccount and no other."""
+    error, _ = ask(tmp_path, refusal(403, RBAC.format("system:serviceaccount:kube-system:devwatch")))
+    assert isinstance(error, Forbidden)
+    assert "cannot patch resource" in str(error)
+    assert error.hint == (
+        "kubectl create clusterrole devwatch-patch-nodes-status --verb=patch --resource=nodes/status; "
+        "kubectl create clusterrolebinding devwatch-patch-nodes-status:system:serviceaccount:kube-system:devwatch "
+        "--clusterrole=devwatch-patch-nodes-status --serviceaccount=kube-system:devwatch"
+    )
+
+
+def test_a_hint_is_safe_to_paste(tmp_path: Path) -> None:
+    """The name of a user comes from outside and goes into a shell."""
+    error, _ = ask(tmp_path, refusal(403, RBAC.format("$(reboot); a/b 'c%")))
+    assert isinstance(error, Forbidden)
+    assert """'--user=$(reboot); a/b '"'"'c%'""" in error.hint
+    assert """'devwatch-patch-nodes-status:$(reboot); a-b '"'"'c-'""" in error.hint
+
+
+def test_nobody_is_told_to_grant_rights_to_everybody(tmp_path: Path) -> None:
+    """A request without credentials is anonymous: what is missing are they, not a right of `system:anonymous`."""
+    error, _ = ask(tmp_path, refusal(403, RBAC.format("system:anonymous")))
+    assert isinstance(error, Forbidden)
+    assert "kubectl" not in error.hint
+    assert "token" in error.hint
+
+
+def test_a_kubelets_credential_on_a_foreign_node_points_to_the_name(tmp_path: Path) -> None:
+    """No right helps there (NodeRestriction)."""
+    error, _ = ask(tmp_path, refusal(403, 'nodes "n1" is forbidden: node "n2" is not allowed to modify node "n1"'))
+    assert isinstance(error, Forbidden)
+    assert "--node-name" in error.hint
+
+
+def test_a_policy_that_dislikes_the_content_refuses_it(tmp_path: Path) -> None:
+    """Another content may pass, so it is not a missing right."""
+    error, _ = ask(tmp_path, refusal(403, 'nodes "n1" is forbidden: ValidatingAdmissionPolicy "p" denied request: no'))
+    assert type(error) is Refused
+
+
+def test_other_credentials_are_taken_after_a_missing_right(tmp_path: Path) -> None:
+    """A kubeconfig that is corrected to name another user works without a restart."""
+
+    async def scenario() -> None:
+        async with site(refusal(403, RBAC.format("jane")), answer(200, NODE)) as server:
+            url = f"http://127.0.0.1:{server.port}"
+            async with node(kubeconfig(tmp_path, url)) as api:
+                assert isinstance(await outcome(api), Forbidden)
+                kubeconfig(tmp_path, url, user={"token": "another"})
+                assert isinstance(await outcome(api), NodeState)
+        assert server.requests[1].headers["authorization"] == "Bearer another"
+
+    run(scenario())
+
+
+# -- credentials that change
+
+
+UNAUTHORIZED = refusal(401, "Unauthorized", reason="Unauthorized")
+
+
+def test_refused_credentials_are_read_again_and_the_request_is_repeated_once(tmp_path: Path) -> None:
+    """A replaced token file is noticed within the same request."""
+
+    async def scenario() -> None:
+        token = tmp_path / "token"
+        token.write_text("old\n")
+        async with site(answer(200, NODE), UNAUTHORIZED, answer(200, NODE)) as server:
+            config = kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}", user={"tokenFile": "token"})
+            async with node(config) as api:
+                await api.patch({})
+                token.write_text("new\n")
+                assert isinstance(await outcome(api, {"a.io/b": "1"}), NodeState)
+        sent = [(request.headers["authorization"], request.body) for request in server.requests]
+        assert [key for key, _ in sent] == ["Bearer old", "Bearer old", "Bearer new"]
+        assert sent[1][1] == sent[2][1]
+
+    run(scenario())
+
+
+def test_credentials_that_stay_refused_are_an_error(tmp_path: Path) -> None:
+    """After one repetition, and with what the server says; the next request tries again."""
+
+    async def scenario() -> None:
+        async with talk(tmp_path, answer(200, NODE), UNAUTHORIZED, UNAUTHORIZED, answer(200, NODE)) as (server, api):
+            await api.patch({})
+            error = await outcome(api)
+            assert isinstance(error, CredentialsError)
+            assert "does not accept the credentials: Unauthorized (401" in str(error)
+            assert len(server.requests) == 3
+            assert isinstance(await outcome(api), NodeState)
+
+    run(scenario())
+
+
+def test_credentials_that_were_just_read_are_not_tried_twice(tmp_path: Path) -> None:
+    """A wrong token costs the server one request, not two."""
+    error, sent = ask(tmp_path, UNAUTHORIZED)
+    assert isinstance(error, CredentialsError)
+    assert len(sent) == 1
+
+
+def serving(authority: Authority, clients: Path | None = None) -> ssl.SSLContext:
+    """Return the TLS of a server on 127.0.0.1 that asks for a client certificate of an authority."""
+    pair = authority.server("server", dns=["localhost"], addresses=["127.0.0.1"])
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(clients) if clients else None)
+    context.load_cert_chain(pair.certificate, pair.key)
+    context.verify_mode = ssl.CERT_OPTIONAL if clients else ssl.CERT_NONE
+    return context
+
+
+def test_a_client_certificate_that_was_rotated_on_disk_is_read_again(tmp_path: Path) -> None:
+    """A kubelet's own certificate is replaced long before it expires; the server says 401 when it has."""
+    authority = Authority(tmp_path / "pki")
+    files = {"client-certificate": "client.crt", "client-key": "client.key"}
+
+    def issue(user: str) -> None:
+        pair = authority.client(user)
+        (tmp_path / "client.crt").write_bytes(pair.certificate.read_bytes())
+        (tmp_path / "client.key").write_bytes(pair.key.read_bytes())
+
+    async def scenario() -> None:
+        issue("before")
+        tls = serving(authority, authority.certificate)
+        async with site(answer(200, NODE), UNAUTHORIZED, answer(200, NODE), tls=tls) as server:
+            cluster = {"certificate-authority": str(authority.certificate)}
+            config = kubeconfig(tmp_path, f"https://127.0.0.1:{server.port}", user=files, cluster=cluster)
+            async with node(config) as api:
+                await api.patch({})
+                issue("after")
+                await api.patch({})
+        assert [request.user for request in server.requests] == ["before", "before", "after"]
+
+    run(scenario())
+
+
+def test_a_changed_authority_is_read_again(tmp_path: Path) -> None:
+    """Until then no request, and no token, goes to a server that cannot prove who it is."""
+    trusted, other = Authority(tmp_path / "pki"), Authority(tmp_path / "other")
+    bundle = tmp_path / "ca.crt"
+    bundle.write_bytes(other.certificate.read_bytes())
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE), tls=serving(trusted)) as server:
+            cluster = {"certificate-authority": "ca.crt"}
+            config = kubeconfig(tmp_path, f"https://127.0.0.1:{server.port}", cluster=cluster)
+            async with node(config) as api:
+                error = await outcome(api)
+                assert type(error) is Retry
+                assert "certificate verify failed" in str(error)
+                assert server.requests == []
+                bundle.write_bytes(trusted.certificate.read_bytes())
+                assert isinstance(await outcome(api), NodeState)
+
+    run(scenario())
+
+
+def test_embedded_certificates_work(tmp_path: Path) -> None:
+    """As most kubeconfigs have them."""
+    authority = Authority(tmp_path / "pki")
+    pair = authority.client("jane")
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE), tls=serving(authority, authority.certificate)) as server:
+            cluster = {"certificate-authority-data": embedded(authority.certificate)}
+            user = {"client-certificate-data": embedded(pair.certificate), "client-key-data": embedded(pair.key)}
+            async with node(
+                kubeconfig(tmp_path, f"https://127.0.0.1:{server.port}", user=user, cluster=cluster)
+            ) as api:
+                await api.patch({})
+        assert [request.user for request in server.requests] == ["jane"]
+
+    run(scenario())
+
+
+def embedded(file: Path) -> str:
+    """Return a file as kubeconfigs embed it."""
+    return base64.b64encode(file.read_bytes()).decode()
+
+
+def test_keys_in_a_kubeconfig_leave_no_copy_on_disk(tmp_path: Path) -> None:
+    """TLS reads keys from files only: their copies are private, gone at once, and nothing grows with every rotation."""
+    authority = Authority(tmp_path / "pki")
+    for number in range(20):
+        pair = authority.client(f"u{number}")
+        user = {"client-certificate-data": embedded(pair.certificate), "client-key-data": embedded(pair.key)}
+        cluster = {"certificate-authority-data": embedded(authority.certificate)}
+        kubeconfig(tmp_path, "https://127.0.0.1:1", user=user, cluster=cluster, name=f"k{number}")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    shown = python(COPIES, str(tmp_path), env={"TMPDIR": str(temporary)})
+    assert json.loads(shown) == {"modes": [0o600], "copies": 60, "left": []}
+    assert list(temporary.iterdir()) == []
+
+
+COPIES = """
+import asyncio, json, os, stat, sys
+from devwatch.kube import Credentials
+
+modes = []
+def hook(event, arguments):
+    if event == "open" and str(arguments[0]).startswith(os.environ["TMPDIR"]) and "w" in (arguments[1] or ""):
+        modes.append(stat.S_IMODE(os.stat(arguments[0]).st_mode))
+sys.addaudithook(hook)
+
+async def main():
+    for round in range(100):
+        config = f"{sys.argv[1]}/k{round % 20}"
+        client = await Credentials(kubeconfig=config, environ={}).connect()
+        await client.close()
+        if round == 19:
+            copies = len(modes)
+    left = os.listdir(os.environ["TMPDIR"])
+    print(json.dumps({"modes": sorted(set(modes)), "copies": copies, "left": left}))
+
+asyncio.run(main())
+"""
+
+
+def python(script: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+    """Run a script in a fresh interpreter and return what it prints."""
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(env or {})}
+    command = [sys.executable, "-W", "error", "-c", script, *arguments]
+    return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
+
+
+# -- in a pod
+
+
+IN_CLUSTER = {"KUBERNETES_SERVICE_HOST": "127.0.0.1"}
+
+
+@contextlib.asynccontextmanager
+async def pod(folder: Path, *answers: bytes) -> AsyncIterator[tuple[Site, KubeNode]]:
+    """Have a server and the credentials that a kubelet mounts into a pod."""
+    authority = Authority(folder / "pki")
+    (folder / "ca.crt").write_bytes(authority.certificate.read_bytes())
+    (folder / "token").write_text("of the pod")
+    async with site(*answers, tls=serving(authority)) as server:
+        environ = {**IN_CLUSTER, "KUBERNETES_SERVICE_PORT": str(server.port)}
+        api = KubeNode("n1", Credentials(environ=environ, service_account=folder), version="1", timeout=20)
+        yield server, api
+        await api.close()
+
+
+def test_a_pod_uses_its_service_account(tmp_path: Path) -> None:
+    """Without any configuration; a token that the kubelet has replaced is read again at a 401."""
+
+    async def scenario() -> None:
+        async with pod(tmp_path, answer(200, NODE), UNAUTHORIZED, answer(200, NODE)) as (server, api):
+            await api.patch({})
+            (tmp_path / "token").write_text("newer")
+            await api.patch({})
+        keys = [request.headers["authorization"] for request in server.requests]
+        assert keys == ["Bearer of the pod", "Bearer of the pod", "Bearer newer"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("file", ["token", "ca.crt"])
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_pod_without_its_credentials_says_so(file: str, content: str | None, tmp_path: Path) -> None:
+    """A pod may be told not to mount them."""
+
+    async def scenario() -> None:
+        async with pod(tmp_path, answer(200, NODE)) as (_, api):
+            (tmp_path / file).unlink()
+            if content is not None:
+                (tmp_path / file).write_text(content)
+            error = await outcome(api)
+            assert isinstance(error, CredentialsError)
+            assert str(error).startswith("cannot use the service account of this pod: ")
+
+    run(scenario())
+
+
+def test_the_flag_comes_before_the_variable_the_pod_and_the_default() -> None:
+    """In this order, as the contract has it; an empty one is none."""
+    environ = {"KUBECONFIG": "/b", "KUBERNETES_SERVICE_HOST": "h", "HOME": "/home/jane"}
+    assert Credentials(kubeconfig="/a", environ=environ).file == "/a"
+    assert Credentials(environ=environ).file == "/b"
+    assert Credentials(environ={**environ, "KUBECONFIG": ""}).file is None
+    assert Credentials(environ={"HOME": "/home/jane"}).file == "/home/jane/.kube/config"
+    assert Credentials(environ={}).file == "/.kube/config"
+
+
+# -- kubeconfigs that are of no use
+
+
+def config_with(**changes: object) -> str:
+    """Return a kubeconfig with some of its parts replaced, None removes one."""
+    whole: dict[str, object] = {
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "users": [{"name": "u", "user": {"token": TOKEN}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    merged = {**whole, **{name.replace("_", "-"): value for name, value in changes.items()}}
+    return json.dumps({name: value for name, value in merged.items() if value is not None})
+
+
+def user_with(user: object) -> str:
+    """Return a kubeconfig with such a user."""
+    return config_with(users=[{"name": "u", "user": user}])
+
+
+def cluster_with(cluster: object) -> str:
+    """Return a kubeconfig with such a cluster."""
+    return config_with(clusters=[{"name": "c", "cluster": cluster}])
+
+
+EXEC = {"apiVersion": "client.authentication.k8s.io/v1", "command": "sh"}
+SERVER = {"server": "https://127.0.0.1:1"}
+USELESS: dict[str, tuple[str | bytes, str]] = {
+    "empty": ("", "not complete"),
+    "a list": ("- a", "not complete"),
+    "a word": ("SECRET", "not complete"),
+    "no YAML": ("users: [SECRET: {", r"it is no YAML \(line 1, column"),
+    "a password that YAML takes for an alias": ("password: *SECRET", r"it is no YAML \(line 1, column 11\)"),
+    "a password that YAML takes for a tag": ("password: !SECRET x", "it is no YAML"),
+    "no text": (b"\xff\xfe\x00SECRET", "decode"),
+    "control characters": (b"a: \x00\x01", "special characters"),
+    "no contexts": (config_with(contexts=None), "contexts"),
+    "no current context": (config_with(current_context=None), "current-context"),
+    "another current context": (config_with(current_context="nope"), "nope"),
+    "no such cluster": (config_with(clusters=[]), "cluster"),
+    "a user in the wrong place": (config_with(users=[{"name": "u", "token": TOKEN}]), "Expected key user"),
+    "no server": (cluster_with({"insecure-skip-tls-verify": True}), "has no server"),
+    "an authority that is not there": (cluster_with({**SERVER, "certificate-authority": "/no/ca"}), "/no/ca"),
+    "an authority of garbage": (cluster_with({**SERVER, "certificate-authority-data": "Z2FyYmFnZQ=="}), "SSLError"),
+    "an authority that is no base64": (cluster_with({**SERVER, "certificate-authority-data": "SECRE"}), "base64|padding"),
+    "a key of garbage": (
+        user_with({"client-certificate-data": "Z2FyYmFnZQ==", "client-key-data": "U0VDUkVU"}),
+        "SSLError",
+    ),
+    "a token file that is not there": (user_with({"tokenFile": "/no/token"}), "/no/token"),
+    "a plugin that fails": (user_with({"exec": {**EXEC, "args": ["-c", "echo a >&2; echo b >&2; exit 3"]}}), "3. a b"),
+    "a plugin that is not there": (user_with({"exec": {**EXEC, "command": "/no/plugin"}}), "/no/plugin"),
+    "a plugin that says nothing": (user_with({"exec": {**EXEC, "args": ["-c", "true"]}}), "exec: failed to decode"),
+    "a plugin of no form": (user_with({"exec": {"command": "sh"}, "token": TOKEN}), "apiVersion"),
+    "a plugin that floods": (
+        user_with({"exec": {**EXEC, "args": ["-c", "head -c 50000 /dev/zero | tr '\\0' x >&2; exit 1"]}}),
+        "xxx",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", USELESS)
+def test_a_kubeconfig_of_no_use_is_named_with_what_is_wrong(name: str, tmp_path: Path) -> None:
+    """By its path, in one line, without what may be secret in it; and it is used as soon as it is corrected."""
+    content, text = USELESS[name]
+    path = tmp_path / "kubeconfig"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE)) as server, node(path) as api:
+            error = await outcome(api)
+            assert isinstance(error, CredentialsError)
+            assert str(error).startswith(f"cannot use the kubeconfig {path}: ")
+            assert re.search(text, str(error))
+            kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")
+            assert isinstance(await outcome(api), NodeState)
+
+    run(scenario())
+
+
+def fails(config: str) -> ApiError:
+    """Return the error that a request with this kubeconfig ends with."""
+    errors: list[ApiError] = []
+
+    async def scenario() -> None:
+        async with node(config) as api:
+            error = await outcome(api)
+            assert isinstance(error, ApiError)
+            errors.append(error)
+
+    run(scenario())
+    return errors[0]
+
+
+@pytest.mark.parametrize("form", ["{0}/none", "{0}/none:{0}/neither", "{0}/none:"])
+def test_a_kubeconfig_that_is_not_there_is_waited_for(form: str, tmp_path: Path) -> None:
+    """A node may join its cluster after the daemon has started."""
+    error = fails(form.format(tmp_path))
+    assert isinstance(error, CredentialsError)
+    assert "there is no kubeconfig" in str(error)
+
+
+def test_a_folder_is_no_kubeconfig(tmp_path: Path) -> None:
+    """The message says which."""
+    error = fails(str(tmp_path))
+    assert isinstance(error, CredentialsError)
+    assert re.search(r"Is a directory: '/", str(error))
+
+
+def test_a_plugin_that_hangs_is_given_up_and_named(tmp_path: Path) -> None:
+    """It is the plugin that does not answer, not the API server."""
+    path = tmp_path / "kubeconfig"
+    path.write_text(user_with({"exec": {**EXEC, "command": "sleep", "args": ["5"]}}))
+
+    async def scenario() -> None:
+        async with node(path, patience=0.2) as api:
+            error = await outcome(api)
+            assert isinstance(error, CredentialsError)
+            assert str(error) == f"cannot use the kubeconfig {path}: it took more than 0.2 s"
+
+    run(scenario())
+
+
+def test_two_kubeconfigs_are_one(tmp_path: Path) -> None:
+    """As with kubectl: a list in KUBECONFIG is merged, and files that are missing are left out."""
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE)) as server:
+            clusters = [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.port}"}}]
+            (tmp_path / "a").write_text(config_with(clusters=clusters, users=None))
+            (tmp_path / "b").write_text(config_with(clusters=None, contexts=None))
+            environ = {"KUBECONFIG": f"{tmp_path}/missing:{tmp_path}/a:{tmp_path}/b"}
+            async with node(None, environ=environ) as api:
+                assert isinstance(await outcome(api), NodeState)
+        assert server.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
+
+    run(scenario())
+
+
+# -- servers that are not there
+
+
+def test_tls_to_a_plain_port_is_no_answer(tmp_path: Path) -> None:
+    """And the message says that it is TLS that fails."""
+
+    async def scenario() -> None:
+        async with site(answer(400, b"")) as server:
+            server.eager = True
+            async with node(kubeconfig(tmp_path, f"https://127.0.0.1:{server.port}")) as api:
+                error = await outcome(api)
+                assert type(error) is Retry
+                assert re.search(rf"no answer from the API server https://127.0.0.1:{server.port}: .*SSL", str(error))
+
+    run(scenario())
+
+
+def test_plain_to_a_tls_port_is_no_answer(tmp_path: Path) -> None:
+    """Nor is what a TLS server says to it."""
+
+    async def scenario() -> None:
+        async with talk(tmp_path, answer(200, NODE), tls=serving(Authority(tmp_path / "pki"))) as (server, api):
+            error = await outcome(api)
+            assert type(error) is Retry
+            assert f"no answer from the API server http://127.0.0.1:{server.port}: " in str(error)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("server", "text"),
+    [
+        ("https://127.0.0.1:1", r"https://127\.0\.0\.1:1: ConnectionRefusedError"),
+        ("https://admin:SECRET@127.0.0.1:1", r"https://127\.0\.0\.1:1: ConnectionRefusedError"),
+        ("ftp://admin:SECRET@127.0.0.1:1", r"ftp://127\.0\.0\.1:1: NonHttpUrl"),
+        ("https://admin:SECRET@127.0.0.1:99999", r"https://127\.0\.0\.1:99999: "),
+        ("127.0.0.1:1", r"127\.0\.0\.1:1: NonHttpUrl"),
+        (f"https://{'x' * 64}.invalid", "no answer from the API server https://xxx"),
+        ("https://", "no answer from the API server"),
+        ("https://[::1", "no answer from the API server"),
+    ],
+)
+def test_a_server_that_cannot_be_reached_is_named_without_its_password(server: str, text: str, tmp_path: Path) -> None:
+    """A URL may hold a user and a password: neither gets into a message."""
+    error = fails(str(kubeconfig(tmp_path, server, user={})))
+    assert isinstance(error, Retry)
+    assert re.search(text, str(error))
+
+
+def test_a_proxy_that_cannot_be_reached_is_no_answer(tmp_path: Path) -> None:
+    """Its password stays as secret as that of the server."""
+    cluster = {"proxy-url": "http://user:SECRET@127.0.0.1:1"}
+    error = fails(str(kubeconfig(tmp_path, "https://127.0.0.1:2", cluster=cluster)))
+    assert type(error) is Retry
+    assert "no answer from the API server https://127.0.0.1:2: " in str(error)
+
+
+def test_a_proxy_that_refuses_is_no_answer(tmp_path: Path) -> None:
+    """407 to the CONNECT, which aiohttp reports with the proxy's URL."""
+
+    async def scenario() -> None:
+        async with site(answer(407, b"")) as proxy:
+            cluster = {"proxy-url": f"http://user:SECRET@127.0.0.1:{proxy.port}"}
+            async with node(kubeconfig(tmp_path, "https://127.0.0.1:2", cluster=cluster)) as api:
+                error = await outcome(api)
+                assert type(error) is Retry
+                assert "407" in str(error)
+
+    run(scenario())
+
+
+# -- nothing is left behind
+
+
+def test_a_cancelled_request_closes_its_connection(tmp_path: Path) -> None:
+    """The daemon ends in the middle of a request without a warning, and another request works after it."""
+
+    async def scenario() -> None:
+        async with talk(tmp_path, silence, answer(200, NODE)) as (server, api):
+            request = asyncio.create_task(api.patch({}))
+            await server.asked.wait()
+            request.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await request
+            assert isinstance(await outcome(api), NodeState)
+
+    run(scenario())
+
+
+def test_closing_twice_or_before_any_request_does_nothing(tmp_path: Path) -> None:
+    """The end of the daemon does not depend on how far it came."""
+
+    async def scenario() -> None:
+        api = KubeNode("n1", Credentials(kubeconfig=str(tmp_path), environ={}), version="1")
+        await api.close()
+        await api.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [refusal(500, "x"), UNAUTHORIZED, reset, answer(200, b"x")],
+    ids=["500", "401", "reset", "garbage"],
+)
+def test_a_hundred_failures_leave_no_descriptor_open(behaviour: object, tmp_path: Path) -> None:
+    """An outage may last for days."""
+
+    async def scenario() -> None:
+        async with talk(tmp_path, behaviour) as (_, api):
+            await outcome(api)
+            before = descriptors()
+            for _ in range(100):
+                assert isinstance(await outcome(api), ApiError)
+            await api.close()
+            await settled(lambda: descriptors() <= before)
+
+    run(scenario())
+
+
+async def settled(check: Callable[[], bool]) -> None:
+    """Turn the loop until it is so: the server's end of a connection is closed a few turns after ours."""
+    while not check():  # noqa: ASYNC110 - transports tell nobody when they close their sockets
+        await asyncio.sleep(0)
+
+
+def descriptors() -> int:
+    """Return the number of open files of this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))

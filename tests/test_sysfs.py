@@ -1,0 +1,745 @@
+"""A look at a host made of files, in which everything can break that breaks in the field."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devwatch.sysfs import GONE, Lister, Roots, is_devtmpfs, normal_serial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from devwatch.device import Device
+    from devwatch.inventory import Look
+
+NUMBERS = tuple(Path("/dev", name) for name in ("null", "zero", "full", "random", "urandom", "tty"))
+"""Character devices that every machine has: the nodes of the made-up host are links to them, which needs no root."""
+
+SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789#+-.:=@_")
+
+LOOK = """
+import json, os, resource, sys
+from devwatch.sysfs import Lister, Roots
+roots, paths = json.loads(sys.argv[1])
+lister = Lister(record=lambda path: None, roots=Roots(**roots), paths=frozenset(paths))
+looks = []
+def look():
+    seen = lister.look(0)
+    looks.append([[device.devnode for device in seen.devices], seen.doubts, seen.troubles])
+"""
+ONCE = "look()"
+STARVED = """
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+try:
+    while True:
+        taken.append(os.dup(1))
+except OSError:
+    look()
+os.close(taken.pop())
+look()
+while taken:
+    os.close(taken.pop())
+look()
+"""
+TELL = """
+print(json.dumps(looks))
+"""
+
+
+class Host:
+    """A host in a folder: sysfs, /dev, and the database of udev; all of it files that a test may break."""
+
+    def __init__(self, home: Path) -> None:
+        """Begin with the kernel's own ttys, a /dev that the kernel fills, and a udevd."""
+        self.home = home
+        self.sys, self.dev, self.run = home / "sys", home / "dev", home / "run"
+        self.ttys, self.data = self.sys / "class/tty", self.run / "data"
+        for folder in (self.ttys, self.dev / "serial/by-id", self.dev / "serial/by-path", self.data):
+            folder.mkdir(parents=True)
+        (self.run / "control").touch()
+        self.mounts(f"24 1 0:6 / {self.dev} rw,relatime shared:2 - devtmpfs devtmpfs rw")
+        self.roots = Roots(sys=str(self.sys), dev=str(self.dev), run=str(self.run), mountinfo=str(home / "mountinfo"))
+        self.reads: list[str] = []
+        """The sysfs paths of which the record was read."""
+        self.on_read: Callable[[], None] = lambda: None
+        self.lister = Lister(record=self.record, roots=self.roots)
+        self._graves = 0
+        for name in ("tty", "console"):
+            self.register(name, "devices/virtual/tty", node=None)
+
+    def mounts(self, *lines: str) -> None:
+        """Write the mount table."""
+        (self.home / "mountinfo").write_text("".join(f"{line}\n" for line in lines))
+
+    def look(self) -> Look:
+        """Look once more."""
+        return self.lister.look(0)
+
+    def found(self) -> dict[str, Device]:
+        """Return the devices of a look that must be certain, by the name of the node."""
+        look = self.look()
+        assert look.doubts == ()
+        return {device.devnode.removeprefix(f"{self.dev}/"): device for device in look.devices}
+
+    def register(self, name: str, parent: str, *, node: Path | None, **attributes: str) -> Path:
+        """Register a tty with the kernel: a folder in sysfs, an entry in its class, a node in /dev; None for no node."""
+        folder = self.sys / parent / name
+        folder.mkdir(parents=True)
+        self.write(folder, dev=number(node or NUMBERS[-1]), **attributes)
+        (self.ttys / name).symlink_to(os.path.relpath(folder, self.ttys))
+        if node:
+            path = self.node(name)
+            path.parent.mkdir(exist_ok=True)
+            path.symlink_to(node)
+        return folder
+
+    def stick(  # noqa: PLR0913 - each is a property of a stick that a test may want to set, by its name
+        self,
+        name: str = "ttyUSB0",
+        *,
+        at: str = "usb1/1-1",
+        node: Path = NUMBERS[0],
+        interface: str = "00",
+        serial: bytes | None = b"A1",
+        vendor: str = "0403",
+        product: str = "6001",
+    ) -> Path:
+        """Plug a USB serial stick; another tty of the same `at` is another interface of the same stick."""
+        body = self.sys / "devices" / at
+        face = body / f"{body.name}:1.{int(interface, 16)}"
+        folder = self.register(name, f"devices/{at}/{face.name}/{name}/tty", node=node)
+        self.write(body, idVendor=vendor, idProduct=product)
+        self.write(face, bInterfaceNumber=interface)
+        if serial is not None:
+            (body / "serial").write_bytes(serial + b"\n")
+        return folder
+
+    def write(self, folder: Path, **attributes: str) -> None:
+        """Write attributes as sysfs shows them, each a line."""
+        for name, value in attributes.items():
+            (folder / name).write_text(f"{value}\n")
+
+    def node(self, name: str) -> Path:
+        """Return the node of a tty."""
+        return self.dev / name.replace("!", "/")
+
+    def unregister(self, name: str) -> None:
+        """Pull a tty; its folder is kept elsewhere, so that the next one cannot get the same inode."""
+        folder = (self.ttys / name).resolve()
+        (self.ttys / name).unlink()
+        self.node(name).unlink(missing_ok=True)
+        self._graves += 1
+        folder.rename(self.home / f"grave{self._graves}")
+
+    def link(self, path: str, name: str) -> str:
+        """Make a link in /dev to the node of a tty, or move it there; return its absolute path."""
+        link = self.dev / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.node(name))
+        return str(link)
+
+    def rules_run(self, name: str, **properties: str) -> None:
+        """Have udev write its record: it renames a new file into place."""
+        fresh = self.data / "fresh"
+        fresh.write_text(json.dumps(properties))
+        fresh.rename(self.database(name))
+
+    def database(self, name: str) -> Path:
+        """Return the file that holds udev's record of a tty."""
+        return self.data / f"c{(self.ttys / name / 'dev').read_text().strip()}"
+
+    def record(self, path: str) -> Mapping[str, str] | None:
+        """Read a record from the database, as libudev does."""
+        self.reads.append(path)
+        self.on_read()
+        try:
+            record: dict[str, str] = json.loads((self.data / f"c{Path(path, 'dev').read_text().strip()}").read_text())
+        except FileNotFoundError:
+            return None
+        return record
+
+    def looks(self, script: str = ONCE) -> list[tuple[list[str], list[str], list[str]]]:
+        """Look from a process without capabilities, for which file modes count; return nodes, doubts and troubles of each look."""
+        world = json.dumps([asdict(self.roots), sorted(self.lister.paths)])
+        done = subprocess.run(
+            [*POWERLESS, sys.executable, "-c", LOOK + script + TELL, world],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert done.returncode == 0, done.stderr
+        return [(nodes, doubts, troubles) for nodes, doubts, troubles in json.loads(done.stdout)]
+
+
+POWERLESS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--") if os.geteuid() == 0 else ()
+"""Takes all capabilities from a program that root starts; it stays the owner of its files."""
+
+
+def number(node: Path) -> str:
+    """Return the number of a character device as sysfs shows it."""
+    device = node.stat().st_rdev
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """Make a host without a stick."""
+    return Host(tmp_path)
+
+
+# What is there
+
+
+def test_a_stick_is_found_with_all_that_can_be_matched(host: Host) -> None:
+    """The record of udev wins over sysfs; links and physical device are those of now."""
+    host.stick(serial=b"raw serial")
+    link = host.link("serial/by-id/usb-stick", "ttyUSB0")
+    host.rules_run(
+        "ttyUSB0",
+        ID_VENDOR_ID="0658",
+        ID_MODEL_ID="02AB",
+        ID_SERIAL_SHORT="S",
+        ID_USB_INTERFACE_NUM="0A",
+        ID_PATH="usb-0:1.4:1.0",
+        DEVLINKS=link,
+    )
+    stick = host.found()["ttyUSB0"]
+    assert (stick.vendor, stick.product, stick.serial) == ("0658", "02ab", "S")
+    assert (stick.interface, stick.port, stick.links) == ("0a", "usb-0:1.4:1.0", (link,))
+    assert (stick.body, stick.complete, stick.links_known) == ("/devices/usb1/1-1", True, True)
+    assert stick.devpath == "/devices/usb1/1-1/1-1:1.0/ttyUSB0/tty/ttyUSB0"
+    assert stick.number == NUMBERS[0].stat().st_rdev
+
+
+def test_a_tty_without_a_node_of_its_own_is_absent(host: Host) -> None:
+    """Listed is not present: the kernel removes the node before the entry."""
+    host.stick()
+    host.node("ttyUSB0").unlink()
+    assert host.found() == {}
+
+
+def test_a_plain_file_in_the_place_of_the_node_is_no_device(host: Host) -> None:
+    """Somebody wrote to /dev/ttyUSB0 when no stick was there."""
+    folder = host.stick()
+    host.node("ttyUSB0").unlink()
+    host.node("ttyUSB0").write_text("AT\r")
+    assert host.found() == {}
+    host.unregister("ttyUSB0")
+    host.stick()
+    host.node("ttyUSB0").unlink()
+    host.node("ttyUSB0").write_text("AT\r")
+    host.write(folder, dev="0:0")  # the number that `stat` gives every file that is no device
+    assert host.found() == {}
+
+
+def test_the_node_of_another_device_is_not_this_device(host: Host) -> None:
+    """A node that was made by hand, or is the next device's already, has another number."""
+    host.stick(node=NUMBERS[0])
+    host.node("ttyUSB0").unlink()
+    host.node("ttyUSB0").symlink_to(NUMBERS[1])
+    assert host.found() == {}
+
+
+def test_a_port_that_does_not_exist_is_absent(host: Host) -> None:
+    """The 8250 driver registers its ports whether there are any; `type` 0 says that there is none, and may change (setserial)."""
+    folder = host.register("ttyS0", "devices/platform/serial8250/tty", node=NUMBERS[0], type="0")
+    assert host.found() == {}
+    host.write(folder, type="4")
+    assert list(host.found()) == ["ttyS0"]
+    host.write(folder, type="0")
+    assert host.found() == {}
+
+
+def test_an_exclamation_mark_in_sysfs_is_a_folder_in_dev(host: Host) -> None:
+    """The kernel cannot have a slash in a name of sysfs."""
+    host.register("rfcomm!tty0", "devices/virtual/tty", node=NUMBERS[0])
+    assert list(host.found()) == ["rfcomm/tty0"]
+
+
+def test_a_tty_without_a_number_is_coming_or_going(host: Host) -> None:
+    """The kernel adds the number last and removes it first: no doubt, and there as soon as the number is."""
+    folder = host.stick()
+    (folder / "dev").unlink()
+    assert host.found() == {}
+    host.write(folder, dev=number(NUMBERS[0]))
+    assert list(host.found()) == ["ttyUSB0"]
+
+
+def test_an_entry_that_vanishes_in_mid_look_is_absent_without_a_doubt(host: Host) -> None:
+    """Pulling a stick while another is read makes no look uncertain."""
+    names = {"ttyUSB0": NUMBERS[0], "ttyUSB1": NUMBERS[1]}
+    for name, node in names.items():
+        host.stick(name, at=f"usb1/{name}", node=node)
+        host.rules_run(name)
+
+    def pull_the_other() -> None:
+        (read,) = (Path(path).name for path in host.reads)
+        host.unregister(next(name for name in names if name != read))
+
+    host.on_read = pull_the_other
+    assert len(host.found()) == 1
+
+
+# Physical devices
+
+
+def test_two_interfaces_of_one_stick_are_one_body(host: Host) -> None:
+    """Z-Wave and Zigbee of one stick: two devnodes, one device."""
+    host.stick("ttyUSB0", interface="00", node=NUMBERS[0])
+    host.stick("ttyUSB1", interface="01", node=NUMBERS[1])
+    found = host.found()
+    assert {name: device.interface for name, device in found.items()} == {"ttyUSB0": "00", "ttyUSB1": "01"}
+    assert {device.body for device in found.values()} == {"/devices/usb1/1-1"}
+
+
+def test_the_hub_is_not_the_body_of_the_sticks_in_it(host: Host) -> None:
+    """A hub has vendor and product too; the nearest ancestor that has them is the device."""
+    hub = host.sys / "devices/usb1/1-1"
+    hub.mkdir(parents=True)
+    host.write(hub, idVendor="05e3", idProduct="0608")
+    host.stick("ttyUSB0", at="usb1/1-1/1-1.1", node=NUMBERS[0])
+    host.stick("ttyUSB1", at="usb1/1-1/1-1.2", node=NUMBERS[1])
+    assert {device.body for device in host.found().values()} == {
+        "/devices/usb1/1-1/1-1.1",
+        "/devices/usb1/1-1/1-1.2",
+    }
+
+
+def test_without_a_usb_device_each_devnode_is_its_own_body(host: Host) -> None:
+    """Built-in ports hold no vendor."""
+    host.register("ttyS0", "devices/pnp0/tty", node=NUMBERS[0], type="4")
+    host.register("ttyS1", "devices/pnp0/tty", node=NUMBERS[1], type="4")
+    found = host.found()
+    assert {device.body for device in found.values()} == {device.devnode for device in found.values()}
+    assert {device.vendor for device in found.values()} == {None}
+
+
+# Links
+
+
+def test_of_twins_only_the_one_to_which_the_shared_link_leads_has_it(host: Host) -> None:
+    """Both records name the link; when it moves to the other, no event and no new record tell."""
+    for name, node in {"ttyUSB0": NUMBERS[0], "ttyUSB1": NUMBERS[1]}.items():
+        host.stick(name, at=f"usb1/{name}", node=node)
+        host.rules_run(name, DEVLINKS=str(host.dev / "serial/by-id/usb-twin"))
+    link = host.link("serial/by-id/usb-twin", "ttyUSB1")
+    assert {name: device.links for name, device in host.found().items()} == {"ttyUSB0": (), "ttyUSB1": (link,)}
+    host.link("serial/by-id/usb-twin", "ttyUSB0")
+    assert {name: device.links for name, device in host.found().items()} == {"ttyUSB0": (link,), "ttyUSB1": ()}
+
+
+def test_links_are_found_without_udev(host: Host) -> None:
+    """Those in /dev/serial by listing it, any other when the configuration names it."""
+    host.stick()
+    by_id, own = host.link("serial/by-id/usb-stick", "ttyUSB0"), host.link("zigbee", "ttyUSB0")
+    assert host.found()["ttyUSB0"].links == (by_id,)
+    host.lister.paths = frozenset({own, str(host.node("ttyUSB0")), str(host.dev / "absent")})
+    assert set(host.found()["ttyUSB0"].links) == {by_id, own}
+
+
+@pytest.mark.parametrize("kind", ["nothing", "file", "loop", "through a file", "long", "nul", "surrogate"])
+def test_a_path_that_leads_nowhere_is_no_link_and_no_doubt(host: Host, kind: str) -> None:
+    """Whatever a configuration names, the devices are found."""
+    host.stick()
+    (host.dev / "file").touch()
+    (host.dev / "loop").symlink_to("loop")
+    paths = {"through a file": "file/x", "long": "x" * 300, "nul": "nul\0", "surrogate": "\ud800"}
+    host.lister.paths = frozenset({f"{host.dev}/{paths.get(kind, kind)}"})
+    assert host.found()["ttyUSB0"].links == ()
+
+
+@pytest.mark.parametrize("folder", ["serial", "serial/by-id"])
+def test_without_a_folder_of_links_there_are_no_links(host: Host, folder: str) -> None:
+    """No stick has been named by udev yet, or a file is in the way."""
+    host.stick()
+    link = host.link("serial/by-path/usb-0:1", "ttyUSB0")
+    (host.dev / folder).rename(host.dev / "away")
+    (host.dev / folder).touch()
+    assert host.found()["ttyUSB0"].links == ((link,) if folder == "serial/by-id" else ())
+
+
+def test_a_link_that_cannot_be_followed_leaves_a_doubt_and_the_devices(host: Host) -> None:
+    """It may lead to a device that a rule claims by it: nothing is lowered, and whatever is seen counts."""
+    host.stick()
+    (host.dev / "closed").mkdir(mode=0)
+    host.lister.paths = frozenset({f"{host.dev}/closed/link"})
+    ((nodes, doubts, _),) = host.looks()
+    assert nodes == [str(host.node("ttyUSB0"))]
+    assert doubts == [f"{host.dev}/closed/link: Permission denied"]
+
+
+# Certain or not
+
+
+def test_a_list_that_cannot_be_read_is_not_an_empty_list(host: Host) -> None:
+    """No /sys: no device is seen, and the look says why."""
+    host.stick()
+    host.ttys.rename(host.home / "elsewhere")
+    look = host.look()
+    assert look.devices == ()
+    assert look.doubts == (f"{host.ttys}: No such file or directory",)
+
+
+@pytest.mark.parametrize("name", ["tty", "console"])
+def test_a_list_without_the_kernels_own_ttys_is_not_the_kernels(host: Host, name: str) -> None:
+    """A mount over /sys/class hides the devices without an error."""
+    (host.ttys / name).unlink()
+    assert host.look().doubts == (f"{host.ttys} lacks the kernel's own tty and console",)
+
+
+def test_masked_devices_are_not_absent(host: Host) -> None:
+    """A mount over /sys/devices leaves entries that lead nowhere: each is a doubt, and what is known stays known."""
+    host.stick(serial=b"first")
+    host.rules_run("ttyUSB0")
+    before = host.found()
+    (host.sys / "devices").rename(host.sys / "masked")
+    look = host.look()
+    assert look.devices == ()
+    assert set(look.doubts) == {
+        f"{host.ttys}/{name}: No such file or directory" for name in ("tty", "console", "ttyUSB0")
+    }
+    (host.sys / "masked").rename(host.sys / "devices")
+    host.database("ttyUSB0").unlink()
+    assert host.found() == before
+
+
+def test_entries_that_may_not_be_followed_are_not_absent(host: Host) -> None:
+    """The list can be read and no more: every entry is a doubt."""
+    host.stick()
+    host.ttys.chmod(0o400)
+    ((nodes, doubts, _),) = host.looks()
+    host.ttys.chmod(0o700)
+    assert nodes == []
+    assert set(doubts) == {f"{host.ttys}/{name}: Permission denied" for name in ("tty", "console", "ttyUSB0")}
+
+
+def test_only_three_errors_tell_that_a_device_is_gone() -> None:
+    """What the kernel answers where no device or no driver is; whatever else goes wrong, the device may be there."""
+    assert {errno.ENOENT, errno.ENODEV, errno.ENXIO} == GONE
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "error"),
+    [
+        (lambda node: node.symlink_to(node.name), errno.ELOOP),
+        (lambda node: node.symlink_to("x" * 300), errno.ENAMETOOLONG),
+        (lambda node: node.symlink_to(f"{__file__}/x"), errno.ENOTDIR),
+    ],
+)
+def test_a_node_that_cannot_be_examined_may_be_there(host: Host, obstacle: Callable[[Path], None], error: int) -> None:
+    """The look is uncertain, names the node, and finds the others."""
+    host.stick("ttyUSB0", at="usb1/1-1", node=NUMBERS[0])
+    host.stick("ttyUSB1", at="usb1/1-2", node=NUMBERS[1])
+    host.node("ttyUSB0").unlink()
+    obstacle(host.node("ttyUSB0"))
+    look = host.look()
+    assert [device.devnode for device in look.devices] == [str(host.node("ttyUSB1"))]
+    assert look.doubts == (f"{host.node('ttyUSB0')}: {os.strerror(error)}",)
+
+
+def test_a_node_that_may_not_be_examined_may_be_there(host: Host) -> None:
+    """The folder is closed to us, not empty."""
+    host.register("rfcomm!tty0", "devices/virtual/tty", node=NUMBERS[0])
+    (host.dev / "rfcomm").chmod(0)
+    ((nodes, doubts, _),) = host.looks()
+    (host.dev / "rfcomm").chmod(0o700)
+    assert (nodes, doubts) == ([], [f"{host.dev}/rfcomm/tty0: Permission denied"])
+
+
+def test_an_attribute_that_cannot_be_read_leaves_a_doubt(host: Host) -> None:
+    """/proc/self/mem answers a read at its beginning with EIO."""
+    body = host.stick().parents[3]
+    (body / "serial").unlink()
+    (body / "serial").symlink_to("/proc/self/mem")
+    look = host.look()
+    assert look.devices == ()
+    assert [doubt for doubt in look.doubts if os.strerror(errno.EIO) in doubt]
+
+
+def test_an_attribute_of_a_device_that_just_went_leaves_no_doubt(host: Host) -> None:
+    """Opening a socket is ENXIO, as of a driver that has let go."""
+    body = host.stick().parents[3]
+    (body / "serial").unlink()
+    with socket.socket(socket.AF_UNIX) as place:
+        folder = os.open(body, os.O_RDONLY)
+        place.bind(f"/proc/self/fd/{folder}/serial")  # a path of a socket is short
+        os.close(folder)
+    assert host.found()["ttyUSB0"].serial is None
+
+
+def test_a_number_that_is_none_leaves_a_doubt(host: Host) -> None:
+    """Something else than the kernel's sysfs is mounted there."""
+    host.write(host.stick(), dev="four:sixty")
+    look = host.look()
+    assert look.devices == ()
+    assert [doubt for doubt in look.doubts if doubt.endswith("ttyUSB0/dev: no device number")]
+
+
+def test_a_type_that_only_root_may_read_leaves_the_port_to_its_node(host: Host) -> None:
+    """So it is on kernels before 5.10."""
+    folder = host.register("ttyS0", "devices/pnp0/tty", node=NUMBERS[0], type="4")
+    (folder / "type").chmod(0)
+    ((nodes, doubts, _),) = host.looks()
+    assert (nodes, doubts) == ([str(host.node("ttyS0"))], [])
+
+
+@pytest.mark.parametrize("closed", ["run", "dev", "sys"])
+def test_a_closed_folder_is_a_doubt_and_no_exception(host: Host, closed: str) -> None:
+    """Whatever of the host may not be entered."""
+    host.stick()
+    host.rules_run("ttyUSB0")
+    (host.home / closed).chmod(0)
+    ((nodes, doubts, _),) = host.looks()
+    (host.home / closed).chmod(0o700)
+    assert nodes == []
+    assert [doubt for doubt in doubts if "Permission denied" in doubt]
+
+
+def test_without_file_descriptors_nothing_is_taken_for_absent(host: Host) -> None:
+    """No look without the stick is certain, and the first with enough descriptors has forgotten the shortage."""
+    host.stick()
+    starved, _, fed = looks = host.looks(STARVED)
+    assert starved[0] == []
+    assert os.strerror(errno.EMFILE) in starved[1][0]
+    assert all(doubts or nodes == [str(host.node("ttyUSB0"))] for nodes, doubts, _ in looks)
+    assert fed == ([str(host.node("ttyUSB0"))], [], [])
+
+
+# What the host lacks
+
+
+def test_where_nobody_makes_the_nodes_a_listed_device_is_present(host: Host) -> None:
+    """The /dev of a container: a missing node proves nothing, and the look names the mount to add."""
+    host.mounts(f"24 1 0:50 / {host.dev} rw - tmpfs tmpfs rw")
+    host.stick()
+    host.node("ttyUSB0").unlink()
+    look = host.look()
+    assert look.certain
+    assert str(host.node("ttyUSB0")) in {device.devnode for device in look.devices}
+    assert [trouble for trouble in look.troubles if "no devtmpfs: mount the host's /dev" in trouble]
+
+
+def test_where_nobody_makes_the_nodes_links_come_from_the_record_or_are_unknown(host: Host) -> None:
+    """They cannot be followed here; without a record nobody knows which lead to the device."""
+    host.mounts()
+    host.stick()
+    assert (host.found()["ttyUSB0"].links, host.found()["ttyUSB0"].links_known) == ((), False)
+    host.rules_run("ttyUSB0", DEVLINKS="/dev/serial/by-id/usb-stick")
+    stick = host.found()["ttyUSB0"]
+    assert (stick.links, stick.links_known) == (("/dev/serial/by-id/usb-stick",), True)
+
+
+def test_the_last_mount_on_dev_counts(host: Host) -> None:
+    """What was mounted before is hidden; what is mounted below or besides is another matter."""
+    kernel, container = (f"24 1 0:6 / {host.dev} rw - {kind} none rw" for kind in ("devtmpfs", "tmpfs"))
+    below = f"25 24 0:7 / {host.dev}/shm rw - tmpfs tmpfs rw"
+    for lines, expected in (((container, kernel, below), True), ((kernel, container), False), ((below,), False)):
+        host.mounts(*lines)
+        assert is_devtmpfs(host.roots) is expected
+
+
+def test_the_mount_table_is_read_when_something_is_mounted_on_dev(host: Host) -> None:
+    """It is long on a busy node: no look reads it for nothing."""
+    host.stick()
+    host.found()
+    host.mounts()
+    assert host.look().troubles == ()
+    host.dev.rename(host.home / "below")
+    host.dev.mkdir()
+    assert [trouble for trouble in host.look().troubles if "no devtmpfs" in trouble]
+
+
+def test_without_a_mount_table_a_missing_node_proves_nothing(host: Host) -> None:
+    """No /proc: the careful answer."""
+    (host.home / "mountinfo").unlink()
+    assert not is_devtmpfs(host.roots)
+
+
+def test_a_mount_table_that_cannot_be_read_is_a_doubt_and_asked_for_again(host: Host) -> None:
+    """An error of one moment does not decide for good what /dev is."""
+    host.stick()
+    (host.home / "mountinfo").rename(host.home / "kept")
+    (host.home / "mountinfo").mkdir()
+    assert not host.look().certain
+    (host.home / "mountinfo").rmdir()
+    (host.home / "kept").rename(host.home / "mountinfo")
+    assert list(host.found()) == ["ttyUSB0"]
+    assert host.look().troubles == ()
+
+
+def test_without_udev_the_ids_come_from_sysfs(host: Host) -> None:
+    """Port and properties are unknown, and the look says what to do."""
+    host.stick(vendor="10C4", product="8A2A", interface="0A", serial=b" HUSB 1 ")
+    host.run.rename(host.home / "elsewhere")
+    look = host.look()
+    (stick,) = look.devices
+    assert (stick.vendor, stick.product, stick.interface, stick.serial) == ("10c4", "8a2a", "0a", "HUSB_1")
+    assert (stick.port, stick.properties, stick.complete) == (None, None, False)
+    assert (look.certain, look.udevd) == (True, False)
+    assert [trouble for trouble in look.troubles if "start systemd-udevd or mount the host's /run/udev" in trouble]
+
+
+def test_a_look_tells_whether_udevd_runs(host: Host) -> None:
+    """Where it does, a device without a record is one that it has not finished."""
+    assert host.look().udevd
+    (host.run / "control").unlink()
+    assert not host.look().udevd
+
+
+# Records and registrations
+
+
+def test_a_record_is_read_again_only_when_udev_has_written_it(host: Host) -> None:
+    """Otherwise the look costs nothing for it, and the device is the same value."""
+    host.stick()
+    host.rules_run("ttyUSB0", ID_PATH="old")
+    first = host.found()["ttyUSB0"]
+    assert host.found()["ttyUSB0"] is first
+    assert len(host.reads) == 1
+    host.rules_run("ttyUSB0", ID_PATH="new")
+    assert host.found()["ttyUSB0"].port == "new"
+    assert len(host.reads) == 2
+
+
+def test_a_record_comes_after_the_device(host: Host) -> None:
+    """Until udev's rules have run the device is there and incomplete."""
+    host.stick()
+    assert not host.found()["ttyUSB0"].complete
+    host.rules_run("ttyUSB0")
+    assert host.found()["ttyUSB0"].complete
+
+
+def test_a_record_that_cannot_be_read_now_is_read_at_the_next_look(host: Host) -> None:
+    """The answer is None, as for a device that has no record."""
+    host.stick()
+    host.rules_run("ttyUSB0", ID_PATH="port")
+    record, host.lister.record = host.lister.record, lambda _: None
+    assert not host.found()["ttyUSB0"].complete
+    host.lister.record = record
+    assert host.found()["ttyUSB0"].port == "port"
+
+
+@pytest.mark.parametrize("lost", ["record", "everything"])
+def test_the_record_of_a_present_device_outlives_the_database(host: Host, lost: str) -> None:
+    """/run/udev vanishes under us, or the record while udev writes it: the same stick still has the same ids and socket."""
+    host.stick()
+    host.rules_run("ttyUSB0", ID_PATH="port", ID_SERIAL_SHORT="A1")
+    before = host.found()["ttyUSB0"]
+    if lost == "record":
+        host.database("ttyUSB0").unlink()
+    else:
+        host.run.rename(host.home / "elsewhere")
+    assert host.found()["ttyUSB0"] is before
+    assert len(host.reads) == 1
+
+
+def test_the_next_stick_in_the_same_place_inherits_nothing(host: Host) -> None:
+    """Same name, same number, same socket, and no record yet: another registration with the kernel is another device."""
+    host.stick(serial=b"first")
+    host.rules_run("ttyUSB0", ID_PATH="port", ID_SERIAL_SHORT="first")
+    first = host.found()["ttyUSB0"]
+    host.database("ttyUSB0").unlink()
+    host.unregister("ttyUSB0")
+    host.stick(serial=b"second", vendor="10c4")
+    second = host.found()["ttyUSB0"]
+    assert (second.serial, second.vendor, second.complete) == ("second", "10c4", False)
+    assert second.number == first.number
+    assert second.key != first.key
+
+
+def test_a_stick_that_was_away_is_read_anew_also_if_sysfs_kept_its_entry(host: Host) -> None:
+    """What udev said of it before is no news of the one that is there now."""
+    host.stick()
+    host.rules_run("ttyUSB0", ID_PATH="before")
+    assert host.found()["ttyUSB0"].port == "before"
+    host.node("ttyUSB0").unlink()
+    host.database("ttyUSB0").unlink()
+    assert host.found() == {}
+    host.node("ttyUSB0").symlink_to(NUMBERS[0])
+    assert not host.found()["ttyUSB0"].complete
+
+
+def test_the_serial_is_read_once_for_a_registration(host: Host) -> None:
+    """The kernel reads it under the lock of the USB device: a stick in reset would stall every look."""
+    serial = host.stick(serial=b"once").parents[3] / "serial"
+    assert host.found()["ttyUSB0"].serial == "once"
+    serial.write_text("changed")
+    host.rules_run("ttyUSB0", ID_SERIAL_SHORT="udev's")
+    assert host.found()["ttyUSB0"].serial == "udev's"
+    serial.unlink()
+    serial.symlink_to("/proc/self/mem")
+    assert host.look().certain
+
+
+# Serials
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"A1\n", "A1"),
+        (b"A1\r\n\n", "A1"),
+        (b"  A  1  \n", "A_1"),
+        (b" \n", None),
+        (b"\n", None),
+        (b"", None),
+        (b"A\t1\n", None),
+        (b"A\n1\n", None),
+        (b"\x1b[31mA1\n", None),
+        (b"\0A1\n", None),
+        (b"A,1\n", None),
+        ("Aé\n".encode(), None),
+        (b"A\xff\n", None),
+        (b"A\x7f1\n", "A_1"),
+        (b"../A/1\n", ".._A_1"),
+        (b"$(reboot)`x`;%s%n\"'\n", "__reboot__x___s_n__"),
+        (b"#+-.:=@_~\n", "#+-.:=@__"),
+        (b"A\\y1\\\n", "A_y1_"),
+        (b"A\\x2f\\x~\n", "A\\x2f\\x_"),
+        (b"A" * 10_000 + b"\n", "A" * 511),
+        (b" " * 505 + b"ABCDEFGHIJ\n", "ABCDEF"),
+        (b"A" * 600 + b",\n", None),
+    ],
+)
+def test_a_serial_is_what_udev_makes_of_it(raw: bytes, expected: str | None) -> None:
+    """Each pair is what `udevadm test-builtin usb_id` of systemd 252 answers for a device with this attribute."""
+    assert normal_serial(raw) == expected
+
+
+@given(st.binary())
+def test_no_serial_of_a_device_reaches_us_as_it_likes(raw: bytes) -> None:
+    """Nothing that a terminal, a shell or a path gives a meaning to, but a backslash before an x."""
+    serial = normal_serial(raw)
+    assert serial is None or (serial and set(serial.replace("\\x", "")) <= SAFE)
+
+
+@pytest.mark.parametrize("raw", [b"\x1b]0;owned\x07", b"A" * 10_000, b"\xff\xfe", b"a,b", b"$(reboot) ..", b""])
+def test_a_hostile_serial_makes_no_look_uncertain(host: Host, raw: bytes) -> None:
+    """The stick counts by what else is known of it."""
+    host.stick(serial=raw)
+    stick = host.found()["ttyUSB0"]
+    assert (stick.vendor, stick.serial) == ("0403", normal_serial(raw))
+
+
+def test_sticks_without_a_serial_and_with_the_same_are_devices_of_their_own(host: Host) -> None:
+    """Nothing but the place tells them apart."""
+    for count, serial in enumerate((None, None, b"same", b"same")):
+        host.stick(f"ttyUSB{count}", at=f"usb1/1-{count}", node=NUMBERS[count], serial=serial)
+    found = host.found()
+    assert [found[f"ttyUSB{count}"].serial for count in range(4)] == [None, None, "same", "same"]
+    assert len({device.body for device in found.values()}) == 4

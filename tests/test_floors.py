@@ -27,11 +27,17 @@ class Floor:
 
 
 FLOORS = (
-    Floor(rooms=("errors", "device", "rules", "inventory", "config", "node", "plan"), ordered=True),
-    Floor(rooms=("sysfs",)),  # what the udev edge reads without a library
-    Floor(rooms=("udev", "kube", "systemd", "telemetry", "logs", "lock")),
-    Floor(rooms=("reconciler",)),
-    Floor(rooms=("daemon",)),
+    Floor(
+        rooms=(
+            *("errors", "device", "backoff", "rules", "inventory", "config", "node", "plan"),
+            *("pods", "loss", "sticks", "inspection"),
+        ),
+        ordered=True,
+    ),
+    Floor(rooms=("sysfs", "configfile")),  # what the udev edge and the commands read without a library
+    Floor(rooms=("udev", "kube", "systemd", "telemetry", "logs", "lock", "display")),
+    Floor(rooms=("host", "workload", "cluster", "report", "evictor", "reconciler"), ordered=True),
+    Floor(rooms=("daemon", "commands")),
     Floor(rooms=("cli", "__main__"), ordered=True),
 )
 # The version alone: every room may read it, and it reads nothing.
@@ -46,7 +52,7 @@ EDGES = {
 # All that floor 0 may use of the world: nothing here opens, waits, draws lots or reads a clock; yaml is given text.
 # fmt: off
 PURE = frozenset({
-    "__future__", "abc", "base64", "bisect", "collections", "contextlib", "copy", "dataclasses", "decimal", "enum",
+    "__future__", "abc", "base64", "bisect", "collections", "contextlib", "copy", "dataclasses", "decimal", "difflib", "enum",
     "fnmatch", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "string", "types",
     "typing", "unicodedata", "yaml",
 })

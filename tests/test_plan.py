@@ -754,3 +754,12 @@ def test_one_accepted_request_and_there_is_nothing_left_to_write(
     left = changes(host.figures, after)
     assert left.keys() <= ({WHOLE} if apart else set())
     assert changes(host.figures, apply(after, left)) == {}
+
+
+def test_a_devnode_that_goes_to_another_resource_counts_once() -> None:
+    """When another configuration moves a present devnode, no grace keeps it in the count of its former resource."""
+    host = Host.of(rule(ZIGBEE))
+    host.step(0, STICK)
+    host.tally.configure((rule(ZWAVE), rule(ZIGBEE)))
+    host.step(1, STICK)
+    assert (host.advertised(ZIGBEE), host.advertised(ZWAVE)) == (0, 1)

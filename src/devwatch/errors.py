@@ -68,8 +68,20 @@ class Forbidden(ApiError):
         self.hint = hint
 
 
-class NodeMissing(ApiError):
+class Missing(ApiError):
+    """The API server knows no object of this name."""
+
+
+class NodeMissing(Missing):
     """The API server knows no Node of this name (yet)."""
+
+
+class Conflict(Retry):
+    """The object is not the one that was meant, or was changed meanwhile."""
+
+
+class Gone(Retry):
+    """The server no longer has the history that a watch asks for: list again."""
 
 
 class Refused(ApiError):

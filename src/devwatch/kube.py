@@ -13,20 +13,27 @@ import shlex
 import sys
 import types
 import warnings
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from devwatch.errors import ApiError, CredentialsError, Forbidden, NodeMissing, Refused, Retry
-from devwatch.node import ANNOTATION, FIELD_MANAGER, Changes, NodeState, patch_body
+from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, Missing, NodeMissing, Refused, Retry
+from devwatch.node import ANNOTATION, FIELD_MANAGER, Changes, NodeState, Writer, patch_body
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     import aiohttp
 
+    Query = Sequence[tuple[str, str]]
+
 REQUEST_TIMEOUT = 10.0
 """Seconds for one request, from the connection to the last byte of the answer."""
+WATCH_TIMEOUT = 240
+"""Seconds after which the server is asked to end a watch; the next one goes on where it ended."""
 MAX_ANSWER = 8 * 1024 * 1024
 """Bytes of an answer that are read; etcd holds no object of more than 1.5 MiB."""
 MAX_MESSAGE = 500
@@ -41,6 +48,8 @@ _ANONYMOUS = "system:anonymous"
 _UNSHAPELY = (AssertionError, AttributeError, IndexError, KeyError, TypeError)
 _SECRET = re.compile(r"(?<=//)\S*@|\{.*\}", re.DOTALL)
 """What an exception can quote of a kubeconfig: the user and password of a URL, and a whole user as a dict."""
+_REFUSALS = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY})
+_RETRIES: Mapping[int, type[Retry]] = {HTTPStatus.CONFLICT: Conflict, HTTPStatus.GONE: Gone}
 _RBAC = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"')
 
 
@@ -180,44 +189,54 @@ def _reason(error: BaseException) -> str:
     return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
 
 
-class KubeNode:
-    """One Node of the API server. Every method is one request and answers with the Node as it is after it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """A request as it is sent, and sent again."""
 
-    def __init__(
-        self,
-        name: str,
-        credentials: Credentials,
-        *,
-        version: str,
-        dry_run: bool = False,
-        timeout: float = REQUEST_TIMEOUT,
-    ) -> None:
-        """Connect to nothing yet. With `dry_run` the server checks everything and stores nothing (`dryRun=All`)."""
-        self._name = name
+    method: str
+    path: str
+    query: Query = ()
+    body: object = None
+    content_type: str = "application/json"
+
+
+class Connection:
+    """A connection to the API server that reads its credentials anew whenever they are of no use any more."""
+
+    def __init__(self, credentials: Credentials, *, version: str, timeout: float = REQUEST_TIMEOUT) -> None:
+        """Connect to nothing yet."""
         self._credentials = credentials
         self._agent = f"devwatch/{version}"
-        self._query = [("fieldManager", FIELD_MANAGER), *([("dryRun", "All")] if dry_run else [])]
         self._timeout = timeout
         self._client: ApiClient | None = None
 
-    async def patch(self, changes: Changes) -> NodeState:
-        """Send a strategic-merge patch of the Node's status; without changes it is a read that needs no other right.
+    @property
+    def origin(self) -> str:
+        """Where the server is, without credentials; empty before the first request."""
+        return _origin(self._client) if self._client else ""
 
-        Raises an `ApiError`: of its kinds, the caller has to repeat, to ask for a right, to wait for the Node, or to send another content.
+    async def request(
+        self, method: str, path: str, *, query: Query = (), body: object = None, content_type: str = "application/json"
+    ) -> dict[str, Any]:
+        """Send a request and return the object of the answer.
+
+        Raises an `ApiError`: of its kinds, the caller has to repeat, to ask for a right, to wait for the object, or to send
+        another content.
         """
+        call = _Call(method=method, path=path, query=query, body=body, content_type=content_type)
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._authorized(changes)
+                return await self._authorized(call)
         except TimeoutError as error:
             late = self._late()
             await self.close()
             raise late from error
 
-    async def _authorized(self, changes: Changes) -> NodeState:
+    async def _authorized(self, call: _Call) -> dict[str, Any]:
         """Send it, and once more with credentials read anew when the server knows the held ones no longer."""
         fresh = self._client is None
         try:
-            return await self._send(changes)
+            return await self._send(call)
         except Forbidden:
             await self.close()  # the file may name another user the next time
             raise
@@ -225,37 +244,62 @@ class KubeNode:
             await self.close()
             if fresh:
                 raise
-        return await self._send(changes)
+        return await self._send(call)
 
     def _late(self) -> Retry:
         if self._client is None:
             return CredentialsError(f"cannot use {self._credentials.name}: it took more than {self._timeout:g} s")
         return Retry(f"the API server {_origin(self._client)} did not answer within {self._timeout:g} s")
 
-    async def _send(self, changes: Changes) -> NodeState:
+    async def _send(self, call: _Call) -> dict[str, Any]:
         client = await self._connected()
         origin = _origin(client)
+        async with self._answer(client, call, self._timeout) as response:
+            text = await _body(response, origin)
+        return _checked(response.status, response.headers, text, origin)
+
+    async def stream(self, path: str, *, query: Query, idle: float) -> AsyncIterator[dict[str, Any]]:
+        """Yield the objects of a watch until the server ends it, or sends nothing for `idle` seconds. Raises as `request` does."""
+        client = await self._connected()
+        call = _Call(method="GET", path=path, query=query)
+        async with self._answer(client, call, (self._timeout, idle)) as response:
+            if response.status != HTTPStatus.OK:
+                _checked(response.status, response.headers, await _body(response, _origin(client)), _origin(client))
+            while line := await response.content.readline():
+                yield _json(line)
+
+    @asynccontextmanager
+    async def _answer(
+        self,
+        client: ApiClient,
+        call: _Call,
+        timeout: float | tuple[float, float],  # noqa: ASYNC109 - aiohttp's, not a scope's
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a call and give its answer, which is dropped in the end: what nobody reads must not keep its connection."""
         try:
             response = await client.call_api(
-                "/api/v1/nodes/{name}/status",
-                "PATCH",
-                path_params={"name": self._name},
-                query_params=list(self._query),
-                header_params={"Accept": "application/json", "Content-Type": "application/strategic-merge-patch+json"},
-                body=patch_body(changes),
+                call.path,
+                call.method,
+                query_params=list(call.query),
+                header_params={"Accept": "application/json", "Content-Type": call.content_type},
+                body=call.body,
                 auth_settings=["BearerToken"],
                 _preload_content=False,
-                _request_timeout=self._timeout,
+                _request_timeout=timeout,  # type: ignore[arg-type]  # a pair of numbers is documented, one is annotated
             )
-            text = await _body(response, origin)
-        except (ApiError, asyncio.CancelledError, TimeoutError):
+            async with response:
+                yield response
+        except (ApiError, asyncio.CancelledError, GeneratorExit):
+            raise
+        except TimeoutError as error:
+            if isinstance(timeout, tuple):
+                raise Retry(f"the watch of {_origin(client)} went silent") from error
             raise
         except (
             Exception
         ) as error:  # aiohttp, ssl and the token files raise many kinds; all mean that there is no answer
             await self.close()
-            raise Retry(f"no answer from the API server {origin}: {_reason(error)}") from error
-        return _node(response.status, response.headers, text, origin)
+            raise Retry(f"no answer from the API server {_origin(client)}: {_reason(error)}") from error
 
     async def _connected(self) -> ApiClient:
         if self._client is None:
@@ -270,36 +314,99 @@ class KubeNode:
             await client.close()
 
 
+class KubeNode(Connection):
+    """One Node of the API server."""
+
+    def __init__(
+        self,
+        name: str,
+        credentials: Credentials,
+        *,
+        version: str,
+        dry_run: bool = False,
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> None:
+        """Connect to nothing yet. With `dry_run` the server checks everything and stores nothing (`dryRun=All`)."""
+        super().__init__(credentials, version=version, timeout=timeout)
+        self._name = name
+        self._query = (("fieldManager", FIELD_MANAGER), *((("dryRun", "All"),) if dry_run else ()))
+
+    async def patch(self, changes: Changes) -> NodeState:
+        """Send a strategic-merge patch of the Node's status; without changes it is a read that needs no other right.
+
+        Raises as `request` does.
+        """
+        path = f"/api/v1/nodes/{quote(self._name, safe='')}/status"
+        kind = "application/strategic-merge-patch+json"
+        try:
+            content = await self.request("PATCH", path, query=self._query, body=patch_body(changes), content_type=kind)
+        except Missing as error:
+            raise NodeMissing(str(error)) from error
+        return node_state(content, origin=self.origin)
+
+    async def watch(self) -> AsyncIterator[NodeState]:
+        """Yield the Node, and again whenever somebody has written to it, until the server forgets where we were.
+
+        Raises as `request` does; `Gone` asks to begin anew.
+        """
+        selector = ("fieldSelector", f"metadata.name={self._name}")
+        listing = await self.request("GET", "/api/v1/nodes", query=(selector,))
+        for item in listing.get("items") or ():
+            yield node_state({"kind": "Node", **item}, origin=self.origin)
+        version = str((listing.get("metadata") or {}).get("resourceVersion") or "0")
+        while True:
+            query = (selector, ("watch", "1"), ("allowWatchBookmarks", "1"), ("timeoutSeconds", str(WATCH_TIMEOUT)))
+            async for event in self.stream(
+                "/api/v1/nodes", query=(*query, ("resourceVersion", version)), idle=WATCH_TIMEOUT + 10
+            ):
+                item = _watched(event)
+                version = str((item.get("metadata") or {}).get("resourceVersion") or version)
+                if event["type"] in {"ADDED", "MODIFIED"}:
+                    yield node_state(item, origin=self.origin)
+
+
+def _watched(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the object of a watch event. Raises `Gone` for an expired version, `Retry` for anything else that is none."""
+    kind, item = event.get("type"), event.get("object")
+    if not isinstance(kind, str) or not isinstance(item, dict):
+        raise Retry("the watch answered with something else than an event")
+    if kind == "ERROR":
+        message = str(item.get("message"))[:MAX_MESSAGE]
+        raise Gone(message) if item.get("code") == HTTPStatus.GONE else Retry(message)
+    return item
+
+
 def _origin(client: ApiClient) -> str:
     return _SECRET.sub("", str(client.configuration.host))
 
 
 async def _body(response: aiohttp.ClientResponse, origin: str) -> bytes:
     """Read an answer to its end, or fail: a half one says nothing."""
-    async with response:
-        parts, size = [], 0
-        async for part in response.content.iter_chunked(65536):
-            parts.append(part)
-            size += len(part)
-            if size > MAX_ANSWER:
-                raise Retry(f"the answer of {origin} is larger than {MAX_ANSWER} bytes")
+    parts, size = [], 0
+    async for part in response.content.iter_chunked(65536):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_ANSWER:
+            raise Retry(f"the answer of {origin} is larger than {MAX_ANSWER} bytes")
     return b"".join(parts)
 
 
-def _node(status: int, headers: Mapping[str, str], text: bytes, origin: str) -> NodeState:
+def _checked(status: int, headers: Mapping[str, str], text: bytes, origin: str) -> dict[str, Any]:
+    """Return the object of an answer, or raise what the caller has to do."""
     content = _json(text)
-    if status == 200:  # noqa: PLR2004 - OK
-        return node_state(content, origin=origin)
+    if status in {HTTPStatus.OK, HTTPStatus.CREATED}:
+        return content
     message = f"{_message(content, text)} ({status} from {origin})"
-    if status == 401:  # noqa: PLR2004 - Unauthorized
+    if status == HTTPStatus.UNAUTHORIZED:
         raise CredentialsError(f"the API server does not accept the credentials: {message}")
-    if status == 403:  # noqa: PLR2004 - Forbidden
+    if status == HTTPStatus.FORBIDDEN:
         raise _forbidden(message)
-    if status == 404 and content.get("reason") == "NotFound":  # noqa: PLR2004 - Not Found, and not by a proxy
-        raise NodeMissing(message)
-    if status in {400, 413, 422}:
+    if status == HTTPStatus.NOT_FOUND and content.get("reason") == "NotFound":  # and not by a proxy
+        raise Missing(message)
+    if status in _REFUSALS:
         raise Refused(message)
-    raise Retry(message, after=_retry_after(headers.get("Retry-After", "")))
+    kind = _RETRIES.get(status, Retry)
+    raise kind(message, after=_retry_after(headers.get("Retry-After", "")))
 
 
 def _json(text: bytes) -> dict[str, Any]:
@@ -361,6 +468,7 @@ def node_state(content: Mapping[str, Any], *, origin: str) -> NodeState:
             capacity=_strings(status.get("capacity")),
             allocatable=_strings(status.get("allocatable")),
             annotation=annotation if isinstance(annotation, str) else None,
+            writers=_writers(metadata.get("managedFields") or ()),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Retry(f"the answer of {origin} is no Node: {_reason(error)}") from error
@@ -372,3 +480,15 @@ def _strings(content: object) -> dict[str, str]:
     if not isinstance(content, dict):
         raise TypeError(content)
     return {str(name): str(value) for name, value in content.items()}
+
+
+def _writers(managed: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Writer, ...]]:
+    """Return who has written each extended resource last, by name (metav1.ManagedFieldsEntry); servers may keep no such record."""
+    writers: dict[str, tuple[Writer, ...]] = {}
+    for entry in managed:
+        status = (entry.get("fieldsV1") or {}).get("f:status") or {}
+        names = {name for part in ("f:capacity", "f:allocatable") for name in status.get(part) or () if "/" in name}
+        writer = Writer(manager=str(entry.get("manager")), time=str(entry.get("time") or ""))
+        for name in names:
+            writers[name.removeprefix("f:")] = (*writers.get(name.removeprefix("f:"), ()), writer)
+    return writers

@@ -60,6 +60,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """A field manager and when it wrote last (RFC 3339)."""
+
+    manager: str
+    time: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
     """A Node as it was observed; the default is a Node that nobody has written to."""
 
@@ -69,6 +77,8 @@ class NodeState:
     capacity: Mapping[str, str] = field(default_factory=dict)
     allocatable: Mapping[str, str] = field(default_factory=dict)
     annotation: str | None = None
+    writers: Mapping[str, tuple[Writer, ...]] = field(default_factory=dict)
+    """Who has written each extended resource, where the server says so."""
 
     def supersedes(self, held: NodeState | None) -> bool:
         """Return whether this observation replaces the held one: another Node, or no older state of the same."""

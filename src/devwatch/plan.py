@@ -77,11 +77,12 @@ class Tally:
         self._counts: dict[str, Window] = {}
         self._devnodes: dict[str, Window] = {}
         self._last: dict[str, int] = {}
+        self._owners: dict[str, str] = {}
         self._start_grace = start_grace
-        self._start: tuple[NodeState, float] | None = None
+        self._start: dict[str, tuple[int, float]] = {}
 
     def configure(self, rules: Sequence[ResourceRule]) -> None:
-        """Count for other rules; what was counted for a resource of the same name still counts."""
+        """Count for other rules; what was counted for a resource of the same name still counts, but what goes to another does not."""
         self._claims = Claims(rules)
         names = {rule.name for rule in rules}
         self._counts = {name: window for name, window in self._counts.items() if name in names}
@@ -90,7 +91,10 @@ class Tally:
 
     def start(self, observed: NodeState, now: float) -> None:
         """Take the Node's own figures as seen now: nobody else knows what was there before the start."""
-        self._start = (observed, now)
+        self._start = {
+            rule.name: (observed.count(rule.name), now + max(self._start_grace, rule.removal_grace))
+            for rule in self._claims.rules
+        }
 
     def count(self, inventory: Inventory, observed: NodeState | None, now: float) -> Figures:
         """Take in what the last look found and return what it comes to."""
@@ -99,6 +103,7 @@ class Tally:
         for device in inventory.present:
             if (owner := claims[device].owner) is not None:
                 owned[owner].append(device)
+        self._hand_over({device.devnode: name for name, devices in owned.items() for device in devices})
         held = set(owned) if inventory.doubts else _undecided(inventory, claims)
         figures: dict[str, Figure] = {}
         for rule in self._claims.rules:
@@ -106,6 +111,14 @@ class Tally:
             self._note_devnodes(rule, len(devices), now, certain=not inventory.doubts)
             figures[rule.name] = self._figure(rule, devices, observed, now, held=rule.name in held)
         return Figures(by_name=figures, claims=claims)
+
+    def _hand_over(self, owners: Mapping[str, str]) -> None:
+        """Count a devnode no longer for the resource that it belonged to, when another configuration gives it to another one."""
+        for devnode, before in self._owners.items():
+            if owners.get(devnode, before) != before:
+                for memory in (self._counts, self._devnodes, self._last):
+                    memory.pop(before, None)
+        self._owners = dict(owners)
 
     def _note_devnodes(self, rule: ResourceRule, number: int, now: float, *, certain: bool) -> None:
         window = self._devnodes.setdefault(rule.name, Window())
@@ -134,11 +147,8 @@ class Tally:
 
     def _started(self, rule: ResourceRule, now: float) -> tuple[int, float | None]:
         """Return the Node's own figure at the start and until when it counts; (0, None) when that is over."""
-        if self._start is None:
-            return 0, None
-        observed, at = self._start
-        until = at + max(self._start_grace, rule.removal_grace)
-        return (observed.count(rule.name), until) if now < until else (0, None)
+        count, until = self._start.get(rule.name, (0, now))
+        return (count, until) if now < until else (0, None)
 
 
 def _undecided(inventory: Inventory, claims: Mapping[Device, Claim]) -> set[str]:

@@ -107,14 +107,13 @@ class Reconciler:
         self._refusals: dict[str, _Refusal] = {}
         self._drifted: set[str] = set()
         self._unsure: set[str] = set()
-        self._missing = False
         self._detected: float | None = None
         self._lingering: float | None = None
         self._sweep_at = self._resync_at = float("-inf")
         self._wakes: set[str] = set()
         self._woken = asyncio.Event()
         self._agreed = False
-        self._failure = "no answer yet"
+        self._failure, self._missing = "no answer yet", False
         self._use(config)
 
     @property

@@ -57,8 +57,7 @@ def read_record(context: pyudev.Context, path: str) -> Record | None:
     """Return the complete udev record of a sysfs path, None where there is none or it cannot be read."""
     try:
         device = pyudev.Devices.from_sys_path(context, path)
-        # A record always holds something: libudev answers with an empty one when it cannot read it.
-        return (_properties(device) or None) if device.is_initialized else None
+        return _properties(device) if device.is_initialized else None
     except (pyudev.DeviceNotFoundError, OSError, UnicodeDecodeError):
         return None
 
@@ -160,7 +159,6 @@ class Monitor:
         _enlarge(monitor)
         self.close()
         self._ear = ear
-        self.loop.remove_reader(descriptor)  # one left from a closed socket of this number would be taken for ours
         self.loop.add_reader(descriptor, self._readable)
         self._complaint = ""
         self.listener.restored(source)
@@ -176,9 +174,9 @@ class Monitor:
         ear, self._ear = self._ear, None
         if ear is None:
             return
-        if ear.intact:
+        with contextlib.suppress(RuntimeError):  # a transport has the number of a closed socket
             self.loop.remove_reader(ear.descriptor)
-        else:
+        if not ear.intact:
             # Never freed: libudev would close the number, whosever it is by now, and abort where it is nobody's (safe_close).
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(ear.monitor))
 

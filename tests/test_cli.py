@@ -21,6 +21,7 @@ GOOD = 'resources:\n- {name: a.io/b, match: [{vendor: "0658"}]}\n'
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
+    """Return a valid configuration."""
     path = tmp_path / "config.yaml"
     path.write_text(GOOD)
     return path

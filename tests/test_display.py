@@ -7,10 +7,10 @@ import json
 
 import pytest
 import yaml
-from build import ZIGBEE, device, rule
 from hypothesis import given
 from hypothesis import strategies as st
 
+from build import ZIGBEE, device, rule
 from devwatch.display import Screen, device_document, printable, show_devices, show_fault, show_rule, suggestion_text
 from devwatch.errors import Fault
 from devwatch.inspection import explain, rows
@@ -20,10 +20,12 @@ class Terminal(io.StringIO):
     """A stream that says that it is a terminal."""
 
     def isatty(self) -> bool:
+        """Return that it is one."""
         return True
 
 
 def screen(width: int | None = None, *, coloured: bool = False) -> tuple[Screen, io.StringIO]:
+    """Return a screen and what is written on it."""
     out = io.StringIO()
     return Screen(out=out, width=width, coloured=coloured), out
 
@@ -33,7 +35,18 @@ def test_a_pipe_gets_whole_lines() -> None:
     shown, out = screen()
     show_devices(shown, rows([device(serial="S" * 300)], [rule()], {}), wide=True)
     head, line = out.getvalue().splitlines()
-    assert head.split() == ["DEVNODE", "WHAT", "ID", "SERIAL", "INTERFACE", "LINK", "RESOURCE", "DRIVER", "PORT", "LINKS"]
+    assert head.split() == [
+        "DEVNODE",
+        "WHAT",
+        "ID",
+        "SERIAL",
+        "INTERFACE",
+        "LINK",
+        "RESOURCE",
+        "DRIVER",
+        "PORT",
+        "LINKS",
+    ]
     assert line.split()[0] == "/dev/ttyUSB0"
     assert ZIGBEE in line
 

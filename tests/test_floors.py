@@ -36,7 +36,7 @@ FLOORS = (
     ),
     Floor(rooms=("sysfs", "configfile")),  # what the udev edge and the commands read without a library
     Floor(rooms=("udev", "kube", "systemd", "telemetry", "logs", "lock", "display")),
-    Floor(rooms=("host", "workload", "cluster", "report", "evictor", "reconciler"), ordered=True),
+    Floor(rooms=("host", "report", "reconciler"), ordered=True),
     Floor(rooms=("daemon", "commands")),
     Floor(rooms=("cli", "__main__"), ordered=True),
 )

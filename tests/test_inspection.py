@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
-from build import ZIGBEE, ZWAVE, device, entry, rule
 from hypothesis import given
 from hypothesis import strategies as st
 
+from build import ZIGBEE, ZWAVE, device, entry, rule
 from devwatch.config import parse
-from devwatch.device import Device
 from devwatch.display import suggestion_text
 from devwatch.inspection import describe, explain, rows, suggest, twins_of
 from devwatch.rules import Verdict, claim
+
+if TYPE_CHECKING:
+    from devwatch.device import Device
 
 
 @pytest.mark.parametrize(
     ("properties", "what"),
     [
-        ({"ID_MODEL_FROM_DATABASE": "FT232", "ID_VENDOR_FROM_DATABASE": "FTDI", "ID_MODEL": "UART"}, "FTDI FT232 (UART)"),
+        (
+            {"ID_MODEL_FROM_DATABASE": "FT232", "ID_VENDOR_FROM_DATABASE": "FTDI", "ID_MODEL": "UART"},
+            "FTDI FT232 (UART)",
+        ),
         ({"ID_VENDOR_ENC": "ACME\\x20Inc", "ID_MODEL_ENC": "Modem\\x2f2"}, "ACME Inc Modem/2"),
         ({"ID_VENDOR": "ACME_Inc", "ID_MODEL": "Modem"}, "ACME Inc Modem"),
         ({}, "unknown USB device"),
@@ -100,7 +107,10 @@ DEVICES = st.lists(
 def _named(plain: Device, index: int) -> Device:
     return device(
         f"ttyUSB{index}",
-        **{name: getattr(plain, name) for name in ("vendor", "product", "serial", "interface", "port", "physical", "properties")},
+        **{
+            name: getattr(plain, name)
+            for name in ("vendor", "product", "serial", "interface", "port", "physical", "properties")
+        },
     )
 
 

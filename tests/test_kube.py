@@ -24,6 +24,7 @@ from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Nod
 from devwatch.kube import MAX_ANSWER, Credentials, KubeNode
 from devwatch.node import ANNOTATION, WHOLE, NodeState
 from system.certificates import Authority
+from system.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -874,8 +875,8 @@ def test_a_plugin_that_hangs_is_given_up_and_named(tmp_path: Path) -> None:
             error = await outcome(api)
             assert isinstance(error, CredentialsError)
             assert str(error) == f"cannot use the kubeconfig {path}: it took more than 0.2 s"
-        while children.read_text():  # the library offers no way to end it: it must not outlive the loop that reaps it
-            await asyncio.sleep(0.01)
+        # The library offers no way to end the plugin, and it must not outlive the loop that reaps it.
+        await asyncio.to_thread(eventually, lambda: not children.read_text())
         for _ in range(10):
             await asyncio.sleep(0)
 

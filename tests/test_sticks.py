@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from build import device
 
+from build import device
 from devwatch.config import parse, resource_name_fault
 from devwatch.rules import claim
 from devwatch.sticks import STICKS, recognise
@@ -23,7 +24,7 @@ EXAMPLE = Path(__file__).parents[1] / "systemd" / "config.yaml"
         ({"vendor": "0403", "product": "6015", "properties": {"ID_MODEL": "RFXtrx433XL"}}, "RFXCOM"),
     ],
 )
-def test_a_well_known_stick_is_recognised(fields: dict[str, object], title: str) -> None:
+def test_a_well_known_stick_is_recognised(fields: dict[str, Any], title: str) -> None:
     """By ids, by interface, and by the model where many devices share the ids."""
     stick = recognise(device(**fields))
     assert stick is not None

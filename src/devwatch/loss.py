@@ -33,8 +33,8 @@ class Loss:
 def lost_among(listed: Sequence[Entry], devices: Iterable[Device]) -> tuple[Entry, ...]:
     """Return the listed devices that are not on the host.
 
-    A device is still here when its devnode is there with the same ids or with unknown ones, or when a device with its ids, which is not
-    one of the other listed ones, is found under another name: then it was only plugged in elsewhere.
+    A device is still here when its devnode is there with the same ids or with unknown ones, or when a device with its
+    ids, which is not one of the other listed ones, is found under another name: then it was only plugged in elsewhere.
     """
     here = {device.devnode: device for device in devices}
     gone = [entry for entry in listed if not _stayed(entry, here.get(entry.devnode))]
@@ -57,12 +57,22 @@ def _ids(entry: Entry) -> tuple[str | None, str | None, str | None]:
     return (entry.vendor, entry.product, entry.serial)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """What one turn of the loop knows."""
+
+    figures: Figures
+    inventory: Inventory
+    observed: NodeState | None
+    now: float
+
+
 class Losses:
     """Which resources have lost devices, and since when.
 
     What the annotation lists is remembered: from the first observation, which a daemon before this one wrote, and from what is claimed now.
-    The annotation keeps a lost device until its pods are evicted, so that a daemon that is killed meanwhile leaves the task to the next one.
-    What somebody else writes into the annotation later is never believed.
+    The annotation keeps a lost device until its pods are evicted, so that a daemon that is killed meanwhile leaves the
+    task to the next one. What somebody else writes into the annotation later is never believed.
     """
 
     def __init__(self) -> None:
@@ -76,36 +86,29 @@ class Losses:
         for name, entries in listing.items():
             self._listed.setdefault(name, {}).update({entry.devnode: entry for entry in entries})
 
-    def update(
-        self, rules: Sequence[ResourceRule], figures: Figures, inventory: Inventory, observed: NodeState | None, now: float
-    ) -> Mapping[str, Loss]:
-        """Take in what the last look found and return the losses that the Node shows, by resource. An uncertain look changes nothing."""
-        if inventory.doubts:
+    def update(self, rules: Sequence[ResourceRule], scene: Scene) -> Mapping[str, Loss]:
+        """Take in what the last look found and return the losses that the Node shows, by resource.
+
+        An uncertain look changes nothing, and nothing is lost by it.
+        """
+        if scene.inventory.doubts:
             return {}
         evicting = {rule.name: rule.evict_after for rule in rules if rule.evict_after is not None}
-        self._listed = {name: listed for name, listed in self._listed.items() if name in evicting}
-        devices = (*inventory.present, *inventory.pending)
-        losses = {}
-        for name, after in evicting.items():
-            loss = self._loss(name, after, figures, devices, observed, now)
-            if loss is not None:
-                losses[name] = loss
-        self._losses = losses
-        return losses
+        self._listed = {name: self._listed.get(name, {}) for name in evicting}
+        found = {name: self._loss(name, after, scene) for name, after in evicting.items()}
+        self._losses = {name: loss for name, loss in found.items() if loss is not None}
+        return self._losses
 
-    def _loss(
-        self, name: str, after: float, figures: Figures, devices: Sequence[Device], observed: NodeState | None, now: float
-    ) -> Loss | None:
-        figure = figures.by_name[name]
-        listed = self._listed.get(name, {})
-        lost = lost_among(tuple(listed.values()), devices)
+    def _loss(self, name: str, after: float, scene: Scene) -> Loss | None:
+        figure, observed = scene.figures.by_name[name], scene.observed
+        lost = lost_among(tuple(self._listed[name].values()), (*scene.inventory.present, *scene.inventory.pending))
         claimed = {device.devnode: Entry.of(device) for device in figure.devices}
         self._listed[name] = {**{entry.devnode: entry for entry in lost}, **claimed}
-        told = observed is not None and observed.shows(name, str(figure.present)) and figure.advertised == figure.present
-        if not lost or not told or figure.held:
+        told = observed is not None and observed.shows(name, str(figure.present))
+        if not lost or not told or figure.held or figure.advertised != figure.present:
             self._since.pop(name, None)
             return None
-        since = self._since.setdefault(name, now)
+        since = self._since.setdefault(name, scene.now)
         return Loss(resource=name, entries=lost, left=figure.present, since=since, due=since + after)
 
     def kept(self) -> Listing:

@@ -77,13 +77,14 @@ class Tally:
         self._counts: dict[str, Window] = {}
         self._devnodes: dict[str, Window] = {}
         self._last: dict[str, int] = {}
-        self._owners: dict[str, str] = {}
+        self._owners: dict[tuple[str, int, int], str] = {}
+        self._reconfigured = False
         self._start_grace = start_grace
         self._start: dict[str, tuple[int, float]] = {}
 
     def configure(self, rules: Sequence[ResourceRule]) -> None:
         """Count for other rules; what was counted for a resource of the same name still counts, but what goes to another does not."""
-        self._claims = Claims(rules)
+        self._claims, self._reconfigured = Claims(rules), True
         names = {rule.name for rule in rules}
         self._counts = {name: window for name, window in self._counts.items() if name in names}
         self._devnodes = {name: window for name, window in self._devnodes.items() if name in names}
@@ -103,7 +104,7 @@ class Tally:
         for device in inventory.present:
             if (owner := claims[device].owner) is not None:
                 owned[owner].append(device)
-        self._hand_over({device.devnode: name for name, devices in owned.items() for device in devices})
+        self._hand_over({device.key: name for name, devices in owned.items() for device in devices})
         held = set(owned) if inventory.doubts else _undecided(inventory, claims)
         figures: dict[str, Figure] = {}
         for rule in self._claims.rules:
@@ -112,13 +113,13 @@ class Tally:
             figures[rule.name] = self._figure(rule, devices, observed, now, held=rule.name in held)
         return Figures(by_name=figures, claims=claims)
 
-    def _hand_over(self, owners: Mapping[str, str]) -> None:
-        """Count a devnode no longer for the resource that it belonged to, when another configuration gives it to another one."""
-        for devnode, before in self._owners.items():
-            if owners.get(devnode, before) != before:
+    def _hand_over(self, owners: dict[tuple[str, int, int], str]) -> None:
+        """Count what another configuration gives to another resource no longer for the one that it belonged to."""
+        for key, before in self._owners.items() if self._reconfigured else ():
+            if owners.get(key, before) != before:
                 for memory in (self._counts, self._devnodes, self._last):
                     memory.pop(before, None)
-        self._owners = dict(owners)
+        self._owners, self._reconfigured = owners, False
 
     def _note_devnodes(self, rule: ResourceRule, number: int, now: float, *, certain: bool) -> None:
         window = self._devnodes.setdefault(rule.name, Window())

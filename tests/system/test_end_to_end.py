@@ -7,7 +7,7 @@ import http.client
 import json
 import signal
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-STICK = {"vendor": "0658", "product": "0200", "serial": "AEO0001"}
+STICK: dict[str, Any] = {"vendor": "0658", "product": "0200", "serial": "AEO0001"}
 CONFIG = """
 resources:
   - name: aeotec/zstick
@@ -42,6 +42,7 @@ class World:
     """A Node, a configuration, and the right to patch the status of Nodes and no other."""
 
     def __init__(self, apiserver: ApiServer, folder: Path, start: StartDaemon) -> None:
+        """Make the Node and the ServiceAccount."""
         self.apiserver, self._start = apiserver, start
         self.node = f"n-{uuid.uuid4().hex[:8]}"
         self.config = folder / "config.yaml"
@@ -50,17 +51,28 @@ class World:
         self.kubeconfig = apiserver.service_account("patcher", rules=PATCH_ONLY)
 
     def start(self, *options: str, listen: str = "off", kubeconfig: Path | None = None) -> Daemon:
-        where = ("--config", str(self.config), "--node-name", self.node, "--kubeconfig", str(kubeconfig or self.kubeconfig))
+        """Start the daemon on this Node."""
+        where = (
+            "--config",
+            str(self.config),
+            "--node-name",
+            self.node,
+            "--kubeconfig",
+            str(kubeconfig or self.kubeconfig),
+        )
         return self._start(*where, "--listen", listen, "--log-format", "json", *options)
 
     def counts(self, name: str = "aeotec/zstick") -> tuple[str | None, str | None]:
+        """Return capacity and allocatable of a resource."""
         status = self.apiserver.node(self.node)["status"]
         return (status["capacity"].get(name), status["allocatable"].get(name))
 
     def shows(self, count: str | None, name: str = "aeotec/zstick") -> bool:
+        """Return whether both maps hold this count."""
         return self.counts(name) == (count, count)
 
     def devices(self) -> dict[str, list[dict[str, str]]]:
+        """Return what the annotation lists."""
         annotations = self.apiserver.node(self.node)["metadata"].get("annotations", {})
         listing: dict[str, list[dict[str, str]]] = json.loads(annotations.get("devwatch.io/devices", "{}"))
         return listing
@@ -74,6 +86,7 @@ class World:
 
 @pytest.fixture
 def world(apiserver: ApiServer, tmp_path: Path, start_daemon: StartDaemon) -> World:
+    """Return a Node of this test alone."""
     return World(apiserver, tmp_path, start_daemon)
 
 
@@ -88,6 +101,8 @@ def test_the_node_follows_a_stick(world: World, sticks: Sticks) -> None:
         sticks.unplug("tty40")
         daemon.wait_for(lambda: world.shows("0"))
         assert world.devices()["aeotec/zstick"] == []
+        managed = world.apiserver.node(world.node)["metadata"]["managedFields"]
+        assert "aeotec/zstick" in json.dumps([entry for entry in managed if entry["manager"] == "devwatch"])
         assert daemon.terminate() == 0
         events = [record["event"] for record in daemon.log]
         assert events.index("device.added") < events.index("device.removed")

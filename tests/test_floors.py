@@ -30,13 +30,13 @@ FLOORS = (
     Floor(
         rooms=(
             *("errors", "device", "backoff", "rules", "inventory", "config", "node", "plan"),
-            *("pods", "loss", "sticks", "inspection"),
+            *("drift", "pods", "loss", "sticks", "inspection"),
         ),
         ordered=True,
     ),
     Floor(rooms=("sysfs", "configfile")),  # what the udev edge and the commands read without a library
     Floor(rooms=("udev", "kube", "systemd", "telemetry", "logs", "lock", "display")),
-    Floor(rooms=("host", "report", "reconciler"), ordered=True),
+    Floor(rooms=("host", "workload", "report", "evictor", "reconciler"), ordered=True),
     Floor(rooms=("daemon", "commands")),
     Floor(rooms=("cli", "__main__"), ordered=True),
 )

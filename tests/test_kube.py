@@ -869,6 +869,7 @@ def test_a_plugin_that_hangs_is_given_up_and_named(tmp_path: Path) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(user_with({"exec": {**EXEC, "command": "sleep", "args": ["1"]}}))
     children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = children.read_text()
 
     async def scenario() -> None:
         async with node(path, patience=0.2) as api:
@@ -876,7 +877,7 @@ def test_a_plugin_that_hangs_is_given_up_and_named(tmp_path: Path) -> None:
             assert isinstance(error, CredentialsError)
             assert str(error) == f"cannot use the kubeconfig {path}: it took more than 0.2 s"
         # The library offers no way to end the plugin, and it must not outlive the loop that reaps it.
-        await asyncio.to_thread(eventually, lambda: not children.read_text())
+        await asyncio.to_thread(eventually, lambda: children.read_text() == before)
         for _ in range(10):
             await asyncio.sleep(0)
 

@@ -19,7 +19,7 @@ import virtualtime
 from devwatch.config import parse
 from devwatch.errors import CredentialsError, Forbidden, NodeMissing, Refused, Retry
 from devwatch.node import WHOLE
-from devwatch.reconciler import Reconciler
+from devwatch.reconciler import Cluster, Reconciler
 from devwatch.report import Reporter
 from devwatch.telemetry import Health, Metrics
 from fakes import FakeHost, FakeServer, FakeSettings, RecordingLog
@@ -82,7 +82,7 @@ class World:
         loop = asyncio.get_running_loop()
         self.reconciler = Reconciler(
             source=self.host,
-            api=self.server,
+            cluster=Cluster(api=self.server),
             settings=self.settings,
             config=used,
             node="n",

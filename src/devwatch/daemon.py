@@ -16,17 +16,22 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 from devwatch import __version__
 from devwatch.configfile import ConfigFile
 from devwatch.errors import Unavailable
+from devwatch.evictor import Evictor, Herald
 from devwatch.lock import Holder, NodeLock
+from devwatch.loss import Losses
 from devwatch.node import Changes, NodeState, apply, patch_body
-from devwatch.reconciler import NodeApi, Reconciler
+from devwatch.reconciler import Cluster, Reconciler
 from devwatch.report import Log, Reporter, Story
 from devwatch.systemd import Notifier, watchdog_interval
 from devwatch.telemetry import Health, Metrics, Server, routes
 from devwatch.udev import UdevSource
+from devwatch.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from devwatch.reconciler import NodeApi
 
 T = TypeVar("T")
 
@@ -143,6 +148,10 @@ class Ears:
         self._source = source
 
 
+def _chance() -> Callable[[], float]:
+    return random.SystemRandom().random
+
+
 class Daemon:
     """Everything that `devwatch run` consists of."""
 
@@ -255,31 +264,46 @@ class Daemon:
     def _wire(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> Reconciler:
         source = UdevSource.open(listener=self._ears, loop=loop)
         stack.callback(source.close)
+        reporter = Reporter(log=self._log, metrics=self._metrics, health=self._health, node=self._options.node)
         self._reconciler = Reconciler(
             source=source,
-            api=self._api(stack),
+            cluster=self._cluster(stack, loop, reporter),
             settings=self._settings,
             config=self._config,
             node=self._options.node,
-            reporter=Reporter(log=self._log, metrics=self._metrics, health=self._health, node=self._options.node),
+            reporter=reporter,
             clock=loop.time,
-            chance=random.SystemRandom().random,
+            chance=_chance(),
             once=self._options.once,
             turned=self._turned,
             heartbeat=watchdog_interval(self._environ),
         )
         return self._reconciler
 
-    def _api(self, stack: contextlib.AsyncExitStack) -> NodeApi:
-        """Return the Node to write to. A dry run of the client imports no API client."""
+    def _cluster(
+        self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop, reporter: Reporter
+    ) -> Cluster:
+        """Return what the loop knows of the cluster. A dry run of the client imports no API client, and only the daemon itself evicts."""
         if self._options.dry_run == "client":
-            return PretendedNode(self._out)
+            return Cluster(api=PretendedNode(self._out))
         from devwatch.kube import Credentials, KubeNode  # noqa: PLC0415 - 20 MiB that a dry run of the client does not need
 
         credentials = Credentials(kubeconfig=self._options.kubeconfig, environ=self._environ)
         node = KubeNode(self._options.node, credentials, version=__version__, dry_run=self._options.dry_run == "server")
         stack.push_async_callback(_close, node.close)
-        return PretendedNode(self._out, node) if self._options.dry_run else node
+        if self._options.dry_run:
+            return Cluster(api=PretendedNode(self._out, node))
+        if self._options.once:
+            return Cluster(api=node)
+        herald = Herald(
+            api=Workload(requests=node, node=self._options.node),
+            log=self._log,
+            node=self._options.node,
+            clock=loop.time,
+        )
+        evictor = Evictor(herald=herald, losses=Losses(), metrics=self._metrics, chance=_chance())
+        reporter.herald = herald.device
+        return Cluster(api=node, watch=node.watch, losses=evictor.losses, chores=(evictor, herald))
 
     def _turned(self) -> None:
         """Tell systemd that the loop turns: it is ready once a look was certain."""

@@ -345,24 +345,20 @@ class KubeNode(Connection):
         return node_state(content, origin=self.origin)
 
     async def watch(self) -> AsyncIterator[NodeState]:
-        """Yield the Node, and again whenever somebody has written to it, until the server forgets where we were.
+        """Yield the Node, and again whenever somebody has written to it, until the server ends the watch after `WATCH_TIMEOUT`.
 
-        Raises as `request` does; `Gone` asks to begin anew.
+        Raises as `request` does; `Gone` where the server has forgotten the version to begin at.
         """
         selector = ("fieldSelector", f"metadata.name={self._name}")
         listing = await self.request("GET", "/api/v1/nodes", query=(selector,))
         for item in listing.get("items") or ():
             yield node_state({"kind": "Node", **item}, origin=self.origin)
         version = str((listing.get("metadata") or {}).get("resourceVersion") or "0")
-        while True:
-            query = (selector, ("watch", "1"), ("allowWatchBookmarks", "1"), ("timeoutSeconds", str(WATCH_TIMEOUT)))
-            async for event in self.stream(
-                "/api/v1/nodes", query=(*query, ("resourceVersion", version)), idle=WATCH_TIMEOUT + 10
-            ):
-                item = _watched(event)
-                version = str((item.get("metadata") or {}).get("resourceVersion") or version)
-                if event["type"] in {"ADDED", "MODIFIED"}:
-                    yield node_state(item, origin=self.origin)
+        options = (("watch", "1"), ("timeoutSeconds", str(WATCH_TIMEOUT)), ("resourceVersion", version))
+        async for event in self.stream("/api/v1/nodes", query=(selector, *options), idle=WATCH_TIMEOUT + self._timeout):
+            item = _watched(event)
+            if event["type"] in {"ADDED", "MODIFIED"}:
+                yield node_state(item, origin=self.origin)
 
 
 def _watched(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,14 +77,14 @@ class Losses:
 
     def __init__(self) -> None:
         """Start with nothing listed."""
-        self._listed: dict[str, dict[str, Entry]] = {}
+        self._listed: dict[str, tuple[Entry, ...]] = {}
         self._since: dict[str, float] = {}
         self._losses: dict[str, Loss] = {}
 
     def start(self, listing: Listing) -> None:
         """Believe what the Node lists at the start."""
         for name, entries in listing.items():
-            self._listed.setdefault(name, {}).update({entry.devnode: entry for entry in entries})
+            self._listed[name] = (*self._listed.get(name, ()), *entries)
 
     def update(self, rules: Sequence[ResourceRule], scene: Scene) -> Mapping[str, Loss]:
         """Take in what the last look found and return the losses that the Node shows, by resource.
@@ -94,16 +94,15 @@ class Losses:
         if scene.inventory.doubts:
             return {}
         evicting = {rule.name: rule.evict_after for rule in rules if rule.evict_after is not None}
-        self._listed = {name: self._listed.get(name, {}) for name in evicting}
+        self._listed = {name: self._listed.get(name, ()) for name in evicting}
         found = {name: self._loss(name, after, scene) for name, after in evicting.items()}
         self._losses = {name: loss for name, loss in found.items() if loss is not None}
         return self._losses
 
     def _loss(self, name: str, after: float, scene: Scene) -> Loss | None:
         figure, observed = scene.figures.by_name[name], scene.observed
-        lost = lost_among(tuple(self._listed[name].values()), (*scene.inventory.present, *scene.inventory.pending))
-        claimed = {device.devnode: Entry.of(device) for device in figure.devices}
-        self._listed[name] = {**{entry.devnode: entry for entry in lost}, **claimed}
+        lost = lost_among(self._listed[name], (*scene.inventory.present, *scene.inventory.pending))
+        self._listed[name] = (*lost, *(Entry.of(device) for device in figure.devices))
         told = observed is not None and observed.shows(name, str(figure.present))
         if not lost or not told or figure.held or figure.advertised != figure.present:
             self._since.pop(name, None)
@@ -117,7 +116,7 @@ class Losses:
 
     def settle(self, loss: Loss) -> None:
         """Forget the devices of a loss: nobody uses them any more, or nobody can be told to stop."""
-        listed = self._listed.get(loss.resource, {})
-        self._listed[loss.resource] = {devnode: entry for devnode, entry in listed.items() if entry not in loss.entries}
+        listed = self._listed.get(loss.resource, ())
+        self._listed[loss.resource] = tuple(entry for entry in listed if entry not in loss.entries)
         self._since.pop(loss.resource, None)
         self._losses.pop(loss.resource, None)

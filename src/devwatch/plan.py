@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from devwatch.inventory import Inventory, Window
@@ -171,12 +172,18 @@ def _listed(figure: Figure, observed: tuple[Entry, ...]) -> tuple[Entry, ...]:
     return (*present, *(entry for entry in observed if entry.devnode not in here))
 
 
-def changes(figures: Figures, observed: NodeState, *, apart: AbstractSet[str] = frozenset()) -> Changes:
+def changes(
+    figures: Figures,
+    observed: NodeState,
+    *,
+    apart: AbstractSet[str] = frozenset(),
+    kept: Listing = MappingProxyType({}),
+) -> Changes:
     """Return what must be written so that the Node shows the figures; empty where it does.
 
     A resource that the annotation owns and the configuration no longer has is removed. While it is written `apart` (a request of its own),
     the annotation keeps its name until the removal was observed, so that it is never forgotten. The annotation alone waits while a
-    devnode is away for less than its grace: back again, it changes nothing.
+    devnode is away for less than its grace: back again, it changes nothing. It goes on listing what is `kept`.
     """
     listing = observed.listing()
     wanted: dict[str, str | None] = {name: str(figure.advertised) for name, figure in figures.by_name.items()}
@@ -185,8 +192,12 @@ def changes(figures: Figures, observed: NodeState, *, apart: AbstractSet[str] = 
     if not needed and figures.away and listing.keys() == figures.by_name.keys():
         return {}
     leaving = {name: listing[name] for name, count in needed.items() if count is None and name in apart}
-    annotation = render_listing({**list_devices(figures, listing), **leaving})
+    annotation = render_listing({**_joined(list_devices(figures, listing), kept), **leaving})
     return needed if annotation == observed.annotation else {**needed, WHOLE: annotation}
+
+
+def _joined(listing: Listing, kept: Listing) -> Listing:
+    return {name: tuple(dict.fromkeys((*entries, *kept.get(name, ())))) for name, entries in listing.items()}
 
 
 def portion(wanted: Changes, *, apart: AbstractSet[str], blocked: AbstractSet[str]) -> Changes:

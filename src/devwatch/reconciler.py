@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from devwatch.backoff import Backoff
-from devwatch.errors import ApiError, ConfigError, NodeMissing, Refused, Retry
+from devwatch.drift import Drift
+from devwatch.errors import ApiError, ConfigError, Forbidden, Gone, NodeMissing, Refused, Retry
 from devwatch.inventory import Inventory, Look
-from devwatch.node import WHOLE, Changes, NodeState
+from devwatch.loss import Scene
+from devwatch.node import WHOLE, Changes, Listing, NodeState
 from devwatch.plan import Figures, Tally, changes, portion
 from devwatch.report import Answer, Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from devwatch.config import Config
+    from devwatch.loss import Loss, Losses
+
+    Watch = Callable[[], AsyncIterator[NodeState]]
 
 REFUSAL_LIMIT = 60.0
 """Seconds: the longest wait before what the server refused alone is tried again."""
@@ -25,6 +30,12 @@ RETRY_AFTER_LIMIT = 60.0
 """Seconds: no server keeps us away for longer, whatever its Retry-After says."""
 UNWATCHED_RESYNC = 60.0
 """Seconds between two reads of the Node where no watch reports what others write to it."""
+WATCHED_RESYNC = 300.0
+"""Seconds between two reads of the Node where a watch reports what others write to it, unless the configuration says otherwise."""
+WATCH_PAUSE = 1.0
+"""Seconds between two watches, so that a server that ends them at once is not asked without a pause."""
+WATCH_RETRY_LIMIT = 60.0
+"""Seconds until a watch that may not be, or fails again and again, is tried again."""
 RESYNC_SPREAD = 0.1
 """The share of the resync interval by which it is shortened at random, so that a fleet does not ask in step."""
 
@@ -61,6 +72,31 @@ class _Refusal(Backoff):
     reason: str = ""
 
 
+class Chores(Protocol):
+    """What is done between two patches, one request at a time."""
+
+    def attend(self, losses: Mapping[str, Loss]) -> None:
+        """Take what is lost now, by resource."""
+
+    def chore(self, now: float) -> Callable[[], Awaitable[None]] | None:
+        """Return what is to be done now, None for nothing. It handles its own `ApiError`s."""
+
+    def due(self, now: float) -> float | None:
+        """Return when there is something to be done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What the loop knows of the cluster."""
+
+    api: NodeApi
+    watch: Watch | None = None
+    """Yields the Node whenever somebody has written to it; without it that is found by the resync alone."""
+    losses: Losses | None = None
+    """Remembers what was listed; without it nothing is ever lost."""
+    chores: tuple[Chores, ...] = ()
+
+
 class Reconciler:
     """Makes the Node show the devices of this host, and keeps it so.
 
@@ -72,14 +108,15 @@ class Reconciler:
       added to present ones;
     - *touches only its own*: no patch names anything but configured resources, those that the annotation owns, and the annotation;
     - *quiet*: no request while nothing has changed, apart from the resync, and never two at a time;
-    - *grace holds*: what is away for less than its grace changes nothing.
+    - *grace holds*: what is away for less than its grace changes nothing;
+    - *evicts only on certainty*: only what was listed once, a certain look no longer finds, and the Node no longer counts is lost.
     """
 
     def __init__(  # noqa: PLR0913 - what the loop is wired to, by keyword
         self,
         *,
         source: DeviceSource,
-        api: NodeApi,
+        cluster: Cluster,
         settings: Settings,
         config: Config,
         node: str,
@@ -95,25 +132,25 @@ class Reconciler:
         `clock` is the loop's time, `chance` a random number in [0, 1). `once` ends when the Node agrees. `turned` is called on every turn
         of the loop, which comes at least every `heartbeat` seconds.
         """
-        self._source, self._api, self._settings, self._reporter = source, api, settings, reporter
+        self._source, self._cluster, self._settings, self._reporter = source, cluster, settings, reporter
         self._node, self._clock, self._chance, self._once = node, clock, chance, once
         self._turned, self._heartbeat = turned, heartbeat or math.inf
         self._inventory, self._tally = Inventory(), Tally(())
         self._observed: NodeState | None = None
         self._request: asyncio.Task[None] | None = None
         self._answer: Answer | None = None
-        self._backoff = Backoff()
+        self._backoff, self._drift = Backoff(), Drift()
         self._apart: set[str] = set()
         self._refusals: dict[str, _Refusal] = {}
-        self._drifted: set[str] = set()
+        self._seen: NodeState | None = None
         self._unsure: set[str] = set()
         self._detected: float | None = None
         self._lingering: float | None = None
         self._sweep_at = self._resync_at = float("-inf")
         self._wakes: set[str] = set()
         self._woken = asyncio.Event()
-        self._agreed = False
-        self._failure, self._missing = "no answer yet", False
+        self._agreed = self._missing = self._watching = False
+        self._failure = "no answer yet"
         self._use(config)
 
     @property
@@ -132,6 +169,8 @@ class Reconciler:
         """Reconcile for ever; with `once` until the Node surely shows what is present."""
         self.wake("start")
         async with asyncio.TaskGroup() as tasks:
+            if self._cluster.watch is not None:
+                tasks.create_task(self._follow(self._cluster.watch))
             while True:
                 due, trigger = self._turn(tasks)
                 if self._once and self._agreed:
@@ -152,11 +191,13 @@ class Reconciler:
         wakes, self._wakes = self._wakes, set()
         self._reporter.woken(wakes, now)
         self._take_answer(now)
+        self._take_sight(now)
         self._reload(now, force="config" in wakes)
         look = self._source.look(now)
         self._inventory.observe(look)
         figures = self._tally.count(self._inventory, self._observed, now)
-        wanted = {} if self._observed is None else changes(figures, self._observed, apart=self._apart)
+        kept = self._attend(figures, now)
+        wanted = {} if self._observed is None else changes(figures, self._observed, apart=self._apart, kept=kept)
         self._forgive(figures, wanted)
         self._report(look, figures, changes(figures, NodeState()) if self._missing else wanted)
         self._time_detection(figures, wanted, now)
@@ -165,6 +206,16 @@ class Reconciler:
         self._agreed = settled and not wanted and self._request is None and now < self._resync_at
         self._turned()
         return self._next(look, figures, wanted)
+
+    def _attend(self, figures: Figures, now: float) -> Listing:
+        """Tell the chores what is lost, and return what the annotation goes on listing until they are done with it."""
+        if self._cluster.losses is None:
+            return {}
+        scene = Scene(figures=figures, inventory=self._inventory, observed=self._observed, now=now)
+        losses = self._cluster.losses.update(self._config.for_node(self._node), scene)
+        for chores in self._cluster.chores:
+            chores.attend(losses)
+        return self._cluster.losses.kept()
 
     def _report(self, look: Look, figures: Figures, wanted: Changes) -> None:
         graces = {rule.name: rule.removal_grace for rule in self._config.resources}
@@ -183,8 +234,12 @@ class Reconciler:
             resync = self._resync_at > self._backoff.until
             dues.append((self._resync_at, "resync") if resync else (self._backoff.until, "retry"))
             if wanted:
-                first = min(self._refusals.get(name, self._backoff).until for name in wanted)
+                first = min(
+                    max(self._refusals.get(name, self._backoff).until, self._drift.due(name)) for name in wanted
+                )
                 dues.append((max(first, self._backoff.until), "retry"))
+            chores = [due for chores in self._cluster.chores if (due := chores.due(look.at)) is not None]
+            dues += [(max(due, self._backoff.until), "retry") for due in chores]
         return min(*dues, (look.at + self._heartbeat, "sweep"))
 
     # -- the configuration
@@ -218,16 +273,26 @@ class Reconciler:
         if self._request is not None or now < self._backoff.until:
             return
         blocked = {name for name, refusal in self._refusals.items() if now < refusal.until}
+        blocked |= self._drift.waiting(wanted, now)
         body = portion(wanted, apart=self._apart, blocked=blocked)
         if body or now >= self._resync_at:
             detected, self._detected = self._detected, None
             self._request = tasks.create_task(self._perform(body, detected))
+            return
+        chore = next((chore for chores in self._cluster.chores if (chore := chores.chore(now)) is not None), None)
+        if chore is not None:
+            self._request = tasks.create_task(self._do(chore))
+
+    async def _do(self, chore: Callable[[], Awaitable[None]]) -> None:
+        await chore()
+        self._request = None
+        self.wake("node")
 
     async def _perform(self, body: Changes, detected: float | None) -> None:
         """Await the answer and leave it for the next turn; an exception that is no `ApiError` ends the program."""
         start = self._clock()
         try:
-            outcome: NodeState | ApiError = await self._api.patch(body)
+            outcome: NodeState | ApiError = await self._cluster.api.patch(body)
         except ApiError as error:
             outcome = error
         except asyncio.CancelledError as error:
@@ -258,16 +323,49 @@ class Reconciler:
             self._refuse(answer, Refused(error), now)
             return
         self._reporter.accepted(answer, failures=self._backoff.failures)
-        if repaired := self._drifted & answer.sent.keys():
-            self._drifted -= repaired
+        if repaired := self._drift.repair(answer.sent, now):
             self._reporter.repaired(repaired)
+            if (rivals := self._drift.rivals()) is not None:
+                self._reporter.contested(repaired, rivals)
         self._backoff.succeed()
         self._apart -= answer.sent.keys()
         self._failure = ""
         self._resync_at = now + self._resync() * (1 - RESYNC_SPREAD * self._chance())
 
     def _resync(self) -> float:
+        if self._watching:
+            return self._config.resync or WATCHED_RESYNC
         return min(self._config.resync or math.inf, UNWATCHED_RESYNC)
+
+    async def _follow(self, watch: Watch) -> None:
+        """Wake the loop whenever somebody has written to the Node; where that may not be watched, ask again now and then."""
+        backoff = Backoff(first=1.0, limit=WATCH_RETRY_LIMIT)
+        while True:
+            try:
+                async for state in watch():
+                    if not self._watching:
+                        self._reporter.watching()
+                    self._watching = True
+                    backoff.succeed()
+                    self._seen = state
+                    self.wake("node")
+                delay = WATCH_PAUSE
+            except Gone:
+                delay = WATCH_PAUSE
+            except ApiError as error:
+                self._watching = False
+                self._reporter.unwatched(error)
+                least = WATCH_RETRY_LIMIT if isinstance(error, Forbidden) else WATCH_PAUSE
+                delay = backoff.fail(self._clock(), self._chance(), at_least=least)
+            await asyncio.sleep(delay)
+
+    def _take_sight(self, now: float) -> None:
+        """Hold what the watch has seen, unless an answer was newer, or a request is out or was lost that may have changed it."""
+        if self._request is not None or self._unsure:
+            return
+        state, self._seen = self._seen, None
+        if state is not None and state.supersedes(self._observed):
+            self._observe(state, {}, now)
 
     def _observe(self, state: NodeState, sent: Changes, now: float) -> None:
         """Hold what the server answered, also when its version is lower: requests do not overlap, so a backup was restored.
@@ -278,9 +376,11 @@ class Reconciler:
         if held is not None:
             ours = {WHOLE, *held.listing(), *(rule.name for rule in self._config.for_node(self._node))}
             others = ours - sent.keys() - self._unsure
-            self._drifted |= {name for name in others if _value(held, name) != _value(state, name)}
+            self._drift.note((name for name in others if _value(held, name) != _value(state, name)), state)
         elif not self._once:
             self._tally.start(state, now)
+            if self._cluster.losses is not None:
+                self._cluster.losses.start(state.listing())
         self._observed, self._missing, self._unsure = state, False, set()
 
     def _refuse(self, answer: Answer, error: Refused, now: float) -> None:
@@ -320,7 +420,6 @@ class Reconciler:
 
     def _time_detection(self, figures: Figures, wanted: Changes, now: float) -> None:
         """Keep since when the change that is about to be sent is known: from its uevent, or from the end of its grace."""
-        self._drifted &= wanted.keys()
         ready = wanted.keys() - self._refusals.keys()
         if ready and self._detected is None and self._lingering is not None and self._lingering <= now:
             self._detected = self._lingering

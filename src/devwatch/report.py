@@ -10,7 +10,7 @@ from devwatch.errors import ApiError, ConfigError, Forbidden, NodeMissing
 from devwatch.node import WHOLE, Changes, NodeState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from devwatch.config import Config
     from devwatch.device import Device
@@ -111,6 +111,8 @@ class Reporter:
     metrics: Metrics
     health: Health
     node: str
+    herald: Callable[[str, Device, str], None] = lambda _reason, _device, _resource: None
+    """Takes `DeviceAdded` and `DeviceRemoved` with the device and its resource, to tell the cluster."""
     _shown: dict[tuple[str, int, int], _Shown] = field(default_factory=dict)
     _gone: list[_Gone] = field(default_factory=list)
     _present: dict[str, int] = field(default_factory=dict)
@@ -178,6 +180,7 @@ class Reporter:
         gone = next((gone for gone in self._gone if gone.identity == shown.identity), None)
         if gone is None:
             self.log.info("device.added", **shown.fields())
+            self.herald("DeviceAdded", shown.device, shown.owner)
         else:
             self._gone.remove(gone)
             self.log.info("device.returned", **shown.fields(), away_seconds=round(now - gone.since, 3))
@@ -185,6 +188,7 @@ class Reporter:
     def _departed(self, shown: _Shown, grace: float, now: float) -> None:
         self._gone.append(_Gone(identity=shown.identity, since=now, grace=grace))
         self.log.info("device.removed", **shown.fields(), counted_for_seconds=grace)
+        self.herald("DeviceRemoved", shown.device, shown.owner)
 
     def difference(self, figures: Figures, observed: NodeState | None, wanted: Changes, now: float) -> None:
         """Take note of what the Node shows, and since when it is not what it should."""
@@ -215,6 +219,27 @@ class Reporter:
         """Tell that a foreign write was undone."""
         self.metrics.drift_repairs.inc()
         self.log.warning("drift.repaired", node=self.node, what=_named(names))
+
+    def contested(self, names: Collection[str], rivals: Collection[str]) -> None:
+        """Tell who keeps undoing what is repaired, and what helps."""
+        hint = "give the resource another name in the configuration, or stop the other writer"
+        others = sorted(rivals) or ["unknown: the API server keeps no record of it"]
+        self.log.error("drift.contested", node=self.node, what=_named(names), managers=others, hint=hint)
+
+    def watching(self) -> None:
+        """Take note that foreign writes are seen at once."""
+        self._stories.pop("watch", None)
+        self.log.debug("node.watched", node=self.node)
+
+    def unwatched(self, error: ApiError) -> None:
+        """Tell that foreign writes are only found by the resync, and which right would make that faster."""
+        if not self._worth_telling("watch", type(error).__name__):
+            return
+        if isinstance(error, Forbidden):
+            consequence = "foreign writes are repaired within a minute; with this right at once"
+            self.log.info("node.unwatched", node=self.node, error=str(error), consequence=consequence, hint=error.hint)
+        else:
+            self.log.debug("node.unwatched", node=self.node, error=str(error))
 
     def refused(self, answer: Answer, error: ApiError, *, retry_in: float | None) -> None:
         """Tell what the server refuses when it was sent alone (`retry_in` given); what was refused in company is sent apart first."""

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -76,7 +77,8 @@ def test_a_change_is_on_the_node_and_in_the_answer(apiserver: ApiServer, name: s
     assert node["metadata"]["annotations"][ANNOTATION] == LISTED
     assert node["status"]["capacity"]["pods"] == "110"
     assert "devwatch" in [entry["manager"] for entry in node["metadata"]["managedFields"]]
-    assert state == NodeState(
+    assert [writer.manager for writer in state.writers["a.io/b"]] == ["devwatch"]
+    assert replace(state, writers={}) == NodeState(
         uid=node["metadata"]["uid"],
         version=int(node["metadata"]["resourceVersion"]),
         capacity=node["status"]["capacity"],

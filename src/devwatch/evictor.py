@@ -1,0 +1,207 @@
+"""What is done for lost devices: their pods are evicted, one a second, and people are told. One request at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from devwatch.backoff import Backoff
+from devwatch.errors import ApiError, Conflict, Forbidden, Missing, Retry
+from devwatch.pods import Fate, Pod, fate
+from devwatch.report import Story
+from devwatch.workload import Note
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from devwatch.device import Device
+    from devwatch.loss import Loss, Losses
+    from devwatch.report import Log
+    from devwatch.telemetry import Metrics
+
+INTERVAL = 1.0
+"""Seconds between two evictions of this node, at least."""
+RIGHT_INTERVAL = 60.0
+"""Seconds until a missing right is tried again."""
+NOTE_INTERVAL = 60.0
+"""Seconds between two Events about one device, at least."""
+MOST_NOTES = 32
+"""Events that wait to be sent; of more the oldest are dropped."""
+
+Chore = Callable[[], Awaitable[None]]
+
+
+class WorkloadApi(Protocol):
+    """The pods of the node, and Events about it."""
+
+    async def pods(self) -> tuple[Pod, ...]:
+        """Return the pods of the node. Raises an `ApiError`."""
+
+    async def evict(self, pod: Pod) -> None:
+        """Evict a pod. Raises an `ApiError`."""
+
+    async def record(self, note: Note) -> None:
+        """Write an Event. Raises an `ApiError`."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Herald:
+    """Events about devices: best effort, bounded, at most one a minute for each device."""
+
+    api: WorkloadApi
+    log: Log
+    node: str
+    clock: Callable[[], float]
+    _waiting: deque[Note] = field(default_factory=lambda: deque(maxlen=MOST_NOTES))
+    _told: dict[str, float] = field(default_factory=dict)
+    _closed_until: float = float("-inf")
+    _complained: bool = False
+
+    def device(self, reason: str, device: Device, resource: str) -> None:
+        """Tell that a device of a resource came (`DeviceAdded`) or went (`DeviceRemoved`)."""
+        serial = f" serial {_shown(device.serial)}" if device.serial else ""
+        message = f"{device.devnode} ({device.vendor or 'no id'}:{device.product or ''}{serial}) of {resource}"
+        self._add(
+            f"{resource} {device.devnode}", Note(reason=reason, message=message, warning=reason == "DeviceRemoved")
+        )
+
+    def pod(self, pod: Pod, loss: Loss) -> None:
+        """Tell a pod that its device is lost."""
+        names = ", ".join(entry.devnode for entry in loss.entries)
+        message = f"{_shown(names)} of {loss.resource} is no longer on node {self.node}"
+        self._add(pod.uid, Note(reason="DeviceLost", message=message, warning=True, pod=pod))
+
+    def _add(self, subject: str, note: Note) -> None:
+        now = self.clock()
+        self._told = {told: at for told, at in self._told.items() if now - at < NOTE_INTERVAL}
+        if subject not in self._told and now >= self._closed_until:
+            self._told[subject] = now
+            self._waiting.append(note)
+
+    def attend(self, losses: Mapping[str, Loss]) -> None:
+        """Nothing is to be told of a loss before its pods are known."""
+
+    def chore(self, _now: float) -> Chore | None:
+        """Return what is to be done now."""
+        return self._send if self._waiting else None
+
+    def due(self, now: float) -> float | None:
+        """Return when there is something to be done."""
+        return now if self._waiting else None
+
+    async def _send(self) -> None:
+        try:
+            await self.api.record(self._waiting.popleft())
+        except Forbidden as error:
+            self._waiting.clear()
+            self._closed_until = self.clock() + RIGHT_INTERVAL
+            if not self._complained:
+                self._complained = True
+                self.log.info(
+                    "event.refused",
+                    error=str(error),
+                    hint=error.hint,
+                    lost="Events only; everything else works without them",
+                )
+        except ApiError as error:
+            self._waiting.clear()
+            self.log.debug("event.failed", error=str(error))
+
+
+@dataclass(slots=True, kw_only=True)
+class Evictor:
+    """Evicts the pods of lost devices.
+
+    It promises: only pods that a loss concerns beyond doubt are evicted, at most one a second, never before their device was lost for
+    the `after` of its resource, and never one that got its device back meanwhile.
+    """
+
+    herald: Herald
+    losses: Losses
+    metrics: Metrics
+    chance: Callable[[], float]
+    _current: Mapping[str, Loss] = field(default_factory=dict)
+    _pace: float = float("-inf")
+    _backoff: Backoff = field(default_factory=lambda: Backoff(first=1.0))
+    _story: Story = field(default_factory=Story)
+    _told: set[tuple[str, str]] = field(default_factory=set)
+
+    def attend(self, losses: Mapping[str, Loss]) -> None:
+        """Take what is lost now."""
+        self._current = losses
+        self._told = {(resource, uid) for resource, uid in self._told if resource in losses}
+
+    def chore(self, now: float) -> Chore | None:
+        """Return what is to be done now."""
+        due = self.due(now)
+        if due is None or due > now:
+            return None
+        first = min(self._current.values(), key=lambda loss: loss.due)
+        return partial(self._work, first)
+
+    def due(self, _now: float) -> float | None:
+        """Return when there is something to be done."""
+        first = min((loss.due for loss in self._current.values()), default=None)
+        return None if first is None else max(first, self._pace, self._backoff.until)
+
+    async def _work(self, loss: Loss) -> None:
+        """Look at the pods and evict the first that the loss concerns; where there is none left, the loss is settled."""
+        try:
+            pods = await self.herald.api.pods()
+            victim = self._victim(pods, loss)
+            if self._current.get(loss.resource) != loss:
+                return  # the device is back, or nobody knows for certain
+            if victim is None:
+                self.losses.settle(loss)
+            else:
+                await self._evict(victim, loss)
+            self._backoff.succeed()
+        except Forbidden as error:
+            self._refused(error, hint=error.hint, at_least=RIGHT_INTERVAL)
+        except ApiError as error:
+            self._refused(error, at_least=min(getattr(error, "after", None) or 0.0, RIGHT_INTERVAL))
+
+    def _victim(self, pods: tuple[Pod, ...], loss: Loss) -> Pod | None:
+        fates = [(pod, fate(pod, loss.resource, loss.entries, left=loss.left)) for pod in pods]
+        for pod, what in fates:
+            if what in {Fate.AMBIGUOUS, Fate.BARE} and (loss.resource, pod.uid) not in self._told:
+                self._told.add((loss.resource, pod.uid))
+                self.metrics.evictions.labels(what.value).inc()
+                self.herald.log.warning(
+                    "pod.eviction_refused", pod=pod.title, resource=loss.resource, reason=_REASONS[what]
+                )
+                if what is Fate.BARE:
+                    self.herald.pod(pod, loss)
+        return next((pod for pod, what in fates if what is Fate.EVICT), None)
+
+    async def _evict(self, pod: Pod, loss: Loss) -> None:
+        self._pace = self.herald.clock() + INTERVAL
+        try:
+            await self.herald.api.evict(pod)
+        except (Missing, Conflict):
+            return  # another one has been there first; what has its name now is another pod
+        self.herald.pod(pod, loss)
+        self.metrics.evictions.labels("evicted").inc()
+        self._story = Story()
+        lost = [entry.devnode for entry in loss.entries]
+        self.herald.log.warning("pod.evicted", pod=pod.title, resource=loss.resource, lost=lost, left=loss.left)
+
+    def _refused(self, error: ApiError, *, hint: str = "", at_least: float) -> None:
+        self.metrics.evictions.labels("refused" if isinstance(error, Retry) else "failed").inc()
+        delay = self._backoff.fail(self.herald.clock(), self.chance(), at_least=at_least)
+        if self._story.worth_telling(str(error)):
+            more = {"hint": hint} if hint else {}
+            self.herald.log.warning("pod.eviction_refused", error=str(error), retry_in=round(delay, 1), **more)
+
+
+_REASONS = {
+    Fate.AMBIGUOUS: "ambiguous: other devices of the resource are left, and no hostPath of the pod names the lost one",
+    Fate.BARE: "bare: it has no controlling owner, so nothing would make it anew",
+}
+
+
+def _shown(text: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)[:128]

@@ -1,0 +1,158 @@
+"""The pods of a node and the Events about it, as requests to the API server."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
+
+from devwatch.errors import Retry
+from devwatch.node import quantity
+from devwatch.pods import Pod, effective_request
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+PAGE = 250
+"""Objects asked for in one answer of a list."""
+_MESSAGE_LENGTH = 1000
+"""Characters of an Event's message; the API allows 1024 bytes of a note."""
+
+
+class Requests(Protocol):
+    """A connection to the API server."""
+
+    async def request(
+        self, method: str, path: str, *, query: Sequence[tuple[str, str]] = (), body: object = None
+    ) -> dict[str, Any]:
+        """Send a request and return the object of the answer. Raises an `ApiError`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """An Event to be: what happened to a Node, or to a pod of it."""
+
+    reason: str
+    message: str
+    warning: bool = False
+    pod: Pod | None = None
+    """The pod that it is about, None for the Node."""
+
+
+async def list_all(requests: Requests, path: str, *query: tuple[str, str]) -> AsyncIterator[dict[str, Any]]:
+    """Yield the objects of a list, page by page (API concepts, "Retrieving large results sets in chunks"). Raises an `ApiError`."""
+    token = ""
+    while True:
+        page = (("limit", str(PAGE)), *((("continue", token),) if token else ()))
+        content = await requests.request("GET", path, query=(*query, *page))
+        items = content.get("items")
+        if items is not None and not isinstance(items, list):
+            raise Retry(f"the answer to GET {path} is no list")
+        for item in items or ():
+            yield item
+        token = str((content.get("metadata") or {}).get("continue") or "")
+        if not token:
+            return
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What runs on one node."""
+
+    requests: Requests
+    node: str
+
+    async def pods(self) -> tuple[Pod, ...]:
+        """Return the pods of the node. Raises an `ApiError`, `Forbidden` without the right to list pods."""
+        selector = ("fieldSelector", f"spec.nodeName={self.node}")
+        return tuple([pod_of(item) async for item in list_all(self.requests, "/api/v1/pods", selector)])
+
+    async def evict(self, pod: Pod) -> None:
+        """Evict a pod, and no other of the same name (policy/v1 Eviction with a UID precondition).
+
+        Raises `Missing` or `Conflict` where it is gone, `Retry` where a budget says no (429, for two budgets 500), `Forbidden`.
+        """
+        path = f"/api/v1/namespaces/{quote(pod.namespace, safe='')}/pods/{quote(pod.name, safe='')}/eviction"
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod.name, "namespace": pod.namespace},
+            "deleteOptions": {"preconditions": {"uid": pod.uid}},
+        }
+        await self.requests.request("POST", path, body=body)
+
+    async def record(self, note: Note) -> None:
+        """Write an Event. Raises an `ApiError`."""
+        namespace = note.pod.namespace if note.pod else "default"
+        await self.requests.request(
+            "POST", f"/api/v1/namespaces/{quote(namespace, safe='')}/events", body=self._event(note)
+        )
+
+    def _event(self, note: Note) -> dict[str, Any]:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        # The kubelet gives a Node's name for its uid, and `kubectl describe node` looks for it.
+        subject = {"apiVersion": "v1", "kind": "Node", "name": self.node, "uid": self.node}
+        if note.pod:
+            subject |= {"kind": "Pod", "namespace": note.pod.namespace, "name": note.pod.name, "uid": note.pod.uid}
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{subject['name'][:200]}.{secrets.token_hex(8)}",
+                "namespace": subject.get("namespace", "default"),
+            },
+            "involvedObject": subject,
+            "reason": note.reason,
+            "message": note.message[:_MESSAGE_LENGTH],
+            "type": "Warning" if note.warning else "Normal",
+            "source": {"component": "devwatch", "host": self.node},
+            "reportingComponent": "devwatch",
+            "reportingInstance": self.node,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+
+
+def pod_of(item: Mapping[str, Any]) -> Pod:
+    """Read a pod. Raises `Retry` for anything else."""
+    try:
+        metadata, spec = item["metadata"], item["spec"]
+        owner: Mapping[str, Any] = next(
+            (owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")), {}
+        )
+        return Pod(
+            namespace=metadata["namespace"],
+            name=metadata["name"],
+            uid=metadata["uid"],
+            phase=(item.get("status") or {}).get("phase") or "Unknown",
+            requests=_requests(spec),
+            host_paths=tuple(
+                volume["hostPath"]["path"] for volume in spec.get("volumes") or () if volume.get("hostPath")
+            ),
+            owner=owner.get("kind", ""),
+            mirror="kubernetes.io/config.mirror" in (metadata.get("annotations") or {}),
+            terminating=bool(metadata.get("deletionTimestamp")),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Retry(f"the answer holds something that is no Pod: {type(error).__name__}") from error
+
+
+def _requests(spec: Mapping[str, Any]) -> dict[str, int]:
+    containers, init = spec.get("containers") or (), spec.get("initContainers") or ()
+    names = {name for container in (*containers, *init) for name in _wanted(container) if "/" in name}
+    return {
+        name: effective_request(
+            [_wanted(container).get(name, 0) for container in containers],
+            [(_wanted(container).get(name, 0), container.get("restartPolicy") == "Always") for container in init],
+        )
+        for name in names
+    }
+
+
+def _wanted(container: Mapping[str, Any]) -> dict[str, int]:
+    resources = container.get("resources") or {}
+    given = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return {name: quantity(str(text)) or 0 for name, text in given.items()}

@@ -36,8 +36,8 @@ FLOORS = (
     ),
     Floor(rooms=("sysfs", "configfile")),  # what the udev edge and the commands read without a library
     Floor(rooms=("udev", "kube", "systemd", "telemetry", "logs", "lock", "display")),
-    Floor(rooms=("host", "workload", "report", "evictor", "reconciler"), ordered=True),
-    Floor(rooms=("daemon", "commands")),
+    Floor(rooms=("host", "workload", "cluster", "report", "evictor", "reconciler"), ordered=True),
+    Floor(rooms=("daemon", "commands", "admin")),
     Floor(rooms=("cli", "__main__"), ordered=True),
 )
 # The version alone: every room may read it, and it reads nothing.

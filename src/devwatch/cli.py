@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from devwatch.commands import Scene
+    from devwatch.kube import Connection
 
     _Commands = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - argparse has no other name for it
 
@@ -56,11 +57,24 @@ _CHECK_EXAMPLES = """\
 examples:
   devwatch check my.yaml
   devwatch check -o json my.yaml | jq .faults"""
+_STATUS_EXAMPLES = """\
+examples:
+  devwatch status                        every resource: counts, pods, devices
+  devwatch status -o wide                with links, and when it last changed
+  devwatch status -o json | jq '.resources[] | select(.warnings != [])'"""
+_PURGE_EXAMPLES = """\
+examples:
+  devwatch purge --dry-run               what would be removed from this node?
+  devwatch purge --node nuc-1            after the daemon there was stopped
+  kubectl delete -k deploy && devwatch purge --all-nodes --yes"""
 _COMPLETION_EXAMPLES = """\
 examples:
   devwatch completion bash > /etc/bash_completion.d/devwatch
   devwatch completion zsh > "${fpath[1]}/_devwatch"
   devwatch completion fish > ~/.config/fish/completions/devwatch.fish"""
+
+
+_CREDENTIALS = "credentials (default: KUBECONFIG, in-cluster, ~/.kube/config)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -137,7 +151,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"devwatch {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_add_run, _add_devices, _add_explain, _add_check, _add_completion):
+    for add in (_add_run, _add_devices, _add_explain, _add_check, _add_status, _add_purge, _add_completion):
         add(commands, environ)
     return parser
 
@@ -158,7 +172,7 @@ def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
     parser = _command(commands, "run", "the daemon: watch the devices, patch the Node", description, _RUN_EXAMPLES)
     option = _Options(parser, environ)
     _add_scene(option)
-    option("--kubeconfig", metavar="FILE", help="credentials (default: KUBECONFIG, in-cluster, ~/.kube/config)")
+    option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
     option(
         "--dry-run",
         choices=("client", "server"),
@@ -212,6 +226,31 @@ def _add_check(commands: _Commands, environ: Mapping[str, str]) -> None:
     )
     _Options(parser, environ)("--output", "-o", choices=("text", "json"), default="text", help="how to show the faults")
     parser.set_defaults(command=_check)
+
+
+def _add_status(commands: _Commands, environ: Mapping[str, str]) -> None:
+    description = "Shows for the whole cluster what is advertised, which pods ask for it, and the devices behind it."
+    parser = _command(commands, "status", "the cluster: counts, pods, devices", description, _STATUS_EXAMPLES)
+    option = _Options(parser, environ)
+    option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
+    option("--output", "-o", choices=("table", "wide", "json", "yaml"), default="table", help="how to show it")
+    parser.set_defaults(command=_status)
+
+
+def _add_purge(commands: _Commands, environ: Mapping[str, str]) -> None:
+    description = (
+        "Removes what devwatch advertised, as the Node's own annotation lists it, from this node, another or all."
+    )
+    parser = _command(commands, "purge", "remove what devwatch advertised", description, _PURGE_EXAMPLES)
+    option = _Options(parser, environ)
+    option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
+    option("--node", metavar="NAME", help="the Node (default: NODE_NAME, else the host name)")
+    option.flag("--all-nodes", help="all Nodes of the cluster; asks first on a terminal")
+    option(
+        "--dry-run", choices=("client", "server"), nargs="?", const="client", help="show the difference, remove nothing"
+    )
+    option.flag("--yes", help="do not ask")
+    parser.set_defaults(command=_purge)
 
 
 def _add_completion(commands: _Commands, _environ: Mapping[str, str]) -> None:
@@ -323,6 +362,41 @@ def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     screen, remarks = display.Screen.of(_stdout(), environ), display.Screen.of(display.Unfailing(sys.stderr), environ)
     return commands.check(Path(arguments.file), screen, remarks, form=arguments.output)
+
+
+def _connection(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Connection:
+    from devwatch.kube import Connection, Credentials  # noqa: PLC0415 - 20 MiB that other commands do not need
+
+    return Connection(Credentials(kubeconfig=arguments.kubeconfig, environ=environ), version=__version__)
+
+
+def _status(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch import admin, display  # noqa: PLC0415 - the daemon does not need them
+
+    screen, remarks = display.Screen.of(_stdout(), environ), display.Screen.of(display.Unfailing(sys.stderr), environ)
+    connection = _connection(arguments, environ)
+    return admin.run(connection, admin.status(connection, screen, remarks, form=arguments.output))
+
+
+def _purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch import admin, display, host  # noqa: PLC0415 - the daemon does not need them
+
+    if arguments.all_nodes and arguments.node:
+        raise UsageError("--all-nodes and --node contradict each other")
+    node = None if arguments.all_nodes else host.node_name(arguments.node, environ)
+    ask = sys.stdin is not None and sys.stdin.isatty() and not arguments.yes
+    task = admin.Purge(
+        node=node, dry_run=arguments.dry_run is not None, confirmed=_confirmed if ask else lambda _count: True
+    )
+    connection = _connection(arguments, environ)
+    return admin.run(connection, admin.purge(connection, display.Screen.of(_stdout(), environ), task))
+
+
+def _confirmed(count: int) -> bool:
+    try:
+        return input(f"Remove all this from {count} nodes? [y/N] ").strip().lower() in {"y", "yes"}
+    except EOFError:
+        return False
 
 
 def _completion(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:

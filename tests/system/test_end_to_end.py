@@ -6,6 +6,8 @@ import contextlib
 import http.client
 import json
 import signal
+import subprocess
+import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +248,22 @@ def test_a_changed_configuration_is_picked_up_and_a_bad_one_is_not(world: World,
         record = daemon.wait_log("config.rejected")
         assert any(f"{world.config}:1:20: resources[0].name:" in fault for fault in record["faults"])
         assert world.shows("1", "renamed.io/zstick")
+
+
+def test_purge_beside_a_running_daemon_fails(world: World, sticks: Sticks) -> None:
+    """Whether the daemon runs on this host or puts back from elsewhere what was removed, it has to be stopped first."""
+    sticks.plug("tty40", **STICK)
+    world.config.write_text(CONFIG + "resync: 1s\n")
+    command = [sys.executable, "-m", "devwatch", "purge", "--kubeconfig", str(world.apiserver.admin_kubeconfig)]
+    with world.start() as daemon:
+        daemon.wait_for(lambda: world.shows("1"))
+        for where in (["--node", world.node], ["--all-nodes", "--yes"]):
+            done = subprocess.run(
+                [*command, *where], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+            )
+            assert done.returncode == 1
+            assert f"a devwatch still runs on {world.node}" in done.stderr
+            daemon.wait_for(lambda: world.shows("1"))
 
 
 def test_a_second_daemon_waits_and_takes_over(world: World, sticks: Sticks) -> None:

@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> Path:
 def test_check_sums_up_a_valid_configuration(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Status 0 and a summary."""
     assert main(["check", str(config)], {}) == 0
-    assert capsys.readouterr().out == f"{config}: valid; 1 resources (a.io/b); 0 evict\n"
+    assert capsys.readouterr().out == f"{config}: valid; 1 resource (a.io/b); 0 evict\n"
 
 
 def test_check_shows_every_fault(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     [
         (
             {"ID_MODEL_FROM_DATABASE": "FT232", "ID_VENDOR_FROM_DATABASE": "FTDI", "ID_MODEL": "UART"},
-            "FTDI FT232 (UART)",
+            "FT232 (UART)",
         ),
+        ({"ID_MODEL_FROM_DATABASE": "FT232", "ID_VENDOR_FROM_DATABASE": "FTDI"}, "FTDI FT232"),
         ({"ID_VENDOR_ENC": "ACME\\x20Inc", "ID_MODEL_ENC": "Modem\\x2f2"}, "ACME Inc Modem/2"),
         ({"ID_VENDOR": "ACME_Inc", "ID_MODEL": "Modem"}, "ACME Inc Modem"),
         ({}, "unknown USB device"),

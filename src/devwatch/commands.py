@@ -227,7 +227,8 @@ def _fault_document(fault: Fault) -> dict[str, object]:
 def _summary(file: Path, config: Config) -> str:
     evicting = sum(rule.evict_after is not None for rule in config.resources)
     names = ", ".join(rule.name for rule in config.resources) or "none"
-    return f"{file}: valid; {len(config.resources)} resources ({names}); {evicting} evict"
+    number = len(config.resources)
+    return f"{file}: valid; {number} resource{'' if number == 1 else 's'} ({names}); {evicting} evict"
 
 
 def completion(screen: Screen, shell: str) -> int:

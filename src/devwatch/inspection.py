@@ -53,12 +53,12 @@ def describe(device: Device) -> str:
         return stick.title
     record = device.properties or {}
     maker = record.get("ID_VENDOR_FROM_DATABASE") or _decoded(record, "ID_VENDOR")
-    model = record.get("ID_MODEL_FROM_DATABASE") or _decoded(record, "ID_MODEL")
-    if device.vendor is None and not (maker or model):
+    if device.vendor is None and not maker:
         return "virtual console" if device.virtual else "serial port of the board"
-    own = _decoded(record, "ID_MODEL")
-    named = " ".join(text for text in (maker, model) if text) or "unknown USB device"
-    return f"{named} ({own})" if own and own.lower() not in named.lower() else named
+    own, kind = _decoded(record, "ID_MODEL"), record.get("ID_MODEL_FROM_DATABASE", "")
+    if kind and own and own.lower() not in kind.lower():
+        return f"{kind} ({own})"
+    return " ".join(text for text in (maker, kind or own) if text) or "unknown USB device"
 
 
 def _decoded(record: Mapping[str, str], name: str) -> str:

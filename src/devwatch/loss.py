@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Devices of one resource that are lost, and since when the Node says so."""
+    """Devices of one resource that are lost, and since when the Node no longer counts them."""
 
     resource: str
     entries: tuple[Entry, ...]
     left: int
-    """How many of the resource are present."""
+    """How many of the resource are present, or are lost for so short a time that they may come back."""
     since: float
     due: float
     """When its pods are to be evicted."""
@@ -38,7 +38,7 @@ def lost_among(listed: Sequence[Entry], devices: Iterable[Device]) -> tuple[Entr
     """
     here = {device.devnode: device for device in devices}
     gone = [entry for entry in listed if not _stayed(entry, here.get(entry.devnode))]
-    kept = {entry.devnode for entry in listed} - {entry.devnode for entry in gone}
+    kept = {entry.devnode for entry in listed if _stayed(entry, here.get(entry.devnode))}
     others = [_ids(Entry.of(device)) for devnode, device in here.items() if devnode not in kept]
     lost = []
     for entry in gone:
@@ -50,7 +50,12 @@ def lost_among(listed: Sequence[Entry], devices: Iterable[Device]) -> tuple[Entr
 
 
 def _stayed(entry: Entry, device: Device | None) -> bool:
-    return device is not None and (_ids(Entry.of(device)) == _ids(entry) or not device.complete)
+    return device is not None and (_alike(entry, Entry.of(device)) or not device.complete)
+
+
+def _alike(one: Entry, other: Entry) -> bool:
+    pairs = zip(_ids(one), _ids(other), strict=True)
+    return all(known == found or known is None or found is None for known, found in pairs)
 
 
 def _ids(entry: Entry) -> tuple[str | None, str | None, str | None]:
@@ -78,45 +83,60 @@ class Losses:
     def __init__(self) -> None:
         """Start with nothing listed."""
         self._listed: dict[str, tuple[Entry, ...]] = {}
-        self._since: dict[str, float] = {}
-        self._losses: dict[str, Loss] = {}
+        self._lost: dict[str, tuple[Entry, ...]] = {}
+        self._since: dict[tuple[str, Entry], float] = {}
 
     def start(self, listing: Listing) -> None:
         """Believe what the Node lists at the start."""
-        for name, entries in listing.items():
-            self._listed[name] = (*self._listed.get(name, ()), *entries)
+        self._listed = dict(listing)
 
     def update(self, rules: Sequence[ResourceRule], scene: Scene) -> Mapping[str, Loss]:
         """Take in what the last look found and return the losses that the Node shows, by resource.
 
-        An uncertain look changes nothing, and nothing is lost by it.
+        An uncertain look changes nothing, and nothing is lost by it; nor before the first observation of the Node.
         """
-        if scene.inventory.doubts:
+        if scene.inventory.doubts or scene.observed is None:
             return {}
         evicting = {rule.name: rule.evict_after for rule in rules if rule.evict_after is not None}
         self._listed = {name: self._listed.get(name, ()) for name in evicting}
+        self._lost = {name: self._look(name, scene) for name in evicting}
+        lost = {(name, entry) for name, entries in self._lost.items() for entry in entries}
+        self._since = {key: since for key, since in self._since.items() if key in lost}
         found = {name: self._loss(name, after, scene) for name, after in evicting.items()}
-        self._losses = {name: loss for name, loss in found.items() if loss is not None}
-        return self._losses
+        return {name: loss for name, loss in found.items() if loss is not None}
+
+    def _look(self, name: str, scene: Scene) -> tuple[Entry, ...]:
+        """Return which of the listed devices are lost, and list what is here now."""
+        devices = (*scene.inventory.present, *scene.inventory.pending)
+        lost = lost_among(self._listed[name], devices)
+        # udev has not told yet who that is: perhaps another one in the place of the lost one.
+        unknown = {device.devnode for device in devices if not device.complete}
+        claimed = tuple(Entry.of(device) for device in scene.figures.by_name[name].devices)
+        unknown -= {entry.devnode for entry in claimed}
+        waiting = (entry for entry in self._listed[name] if entry.devnode in unknown)
+        self._listed[name] = tuple(dict.fromkeys((*lost, *waiting, *claimed)))
+        return lost
 
     def _loss(self, name: str, after: float, scene: Scene) -> Loss | None:
-        figure, observed = scene.figures.by_name[name], scene.observed
-        lost = lost_among(self._listed[name], (*scene.inventory.present, *scene.inventory.pending))
-        self._listed[name] = (*lost, *(Entry.of(device) for device in figure.devices))
+        """Return what is due first, or is due already; what is lost since then may still come back, and counts as left."""
+        figure, observed, lost = scene.figures.by_name[name], scene.observed, self._lost[name]
         told = observed is not None and observed.shows(name, str(figure.present))
         if not lost or not told or figure.held or figure.advertised != figure.present:
-            self._since.pop(name, None)
             return None
-        since = self._since.setdefault(name, scene.now)
-        return Loss(resource=name, entries=lost, left=figure.present, since=since, due=since + after)
+        sinces = {entry: self._since.setdefault((name, entry), scene.now) for entry in lost}
+        since = min(sinces.values())
+        ripe = max(since + after, scene.now)
+        entries = tuple(entry for entry in lost if sinces[entry] + after <= ripe)
+        left = figure.present + len(lost) - len(entries)
+        return Loss(resource=name, entries=entries, left=left, since=since, due=since + after)
 
     def kept(self) -> Listing:
         """Return the lost devices that the annotation goes on listing."""
-        return {name: loss.entries for name, loss in self._losses.items()}
+        return self._lost
 
     def settle(self, loss: Loss) -> None:
         """Forget the devices of a loss: nobody uses them any more, or nobody can be told to stop."""
-        listed = self._listed.get(loss.resource, ())
-        self._listed[loss.resource] = tuple(entry for entry in listed if entry not in loss.entries)
-        self._since.pop(loss.resource, None)
-        self._losses.pop(loss.resource, None)
+        for memory in (self._listed, self._lost):
+            memory[loss.resource] = tuple(
+                entry for entry in memory.get(loss.resource, ()) if entry not in loss.entries
+            )

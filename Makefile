@@ -2,6 +2,8 @@
 
 VENV ?= .venv
 PYTHONS := python3.14 python3.13 python3.12 python3.11 python3
+PREFIX ?= /usr/local
+UNITS ?= /etc/systemd/system
 LOCK_VENV := $(VENV)-lock
 
 SHELL := bash
@@ -62,10 +64,10 @@ libudev || root_apt libudev1 || true
 libudev || { say "libudev.so.1 is missing (Debian: apt-get install libudev1)"; exit 1; }
 endef
 
-.PHONY: help run test check lint fmt lock clean
+.PHONY: help run test check lint fmt install uninstall lock clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	cat <<- 'END'
 
 	    make run ARGS="--config my.yaml --once"   options of "devwatch run"; they replace --dry-run, so this writes to the Node
@@ -95,6 +97,27 @@ fmt: $(DEV_STAMP) ## Format the code and repair what ruff can.
 	"$(VENV)/bin/ruff" format .
 
 # Development is resolved first, and the smaller sets take its versions: what is tested is what runs.
+# Everything goes below DESTDIR, and runs from PREFIX. What the user may have changed in /etc is never replaced.
+install: $(RUN_READY) ## Install the program, its unit and an example configuration (DESTDIR=, PREFIX=/usr/local).
+	@python=$$("$(VENV)/bin/python" -c 'import sys; print(sys._base_executable)')
+	library="$(PREFIX)/lib/devwatch"
+	rm -rf "$(DESTDIR)$$library"
+	"$$python" -m pip install --quiet --no-deps --only-binary :all: --require-hashes --target "$(DESTDIR)$$library" -r .requirements/run.txt
+	"$(VENV)/bin/python" -m pip --python "$(VENV)/bin/python" install --quiet --no-deps --no-build-isolation --target "$(DESTDIR)$$library" .
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITS)" "$(DESTDIR)/etc/devwatch"
+	printf '#!%s\nimport sys\nsys.path.insert(0, "%s")\nfrom devwatch.cli import main\nsys.exit(main())\n' "$$python" "$$library" \
+	    > "$(DESTDIR)$(PREFIX)/bin/devwatch"
+	chmod 755 "$(DESTDIR)$(PREFIX)/bin/devwatch"
+	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/devwatch.service > "$(DESTDIR)$(UNITS)/devwatch.service"
+	for name in config.yaml devwatch.env; do
+	    [ -e "$(DESTDIR)/etc/devwatch/$$name" ] || install -m 644 "systemd/$$name" "$(DESTDIR)/etc/devwatch/$$name"
+	done
+	echo "installed; next: edit /etc/devwatch, then systemctl daemon-reload && systemctl enable --now devwatch"
+
+uninstall: ## Remove what install made, but not /etc/devwatch.
+	@rm -rf "$(DESTDIR)$(PREFIX)/lib/devwatch" "$(DESTDIR)$(PREFIX)/bin/devwatch" "$(DESTDIR)$(UNITS)/devwatch.service"
+	echo "removed; /etc/devwatch stays. What is advertised stays too: devwatch purge removes it, before this"
+
 lock: $(LOCK_STAMP) ## Resolve the dependencies anew and write .requirements/.
 	@resolve() { "$(LOCK_VENV)/bin/uv" pip compile --quiet --no-config --universal --python-version 3.11 --upgrade \
 	    --generate-hashes --no-header --no-annotate "$$@" > /dev/null; }

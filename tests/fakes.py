@@ -9,14 +9,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from devwatch.device import Device
-from devwatch.errors import ConfigError, Fault, NodeMissing, Refused, Retry
+from devwatch.errors import ApiError, ConfigError, Conflict, Fault, Forbidden, Missing, NodeMissing, Refused, Retry
 from devwatch.inventory import Look
-from devwatch.node import ANNOTATION, Changes, NodeState, patch_body
+from devwatch.node import ANNOTATION, FIELD_MANAGER, Changes, NodeState, Writer, patch_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from devwatch.config import Config
+    from devwatch.pods import Pod
+    from devwatch.workload import Note
 
 MAPS = ("capacity", "allocatable")
 
@@ -49,7 +51,13 @@ class FakeHost:
         self.expected.append(paths)
 
     def plug(
-        self, vendor: str, devnode: str = "/dev/ttyUSB0", *, serial: str | None = None, record: bool = True
+        self,
+        vendor: str,
+        devnode: str = "/dev/ttyUSB0",
+        *,
+        serial: str | None = None,
+        record: bool = True,
+        link: str | None = None,
     ) -> None:
         """Let the kernel register a stick; without `record` udev has not finished it yet."""
         self._incarnations += 1
@@ -62,6 +70,7 @@ class FakeHost:
             vendor=vendor,
             product="0001",
             serial=serial,
+            links=(link,) if link else (),
             properties={} if record else None,
         )
         self._announce()
@@ -115,6 +124,16 @@ class FakeServer:
         """What a mutating webhook puts back to what it was."""
         self.states: list[NodeState] = []
         """Every state that a request of ours left behind."""
+        self.answer_latency = 0.0
+        """Seconds between the moment that a request is stored and its answer."""
+        self.watches: list[float] = []
+        """When a watch was asked for."""
+        self.watch_error: ApiError | None = None
+        """Raised for every watch that begins."""
+        self.watch_latency = 0.0
+        """Seconds by which the watch is late."""
+        self._viewers: list[asyncio.Queue[NodeState | ApiError | None]] = []
+        self._writers: dict[str, tuple[Writer, ...]] = {}
         self._births = 0
         self._version = 0
         self._node: dict[str, Any] | None = None
@@ -125,6 +144,7 @@ class FakeServer:
     def create(self) -> None:
         """Register the Node as the kubelet does: another uid, and nothing of ours in it."""
         self._births += 1
+        self._writers = {}
         status = {name: {"cpu": "4"} for name in MAPS}
         self._node = {
             "metadata": {"uid": f"uid-{self._births}", "annotations": {"foreign": "text"}},
@@ -136,8 +156,9 @@ class FakeServer:
         """Delete the Node: requests answer 404 until it is created again."""
         self._node = None
 
-    def write(self, name: str, value: str | None, *, maps: tuple[str, ...] = MAPS) -> None:
+    def write(self, name: str, value: str | None, *, maps: tuple[str, ...] = MAPS, manager: str = "stranger") -> None:
         """Let a stranger write a resource, or with None remove it."""
+        self._writers[name] = (Writer(manager=manager, time=""),)
         for part in maps:
             _merge(self._there()["status"][part], {name: value})
         self._stamp()
@@ -154,12 +175,38 @@ class FakeServer:
 
     def backup(self) -> Callable[[], None]:
         """Return a function that puts everything back to what it is now, its resourceVersion included."""
-        node, version = copy.deepcopy(self._node), self._version
+        node, version, writers = copy.deepcopy(self._node), self._version, dict(self._writers)
 
         def restore() -> None:
-            self._node, self._version = copy.deepcopy(node), version
+            self._node, self._version, self._writers = copy.deepcopy(node), version, dict(writers)
 
         return restore
+
+    # -- what a watch tells
+
+    def show(self, event: NodeState | ApiError | None) -> None:
+        """Let every watch deliver this, however old it is, fail with it, or with None end."""
+        for viewer in self._viewers:
+            viewer.put_nowait(event)
+
+    async def watch(self) -> AsyncIterator[NodeState]:
+        """Yield the Node, and again after every write."""
+        self.watches.append(self._clock())
+        await asyncio.sleep(self.latency)
+        if self.watch_error is not None:
+            raise self.watch_error
+        viewer: asyncio.Queue[NodeState | ApiError | None] = asyncio.Queue()
+        self._viewers.append(viewer)
+        try:
+            if self._node is not None:
+                yield self.state
+            while (event := await viewer.get()) is not None:
+                await asyncio.sleep(self.watch_latency)
+                if isinstance(event, ApiError):
+                    raise event
+                yield event
+        finally:
+            self._viewers.remove(viewer)
 
     # -- what is there
 
@@ -178,6 +225,7 @@ class FakeServer:
             capacity=dict(node["status"]["capacity"]),
             allocatable=dict(node["status"]["allocatable"]),
             annotation=node["metadata"]["annotations"].get(ANNOTATION),
+            writers=dict(self._writers),
         )
 
     @property
@@ -221,15 +269,18 @@ class FakeServer:
             raise self.refused[name]
         self._store(request)
         self.states.append(self.state)
+        answer = self.state
+        await asyncio.sleep(self.answer_latency)
         if self.losing:
             self.losing -= 1
             raise Retry("connection reset by peer")
-        return self.state
+        return answer
 
     def _store(self, request: Request) -> None:
         before = self.raw
         passed = {name: value for name, value in request.changes.items() if name not in self.undone}
         _merge(self._there(), patch_body(passed))
+        self._writers |= {name: (Writer(manager=FIELD_MANAGER, time=""),) for name in passed if name}
         if self._there() != before:
             self._stamp()
 
@@ -241,6 +292,7 @@ class FakeServer:
     def _stamp(self) -> None:
         self._version += 1
         self._there()["metadata"]["resourceVersion"] = str(self._version)
+        self.show(self.state)
 
 
 def _merge(target: dict[str, Any], patch: dict[str, Any]) -> None:
@@ -252,6 +304,76 @@ def _merge(target: dict[str, Any], patch: dict[str, Any]) -> None:
             _merge(target.setdefault(key, {}), value)
         else:
             target[key] = value
+
+
+RIGHTS = ("list pods", "create pods/eviction", "create events")
+
+
+class FakeWorkload:
+    """The pods of one node, and Events: a `WorkloadApi` with budgets, missing rights, outages and slow answers."""
+
+    def __init__(self, clock: Callable[[], float], *, latency: float = 0.01) -> None:
+        """Have no pods and every right."""
+        self._clock = clock
+        self.latency = latency
+        self.rights = set(RIGHTS)
+        self.error: ApiError | None = None
+        """Raised for every request."""
+        self.budgets: dict[str, int] = {}
+        """By the name of a pod: how many budgets forbid its eviction."""
+        self.lists: list[float] = []
+        self.tried: list[tuple[float, str]] = []
+        self.evicted: list[tuple[float, str]] = []
+        self.notes: list[tuple[float, Note]] = []
+        self.spans: list[tuple[float, float]] = []
+        """From when to when each request was out."""
+        self.at_answer: Callable[[], None] = lambda: None
+        """What happens while an answer is on its way."""
+        self._pods: dict[str, Pod] = {}
+
+    def run(self, *pods: Pod) -> None:
+        """Start pods; one of the same name takes the place of the other."""
+        self._pods |= {pod.title: pod for pod in pods}
+
+    def end(self, title: str) -> None:
+        """Let a pod end by itself, if it runs."""
+        self._pods.pop(title, None)
+
+    async def pods(self) -> tuple[Pod, ...]:
+        """Return the pods."""
+        self.lists.append(self._clock())
+        found = tuple(self._pods.values())
+        await self._answer("list pods")
+        return found
+
+    async def evict(self, pod: Pod) -> None:
+        """Delete the pod unless a budget forbids it, or there is none of this name, or it is another one."""
+        self.tried.append((self._clock(), pod.name))
+        await self._answer("create pods/eviction")
+        if pod.title not in self._pods:
+            raise Missing(f'pods "{pod.name}" not found (404)')
+        if self._pods[pod.title].uid != pod.uid:
+            raise Conflict("the UID in the precondition does not match (409)")
+        if budgets := self.budgets.get(pod.name, 0):
+            message = "it would violate the pod's disruption budget (429)"
+            raise Retry(message if budgets == 1 else "it has more than one PodDisruptionBudget (500)")
+        del self._pods[pod.title]
+        self.evicted.append((self._clock(), pod.name))
+
+    async def record(self, note: Note) -> None:
+        """Keep an Event."""
+        await self._answer("create events")
+        self.notes.append((self._clock(), note))
+
+    async def _answer(self, right: str) -> None:
+        start = self._clock()
+        await asyncio.sleep(self.latency)
+        self.at_answer()
+        self.spans.append((start, self._clock()))
+        if self.error is not None:
+            raise self.error
+        if right not in self.rights:
+            raise Forbidden(f"cannot {right} (403)", hint=f"grant {right}")
 
 
 class FakeSettings:

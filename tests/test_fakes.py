@@ -9,9 +9,11 @@ import pytest
 
 import virtualtime
 from devwatch.config import parse
-from devwatch.errors import ConfigError, Forbidden, NodeMissing, Refused, Retry
+from devwatch.errors import ConfigError, Conflict, Forbidden, Gone, Missing, NodeMissing, Refused, Retry
 from devwatch.node import WHOLE, NodeState
-from fakes import FakeHost, FakeServer, FakeSettings, Line, RecordingLog
+from devwatch.pods import Pod
+from devwatch.workload import Note
+from fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, Line, RecordingLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -237,3 +239,107 @@ def test_the_log_remembers_level_event_and_fields() -> None:
     assert [line.level for line in log.lines] == ["debug", "info", "warning", "error"]
     assert log.of("a")[0] == Line(level="debug", event="a", fields={"x": 1})
     assert log.counts == {"a": 2, "b": 1, "c": 1}
+
+
+def test_a_watch_shows_the_node_and_every_write_late_or_not() -> None:
+    """And what it is told to, until it is told to end; a watch that nobody reads any more is forgotten."""
+
+    async def main() -> tuple[list[int], float]:
+        node = FakeServer(asyncio.get_running_loop().time)
+        node.watch_latency = 3
+        first = node.state
+        seen: list[int] = []
+
+        async def follow() -> None:
+            seen.extend([state.version async for state in node.watch()])
+
+        task = asyncio.create_task(follow())
+        await asyncio.sleep(1)
+        await node.patch({A: "1"})
+        node.write(A, "2", manager="rival")
+        node.show(first)
+        node.show(None)
+        await task
+        node.write(A, "3")
+        return seen, asyncio.get_running_loop().time()
+
+    seen, ended = virtualtime.run(main)
+    assert seen == [1, 2, 3, 1]
+    assert ended > 1 + 3 * 3
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_watch_fails_with_what_it_is_given(late: bool) -> None:  # noqa: FBT001 - a parameter of pytest
+    """At its beginning or later."""
+
+    async def main() -> None:
+        node = FakeServer(asyncio.get_running_loop().time)
+        if late:
+            asyncio.get_running_loop().call_later(5, node.show, Gone("old"))
+        else:
+            node.delete()
+            node.watch_error = Gone("old")
+        async for _ in node.watch():
+            pass
+
+    with pytest.raises(Gone):
+        virtualtime.run(main)
+
+
+def test_who_wrote_last_is_kept_by_resource() -> None:
+    """As the server's managedFields do."""
+    node = server()
+    patch(node, {A: "1"})
+    node.write(B, "1", manager="rival")
+    writers = {name: writer.manager for name, (writer,) in node.state.writers.items()}
+    assert writers == {A: "devwatch", B: "rival"}
+
+
+POD = Pod(namespace="home", name="p", uid="1")
+
+
+def workload() -> FakeWorkload:
+    """Return one pod on a clock that stands still."""
+    work = FakeWorkload(lambda: 0.0)
+    work.run(POD)
+    return work
+
+
+def test_an_evicted_pod_is_gone_and_an_event_is_kept() -> None:
+    """Each with its time."""
+    work, note = workload(), Note(reason="R", message="m")
+    assert virtualtime.run(work.pods) == (POD,)
+    virtualtime.run(lambda: work.evict(POD))
+    virtualtime.run(lambda: work.record(note))
+    assert virtualtime.run(work.pods) == ()
+    assert (work.evicted, work.notes, work.lists, len(work.spans)) == ([(0, "p")], [(0, note)], [0, 0], 4)
+
+
+def test_an_eviction_fails_as_the_server_lets_it_fail() -> None:
+    """Gone, another one of the same name, one budget, two budgets, an outage, a missing right."""
+    work = workload()
+
+    def fails(kind: type[Exception], match: str, pod: Pod = POD) -> None:
+        with pytest.raises(kind, match=match):
+            virtualtime.run(lambda: work.evict(pod))
+
+    fails(Missing, "404", Pod(namespace="home", name="q", uid="1"))
+    fails(Conflict, "409", Pod(namespace="home", name="p", uid="2"))
+    work.budgets = {"p": 1}
+    fails(Retry, "429")
+    work.budgets = {"p": 2}
+    fails(Retry, "500")
+    work.rights.clear()
+    fails(Forbidden, "403")
+    work.error = Retry("down")
+    fails(Retry, "down")
+    assert not work.evicted
+
+
+def test_a_pod_that_ends_by_itself_was_not_evicted() -> None:
+    """And may have ended before."""
+    work = workload()
+    work.end(POD.title)
+    work.end(POD.title)
+    assert virtualtime.run(work.pods) == ()
+    assert not work.evicted

@@ -162,7 +162,8 @@ class Daemon:
         self._config = self._settings.load()
         self._metrics = Metrics(__version__)
         self._notifier = Notifier.from_env(environ)
-        self._ready = False
+        self._ready = self._reloading = False
+        self._status = ""
         self._reconciler: Reconciler | None = None
 
     async def run(self) -> int:
@@ -171,10 +172,11 @@ class Daemon:
         loop.set_default_executor(Resolver())
         self._health = Health(sweep=self._config.sweep, last_turn=loop.time())
         self._ears = Ears(self._log, self._metrics)
+        self._reporter = Reporter(log=self._log, metrics=self._metrics, health=self._health, node=self._options.node)
         work = loop.create_task(self._work(loop))
         with _signals(
             loop,
-            {signal.SIGTERM: work.cancel, signal.SIGINT: work.cancel, signal.SIGHUP: lambda: self._ears.wake("config")},
+            {signal.SIGTERM: work.cancel, signal.SIGINT: work.cancel, signal.SIGHUP: self._reload},
         ):
             status = await self._outcome(work)
         self._notifier.stopping()
@@ -264,7 +266,7 @@ class Daemon:
     def _wire(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> Reconciler:
         source = UdevSource.open(listener=self._ears, loop=loop)
         stack.callback(source.close)
-        reporter = Reporter(log=self._log, metrics=self._metrics, health=self._health, node=self._options.node)
+        reporter = self._reporter
         self._reconciler = Reconciler(
             source=source,
             cluster=self._cluster(stack, loop, reporter),
@@ -305,12 +307,33 @@ class Daemon:
         reporter.herald = herald.device
         return Cluster(api=node, watch=node.watch, losses=evictor.losses, chores=(evictor, herald))
 
+    def _reload(self) -> None:
+        """Read the configuration again on the next turn of the loop; before the first one it is read anyway."""
+        if self._reconciler is not None:
+            self._reloading = self._notifier.reloading()
+            self._reconciler.wake("config")
+
     def _turned(self) -> None:
-        """Tell systemd that the loop turns: it is ready once a look was certain."""
+        """Tell systemd that the loop turns, and how things are: it is ready once a look was certain, and again after a reload."""
         self._notifier.watchdog()
-        if not self._ready and self._health.uncertain is None:
-            self._ready = True
+        if self._reloading or (not self._ready and self._health.uncertain is None):
+            self._ready, self._reloading = True, False
             self._notifier.ready()
+        status = self._summary()
+        if status != self._status:
+            self._status = status
+            self._notifier.status(status)
+
+    def _summary(self) -> str:
+        """Return one line for `systemctl status`."""
+        if self._reconciler is None:
+            return ""
+        figures = self._reconciler.figures.by_name.values()
+        present = sum(figure.present > 0 for figure in figures)
+        uncertain = "the devices cannot be seen for certain" if self._health.uncertain else ""
+        return "; ".join(
+            filter(None, (f"{present} of {len(figures)} resources present", uncertain, self._reporter.outage))
+        )
 
 
 async def _close(close: Callable[[], Coroutine[Any, Any, None]]) -> None:

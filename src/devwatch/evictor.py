@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,7 +63,8 @@ class Herald:
     def device(self, reason: str, device: Device, resource: str) -> None:
         """Tell that a device of a resource came (`DeviceAdded`) or went (`DeviceRemoved`)."""
         serial = f" serial {_shown(device.serial)}" if device.serial else ""
-        message = f"{device.devnode} ({device.vendor or 'no id'}:{device.product or ''}{serial}) of {resource}"
+        ids = f"{_shown(device.vendor or 'no id')}:{_shown(device.product or '')}"
+        message = f"{_shown(device.devnode)} ({ids}{serial}) of {resource}"
         self._add(
             f"{resource} {device.devnode}", Note(reason=reason, message=message, warning=reason == "DeviceRemoved")
         )
@@ -124,77 +125,101 @@ class Evictor:
     metrics: Metrics
     chance: Callable[[], float]
     _current: Mapping[str, Loss] = field(default_factory=dict)
+    _victim: tuple[Loss, Pod] | None = None
     _pace: float = float("-inf")
     _backoff: Backoff = field(default_factory=lambda: Backoff(first=1.0))
     _story: Story = field(default_factory=Story)
-    _told: set[tuple[str, str]] = field(default_factory=set)
+    _refusals: Counter[str] = field(default_factory=Counter)
+    """By the uid of a pod and the name of a resource, so that one that is refused again and again holds up no other."""
+    _told: set[tuple[str, float, str]] = field(default_factory=set)
 
     def attend(self, losses: Mapping[str, Loss]) -> None:
-        """Take what is lost now."""
+        """Take what is lost now, nothing while that is uncertain."""
         self._current = losses
-        self._told = {(resource, uid) for resource, uid in self._told if resource in losses}
+        if losses:
+            known = {(loss.resource, loss.since) for loss in losses.values()}
+            self._told = {told for told in self._told if told[:2] in known}
+        else:
+            self._refusals.clear()
 
     def chore(self, now: float) -> Chore | None:
-        """Return what is to be done now."""
+        """Return what is to be done now: one request, so that a patch waits for no more than that."""
         due = self.due(now)
         if due is None or due > now:
             return None
-        first = min(self._current.values(), key=lambda loss: loss.due)
-        return partial(self._work, first)
+        (loss, pod), self._victim = self._victim or (None, None), None
+        if loss is not None and pod is not None and self._current.get(loss.resource) == loss:
+            return partial(self._attempt, loss, partial(self._evict, pod, loss), pod)
+        ready = [loss for loss in self._current.values() if loss.due <= now]
+        first = min(ready, key=lambda loss: (self._refusals[loss.resource], loss.due))
+        return partial(self._attempt, first, partial(self._choose, first))
 
     def due(self, _now: float) -> float | None:
         """Return when there is something to be done."""
         first = min((loss.due for loss in self._current.values()), default=None)
         return None if first is None else max(first, self._pace, self._backoff.until)
 
-    async def _work(self, loss: Loss) -> None:
-        """Look at the pods and evict the first that the loss concerns; where there is none left, the loss is settled."""
+    async def _attempt(self, loss: Loss, request: Chore, pod: Pod | None = None) -> None:
         try:
-            pods = await self.herald.api.pods()
-            victim = self._victim(pods, loss)
-            if self._current.get(loss.resource) != loss:
-                return  # the device is back, or nobody knows for certain
-            if victim is None:
-                self.losses.settle(loss)
-            else:
-                await self._evict(victim, loss)
-            self._backoff.succeed()
+            await request()
         except Forbidden as error:
-            self._refused(error, hint=error.hint, at_least=RIGHT_INTERVAL)
+            self._refused(error, loss, pod, at_least=RIGHT_INTERVAL)
         except ApiError as error:
-            self._refused(error, at_least=min(getattr(error, "after", None) or 0.0, RIGHT_INTERVAL))
+            self._refused(error, loss, pod, at_least=min(getattr(error, "after", None) or 0.0, RIGHT_INTERVAL))
 
-    def _victim(self, pods: tuple[Pod, ...], loss: Loss) -> Pod | None:
+    async def _choose(self, loss: Loss) -> None:
+        """Look for a pod that the loss concerns; where there is none left, the loss is settled."""
+        pods = await self.herald.api.pods()
+        if self._current.get(loss.resource) != loss:
+            return  # the device is back, or nobody knows for certain
         fates = [(pod, fate(pod, loss.resource, loss.entries, left=loss.left)) for pod in pods]
+        victims = [pod for pod, what in fates if what is Fate.EVICT]
+        named = bool(victims) or (loss.resource, loss.since, "") in self._told
         for pod, what in fates:
-            if what in {Fate.AMBIGUOUS, Fate.BARE} and (loss.resource, pod.uid) not in self._told:
-                self._told.add((loss.resource, pod.uid))
-                self.metrics.evictions.labels(what.value).inc()
-                self.herald.log.warning(
-                    "pod.eviction_refused", pod=pod.title, resource=loss.resource, reason=_REASONS[what]
-                )
-                if what is Fate.BARE:
-                    self.herald.pod(pod, loss)
-        return next((pod for pod, what in fates if what is Fate.EVICT), None)
+            if what is Fate.BARE or (what is Fate.AMBIGUOUS and not named):
+                self._spare(pod, what, loss)
+        if victims:
+            self._victim = (loss, min(victims, key=lambda pod: self._refusals[pod.uid]))
+        else:
+            self.losses.settle(loss)
+            self._refusals.clear()
+            self._backoff.succeed()
+
+    def _spare(self, pod: Pod, what: Fate, loss: Loss) -> None:
+        if (told := (loss.resource, loss.since, pod.uid)) in self._told:
+            return
+        self._told.add(told)
+        self.metrics.evictions.labels(what.value).inc()
+        self.herald.log.warning("pod.eviction_refused", pod=pod.title, resource=loss.resource, reason=_REASONS[what])
+        if what is Fate.BARE:
+            self.herald.pod(pod, loss)
 
     async def _evict(self, pod: Pod, loss: Loss) -> None:
         self._pace = self.herald.clock() + INTERVAL
+        # Who has named the lost device is found: the others use those that are left.
+        self._told.add((loss.resource, loss.since, ""))
         try:
             await self.herald.api.evict(pod)
         except (Missing, Conflict):
+            self._backoff.succeed()
             return  # another one has been there first; what has its name now is another pod
+        self._backoff.succeed()
         self.herald.pod(pod, loss)
         self.metrics.evictions.labels("evicted").inc()
         self._story = Story()
         lost = [entry.devnode for entry in loss.entries]
         self.herald.log.warning("pod.evicted", pod=pod.title, resource=loss.resource, lost=lost, left=loss.left)
 
-    def _refused(self, error: ApiError, *, hint: str = "", at_least: float) -> None:
+    def _refused(self, error: ApiError, loss: Loss, pod: Pod | None, *, at_least: float) -> None:
+        self._refusals.update([loss.resource, *([pod.uid] if pod else [])])
         self.metrics.evictions.labels("refused" if isinstance(error, Retry) else "failed").inc()
         delay = self._backoff.fail(self.herald.clock(), self.chance(), at_least=at_least)
         if self._story.worth_telling(str(error)):
-            more = {"hint": hint} if hint else {}
-            self.herald.log.warning("pod.eviction_refused", error=str(error), retry_in=round(delay, 1), **more)
+            more = {"pod": pod.title} if pod else {}
+            more |= {"hint": error.hint} if isinstance(error, Forbidden) and error.hint else {}
+            self.herald.log.warning(
+                "pod.eviction_refused", resource=loss.resource, error=str(error), retry_in=round(delay, 1), **more
+            )
 
 
 _REASONS = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _NAME_LENGTH: Final = 107
 """Bytes of an abstract name after its leading NUL (`sun_path` of unix(7) holds 108)."""
 _ROW: Final = re.compile(rb"\w+: \w+ \w+ \w+ 0001 01 +([0-9]+) @(.*)")
-"""A row of /proc/net/unix (`unix_seq_show`, Linux): a stream socket with a name, bound or listening, not connected."""
+"""A row of /proc/self/net/unix (`unix_seq_show`, Linux): a stream socket with a name, bound or listening, not connected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ def _stream() -> socket.socket:
 def _inodes(name: bytes) -> set[int]:
     """Return the sockets of this name. More than one is a forgery: the kernel prints line ends in names as they are."""
     with contextlib.suppress(OSError):
-        rows = map(_ROW.fullmatch, Path("/proc/net/unix").read_bytes().split(b"\n"))
+        rows = map(_ROW.fullmatch, Path("/proc/self/net/unix").read_bytes().split(b"\n"))
         return {int(row[1]) for row in rows if row is not None and row[2] == name}
     return set()
 

@@ -99,27 +99,28 @@ class Losses:
             return {}
         evicting = {rule.name: rule.evict_after for rule in rules if rule.evict_after is not None}
         self._listed = {name: self._listed.get(name, ()) for name in evicting}
-        self._lost = {name: self._look(name, scene) for name in evicting}
-        lost = {(name, entry) for name, entries in self._lost.items() for entry in entries}
+        self._lost = {name: entries for name, entries in self._lost.items() if name in evicting}
+        sure = {name: self._look(name, scene) for name in evicting}
+        lost = {(name, entry) for name in evicting for entry in self._lost[name]}
         self._since = {key: since for key, since in self._since.items() if key in lost}
-        found = {name: self._loss(name, after, scene) for name, after in evicting.items()}
+        found = {name: self._loss(name, after, sure[name], scene) for name, after in evicting.items()}
         return {name: loss for name, loss in found.items() if loss is not None}
 
     def _look(self, name: str, scene: Scene) -> tuple[Entry, ...]:
         """Return which of the listed devices are lost, and list what is here now."""
         devices = (*scene.inventory.present, *scene.inventory.pending)
-        lost = lost_among(self._listed[name], devices)
-        # udev has not told yet who that is: perhaps another one in the place of the lost one.
-        unknown = {device.devnode for device in devices if not device.complete}
+        sure = lost_among(self._listed[name], devices)
         claimed = tuple(Entry.of(device) for device in scene.figures.by_name[name].devices)
-        unknown -= {entry.devnode for entry in claimed}
-        waiting = (entry for entry in self._listed[name] if entry.devnode in unknown)
-        self._listed[name] = tuple(dict.fromkeys((*lost, *waiting, *claimed)))
-        return lost
+        # udev has not told yet who that is: perhaps another one in the place of the listed one.
+        unknown = {device.devnode for device in devices if not device.complete} - {entry.devnode for entry in claimed}
+        unclear = tuple(entry for entry in self._listed[name] if entry.devnode in unknown and entry not in sure)
+        self._lost[name] = (*sure, *(entry for entry in unclear if entry in self._lost.get(name, ())))
+        self._listed[name] = tuple(dict.fromkeys((*sure, *unclear, *claimed)))
+        return sure
 
-    def _loss(self, name: str, after: float, scene: Scene) -> Loss | None:
+    def _loss(self, name: str, after: float, lost: tuple[Entry, ...], scene: Scene) -> Loss | None:
         """Return what is due first, or is due already; what is lost since then may still come back, and counts as left."""
-        figure, observed, lost = scene.figures.by_name[name], scene.observed, self._lost[name]
+        figure, observed = scene.figures.by_name[name], scene.observed
         told = observed is not None and observed.shows(name, str(figure.present))
         if not lost or not told or figure.held or figure.advertised != figure.present:
             return None
@@ -137,6 +138,4 @@ class Losses:
     def settle(self, loss: Loss) -> None:
         """Forget the devices of a loss: nobody uses them any more, or nobody can be told to stop."""
         for memory in (self._listed, self._lost):
-            memory[loss.resource] = tuple(
-                entry for entry in memory.get(loss.resource, ()) if entry not in loss.entries
-            )
+            memory[loss.resource] = tuple(entry for entry in memory.get(loss.resource, ()) if entry not in loss.entries)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from devwatch.backoff import Backoff
 from devwatch.drift import Drift
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from devwatch.loss import Loss, Losses
 
     Watch = Callable[[], AsyncIterator[NodeState]]
+
+T = TypeVar("T")
 
 REFUSAL_LIMIT = 60.0
 """Seconds: the longest wait before what the server refused alone is tried again."""
@@ -149,8 +151,8 @@ class Reconciler:
         self._sweep_at = self._resync_at = float("-inf")
         self._wakes: set[str] = set()
         self._woken = asyncio.Event()
-        self._agreed = self._missing = self._watching = False
-        self._failure = "no answer yet"
+        self._agreed = self._missing = self._watching = self._denied = False
+        self._failure, self.figures = "no answer yet", Figures()
         self._use(config)
 
     @property
@@ -169,7 +171,7 @@ class Reconciler:
         """Reconcile for ever; with `once` until the Node surely shows what is present."""
         self.wake("start")
         async with asyncio.TaskGroup() as tasks:
-            if self._cluster.watch is not None:
+            if self._cluster.watch is not None and not self._once:
                 tasks.create_task(self._follow(self._cluster.watch))
             while True:
                 due, trigger = self._turn(tasks)
@@ -195,7 +197,7 @@ class Reconciler:
         self._reload(now, force="config" in wakes)
         look = self._source.look(now)
         self._inventory.observe(look)
-        figures = self._tally.count(self._inventory, self._observed, now)
+        figures = self.figures = self._tally.count(self._inventory, self._observed, now)
         kept = self._attend(figures, now)
         wanted = {} if self._observed is None else changes(figures, self._observed, apart=self._apart, kept=kept)
         self._forgive(figures, wanted)
@@ -284,7 +286,7 @@ class Reconciler:
             self._request = tasks.create_task(self._do(chore))
 
     async def _do(self, chore: Callable[[], Awaitable[None]]) -> None:
-        await chore()
+        await _to_its_end(chore())
         self._request = None
         self.wake("node")
 
@@ -292,14 +294,9 @@ class Reconciler:
         """Await the answer and leave it for the next turn; an exception that is no `ApiError` ends the program."""
         start = self._clock()
         try:
-            outcome: NodeState | ApiError = await self._cluster.api.patch(body)
+            outcome: NodeState | ApiError = await _to_its_end(self._cluster.api.patch(body))
         except ApiError as error:
             outcome = error
-        except asyncio.CancelledError as error:
-            if (task := asyncio.current_task()) is None or task.cancelling():
-                raise
-            # A task group passes over a cancelled child: the loop would wait for its answer for ever.
-            raise RuntimeError("the request was cancelled from within") from error
         end = self._clock()
         self._answer = Answer(sent=body, outcome=outcome, at=end, seconds=end - start, detected=detected)
         self._request = None
@@ -345,7 +342,7 @@ class Reconciler:
                 async for state in watch():
                     if not self._watching:
                         self._reporter.watching()
-                    self._watching = True
+                    self._watching, self._denied = True, False
                     backoff.succeed()
                     self._seen = state
                     self.wake("node")
@@ -353,11 +350,21 @@ class Reconciler:
             except Gone:
                 delay = WATCH_PAUSE
             except ApiError as error:
-                self._watching = False
-                self._reporter.unwatched(error)
+                self._unwatch(error)
                 least = WATCH_RETRY_LIMIT if isinstance(error, Forbidden) else WATCH_PAUSE
                 delay = backoff.fail(self._clock(), self._chance(), at_least=least)
             await asyncio.sleep(delay)
+
+    def _unwatch(self, error: ApiError) -> None:
+        """Read the Node as often as without a watch, from now on. A missing right is told once, until there was a watch."""
+        denied = isinstance(error, Forbidden)
+        if not (denied and self._denied):
+            self._reporter.unwatched(error)
+        self._denied = self._denied or denied
+        if self._watching:
+            self._watching = False
+            self._resync_at = min(self._resync_at, self._clock() + self._resync())
+            self.wake("node")
 
     def _take_sight(self, now: float) -> None:
         """Hold what the watch has seen, unless an answer was newer, or a request is out or was lost that may have changed it."""
@@ -426,6 +433,17 @@ class Reconciler:
         if not ready:
             self._detected = None
         self._lingering = figures.due
+
+
+async def _to_its_end(request: Awaitable[T]) -> T:
+    """Await a request. Raises `RuntimeError` where something within it was cancelled, and not the task itself."""
+    try:
+        return await request
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        # A task group passes over a cancelled child: the loop would wait for its answer for ever.
+        raise RuntimeError("the request was cancelled from within") from error
 
 
 def _value(state: NodeState, name: str) -> object:

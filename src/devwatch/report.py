@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from devwatch.errors import ApiError, ConfigError, Forbidden, NodeMissing
+from devwatch.errors import ApiError, ConfigError, CredentialsError, Forbidden, NodeMissing
 from devwatch.node import WHOLE, Changes, NodeState
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ class Reporter:
     node: str
     herald: Callable[[str, Device, str], None] = lambda _reason, _device, _resource: None
     """Takes `DeviceAdded` and `DeviceRemoved` with the device and its resource, to tell the cluster."""
+    outage: str = ""
+    """Why the Node could not be written and since when, for people; empty after an accepted request."""
     _shown: dict[tuple[str, int, int], _Shown] = field(default_factory=dict)
     _gone: list[_Gone] = field(default_factory=list)
     _present: dict[str, int] = field(default_factory=dict)
@@ -201,7 +203,7 @@ class Reporter:
         """Tell that the server took a request: a change always, a read only when it ends an outage."""
         self._answered(answer, "changed" if answer.sent else "unchanged")
         self.metrics.last_success.set(time.time())
-        self.health.accepted = True
+        self.health.accepted, self.outage = True, ""
         for subject in ("request", *(_refusal([name]) for name in answer.sent)):
             self._stories.pop(subject, None)
         if answer.detected is not None:
@@ -256,6 +258,7 @@ class Reporter:
     def failed(self, answer: Answer, error: ApiError, *, failures: int, retry_in: float) -> None:
         """Tell why a request failed and when it is repeated."""
         self._answered(answer, "failed")
+        self.outage = self.outage or f"{_outage(error)} since {time.strftime('%H:%M:%S')}"
         if not self._worth_telling("request", str(error)):
             return
         fields = {"node": self.node, "error": str(error), "failures": failures, "retry_in": round(retry_in, 1)}
@@ -303,6 +306,15 @@ class Reporter:
 
 def _refusal(names: Iterable[str]) -> str:
     return f"refused {_named(names)}"
+
+
+def _outage(error: ApiError) -> str:
+    kinds = {
+        NodeMissing: "the Node is missing",
+        Forbidden: "a right is missing",
+        CredentialsError: "no usable credentials",
+    }
+    return next((text for kind, text in kinds.items() if isinstance(error, kind)), "API server unreachable")
 
 
 def _named(names: Iterable[str]) -> list[str]:

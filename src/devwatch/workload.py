@@ -47,12 +47,13 @@ async def list_all(requests: Requests, path: str, *query: tuple[str, str]) -> As
     while True:
         page = (("limit", str(PAGE)), *((("continue", token),) if token else ()))
         content = await requests.request("GET", path, query=(*query, *page))
-        items = content.get("items")
-        if items is not None and not isinstance(items, list):
+        items, metadata = content.get("items", ""), content.get("metadata") or {}
+        # A proxy's page is no list either; taken for an empty one it would say that nobody is there.
+        if not isinstance(items, list | None) or not isinstance(metadata, dict):
             raise Retry(f"the answer to GET {path} is no list")
         for item in items or ():
             yield item
-        token = str((content.get("metadata") or {}).get("continue") or "")
+        token = str(metadata.get("continue") or "")
         if not token:
             return
 

@@ -146,6 +146,12 @@ class ApiServer:
         ]
         self._start_client("kube-controller-manager", flags)
 
+    def stop_control(self) -> None:
+        """Kill kube-scheduler and kube-controller-manager where they run; from then on nobody else writes to the Nodes."""
+        for name in ("kube-scheduler", "kube-controller-manager"):
+            if name in self._processes:
+                self._processes.pop(name).kill()
+
     def _start_client(self, name: str, flags: Sequence[str]) -> None:
         if name in self._processes:
             return

@@ -1,0 +1,66 @@
+"""What somebody else has written, and when it is repaired."""
+
+from __future__ import annotations
+
+from build import ZIGBEE, ZWAVE
+from devwatch.drift import CONTESTED, Drift
+from devwatch.node import WHOLE, NodeState, Writer
+
+
+def state(*managers: str) -> NodeState:
+    """Return a Node whose Zigbee count these managers have written."""
+    return NodeState(writers={ZIGBEE: tuple(Writer(manager=manager, time="") for manager in managers)})
+
+
+def repair(drift: Drift, now: float, *managers: str) -> None:
+    """Let somebody write and us repair."""
+    drift.note([ZIGBEE], state(*managers))
+    drift.waiting({ZIGBEE: "1"}, now)
+    drift.repair([ZIGBEE], now)
+
+
+def test_the_first_repair_is_due_at_once() -> None:
+    """Nothing waits in peace."""
+    drift = Drift()
+    drift.note([ZIGBEE, WHOLE], state("kubelet"))
+    assert drift.waiting({ZIGBEE: "1", WHOLE: "{}"}, 0) == set()
+    assert drift.repair([ZIGBEE], 0) == {ZIGBEE}
+    assert drift.names == {WHOLE}
+
+
+def test_the_next_waits_for_the_truce_and_nothing_else_does() -> None:
+    """What nobody contests is not held up, and the wait is told to who plans the next turn."""
+    drift = Drift()
+    repair(drift, 0, "kubelet")
+    drift.note([ZIGBEE], state("kubelet"))
+    assert drift.waiting({ZIGBEE: "1", ZWAVE: "1"}, 0.5) == {ZIGBEE}
+    assert (drift.due(ZIGBEE), drift.due(ZWAVE)) == (1, float("-inf"))
+    assert drift.waiting({ZIGBEE: "1"}, 1) == set()
+
+
+def test_what_is_wanted_anew_does_not_wait() -> None:
+    """A device that comes is no repair."""
+    drift = Drift()
+    repair(drift, 0, "kubelet")
+    drift.note([ZIGBEE], state("kubelet"))
+    assert drift.waiting({ZIGBEE: "1"}, 0.5) == {ZIGBEE}
+    assert drift.waiting({ZIGBEE: "2"}, 0.6) == set()
+
+
+def test_what_is_no_longer_wanted_is_no_drift() -> None:
+    """Somebody else has put it right, and the truce is none the longer."""
+    drift = Drift()
+    drift.note([ZIGBEE], state("kubelet"))
+    assert drift.waiting({}, 0) == set()
+    assert drift.repair([ZIGBEE], 0) == set()
+    assert drift.waiting({ZIGBEE: "1"}, 0.1) == set()
+
+
+def test_the_other_writers_are_named_at_the_fifth_repair_only() -> None:
+    """All of them, and never ourselves."""
+    drift = Drift()
+    told = []
+    for number in range(2 * CONTESTED):
+        repair(drift, number, "devwatch", "b" if number % 2 else "a")
+        told.append(drift.rivals())
+    assert told == [None] * 4 + [("a", "b")] + [None] * 5

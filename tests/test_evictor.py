@@ -1,0 +1,691 @@
+"""What happens to the pods of a lost device, as the loop, the losses, the evictor and the herald do it together, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ParamSpec
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import virtualtime
+from build import ZIGBEE, ZWAVE, device
+from devwatch.config import parse
+from devwatch.errors import Retry
+from devwatch.evictor import MOST_NOTES, Evictor, Herald
+from devwatch.loss import Losses
+from devwatch.pods import Pod
+from devwatch.reconciler import Cluster, Reconciler
+from devwatch.report import Reporter
+from devwatch.telemetry import Health, Metrics
+from fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, RecordingLog
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from devwatch.config import Config
+
+P = ParamSpec("P")
+
+USB0, USB1 = "/dev/ttyUSB0", "/dev/ttyUSB1"
+AFTER = 30.0
+GRACE = 2.0
+
+
+def config(
+    *, evict: str = "{after: 30s}", match: str = "{vendor: '0001'}", names: tuple[str, ...] = (ZIGBEE,)
+) -> Config:
+    """Return a configuration whose first resource evicts after 30 s."""
+    more = "".join(f"- {{name: {name}, match: [{{vendor: '0002'}}], evict: {{after: 30s}}}}\n" for name in names[1:])
+    first = f"- {{name: {names[0]}, match: [{match}], evict: {evict}}}\n" if evict else ""
+    silent = "" if evict else f"- {{name: {names[0]}, match: [{match}]}}\n"
+    return parse(f"resources:\n{first}{silent}{more}".encode(), file="config.yaml")
+
+
+def pod(name: str = "p", *, paths: tuple[str, ...] = (), resource: str = ZIGBEE, **fields: str | bool) -> Pod:
+    """Return a pod of a Deployment that requests one device."""
+    own = {"namespace": "home", "name": name, "uid": f"uid-{name}", "owner": "ReplicaSet", **fields}
+    return Pod(requests={resource: 1}, host_paths=paths, **own)  # type: ignore[arg-type]  # the fields of a Pod
+
+
+@dataclass(slots=True, kw_only=True)
+class Home:
+    """One node with its sticks and its pods; daemons come and go."""
+
+    host: FakeHost
+    server: FakeServer
+    workload: FakeWorkload
+    settings: FakeSettings
+    log: RecordingLog = field(default_factory=RecordingLog)
+    metrics: Metrics = field(default_factory=lambda: Metrics("0"))
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    reconciler: Reconciler | None = None
+
+    def start(self, used: Config) -> None:
+        """Start a daemon."""
+        clock = asyncio.get_running_loop().time
+        herald = Herald(api=self.workload, log=self.log, node="n", clock=clock)
+        evictor = Evictor(herald=herald, losses=Losses(), metrics=self.metrics, chance=lambda: 0.5)
+        health = Health(sweep=10, last_turn=0)
+        self.reconciler = Reconciler(
+            source=self.host,
+            cluster=Cluster(api=self.server, losses=evictor.losses, chores=(evictor, herald)),
+            settings=self.settings,
+            config=used,
+            node="n",
+            reporter=Reporter(log=self.log, metrics=self.metrics, health=health, node="n", herald=herald.device),
+            clock=clock,
+            chance=lambda: 0.5,
+        )
+        self.host.wake = self.reconciler.wake
+        self.tasks.append(asyncio.create_task(self.reconciler.run()))
+
+    async def kill(self) -> None:
+        """Kill the daemon that runs."""
+        task = self.tasks.pop()
+        task.cancel()
+        await asyncio.wait({task})
+
+    def reload(self, used: Config) -> None:
+        """Change the configuration file and send HUP."""
+        self.settings.write(used)
+        assert self.reconciler is not None
+        self.reconciler.wake("config")
+
+    @property
+    def evicted(self) -> list[str]:
+        """The names of the evicted pods."""
+        return [name for _, name in self.workload.evicted]
+
+    def evictions(self, outcome: str) -> float:
+        """Return `devwatch_evictions_total` of an outcome."""
+        families = text_string_to_metric_families(self.metrics.render().decode())
+        samples = (sample for family in families for sample in family.samples)
+        wanted = (s.value for s in samples if s.name == "devwatch_evictions_total" and outcome in s.labels.values())
+        return next(wanted, 0.0)
+
+    def refusals(self) -> list[dict[str, object]]:
+        """Return the fields of the lines about what was not evicted."""
+        return [line.fields for line in self.log.of("pod.eviction_refused")]
+
+
+@contextlib.asynccontextmanager
+async def home(*pods: Pod, sticks: tuple[str, ...] = (USB0,), used: Config | None = None) -> AsyncIterator[Home]:
+    """Have a node on which sticks and pods have run for a while; no two requests may ever be out at once."""
+    used, clock = used or config(), asyncio.get_running_loop().time
+    one = Home(host=FakeHost(), server=FakeServer(clock), workload=FakeWorkload(clock), settings=FakeSettings(used))
+    for devnode in sticks:
+        one.host.plug("0001", devnode, serial=f"S{devnode[-1]}", link=f"/dev/serial/by-id/S{devnode[-1]}")
+    one.workload.run(*pods)
+    one.start(used)
+    try:
+        await asyncio.sleep(100)
+        yield one
+        assert not any(task.done() for task in one.tasks), one.tasks
+        patches = [(request.at, request.ended or request.at) for request in one.server.requests]
+        spans = sorted([*patches, *one.workload.spans])
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+    finally:
+        for task in one.tasks:
+            task.cancel()
+        await asyncio.gather(*one.tasks, return_exceptions=True)
+
+
+def virtual(test: Callable[P, Coroutine[object, object, None]]) -> Callable[P, None]:
+    """Run an async test on the virtual clock."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        virtualtime.run(lambda: test(*args, **kwargs))
+
+    return run
+
+
+# -- when
+
+
+@virtual
+async def test_after_runs_from_the_acceptance_of_the_lower_count() -> None:
+    """Grace, the PATCH, then `after`; not a moment before."""
+    async with home(pod()) as one:
+        one.server.latency = 5
+        pulled = asyncio.get_running_loop().time()
+        one.host.unplug()
+        await asyncio.sleep(GRACE + 5 + AFTER - 0.1)
+        assert not one.workload.lists
+        await asyncio.sleep(1)
+        ((at, name),) = one.workload.evicted
+        assert name == "p"
+        assert at == pytest.approx(pulled + GRACE + 5 + AFTER, abs=0.1)
+        assert one.evictions("evicted") == 1
+        (line,) = one.log.of("pod.evicted")
+        assert line.fields == {"pod": "home/p", "resource": ZIGBEE, "lost": [USB0], "left": 0}
+
+
+@virtual
+async def test_nobody_is_evicted_while_the_lower_count_is_not_accepted() -> None:
+    """An API server that is down in mid-journey delays the eviction by as much."""
+    async with home(pod()) as one:
+        one.server.error = Retry("down")
+        one.host.unplug()
+        await asyncio.sleep(1000)
+        assert not one.workload.lists
+        one.server.error = None
+        await asyncio.sleep(AFTER - 1)
+        assert not one.workload.lists
+        await asyncio.sleep(30 + 2)
+        assert one.evicted == ["p"]
+
+
+@virtual
+async def test_a_stick_that_returns_within_after_cancels() -> None:
+    """And the next loss waits the whole time again."""
+    async with home(pod()) as one:
+        one.host.unplug()
+        await asyncio.sleep(GRACE + AFTER - 1)
+        one.host.plug("0001", serial="S0")
+        await asyncio.sleep(100)
+        one.host.unplug()
+        await asyncio.sleep(GRACE + AFTER - 1)
+        assert not one.workload.lists
+        await asyncio.sleep(2)
+        assert one.evicted == ["p"]
+
+
+@virtual
+async def test_a_stick_that_returns_while_the_pods_are_listed_cancels() -> None:
+    """What was listed for a loss that is over evicts nobody."""
+    async with home(pod()) as one:
+        one.host.unplug()
+        await asyncio.sleep(10)
+        one.workload.latency = 5
+        await asyncio.sleep(GRACE + AFTER - 10 + 1)
+        one.host.plug("0001", serial="S0")
+        await asyncio.sleep(100)
+        assert len(one.workload.lists) == 1
+        assert not one.workload.tried
+
+
+@virtual
+async def test_a_stick_that_returns_between_the_list_and_the_eviction_cancels() -> None:
+    """A victim is chosen for one loss only."""
+    async with home(pod()) as one:
+        one.host.unplug()
+        await asyncio.sleep(10)
+        one.workload.at_answer = lambda: one.host.plug("0001", serial="S0")
+        await asyncio.sleep(GRACE + AFTER - 10 + 1)
+        one.workload.at_answer = lambda: None
+        await asyncio.sleep(100)
+        assert len(one.workload.lists) == 1
+        assert not one.workload.tried
+        one.host.unplug()
+        await asyncio.sleep(100)
+        ((evicted, _),) = one.workload.tried
+        assert one.workload.lists[1] < evicted
+
+
+@virtual
+async def test_of_a_loss_that_is_over_nothing_is_told() -> None:
+    """The answer of a list that was asked for it is dropped."""
+    async with home(pod(), sticks=(USB0, USB1)) as one:
+        one.host.unplug()
+        await asyncio.sleep(10)
+        one.workload.latency = 5
+        await asyncio.sleep(GRACE + AFTER - 10 + 1)
+        one.host.plug("0001", serial="S0")
+        await asyncio.sleep(100)
+        assert len(one.workload.lists) == 1
+        assert not one.refusals()
+
+
+@virtual
+async def test_each_device_waits_its_own_after() -> None:
+    """Who is lost later is not evicted with the first: its device may come back."""
+    async with home(pod("a", paths=(USB0,)), pod("b", paths=(USB1,)), sticks=(USB0, USB1)) as one:
+        one.host.unplug(USB0)
+        await asyncio.sleep(20)
+        one.host.unplug(USB1)
+        await asyncio.sleep(GRACE + AFTER - 20 + 5)
+        assert one.evicted == ["a"]
+        await asyncio.sleep(20)
+        assert one.evicted == ["a", "b"]
+
+
+@virtual
+async def test_another_stick_that_flaps_does_not_put_off_an_eviction() -> None:
+    """`after` is not begun anew because something else of the resource is away for a moment."""
+    async with home(pod("a", paths=(USB0,)), sticks=(USB0, USB1)) as one:
+        one.host.unplug(USB0)
+        await asyncio.sleep(20)
+        one.host.unplug(USB1)
+        await asyncio.sleep(1)
+        one.host.plug("0001", USB1, serial="S1")
+        await asyncio.sleep(GRACE + AFTER - 21 + 1)
+        assert one.evicted == ["a"]
+
+
+# -- only what is lost
+
+
+def match_nothing(one: Home) -> None:
+    """Change the configuration so that the stick is no longer meant."""
+    one.reload(config(match="{vendor: '9999'}"))
+
+
+def foreign_count(one: Home) -> None:
+    """Let a stranger say that there is none."""
+    one.server.write(ZIGBEE, "0")
+
+
+def foreign_annotation(one: Home) -> None:
+    """Let a stranger list what was never here."""
+    one.server.annotate(f'{{"{ZIGBEE}": [{{"devnode": "/dev/ttyUSB7", "vendor": "0001"}}]}}')
+
+
+def uncertain(one: Home) -> None:
+    """Let every look fail."""
+    one.host.doubts = ("EMFILE",)
+    one.host.unplug()
+
+
+def renamed(one: Home) -> None:
+    """Plug it in elsewhere, where it gets another name."""
+    one.host.unplug()
+    one.host.plug("0001", USB1, serial="S0")
+
+
+def unfinished(one: Home) -> None:
+    """Plug it in elsewhere; udev has not told about it yet."""
+    one.host.unplug()
+    one.host.plug("0001", USB1, serial="S0", record=False)
+
+
+def without_record(one: Home) -> None:
+    """Let it come back at its place without a udev record."""
+    one.host.unplug()
+    one.host.plug("0009", record=False)
+
+
+def left_the_configuration(one: Home) -> None:
+    """Pull it and let its resource evict no more."""
+    one.host.unplug()
+    one.reload(config(evict=""))
+
+
+NOT_LOST = (
+    match_nothing,
+    foreign_count,
+    foreign_annotation,
+    uncertain,
+    renamed,
+    unfinished,
+    without_record,
+    left_the_configuration,
+)
+
+
+@pytest.mark.parametrize("happens", NOT_LOST)
+@virtual
+async def test_nobody_is_evicted_for_a_device_that_is_not_surely_lost(happens: Callable[[Home], None]) -> None:
+    """The pods are not even listed."""
+    async with home(pod(paths=(USB0,))) as one:
+        happens(one)
+        await asyncio.sleep(500)
+        assert not one.workload.lists
+
+
+@virtual
+async def test_an_uncertain_look_before_the_end_of_after_stops_the_eviction_until_it_is_certain_again() -> None:
+    """Nobody knows whether the stick is back."""
+    async with home(pod()) as one:
+        one.host.unplug()
+        await asyncio.sleep(AFTER)
+        one.host.doubts = ("EMFILE",)
+        await asyncio.sleep(500)
+        assert not one.workload.lists
+        one.host.doubts = ()
+        await asyncio.sleep(11)
+        assert one.evicted == ["p"]
+
+
+@virtual
+async def test_of_twins_exactly_the_one_that_was_pulled_is_lost() -> None:
+    """Without a serial only the place tells them apart."""
+    async with home(pod("a", paths=(USB0,)), pod("b", paths=(USB1,)), sticks=()) as one:
+        one.host.plug("0001", USB0)
+        one.host.plug("0001", USB1)
+        await asyncio.sleep(10)
+        one.host.unplug(USB0)
+        await asyncio.sleep(100)
+        assert one.evicted == ["a"]
+        assert not one.refusals()
+
+
+@virtual
+async def test_another_stick_at_the_place_of_the_lost_one_does_not_hide_the_loss() -> None:
+    """Also not while udev has yet to say who it is."""
+    async with home(pod()) as one:
+        one.host.unplug()
+        await asyncio.sleep(10)
+        one.host.plug("0002", serial="X", record=False)
+        await asyncio.sleep(1)
+        one.host.finish()
+        await asyncio.sleep(AFTER)
+        assert one.evicted == ["p"]
+
+
+# -- a daemon that is not always there
+
+
+@virtual
+async def test_a_daemon_that_is_killed_leaves_the_eviction_to_the_next() -> None:
+    """The annotation lists the lost device until its pods are evicted, and not longer."""
+    async with home(pod()) as one:
+        one.host.unplug()
+        await asyncio.sleep(GRACE + 10)
+        await one.kill()
+        assert USB0 in (one.server.state.annotation or "")
+        await asyncio.sleep(1000)
+        one.start(config())
+        await asyncio.sleep(AFTER + 2)
+        assert one.evicted == ["p"]
+        await asyncio.sleep(10)
+        assert USB0 not in (one.server.state.annotation or "")
+
+
+@virtual
+async def test_the_lost_device_stays_listed_in_every_state_of_the_node() -> None:
+    """The patch that lowers the count keeps it: there is no moment at which a kill would forget it."""
+    async with home(pod()) as one:
+        one.server.states.clear()
+        one.host.unplug()
+        await asyncio.sleep(GRACE + AFTER - 1)
+        lowered = [state for state in one.server.states if state.count(ZIGBEE) == 0]
+        assert lowered
+        assert all(USB0 in (state.annotation or "") for state in lowered)
+        assert len(one.server.states) == 1
+
+
+@virtual
+async def test_a_stick_that_is_pulled_while_no_daemon_runs_is_lost_at_the_next_start() -> None:
+    """After the start grace and `after`."""
+    async with home(pod()) as one:
+        await one.kill()
+        one.host.unplug()
+        one.start(config())
+        await asyncio.sleep(10 + AFTER - 0.1)
+        assert not one.workload.lists
+        await asyncio.sleep(1)
+        assert one.evicted == ["p"]
+
+
+@virtual
+async def test_a_stick_that_was_moved_while_no_daemon_ran_is_not_lost() -> None:
+    """It has another name now, and is the same by its ids."""
+    async with home(pod(paths=("/dev/serial/by-id/S0",))) as one:
+        await one.kill()
+        renamed(one)
+        one.start(config())
+        await asyncio.sleep(200)
+        assert not one.workload.lists
+
+
+# -- whom
+
+
+@virtual
+async def test_with_no_device_left_every_pod_that_requests_one_is_evicted_one_a_second() -> None:
+    """And nobody else."""
+    pods = [pod(f"p{number}") for number in range(5)]
+    async with home(*pods, pod("other", resource=ZWAVE)) as one:
+        one.host.unplug()
+        await asyncio.sleep(100)
+        assert sorted(one.evicted) == [f"p{number}" for number in range(5)]
+        times = [at for at, _ in one.workload.tried]
+        assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(times))
+        assert times[-1] - times[0] < 6
+
+
+@pytest.mark.parametrize("path", [USB0, "/dev/serial/by-id/S0"])
+@virtual
+async def test_with_devices_left_only_the_pod_that_names_the_lost_one_is_evicted(path: str) -> None:
+    """By its devnode or by its link; the others use those that are left, so nothing about them is ambiguous."""
+    async with home(pod("a", paths=(path,)), pod("b", paths=(USB1,)), sticks=(USB0, USB1)) as one:
+        one.host.unplug(USB0)
+        await asyncio.sleep(200)
+        assert one.evicted == ["a"]
+        assert not one.refusals()
+
+
+@virtual
+async def test_with_devices_left_and_no_pod_that_names_the_lost_one_nobody_is_evicted() -> None:
+    """Each is told once, and the loss is settled."""
+    async with home(pod("a"), pod("b", paths=(USB1,)), sticks=(USB0, USB1)) as one:
+        one.host.unplug(USB0)
+        await asyncio.sleep(200)
+        assert not one.workload.tried
+        assert [line["pod"] for line in one.refusals()] == ["home/a", "home/b"]
+        assert all(str(line["reason"]).startswith("ambiguous") for line in one.refusals())
+        assert one.evictions("ambiguous") == 2
+        assert len(one.workload.lists) == 1
+
+
+@virtual
+async def test_a_bare_pod_is_told_and_spared() -> None:
+    """Once, by a line and an Event, however long others take."""
+    async with home(pod("bare", owner=""), pod("a"), pod("b")) as one:
+        one.host.unplug()
+        await asyncio.sleep(100)
+        assert sorted(one.evicted) == ["a", "b"]
+        assert [line["pod"] for line in one.refusals()] == ["home/bare"]
+        assert one.evictions("bare") == 1
+        assert "bare" in [note.pod.name for _, note in one.workload.notes if note.pod]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"mirror": True}, {"owner": "DaemonSet"}, {"terminating": True}, {"phase": "Succeeded"}]
+)
+@virtual
+async def test_mirror_daemonset_terminating_and_finished_pods_are_spared(fields: dict[str, str | bool]) -> None:
+    """Without a word."""
+    async with home(pod(**fields)) as one:  # type: ignore[arg-type]  # mypy takes them for `paths`, too
+        one.host.unplug()
+        await asyncio.sleep(100)
+        assert one.workload.lists
+        assert not one.workload.tried
+        assert not one.refusals()
+
+
+@virtual
+async def test_without_evict_no_pod_is_ever_listed() -> None:
+    """It is opt-in."""
+    async with home(pod(), used=config(evict="")) as one:
+        one.host.unplug()
+        await asyncio.sleep(500)
+        assert not one.workload.lists
+
+
+# -- what the server says
+
+
+@pytest.mark.parametrize("now", [pod("other"), pod(uid="another", owner="DaemonSet")], ids=["gone", "another uid"])
+@virtual
+async def test_a_pod_that_is_gone_or_has_another_uid_is_a_success(now: Pod) -> None:
+    """Somebody else was first: no line, no backoff, and nobody else is evicted in its place."""
+    async with home(pod()) as one:
+
+        def replace() -> None:
+            if one.workload.tried and not one.workload.evicted:
+                one.workload.end("home/p")
+                one.workload.run(now)
+
+        one.workload.at_answer = replace
+        one.host.unplug()
+        await asyncio.sleep(100)
+        assert one.workload.tried[0][1] == "p"
+        assert "p" not in one.evicted
+        assert not one.refusals()
+        assert one.evictions("refused") == one.evictions("failed") == 0
+
+
+@virtual
+async def test_an_eviction_that_is_cancelled_from_within_ends_the_loop() -> None:
+    """A task group passes over it: the loop would wait for its end for ever."""
+
+    def cancel() -> None:
+        raise asyncio.CancelledError
+
+    async with home(pod()) as one:
+        one.workload.at_answer = cancel
+        one.host.unplug()
+        await asyncio.wait(one.tasks, timeout=10)
+        with pytest.raises(ExceptionGroup) as caught:
+            one.tasks.pop().result()
+        assert caught.group_contains(RuntimeError)
+
+
+@pytest.mark.parametrize("budgets", [1, 2])
+@virtual
+async def test_a_budget_is_told_and_tried_again_ever_more_rarely(budgets: int) -> None:
+    """Until it allows the eviction."""
+    async with home(pod()) as one:
+        one.workload.budgets = {"p": budgets}
+        one.host.unplug()
+        await asyncio.sleep(GRACE + AFTER + 300)
+        times = [at for at, _ in one.workload.tried]
+        assert 10 < len(times) < 40
+        assert times[-1] - times[-2] > 10
+        assert one.refusals()[0]["pod"] == "home/p"
+        assert len(one.refusals()) < 8
+        assert one.evictions("refused") == len(times)
+        one.workload.budgets = {}
+        await asyncio.sleep(60)
+        assert one.evicted == ["p"]
+
+
+@virtual
+async def test_a_pod_that_a_budget_protects_holds_up_no_other() -> None:
+    """Neither of its resource nor of another."""
+    pods = (pod("kept"), pod("a"), pod("b", resource=ZWAVE))
+    async with home(*pods, used=config(names=(ZIGBEE, ZWAVE))) as one:
+        one.host.plug("0002", USB1)
+        await asyncio.sleep(10)
+        one.workload.budgets = {"kept": 1}
+        one.host.unplug(USB0)
+        one.host.unplug(USB1)
+        await asyncio.sleep(GRACE + AFTER + 60)
+        assert sorted(one.evicted) == ["a", "b"]
+
+
+@pytest.mark.parametrize("right", ["list pods", "create pods/eviction"])
+@virtual
+async def test_a_missing_right_is_named_and_tried_again_a_minute_later(right: str) -> None:
+    """Told once in a while, not every minute; granted, it is used."""
+    async with home(pod()) as one:
+        one.workload.rights -= {right}
+        one.host.unplug()
+        await asyncio.sleep(GRACE + AFTER + 3600)
+        assert one.refusals()[0]["hint"] == f"grant {right}"
+        assert len(one.refusals()) < 8
+        assert 50 < one.evictions("failed") <= 61
+        one.workload.rights |= {right}
+        await asyncio.sleep(61)
+        assert one.evicted == ["p"]
+
+
+@virtual
+async def test_an_eviction_delays_a_patch_by_no_more_than_the_request_in_flight() -> None:
+    """A list and an eviction are two requests, and the patch goes between them."""
+    async with home(pod(), used=config(names=(ZIGBEE, ZWAVE))) as one:
+        one.host.unplug()
+        await asyncio.sleep(10)
+        one.workload.latency = 8
+        await asyncio.sleep(GRACE + AFTER - 10 + 1)
+        assert len(one.workload.lists) == 1
+        plugged = asyncio.get_running_loop().time()
+        one.host.plug("0002", USB1)
+        await asyncio.sleep(8)
+        assert one.server.shows(ZWAVE) == ("1", "1")
+        assert one.server.writes[-1].at - plugged < 8
+        await asyncio.sleep(60)
+        assert one.evicted == ["p"]
+
+
+@virtual
+async def test_an_outage_of_the_list_loses_no_eviction() -> None:
+    """A list that fails is no list without pods."""
+    async with home(pod()) as one:
+        one.host.unplug()
+        await asyncio.sleep(GRACE + 1)
+        one.workload.error = Retry("down", after=7)
+        await asyncio.sleep(AFTER + 100)
+        one.workload.error = None
+        await asyncio.sleep(60)
+        assert one.evicted == ["p"]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(one.workload.lists)]
+        assert gaps[0] >= 7
+
+
+# -- Events
+
+
+@virtual
+async def test_who_comes_goes_and_is_evicted_is_told_by_events() -> None:
+    """On the Node for the device, on the pod for the loss; within a minute one for each device."""
+    async with home(pod()) as one:
+        assert [note.reason for _, note in one.workload.notes] == ["DeviceAdded"]
+        one.host.unplug()
+        await asyncio.sleep(100)
+        reasons = [(note.reason, note.warning, note.pod and note.pod.name) for _, note in one.workload.notes]
+        assert reasons[1:] == [("DeviceRemoved", True, None), ("DeviceLost", True, "p")]
+        for _ in range(20):
+            one.host.plug("0001", serial="S0")
+            await asyncio.sleep(3)
+            one.host.unplug()
+            await asyncio.sleep(3)
+        assert len(one.workload.notes) <= 3 + 3
+
+
+@virtual
+async def test_without_the_right_events_are_dropped_with_one_line() -> None:
+    """And asked for again once a minute at most."""
+    async with home(pod()) as one:
+        one.workload.rights -= {"create events"}
+        before = len(one.workload.spans)
+        for number in range(100):
+            one.host.plug("0001", f"/dev/ttyACM{number}")
+            await asyncio.sleep(6)
+        assert len(one.workload.spans) - before <= 11
+        (line,) = one.log.of("event.refused")
+        assert line.fields["hint"] == "grant create events"
+
+
+@virtual
+async def test_an_event_that_fails_is_dropped() -> None:
+    """Best effort: a detail of the log."""
+    async with home() as one:
+        one.workload.error = Retry("down")
+        one.host.unplug()
+        await asyncio.sleep(100)
+        assert [line.level for line in one.log.of("event.failed")] == ["debug"]
+
+
+def test_the_events_that_wait_are_bounded_and_their_text_is_escaped() -> None:
+    """A thousand sticks make no thousand requests, and a stick cannot draw on a terminal."""
+    herald = Herald(api=FakeWorkload(lambda: 0), log=RecordingLog(), node="n", clock=lambda: 0)
+    for number in range(1000):
+        herald.device("DeviceAdded", device(f"ttyUSB{number}", serial="\x1b[2J", vendor="\n"), ZIGBEE)
+
+    async def drain() -> list[str]:
+        while (chore := herald.chore(0)) is not None:
+            await chore()
+        assert isinstance(herald.api, FakeWorkload)
+        return [note.message for _, note in herald.api.notes]
+
+    messages = virtualtime.run(drain)
+    assert len(messages) == MOST_NOTES
+    assert all(message.isprintable() for message in messages)

@@ -1,0 +1,158 @@
+"""Which of the listed devices are lost, since when, and what the annotation goes on listing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from build import ZIGBEE, device, look, rule
+from devwatch.inventory import Inventory
+from devwatch.loss import Losses, Scene, lost_among
+from devwatch.node import Entry, NodeState
+from devwatch.plan import Figure, Figures
+
+if TYPE_CHECKING:
+    from devwatch.device import Device
+    from devwatch.loss import Loss
+
+USB0 = device("ttyUSB0", serial="S0")
+USB1 = device("ttyUSB1", serial="S1")
+E0, E1 = Entry.of(USB0), Entry.of(USB1)
+TWIN_OF_1 = Entry.of(device("ttyUSB0", serial="S1"))
+TWIN0, TWIN1 = device("ttyUSB0"), device("ttyUSB1")
+RULES = (rule(evict_after=30.0),)
+
+
+@pytest.mark.parametrize(
+    ("listed", "here", "lost"),
+    [
+        ([], [USB0], []),
+        ([E0], [USB0], []),
+        ([E0], [], [E0]),
+        ([E0, E1], [USB1], [E0]),
+        ([E0], [device("ttyUSB0", serial="other")], [E0]),
+        ([E0], [device("ttyUSB0", vendor="0403", properties=None)], []),
+        ([E0], [device("ttyUSB0")], []),
+        ([Entry(devnode="/dev/ttyUSB0")], [USB0], []),
+        ([E0], [device("ttyACM7", serial="S0")], []),
+        ([E0, E1], [device("ttyUSB0", serial="S1"), device("ttyUSB1", serial="S0")], []),
+        ([E0, E1], [device("ttyUSB0", serial="S1")], [E0]),
+        ([Entry.of(TWIN0), Entry.of(TWIN1)], [TWIN1], [Entry.of(TWIN0)]),
+        ([Entry.of(TWIN0), Entry.of(TWIN1)], [device("ttyUSB5")], [Entry.of(TWIN1)]),
+        ([Entry.of(TWIN0)], [TWIN1], []),
+        ([E0, Entry.of(TWIN0), Entry.of(TWIN1)], [device("ttyUSB0", serial="X")], [E0, Entry.of(TWIN1)]),
+        ([E0, TWIN_OF_1, E1], [device("ttyUSB0", serial="S1")], [E0, E1]),
+    ],
+)
+def test_lost_is_what_is_neither_at_its_place_nor_found_elsewhere(
+    listed: list[Entry], here: list[Device], lost: list[Entry]
+) -> None:
+    """A device with unknown ids may be the listed one; a listed one that is at its place is no other that moved."""
+    assert list(lost_among(listed, here)) == lost
+
+
+class Story:
+    """A resource over time."""
+
+    def __init__(self, *listed: Entry) -> None:
+        """Start with what the annotation lists."""
+        self.losses, self.inventory = Losses(), Inventory()
+        self.losses.start({ZIGBEE: listed})
+
+    def turn(
+        self, now: float, *devices: Device, shown: int | None = None, doubts: tuple[str, ...] = (), **fields: object
+    ) -> Loss | None:
+        """Return the loss after a look that finds these devices while the Node shows their number, or `shown`."""
+        self.inventory.observe(look(*devices, at=now, doubts=doubts))
+        present = len(self.inventory.present)
+        own = {"present": present, "advertised": present, "devices": self.inventory.present, **fields}
+        figures = Figures(by_name={ZIGBEE: Figure(**own)})  # type: ignore[arg-type]  # the fields of a Figure
+        count = {ZIGBEE: str(present if shown is None else shown)}
+        observed = NodeState(capacity=count, allocatable=count)
+        scene = Scene(figures=figures, inventory=self.inventory, observed=observed, now=now)
+        return self.losses.update(RULES, scene).get(ZIGBEE)
+
+
+def test_a_loss_begins_when_the_node_shows_the_count_without_the_device() -> None:
+    """The annotation lists the device before, and until the loss is settled."""
+    story = Story()
+    assert story.turn(0, USB0) is None
+    assert story.losses.kept() == {ZIGBEE: ()}
+    assert story.turn(10, shown=1) is None
+    assert story.losses.kept() == {ZIGBEE: (E0,)}
+    loss = story.turn(20)
+    assert loss is not None
+    assert (loss.entries, loss.left, loss.since, loss.due) == ((E0,), 0, 20, 50)
+    assert story.turn(30) == loss
+    story.losses.settle(loss)
+    assert story.losses.kept() == {ZIGBEE: ()}
+    assert story.turn(60) is None
+
+
+@pytest.mark.parametrize("fields", [{"held": True}, {"advertised": 1}, {"shown": 1}, {"doubts": ("masked",)}])
+def test_while_anything_is_open_there_is_no_loss_and_its_time_runs_on(fields: dict[str, object]) -> None:
+    """Nobody is evicted in doubt, and a doubt about something else gives no respite."""
+    story = Story(E0)
+    first = story.turn(0)
+    assert first is not None
+    assert story.turn(10, **fields) is None  # type: ignore[arg-type]  # the fields of a Figure, and others
+    assert story.losses.kept() == {ZIGBEE: (E0,)}
+    assert story.turn(20) == first
+
+
+def test_a_device_that_comes_back_has_all_its_time_again() -> None:
+    """The next loss is another one."""
+    story = Story(E0)
+    story.turn(0)
+    assert story.turn(10, USB0) is None
+    loss = story.turn(20)
+    assert loss is not None
+    assert loss.since == 20
+
+
+def test_a_device_that_nobody_knows_yet_at_the_place_of_the_lost_one_keeps_it_listed() -> None:
+    """It may be the lost one; if it is another, the loss and its time go on."""
+    story = Story(E0)
+    first = story.turn(0)
+    stranger = device("ttyUSB0", vendor="0403", properties=None)
+    assert story.turn(10, stranger, present=0, advertised=0, devices=(), shown=0) is None
+    assert story.losses.kept() == {ZIGBEE: (E0,)}
+    known = device("ttyUSB0", vendor="0403")
+    assert story.turn(11, known, present=0, advertised=0, devices=(), shown=0) == first
+
+
+def test_what_is_lost_later_counts_as_left_until_its_own_time_has_come() -> None:
+    """Then both are one loss, due since the first."""
+    story = Story(E0, E1)
+    story.turn(0, USB1)
+    early = story.turn(20)
+    assert early is not None
+    assert (early.entries, early.left, early.due) == ((E0,), 1, 30)
+    late = story.turn(50)
+    assert late is not None
+    assert (late.entries, late.left, late.due) == ((E0, E1), 0, 30)
+    story.losses.settle(early)
+    rest = story.turn(51)
+    assert rest is not None
+    assert (rest.entries, rest.due) == ((E1,), 50)
+
+
+def test_before_the_first_observation_nothing_is_listed_and_nothing_is_lost() -> None:
+    """A stick that was moved meanwhile is found to be the listed one."""
+    story = Story()
+    story.inventory.observe(look(USB0))
+    scene = Scene(figures=Figures(), inventory=story.inventory, observed=None, now=0)
+    assert story.losses.update(RULES, scene) == {}
+    story.losses.start({ZIGBEE: (Entry.of(device("ttyUSB9", serial="S0")),)})
+    assert story.turn(1, USB0) is None
+
+
+def test_a_resource_that_evicts_no_more_forgets_what_it_lost() -> None:
+    """And the annotation lists only what is there."""
+    story = Story(E0)
+    assert story.turn(0) is not None
+    scene = Scene(figures=Figures(), inventory=story.inventory, observed=NodeState(), now=1)
+    assert story.losses.update((rule(),), scene) == {}
+    assert story.losses.kept() == {}
+    assert story.turn(2) is None

@@ -1,0 +1,339 @@
+"""What others write to the Node: seen by a watch or by the resync, repaired at once and then ever more rarely, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ParamSpec
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import virtualtime
+from build import ZIGBEE
+from devwatch.config import parse
+from devwatch.errors import Forbidden, Gone, Retry
+from devwatch.reconciler import Cluster, Reconciler
+from devwatch.report import Reporter
+from devwatch.telemetry import Health, Metrics
+from fakes import FakeHost, FakeServer, FakeSettings, RecordingLog
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from devwatch.errors import ApiError
+
+P = ParamSpec("P")
+
+HOUR = 3600.0
+
+
+def virtual(test: Callable[P, Coroutine[object, object, None]]) -> Callable[P, None]:
+    """Run an async test on the virtual clock."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        virtualtime.run(lambda: test(*args, **kwargs))
+
+    return run
+
+
+@dataclass(slots=True, kw_only=True)
+class Site:
+    """A loop that watches its Node."""
+
+    host: FakeHost
+    server: FakeServer
+    log: RecordingLog = field(default_factory=RecordingLog)
+    metrics: Metrics = field(default_factory=lambda: Metrics("0"))
+
+    def reconciler(self, *, once: bool = False) -> Reconciler:
+        """Return the loop."""
+        clock = asyncio.get_running_loop().time
+        text = f"resources: [{{name: {ZIGBEE}, match: [{{vendor: '0001'}}]}}]"
+        used = parse(text.encode(), file="config.yaml")
+        health = Health(sweep=10, last_turn=0)
+        loop = Reconciler(
+            source=self.host,
+            cluster=Cluster(api=self.server, watch=self.server.watch),
+            settings=FakeSettings(used),
+            config=used,
+            node="n",
+            reporter=Reporter(log=self.log, metrics=self.metrics, health=health, node="n"),
+            clock=clock,
+            chance=lambda: 0.5,
+            once=once,
+        )
+        self.host.wake = loop.wake
+        return loop
+
+    @property
+    def repairs(self) -> float:
+        """Return `devwatch_drift_repairs_total`."""
+        families = text_string_to_metric_families(self.metrics.render().decode())
+        samples = (sample for family in families for sample in family.samples)
+        return next(sample.value for sample in samples if sample.name == "devwatch_drift_repairs_total")
+
+    async def contest(self, seconds: float, *, manager: str = "stranger") -> list[float]:
+        """Let a stranger undo every repair at once for some time, and return when the repairs came."""
+        self.server.requests.clear()
+        end = now() + seconds
+        while now() < end:
+            if self.server.shows(ZIGBEE) == ("1", "1"):
+                self.server.write(ZIGBEE, "0", manager=manager)
+            await asyncio.sleep(0.05)
+        return [request.at for request in self.server.writes]
+
+
+def now() -> float:
+    """Return the time of the loop."""
+    return asyncio.get_running_loop().time()
+
+
+@contextlib.asynccontextmanager
+async def watched(error: ApiError | None = None) -> AsyncIterator[Site]:
+    """Have a Node that shows one stick, and a loop that has watched it for a while."""
+    site = Site(host=FakeHost(), server=FakeServer(asyncio.get_running_loop().time))
+    site.server.watch_error = error
+    site.host.plug("0001")
+    task = asyncio.create_task(site.reconciler().run())
+    try:
+        await asyncio.sleep(100)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+        site.server.requests.clear()
+        yield site
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+# -- seen
+
+
+@virtual
+async def test_a_foreign_change_is_repaired_on_the_next_turn() -> None:
+    """A kubelet that zeroes everything is undone by one request at once."""
+    async with watched() as site:
+        site.server.zero()
+        await asyncio.sleep(0.05)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+        assert len(site.server.requests) == 1
+        assert site.repairs == 1
+
+
+@virtual
+async def test_a_node_that_is_created_anew_is_filled_at_once() -> None:
+    """It comes without the keys."""
+    async with watched() as site:
+        site.server.delete()
+        site.server.create()
+        await asyncio.sleep(0.05)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+
+
+FORBIDDEN = Forbidden("cannot watch nodes", hint="kubectl create clusterrole ...")
+
+
+@virtual
+async def test_without_the_right_to_watch_a_foreign_change_is_repaired_within_a_minute() -> None:
+    """The log says once that the right would make it faster, and asks for it no more than once a minute."""
+    async with watched(FORBIDDEN) as site:
+        site.server.zero()
+        await asyncio.sleep(60.1)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+        (line,) = site.log.of("node.unwatched")
+        assert "at once" in str(line.fields["consequence"])
+        assert line.fields["hint"] == FORBIDDEN.hint
+        begun = site.server.watches
+        assert all(later - earlier >= 60 for earlier, later in itertools.pairwise(begun))
+        site.server.watch_error = None
+        await asyncio.sleep(61)
+        site.server.zero()
+        await asyncio.sleep(0.1)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+
+
+@virtual
+async def test_a_watched_node_is_read_every_five_minutes_only() -> None:
+    """There is nothing that a read would find."""
+    async with watched() as site:
+        await asyncio.sleep(HOUR)
+        assert HOUR / 300 <= len(site.server.requests) <= HOUR / 270 + 1
+
+
+@virtual
+async def test_a_right_that_is_taken_away_brings_the_resync_of_a_minute_back() -> None:
+    """From that moment on, not only after the long interval that was begun."""
+    async with watched() as site:
+        await asyncio.sleep(100)
+        site.server.watch_error = FORBIDDEN
+        site.server.show(FORBIDDEN)
+        await asyncio.sleep(1)
+        site.server.zero()
+        await asyncio.sleep(60)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+
+
+@pytest.mark.parametrize("end", [None, Gone("too old"), Retry("reset by peer")], ids=["end", "gone", "error"])
+@virtual
+async def test_a_watch_that_ends_begins_again(end: ApiError | None) -> None:
+    """What happened between the two is in the first answer of the second."""
+    async with watched() as site:
+        site.server.show(end)
+        await asyncio.sleep(0.1)
+        site.server.zero()
+        await asyncio.sleep(2)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+        assert len(site.server.watches) == 2
+        assert len(site.log.of("node.unwatched")) == (type(end) is Retry)
+
+
+@virtual
+async def test_a_watch_that_fails_again_and_again_is_asked_for_ever_more_rarely() -> None:
+    """Up to a minute apart; the loop lives on."""
+    async with watched() as site:
+        site.server.watch_error = Retry("down")
+        site.server.show(Retry("down"))
+        await asyncio.sleep(HOUR)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(site.server.watches)]
+        assert max(gaps[1:]) == pytest.approx(30, abs=1)
+        assert len(gaps) < HOUR / 25
+        assert len(site.server.requests) < HOUR / 50
+
+
+@virtual
+async def test_a_watch_that_ends_at_once_is_not_asked_without_a_pause() -> None:
+    """A second lies between two."""
+    async with watched() as site:
+        for _ in range(1000):
+            site.server.show(None)
+            await asyncio.sleep(0.1)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(site.server.watches)]
+        assert min(gaps[1:]) >= 1
+
+
+@virtual
+async def test_once_watches_nothing() -> None:
+    """It would never end."""
+    site = Site(host=FakeHost(), server=FakeServer(asyncio.get_running_loop().time))
+    async with asyncio.timeout(10):
+        await site.reconciler(once=True).run()
+    assert not site.server.watches
+
+
+# -- no drift
+
+
+@virtual
+async def test_an_old_event_is_no_drift() -> None:
+    """A watch may be behind the answers: what it shows then was true once."""
+    async with watched() as site:
+        old = site.server.state
+        site.host.plug("0001", "/dev/ttyUSB1")
+        await asyncio.sleep(0.1)
+        site.server.requests.clear()
+        site.server.show(old)
+        await asyncio.sleep(10)
+        assert not site.server.requests
+        assert site.repairs == 0
+
+
+@pytest.mark.parametrize("late", [0.0, 0.5, 5.0, 30.0])
+@virtual
+async def test_a_watch_that_is_late_or_early_takes_none_of_our_own_writes_for_drift(late: float) -> None:
+    """Also one that shows a write before its answer came."""
+    async with watched() as site:
+        site.server.watch_latency, site.server.answer_latency = late, 0.3
+        for _ in range(5):
+            site.host.plug("0001", "/dev/ttyUSB1")
+            await asyncio.sleep(4)
+            site.host.unplug("/dev/ttyUSB1")
+            await asyncio.sleep(4)
+        await asyncio.sleep(400)
+        assert site.repairs == 0
+        assert len(site.server.writes) == 10
+
+
+@virtual
+async def test_a_write_whose_answer_got_lost_is_no_drift_when_the_watch_shows_it() -> None:
+    """It may have been stored, and it was."""
+    async with watched() as site:
+        site.server.losing = 1
+        site.host.plug("0001", "/dev/ttyUSB1")
+        await asyncio.sleep(10)
+        assert site.server.shows(ZIGBEE) == ("2", "2")
+        assert site.repairs == 0
+
+
+@virtual
+async def test_a_foreign_write_while_a_request_is_out_is_drift_all_the_same() -> None:
+    """It is looked at when the answer is there."""
+    async with watched() as site:
+        site.server.answer_latency = 5
+        site.host.plug("0001", "/dev/ttyUSB1")
+        await asyncio.sleep(1)
+        site.server.zero()
+        await asyncio.sleep(10)
+        assert site.server.shows(ZIGBEE) == ("2", "2")
+        assert site.repairs == 1
+
+
+# -- no war
+
+
+@virtual
+async def test_repairs_come_at_once_then_a_second_apart_doubling_to_five_minutes() -> None:
+    """Whoever writes against us, the API server is not worn down."""
+    async with watched() as site:
+        times = await site.contest(3 * HOUR)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        wanted = [min(300, 2**number) for number in range(12)]
+        assert gaps[:12] == pytest.approx(wanted, abs=0.2)
+        assert all(gap == pytest.approx(300, abs=0.2) for gap in gaps[12:])
+        assert site.repairs == len(times)
+
+
+@virtual
+async def test_after_ten_minutes_of_peace_everything_is_forgiven() -> None:
+    """The next repair comes at once, the one after it a second later, and the fifth is told again."""
+    async with watched() as site:
+        await site.contest(100)
+        await asyncio.sleep(300)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+        await asyncio.sleep(600)
+        begun = now()
+        first, second, *_ = await site.contest(100)
+        assert first - begun < 0.1
+        assert second - first == pytest.approx(1, abs=0.2)
+        assert len(site.log.of("drift.contested")) == 2
+
+
+@virtual
+async def test_the_fifth_repair_names_the_other_writer_once() -> None:
+    """With what helps: another name for the resource."""
+    async with watched() as site:
+        await site.contest(10, manager="other-plugin")
+        assert site.repairs == 4
+        assert not site.log.of("drift.contested")
+        await site.contest(HOUR, manager="other-plugin")
+        (line,) = site.log.of("drift.contested")
+        assert line.level == "error"
+        assert line.fields["managers"] == ["other-plugin"]
+        assert "another name" in str(line.fields["hint"])
+
+
+@virtual
+async def test_a_device_that_comes_goes_out_at_once_also_while_its_resource_is_contested() -> None:
+    """The truce is about what somebody else undid, not about what is new here."""
+    async with watched() as site:
+        await site.contest(100)
+        site.server.write(ZIGBEE, "0")
+        await asyncio.sleep(1)
+        assert site.server.shows(ZIGBEE) == ("0", "0")
+        site.host.plug("0001", "/dev/ttyUSB1")
+        await asyncio.sleep(0.1)
+        assert site.server.shows(ZIGBEE) == ("2", "2")

@@ -1,0 +1,132 @@
+"""Pods, evictions and Events as requests: what is asked, what is sent, and that no odd answer is taken for an empty one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import virtualtime
+from build import ZIGBEE
+from devwatch.errors import Retry
+from devwatch.pods import Pod
+from devwatch.workload import Note, Workload, pod_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Pages:
+    """A connection that answers with what it was given, in order, and keeps what it was asked."""
+
+    def __init__(self, *answers: object) -> None:
+        """Have these answers."""
+        self.answers = list(answers)
+        self.asked: list[tuple[str, str, Sequence[tuple[str, str]], Any]] = []
+
+    async def request(
+        self, method: str, path: str, *, query: Sequence[tuple[str, str]] = (), body: object = None
+    ) -> dict[str, Any]:
+        """Answer."""
+        self.asked.append((method, path, query, body))
+        return self.answers.pop(0)  # type: ignore[return-value]  # also what no server should answer
+
+
+def item(**spec: object) -> dict[str, Any]:
+    """Return a Pod as the server sends it."""
+    return {"metadata": {"namespace": "home", "name": "p", "uid": "1"}, "spec": spec}
+
+
+def wants(number: str, **fields: object) -> dict[str, object]:
+    """Return a container that requests devices."""
+    return {"resources": {"limits": {ZIGBEE: number, "cpu": "100m"}}, **fields}
+
+
+POD = Pod(namespace="home", name="p", uid="1")
+
+
+def test_all_pages_of_the_nodes_own_pods_are_read() -> None:
+    """By a field selector, in bounded pages."""
+    pages = Pages({"items": [item()], "metadata": {"continue": "next"}}, {"items": [item(), item()]})
+    pods = virtualtime.run(Workload(requests=pages, node="n").pods)
+    assert len(pods) == 3
+    selector, limit = ("fieldSelector", "spec.nodeName=n"), ("limit", "250")
+    assert [query for _, _, query, _ in pages.asked] == [(selector, limit), (selector, limit, ("continue", "next"))]
+
+
+@pytest.mark.parametrize("answer", [{"items": []}, {"items": None, "metadata": {}}])
+def test_a_list_without_pods_is_empty(answer: dict[str, object]) -> None:
+    """Go writes an empty list as null."""
+    assert virtualtime.run(Workload(requests=Pages(answer), node="n").pods) == ()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"kind": "Status"},
+        {"items": "x"},
+        {"items": {}},
+        {"items": ["x"]},
+        {"items": [{}]},
+        {"items": [], "metadata": "x"},
+    ],
+)
+def test_what_is_no_list_of_pods_is_an_error(answer: dict[str, object]) -> None:
+    """Taken for an empty one, it would settle the loss and evict nobody."""
+    with pytest.raises(Retry):
+        virtualtime.run(Workload(requests=Pages(answer), node="n").pods)
+
+
+def test_a_pod_is_read_as_far_as_an_eviction_depends_on_it() -> None:
+    """Requests, hostPaths, the controlling owner and what exempts it."""
+    content = item(
+        containers=[wants("1"), {"resources": {"requests": {ZIGBEE: "1"}}}, {}],
+        initContainers=[wants("1", restartPolicy="Always"), wants("1k")],
+        volumes=[{"name": "a", "hostPath": {"path": "/dev/ttyUSB0"}}, {"name": "b", "emptyDir": {}}],
+    )
+    content["metadata"] |= {
+        "ownerReferences": [{"kind": "Other"}, {"kind": "ReplicaSet", "controller": True}],
+        "annotations": {"kubernetes.io/config.mirror": ""},
+        "deletionTimestamp": "2024-01-01T00:00:00Z",
+    }
+    content["status"] = {"phase": "Running"}
+    assert pod_of(content) == Pod(
+        namespace="home",
+        name="p",
+        uid="1",
+        requests={ZIGBEE: 1001},
+        host_paths=("/dev/ttyUSB0",),
+        owner="ReplicaSet",
+        mirror=True,
+        terminating=True,
+    )
+    assert pod_of(item()) == Pod(namespace="home", name="p", uid="1", phase="Unknown")
+
+
+def test_an_eviction_names_the_pod_by_its_uid() -> None:
+    """policy/v1, so that no other pod of the same name is evicted."""
+    pages = Pages({})
+    virtualtime.run(lambda: Workload(requests=pages, node="n").evict(POD))
+    ((method, path, _, body),) = pages.asked
+    assert (method, path) == ("POST", "/api/v1/namespaces/home/pods/p/eviction")
+    assert body["apiVersion"] == "policy/v1"
+    assert body["deleteOptions"] == {"preconditions": {"uid": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("pod", "namespace", "kind", "uid"), [(None, "default", "Node", "n"), (POD, "home", "Pod", "1")]
+)
+def test_an_event_is_about_the_node_or_a_pod(pod: Pod | None, namespace: str, kind: str, uid: str) -> None:
+    """In the namespace where the API server wants it, cut to what it takes, under a name of its own."""
+    pages = Pages({}, {})
+    work = Workload(requests=pages, node="n")
+    for warning in (True, False):
+        virtualtime.run(work.record(Note(reason="R", message="m" * 5000, warning=warning, pod=pod)))
+    (_, path, _, first), (_, _, _, second) = pages.asked
+    assert path == f"/api/v1/namespaces/{namespace}/events"
+    assert (first["type"], second["type"]) == ("Warning", "Normal")
+    assert (first["involvedObject"]["kind"], first["involvedObject"]["uid"]) == (kind, uid)
+    assert first["metadata"]["namespace"] == namespace
+    assert len(first["message"]) <= 1024
+    assert first["metadata"]["name"] != second["metadata"]["name"]

@@ -34,10 +34,10 @@ def test_check_sums_up_a_valid_configuration(config: Path, capsys: pytest.Captur
 
 
 def test_check_shows_every_fault(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Status 78, and each fault as FILE:LINE:COLUMN: key: message on stderr."""
+    """Status 78, and each fault as FILE:LINE:COLUMN: key: message."""
     config.write_text("resources:\n- {name: ab, match: [{vendor: 403}]}\n")
     assert main(["check", str(config)], {}) == 78
-    first, second = capsys.readouterr().err.splitlines()
+    first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{config}:2:10: resources[0].name: ")
     assert second.startswith(f"{config}:2:31: resources[0].match[0].vendor: ")
     assert '"0403"' in second
@@ -56,7 +56,7 @@ def test_check_warns_of_a_shadowed_resource(config: Path, capsys: pytest.Capture
     """A resource that never gets a device is valid, and most likely a mistake."""
     config.write_text(GOOD + '- {name: a.io/c, match: [{vendor: "0658", product: "0200"}]}\n')
     assert main(["check", str(config)], {}) == 0
-    assert capsys.readouterr().err.startswith(f"warning: {config}:3:")
+    assert capsys.readouterr().out.startswith(f"warning: {config}:3:")
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,16 @@ def test_a_wrong_environment_is_wrong_usage(variables: dict[str, str], capsys: p
 
 def test_a_variable_of_another_command_does_no_harm(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`DEVWATCH_OUTPUT=wide` is for `devices`; `completion` has no such option."""
-    assert main(["completion", "bash"], {"DEVWATCH_OUTPUT": "wide"}) == 0
-    assert main(["check", str(config)], {"DEVWATCH_OUTPUT": "wide"}) == 2
-    assert "DEVWATCH_OUTPUT" in capsys.readouterr().err
+    for variables in ({"DEVWATCH_OUTPUT": "wide"}, {"DEVWATCH_LOG_LEVEL": "loud"}):
+        assert main(["check", str(config)], variables) == 0
+        assert "valid" in capsys.readouterr().out
+
+
+def test_the_command_line_wins_over_the_environment(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also over a variable that is wrong; a true variable of an option with a default value is that value."""
+    argv = ["run", "--once", "--config", str(config)]
+    assert main([*argv, "--log-level", "error"], {"DEVWATCH_LOG_LEVEL": "loud", "DEVWATCH_DRY_RUN": "true"}) == 0
+    assert '"a.io/b":"0"' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["run", "devices", "explain", "check", "completion"])

@@ -281,7 +281,7 @@ def test_an_unknown_key_hides_no_missing_one() -> None:
     """Both the key that is too much and the one that is too little are named."""
     found = _faults(_with("evict: {aftr: 30s}"))
     assert found == [
-        "5:12: resources[0].evict: after is missing (it is required)",
+        "5:12: resources[0].evict.after: is missing (it is required)",
         "5:13: resources[0].evict.aftr: unknown key (after; did you mean after?)",
     ]
 
@@ -289,14 +289,14 @@ def test_an_unknown_key_hides_no_missing_one() -> None:
 @pytest.mark.parametrize(
     ("text", "faults"),
     [
-        ("sweep: 1s", ["1:1: resources is missing (it is required)"]),
+        ("sweep: 1s", ["1:1: resources: is missing (it is required)"]),
         ("- x", ["1:1: a list stands here (a mapping with resources, sweep, resync)"]),
         ("x", ["1:1: text stands here (a mapping with resources, sweep, resync)"]),
         ("", ["1:1: nothing stands here (a mapping with resources, sweep, resync)"]),
         ("# nothing yet\n", ["1:1: nothing stands here (a mapping with resources, sweep, resync)"]),
         ("resources: {}", ["1:12: resources: a mapping with nothing in it stands here (a list, [] for none)"]),
         ("resources: {a: b}", ["1:12: resources: a mapping stands here (a list, [] for none)"]),
-        ("resources: [{name: a/b}]", ["1:13: resources[0]: match is missing (it is required)"]),
+        ("resources: [{name: a/b}]", ["1:13: resources[0].match: is missing (it is required)"]),
         ("resources:", ["1:11: resources: nothing stands here (a list, [] for none)"]),
         ("resources: []\nsweep: 301s", [f"2:8: sweep: '301s' is not valid ({TIME} 1s to 5m)"]),
         ("resources: []\nresync: 999ms", [f"2:9: resync: '999ms' is not valid ({TIME} 1s to 24h)"]),
@@ -398,7 +398,7 @@ def test_a_resource_without_a_name_is_told_so_once() -> None:
     text = "resources: [x, {match: [{serial: x}]}, {name: [a/b], match: [{serial: x}]}, {name: , match: [{serial: x}]}]"
     assert [found.split("(")[0] for found in _faults(text)] == [
         "1:13: resources[0]: text stands here ",
-        "1:16: resources[1]: name is missing ",
+        "1:16: resources[1].name: is missing ",
         "1:47: resources[2].name: a list stands here ",
         "1:84: resources[3].name: nothing stands here ",
     ]

@@ -583,17 +583,17 @@ async def test_a_pod_that_a_budget_protects_holds_up_no_other() -> None:
 
 @pytest.mark.parametrize("right", ["list pods", "create pods/eviction"])
 @virtual
-async def test_a_missing_right_is_named_and_tried_again_a_minute_later(right: str) -> None:
-    """Told once in a while, not every minute; granted, it is used."""
+async def test_a_missing_right_is_named_and_tried_again(right: str) -> None:
+    """Told ever more rarely; granted, it is used within half a minute."""
     async with home(pod()) as one:
         one.workload.rights -= {right}
         one.host.unplug()
         await asyncio.sleep(GRACE + AFTER + 3600)
         assert one.refusals()[0]["hint"] == f"grant {right}"
-        assert len(one.refusals()) < 8
-        assert 50 < one.evictions("failed") <= 61
+        assert len(one.refusals()) < 12
+        assert one.evictions("failed") > 120
         one.workload.rights |= {right}
-        await asyncio.sleep(61)
+        await asyncio.sleep(32)
         assert one.evicted == ["p"]
 
 
@@ -637,17 +637,18 @@ async def test_an_outage_of_the_list_loses_no_eviction() -> None:
 async def test_who_comes_goes_and_is_evicted_is_told_by_events() -> None:
     """On the Node for the device, on the pod for the loss; within a minute one for each device."""
     async with home(pod()) as one:
-        assert [note.reason for _, note in one.workload.notes] == ["DeviceAdded"]
+        assert one.workload.notes == [], "what is there at the start was not added"
         one.host.unplug()
         await asyncio.sleep(100)
         reasons = [(note.reason, note.warning, note.pod and note.pod.name) for _, note in one.workload.notes]
-        assert reasons[1:] == [("DeviceRemoved", True, None), ("DeviceLost", True, "p")]
+        assert reasons == [("DeviceRemoved", True, None), ("DeviceLost", True, "p")]
         for _ in range(20):
             one.host.plug("0001", serial="S0")
             await asyncio.sleep(3)
             one.host.unplug()
             await asyncio.sleep(3)
-        assert len(one.workload.notes) <= 3 + 3
+        assert [note.reason for _, note in one.workload.notes][2] == "DeviceAdded"
+        assert len(one.workload.notes) <= 2 + 3
 
 
 @virtual

@@ -103,7 +103,8 @@ class Purge:
     """What is to be removed: from the node of this name, or from all with None."""
 
     node: str | None
-    dry_run: bool = False
+    dry_run: str | None = None
+    """`client` shows the difference, `server` asks the API server too whether it would accept it."""
     confirmed: Callable[[int], bool] = lambda _count: True
     """Asked once, with the number of nodes, before anything is removed from all of them."""
     pause: float = SECOND_LOOK
@@ -119,6 +120,9 @@ async def purge(connection: Connection, screen: Screen, task: Purge) -> int:
         _show_removal(screen, name, states[name], changes, verb="would remove" if task.dry_run else "removing")
     if not removals:
         screen.line("there is nothing of devwatch to remove")
+    if task.dry_run == "server":
+        for name, changes in removals.items():
+            await cluster.write(connection, name, changes, dry_run=True)
     if not removals or task.dry_run:
         return DONE
     if task.node is None and not task.confirmed(len(removals)):

@@ -74,6 +74,7 @@ examples:
   devwatch completion fish > ~/.config/fish/completions/devwatch.fish"""
 
 
+_TRUE, _FALSE = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
 _CREDENTIALS = "credentials (default: KUBECONFIG, in-cluster, ~/.kube/config)"
 
 
@@ -123,8 +124,9 @@ def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
 
             argcomplete.autocomplete(parser)
         options = parser.parse_args(argv)
-        if wrong := getattr(options, "wrong", ""):
-            raise UsageError(wrong)
+        for name, value, message in getattr(options, "wrong", ()):
+            if getattr(options, name) == value:
+                raise UsageError(message)
         command: Callable[[argparse.Namespace, Mapping[str, str]], int] = options.command
         return command(options, environ)
     except ConfigError as error:
@@ -270,31 +272,43 @@ class _Options:
 
     def __init__(self, parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
         self._parser, self._environ = parser, environ
+        self._wrong: list[tuple[str, object, str]] = []
 
     def __call__(self, name: str, *short: str, help: str, **settings: object) -> None:  # noqa: A002 - the word of argparse
         variable = self._variable(name)
         shown = f" (default: {settings['default']})" if "default" in settings else ""
         if value := self._environ.get(variable):
-            choices = settings.get("choices")
-            if isinstance(choices, tuple) and value not in choices:
-                self._refuse(f"{variable}={value!r} is none of {', '.join(choices)}")
-            settings["default"] = value
+            self._take(name, variable, value, settings)
         text = f"{help}{shown} [{variable}]".replace("%", "%%")
         self._parser.add_argument(*short, name, help=text, **settings)  # type: ignore[arg-type]  # typed per setting there
 
     def flag(self, name: str, *, help: str) -> None:  # noqa: A002 - the word of argparse
         variable = self._variable(name)
         value = self._environ.get(variable, "").lower()
-        if value not in {"", "0", "1", "false", "true", "no", "yes"}:
-            self._refuse(f"{variable}={value!r} is neither true nor false")
-        given = value in {"1", "true", "yes"}
+        if value not in {"", *_TRUE, *_FALSE}:
+            self._refuse(name, value=False, message=f"{variable}={value!r} is neither true nor false")
+        given = value in _TRUE
         self._parser.add_argument(
             name, action=argparse.BooleanOptionalAction, default=given, help=f"{help} [{variable}]"
         )
 
-    def _refuse(self, message: str) -> None:
-        """Complain if this is the command that runs: a variable may be meant for another one."""
-        self._parser.set_defaults(wrong=message)
+    def _take(self, name: str, variable: str, value: str, settings: dict[str, object]) -> None:
+        """Let a variable stand for an option that is not given."""
+        choices = settings.get("choices")
+        if settings.get("nargs") == "?" and value.lower() in {*_TRUE, *_FALSE}:
+            settings["default"] = settings["const"] if value.lower() in _TRUE else None
+            return
+        settings["default"] = value
+        if isinstance(choices, tuple) and value not in choices:
+            if name == "--output":
+                settings["default"] = choices[0]  # the form of another command
+            else:
+                self._refuse(name, value=value, message=f"{variable}={value!r} is none of {', '.join(choices)}")
+
+    def _refuse(self, name: str, *, value: object, message: str) -> None:
+        """Complain if this is the command that runs and the command line has no better value."""
+        self._wrong.append((name.removeprefix("--").replace("-", "_"), value, message))
+        self._parser.set_defaults(wrong=self._wrong)
 
     @staticmethod
     def _variable(name: str) -> str:
@@ -319,6 +333,7 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         dry_run=arguments.dry_run,
         once=arguments.once,
         listen=listen,
+        listen_named=arguments.listen is not None,
     )
     log = logs.configure(arguments.log_format, arguments.log_level, sys.stderr, environ=environ)
     return asyncio.run(daemon.Daemon(options, log, environ=environ, out=_stdout()).run())
@@ -337,7 +352,7 @@ def _scene(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Scene:
 
     given = arguments.config is not None
     return Scene.see(
-        Path(arguments.config or DEFAULT_CONFIG), given=given, node=node_name(arguments.node_name, environ)
+        Path(arguments.config or DEFAULT_CONFIG), given=given, node=lambda: node_name(arguments.node_name, environ)
     )
 
 
@@ -360,8 +375,7 @@ def _explain(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from devwatch import commands, display  # noqa: PLC0415 - the daemon does not need them
 
-    screen, remarks = display.Screen.of(_stdout(), environ), display.Screen.of(display.Unfailing(sys.stderr), environ)
-    return commands.check(Path(arguments.file), screen, remarks, form=arguments.output)
+    return commands.check(Path(arguments.file), display.Screen.of(_stdout(), environ), form=arguments.output)
 
 
 def _connection(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Connection:
@@ -381,13 +395,12 @@ def _status(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from devwatch import admin, display, host  # noqa: PLC0415 - the daemon does not need them
 
-    if arguments.all_nodes and arguments.node:
+    named = arguments.node != environ.get("DEVWATCH_NODE")
+    if arguments.all_nodes and arguments.node and named:
         raise UsageError("--all-nodes and --node contradict each other")
-    node = None if arguments.all_nodes else host.node_name(arguments.node, environ)
+    node = None if arguments.all_nodes else host.node_name(arguments.node or environ.get("DEVWATCH_NODE_NAME"), environ)
     ask = sys.stdin is not None and sys.stdin.isatty() and not arguments.yes
-    task = admin.Purge(
-        node=node, dry_run=arguments.dry_run is not None, confirmed=_confirmed if ask else lambda _count: True
-    )
+    task = admin.Purge(node=node, dry_run=arguments.dry_run, confirmed=_confirmed if ask else lambda _count: True)
     connection = _connection(arguments, environ)
     return admin.run(connection, admin.purge(connection, display.Screen.of(_stdout(), environ), task))
 

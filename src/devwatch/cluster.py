@@ -117,9 +117,13 @@ def removal(state: NodeState) -> Changes:
     return {**{name: None for name in state.listing() if not state.shows(name, None)}, WHOLE: None}
 
 
-async def write(connection: Connection, name: str, changes: Changes) -> NodeState:
-    """Patch the status of a Node, or read it without changes, and return it as it is then. Raises an `ApiError`."""
-    path, query = f"/api/v1/nodes/{quote(name, safe='')}/status", (("fieldManager", FIELD_MANAGER),)
+async def write(connection: Connection, name: str, changes: Changes, *, dry_run: bool = False) -> NodeState:
+    """Patch the status of a Node, or read it without changes, and return it as it is then. Raises an `ApiError`.
+
+    With `dry_run` the server checks everything and stores nothing.
+    """
+    path, query = f"/api/v1/nodes/{quote(name, safe='')}/status", [("fieldManager", FIELD_MANAGER)]
+    query += [("dryRun", "All")] if dry_run else []
     content = await connection.request(
         "PATCH", path, query=query, body=patch_body(changes), content_type=_STRATEGIC_MERGE
     )

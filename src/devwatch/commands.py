@@ -16,7 +16,7 @@ from devwatch.errors import ConfigError
 from devwatch.host import Host
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from devwatch.config import Config
     from devwatch.device import Device
@@ -38,14 +38,17 @@ class Scene:
     host: Host
 
     @classmethod
-    def see(cls, file: Path, *, given: bool, node: str) -> Scene:
-        """Look once. Raises `ConfigError`, but not where the default configuration is simply not there."""
+    def see(cls, file: Path, *, given: bool, node: Callable[[], str]) -> Scene:
+        """Look once; only a configuration asks for the name of the Node.
+
+        Raises `ConfigError`, but not where the default configuration is simply not there.
+        """
         config = None if not given and not file.exists() else ConfigFile(path=file).load()
         host = Host.open()
         return cls(
             look=host.look(config.literal_paths if config else frozenset(), time.monotonic()),
             config=config,
-            node=node,
+            node=node() if config else "",
             host=host,
         )
 
@@ -185,7 +188,7 @@ def _what_is_there(path: str) -> str:
     return "a character device, but no present tty" if stat.S_ISCHR(status.st_mode) else "not a character device"
 
 
-def check(file: Path, screen: Screen, remarks: Screen, *, form: str) -> int:
+def check(file: Path, screen: Screen, *, form: str) -> int:
     """Show the faults of a configuration, or what it says."""
     config: Config | None = None
     faults: tuple[Fault, ...] = ()
@@ -204,9 +207,9 @@ def check(file: Path, screen: Screen, remarks: Screen, *, form: str) -> int:
         return CONFIGURATION if faults else DONE
     text = _text(file)
     for fault in faults:
-        display.show_fault(remarks, fault, str(file), text)
+        display.show_fault(screen, fault, str(file), text)
     for fault in warnings:
-        display.show_fault(remarks, fault, str(file), text, kind="warning: ")
+        display.show_fault(screen, fault, str(file), text, kind="warning: ")
     if config:
         screen.line(_summary(file, config))
     return CONFIGURATION if faults else DONE

@@ -274,7 +274,7 @@ def _record(node: _Node, at: _At, *, keys: Mapping[str, _Key], make: Callable[..
         at.key(name).fault(entries[name][0], _unknown(name, keys, at))
     missing = [name for name, key in keys.items() if key.required and name not in entries]
     for name in missing:
-        at.fault(node, f"{name} is missing (it is required)")
+        at.key(name).fault(node, "is missing (it is required)")
     return None if missing or None in values.values() else make(**values)
 
 

@@ -53,6 +53,8 @@ class Options:
     dry_run: DryRun | None = None
     once: bool = False
     listen: tuple[str, int] | None = None
+    listen_named: bool = True
+    """Whether somebody asked for this address."""
 
 
 class PretendedNode:
@@ -200,13 +202,12 @@ class Daemon:
 
     async def _work(self, loop: asyncio.AbstractEventLoop) -> int:
         async with contextlib.AsyncExitStack() as stack:
-            listening = await self._serve(stack, loop)
             if not self._options.once:
-                await self._reconcile(stack, loop, listening)
+                await self._reconcile(stack, loop)
                 return 0
             try:
                 async with asyncio.timeout(ONCE_TIMEOUT):
-                    await self._reconcile(stack, loop, listening)
+                    await self._reconcile(stack, loop)
             except TimeoutError:
                 self._log.error(
                     "node.patch_failed", node=self._options.node, error=self._unfinished(), gave_up_after=ONCE_TIMEOUT
@@ -221,7 +222,7 @@ class Daemon:
         return self._reconciler.failure or self._health.uncertain or "the devices did not settle"
 
     async def _serve(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> str:
-        """Answer for metrics and health, and return where."""
+        """Answer for metrics and health, and return where. Raises `Unavailable` where the port cannot be had."""
         if self._options.listen is None:
             return "off"
         server = Server(routes(self._metrics, self._health, loop.time))
@@ -229,10 +230,26 @@ class Daemon:
         host, port = await server.start(*self._options.listen)
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    async def _reconcile(
-        self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop, listening: str
-    ) -> None:
-        await self._take_lock(stack)
+    async def _start(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> str:
+        """Serve and take the lock, and return where is served.
+
+        While another daemon holds the node it may also hold the port, so that one is asked for again afterwards. A dry run does
+        without a port that nobody named.
+        """
+        try:
+            listening = await self._serve(stack, loop)
+        except Unavailable as error:
+            if self._options.dry_run and not self._options.listen_named:
+                self._log.warning("metrics.off", reason=str(error))
+                return "off"
+            if not await self._take_lock(stack, loop):
+                raise
+            return await self._serve(stack, loop)
+        await self._take_lock(stack, loop)
+        return listening
+
+    async def _reconcile(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> None:
+        listening = await self._start(stack, loop)
         reconciler = self._wire(stack, loop)
         names = [rule.name for rule in self._config.for_node(self._options.node)]
         self._log.info(
@@ -247,14 +264,16 @@ class Daemon:
         self._ears.wake = reconciler.wake
         await reconciler.run()
 
-    async def _take_lock(self, stack: contextlib.AsyncExitStack) -> None:
-        """Wait until no other daemon writes to this Node; a dry run writes nothing and needs no lock."""
+    async def _take_lock(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> bool:
+        """Wait until no other daemon writes to this Node, and return whether one did; a dry run writes nothing and needs no lock."""
         if self._options.dry_run:
-            return
+            return False
         lock = NodeLock(self._options.node)
         stack.callback(lock.release)
         await lock.acquire(self._wait, self._ignore)
-        self._health.waiting = None
+        waited, self._health.waiting = self._health.waiting is not None, None
+        self._health.last_turn = loop.time()
+        return waited
 
     def _wait(self, holder: Holder) -> None:
         self._health.waiting = f"pid {holder.pid or 'unknown'}, uid {'unknown' if holder.uid is None else holder.uid}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 INTERVAL = 1.0
 """Seconds between two evictions of this node, at least."""
 RIGHT_INTERVAL = 60.0
-"""Seconds until a missing right is tried again."""
+"""Seconds for which no Event is tried without the right to write them."""
 NOTE_INTERVAL = 60.0
 """Seconds between two Events about one device, at least."""
 MOST_NOTES = 32
@@ -163,7 +163,7 @@ class Evictor:
         try:
             await request()
         except Forbidden as error:
-            self._refused(error, loss, pod, at_least=RIGHT_INTERVAL)
+            self._refused(error, loss, pod, at_least=INTERVAL)
         except ApiError as error:
             self._refused(error, loss, pod, at_least=min(getattr(error, "after", None) or 0.0, RIGHT_INTERVAL))
 

@@ -13,6 +13,7 @@ import shlex
 import sys
 import types
 import warnings
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -146,7 +147,7 @@ class Credentials:
             self._fill_in_cluster(configuration)
         elif not _any_exists(self.file.split(os.pathsep)):
             raise CredentialsError(
-                f"there is no kubeconfig {self.file}: waiting for it; --kubeconfig, KUBECONFIG or a service account name another"
+                f"there is no kubeconfig {self.file} (--kubeconfig, KUBECONFIG or a service account name another)"
             )
         else:
             await load_kube_config(config_file=self.file, client_configuration=configuration, persist_config=False)
@@ -209,6 +210,7 @@ class Connection:
         self._agent = f"devwatch/{version}"
         self._timeout = timeout
         self._client: ApiClient | None = None
+        self._in_use: Counter[ApiClient] = Counter()
 
     @property
     def origin(self) -> str:
@@ -276,6 +278,7 @@ class Connection:
         timeout: float | tuple[float, float],  # noqa: ASYNC109 - aiohttp's, not a scope's
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a call and give its answer, which is dropped in the end: what nobody reads must not keep its connection."""
+        self._in_use[client] += 1
         try:
             response = await client.call_api(
                 call.path,
@@ -300,6 +303,15 @@ class Connection:
         ) as error:  # aiohttp, ssl and the token files raise many kinds; all mean that there is no answer
             await self.close()
             raise Retry(f"no answer from the API server {_origin(client)}: {_reason(error)}") from error
+        finally:
+            self._in_use[client] -= 1
+            await self._drop_unused(client)
+
+    async def _drop_unused(self, client: ApiClient) -> None:
+        """Close a client that is no longer ours when its last request has ended: a refused one must not end the others."""
+        if client is not self._client and not self._in_use[client]:
+            del self._in_use[client]
+            await client.close()
 
     async def _connected(self) -> ApiClient:
         if self._client is None:
@@ -311,7 +323,7 @@ class Connection:
         """Drop the connection and the credentials; the next request reads them again."""
         client, self._client = self._client, None
         if client is not None:
-            await client.close()
+            await self._drop_unused(client)
 
 
 class KubeNode(Connection):

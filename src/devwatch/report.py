@@ -118,6 +118,7 @@ class Reporter:
     _shown: dict[tuple[str, int, int], _Shown] = field(default_factory=dict)
     _gone: list[_Gone] = field(default_factory=list)
     _present: dict[str, int] = field(default_factory=dict)
+    _looked: bool = False
     _told: set[str] = field(default_factory=set)
     _stories: dict[str, Story] = field(default_factory=dict)
 
@@ -162,7 +163,7 @@ class Reporter:
         self._gone = [gone for gone in self._gone if look.at < gone.since + gone.grace]
         for shown in (shown for key, shown in here.items() if key not in self._shown):
             self._arrived(shown, look.at)
-        self._shown = here if look.certain else {**missing, **here}
+        self._shown, self._looked = here if look.certain else {**missing, **here}, True
         self._contested(figures)
 
     def _measure(self, figures: Figures, look: Look) -> None:
@@ -182,7 +183,8 @@ class Reporter:
         gone = next((gone for gone in self._gone if gone.identity == shown.identity), None)
         if gone is None:
             self.log.info("device.added", **shown.fields())
-            self.herald("DeviceAdded", shown.device, shown.owner)
+            if self._looked:  # what was there before the first look was not added now
+                self.herald("DeviceAdded", shown.device, shown.owner)
         else:
             self._gone.remove(gone)
             self.log.info("device.returned", **shown.fields(), away_seconds=round(now - gone.since, 3))

@@ -81,6 +81,9 @@ class Pattern:
         """Return True where everything that `other` matches is surely matched by this one too."""
         if self.text == other.text:
             return True
+        start = self.text[:-1]
+        if self.text.endswith("*") and start and not is_glob(start):
+            return other.text.startswith(start)
         return (
             self.text == "*" and other.text != ""
             if is_glob(other.text)
@@ -192,7 +195,9 @@ class ResourceRule:
 
     def shadows(self, later: ResourceRule) -> bool:
         """Return True where nothing can be left for a later resource. Never wrong when True; False may mean "cannot tell"."""
-        nodes = self.nodes is None or (later.nodes is not None and set(later.nodes) <= set(self.nodes))
+        nodes = self.nodes is None or (
+            later.nodes is not None and all(any(mine.covers(theirs) for mine in self.nodes) for theirs in later.nodes)
+        )
         excluded = all(any(theirs.covers(mine) for theirs in later.exclude) for mine in self.exclude)
         return nodes and excluded and all(any(mine.covers(theirs) for mine in self.match) for theirs in later.match)
 

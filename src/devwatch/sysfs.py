@@ -219,9 +219,9 @@ class Lister:
             troubles.append(
                 f"{self.roots.dev} is no devtmpfs: mount the host's /dev, else a device counts as long as sysfs lists it"
             )
-        if not _exists(self.roots.run):
+        if not self.roots.udevd:
             troubles.append(
-                f"{self.roots.run} is not there: start systemd-udevd or mount the host's /run/udev; port and properties are unknown"
+                f"there is no udevd in {self.roots.run}: start it or mount the host's whole /run/udev; port and properties are unknown"
             )
         return devtmpfs, tuple(troubles)
 

@@ -17,6 +17,7 @@ from devwatch.errors import Unavailable
 _ACTIONS: Final = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")  # kobject_actions, Linux
 _TRIGGERS: Final = ("uevent", "sweep", "resync", "node", "retry", "config", "start")
 _PATCHES: Final = ("changed", "unchanged", "refused", "failed")
+_EVICTIONS: Final = ("evicted", "refused", "failed", "ambiguous", "bare")
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _DIFFERENCE_LIMIT: Final = 60
 _HEAD_LIMIT: Final = 8192
@@ -54,7 +55,7 @@ class Metrics:
         self.uncertain_looks = self._counter("uncertain_looks", "Looks that could not see everything.")
         self.monitor_up = self._gauge("monitor_up", "1 while uevents can be heard.")
         self.monitor_overflows = self._counter("monitor_overflows", "Times the kernel dropped uevents.")
-        self.evictions = self._counter("evictions", "Evictions tried.", "outcome")
+        self.evictions = self._counter("evictions", "Evictions, and pods spared.", "outcome", _EVICTIONS)
         self.config_reloads = self._counter("config_reloads", "Config reads.", "outcome", ("reloaded", "rejected"))
         self.last_success = self._gauge("last_success_timestamp_seconds", "Unix time of the last accepted PATCH.")
         self._gauge("build_info", "Always 1.", "version").labels(version).set(1)
@@ -112,6 +113,8 @@ class Health:
 
     def healthz(self, now: float) -> tuple[bool, str]:
         """Return whether the loop turns, and one line that says why not."""
+        if self.waiting is not None:  # it has nothing to turn for, and is as healthy as can be
+            return True, "ok"
         age, limit = now - self.last_turn, max(3 * self.sweep, 30)
         return age <= limit, "ok" if age <= limit else f"the loop has not turned for {age:.0f} s (limit {limit:.0f} s)"
 

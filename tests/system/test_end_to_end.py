@@ -281,6 +281,19 @@ def test_a_second_daemon_waits_and_takes_over(world: World, sticks: Sticks) -> N
         assert _get(28797, "/readyz") == (200, "ok\n")
 
 
+def test_a_second_daemon_waits_for_the_port_too(world: World, sticks: Sticks) -> None:
+    """Two with the same address, as with the default one: the second waits, and answers there once the first has ended."""
+    sticks.plug("tty40", **STICK)
+    with contextlib.ExitStack() as running:
+        first = running.enter_context(world.start(listen="127.0.0.1:28797"))
+        first.wait_for(lambda: world.shows("1"))
+        second = running.enter_context(world.start(listen="127.0.0.1:28797"))
+        second.wait_log("daemon.waiting")
+        assert first.terminate() == 0
+        second.wait_log("daemon.started")
+        second.wait_for(lambda: _get(28797, "/readyz")[0] == 200)
+
+
 def test_metrics_and_health_answer(world: World, sticks: Sticks) -> None:
     """What Prometheus and probes see is the truth."""
     sticks.plug("tty40", **STICK)

@@ -214,7 +214,8 @@ class Reporter:
             counts = {
                 name: None if value is None else int(value) for name, value in answer.sent.items() if name != WHOLE
             }
-            more = {"after_failures": failures} if failures else {}
+            more: dict[str, object] = {"after_failures": failures} if failures else {}
+            more |= {"annotation": "changed"} if answer.sent and not counts else {}
             self.log.info(
                 "node.patched", node=self.node, resources=counts, milliseconds=round(answer.seconds * 1000, 1), **more
             )

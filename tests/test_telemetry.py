@@ -445,7 +445,8 @@ def test_a_host_that_does_not_exist_is_one_clear_line() -> None:
 
     async def scenario(_: Site) -> None:
         with pytest.raises(
-            Unavailable, match=r"^cannot listen on port 0 of 192\.0\.2\.1: cannot assign .*\(see --listen\)$"
+            Unavailable,
+            match=r"^cannot listen on port 0 of 192\.0\.2\.1: (cannot assign|could not bind) .*\(see --listen\)$",
         ):
             await Server(ROUTES).start("192.0.2.1", 0)
 

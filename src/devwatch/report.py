@@ -241,7 +241,7 @@ class Reporter:
         if not self._worth_telling("watch", type(error).__name__):
             return
         if isinstance(error, Forbidden):
-            consequence = "foreign writes are repaired within a minute; with this right at once"
+            consequence = "foreign writes are repaired within a minute; with get, list and watch on nodes at once"
             self.log.info("node.unwatched", node=self.node, error=str(error), consequence=consequence, hint=error.hint)
         else:
             self.log.debug("node.unwatched", node=self.node, error=str(error))

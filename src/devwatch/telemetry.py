@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -194,7 +195,9 @@ class Server:
         try:
             self._server = await asyncio.start_server(self._accept, host, port, limit=_HEAD_LIMIT)
         except OSError as error:
-            reason = str(error.strerror).rpartition(": ")[2]  # asyncio puts the address in front, as a Python tuple
+            # asyncio puts the address in front of the text, as a Python tuple, and from 3.13 on the number too.
+            known = error.errno is not None and error.errno > 0
+            reason = os.strerror(error.errno or 0).lower() if known else error.strerror or str(error)
             raise Unavailable(f"cannot listen on port {port} of {host}: {reason} (see --listen)") from error
         address: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
         return address
@@ -218,7 +221,13 @@ class Server:
             task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
             self._clients[task] = writer
             # Not a finally of the task: one cancelled before its first step runs none of its code.
-            task.add_done_callback(lambda task: self._clients.pop(task).transport.abort())
+            task.add_done_callback(self._dismiss)
+
+    def _dismiss(self, task: asyncio.Task[None]) -> None:
+        writer = self._clients.pop(
+            task
+        )  # a name of its own: it must outlive the call, or it complains of being unclosed
+        writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):  # the client is gone, or too slow to take the answer (TimeoutError)

@@ -1029,3 +1029,30 @@ async def settled(check: Callable[[], bool]) -> None:
 def descriptors() -> int:
     """Return the number of open files of this process."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# -- requests side by side
+
+
+def _place(folder: Path, server: Site) -> Path:
+    return kubeconfig(folder, f"http://127.0.0.1:{server.port}")
+
+
+def test_a_refused_request_ends_no_other(tmp_path: Path) -> None:
+    """While one request waits for its answer, another is refused: credentials are dropped, and the first still gets its answer."""
+    release = asyncio.Event()
+
+    async def late(writer: asyncio.StreamWriter) -> None:
+        await release.wait()
+        writer.write(answer(200, NODE))
+        await writer.drain()
+
+    async def scenario() -> None:
+        async with site(late, refusal(403, RBAC.format("u"))) as server, node(_place(tmp_path, server)) as api:
+            patient = asyncio.create_task(outcome(api))
+            await server.asked.wait()
+            assert isinstance(await outcome(api), Forbidden)
+            release.set()
+            assert isinstance(await patient, NodeState)
+
+    run(scenario())

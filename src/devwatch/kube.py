@@ -301,7 +301,7 @@ class Connection:
         except (
             Exception
         ) as error:  # aiohttp, ssl and the token files raise many kinds; all mean that there is no answer
-            await self.close()
+            self._client = None if self._client is client else self._client
             raise Retry(f"no answer from the API server {_origin(client)}: {_reason(error)}") from error
         finally:
             self._in_use[client] -= 1
@@ -314,9 +314,17 @@ class Connection:
             await client.close()
 
     async def _connected(self) -> ApiClient:
-        if self._client is None:
-            self._client = await self._credentials.connect()
-            self._client.user_agent = self._agent
+        if self._client is not None:
+            return self._client
+        client = await self._credentials.connect()
+        client.user_agent = self._agent
+        if (held := self._adopt(client)) is not client:
+            await client.close()
+        return held
+
+    def _adopt(self, client: ApiClient) -> ApiClient:
+        """Hold a new client and return it, or the one of another request that was faster."""
+        self._client = self._client or client
         return self._client
 
     async def close(self) -> None:

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from concurrent.futures import Future
 from contextlib import contextmanager
+from threading import Event, current_thread
+from threading import enumerate as enumerate_threads
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -174,6 +176,23 @@ def test_no_exit_waits_for_a_name_server() -> None:
         resolver.submit(dict[str, str]().__getitem__, "nowhere").result(timeout=30)
     resolver.shutdown()
     stuck.set_result("")
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_dropped() -> None:
+    """A daemon that ended while a name server was asked prints no traceback when the answer comes at last."""
+    resolver, release, over = Resolver(), Event(), Event()
+
+    def late() -> None:
+        release.wait(30)
+
+    asked = resolver.submit(late)
+    asked.add_done_callback(lambda _: over.set())
+    asked.cancel()
+    release.set()
+    assert over.wait(30)
+    for thread in enumerate_threads():
+        if thread is not current_thread():
+            thread.join(30)
 
 
 def test_what_the_monitor_hears_is_told() -> None:

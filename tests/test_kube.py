@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, NodeMissing, Refused, Retry
+from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, NodeMissing, Refused, Retry
 from devwatch.kube import MAX_ANSWER, Credentials, KubeNode
 from devwatch.node import ANNOTATION, WHOLE, NodeState
 from system.certificates import Authority
@@ -1054,5 +1054,72 @@ def test_a_refused_request_ends_no_other(tmp_path: Path) -> None:
             assert isinstance(await outcome(api), Forbidden)
             release.set()
             assert isinstance(await patient, NodeState)
+
+    run(scenario())
+
+
+# -- the watch
+
+
+LIST = {"kind": "NodeList", "metadata": {"resourceVersion": "7"}, "items": [NODE]}
+
+
+def event(kind: str, item: object) -> bytes:
+    """Return an event as a watch sends it."""
+    return json.dumps({"type": kind, "object": item}).encode() + b"\n"
+
+
+async def watched(folder: Path, *answers: bytes) -> tuple[list[str], ApiError | None, list[Request]]:
+    """Follow a watch to its end: the versions that it yields, the error, and what was asked."""
+    versions: list[str] = []
+    async with site(*answers) as server, node(_place(folder, server)) as api:
+        try:
+            async for state in api.watch():
+                versions.append(str(state.version))  # noqa: PERF401 - what came before an error counts too
+        except ApiError as error:
+            return versions, error, server.requests
+        return versions, None, server.requests
+
+
+def changed(version: str) -> dict[str, Any]:
+    """Return the Node at another version."""
+    return {**NODE, "metadata": {**NODE["metadata"], "resourceVersion": version}}
+
+
+def test_a_watch_begins_with_a_list_and_goes_on_from_its_version(tmp_path: Path) -> None:
+    """Of one Node alone; what is no write to it, such as a bookmark or its end, is passed over."""
+
+    async def scenario() -> None:
+        stream = event("BOOKMARK", changed("8")) + event("MODIFIED", changed("9")) + event("DELETED", changed("10"))
+        versions, error, asked = await watched(tmp_path, answer(200, LIST), answer(200, stream))
+        assert (versions[1:], error) == (["9"], None)
+        assert all("fieldSelector=metadata.name%3Dn1" in request.line for request in asked)
+        assert "watch=1" in asked[1].line
+        assert "resourceVersion=7" in asked[1].line
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"),
+    [
+        ([answer(200, LIST), answer(200, event("ERROR", {"code": 410, "message": "too old"}))], Gone),
+        ([answer(200, LIST), answer(200, event("ERROR", {"code": 500, "message": "etcd"}))], Retry),
+        ([answer(200, LIST), answer(200, b"<html>\n")], Retry),
+        ([answer(200, LIST), refusal(410, "too old")], Gone),
+        ([answer(200, LIST), refusal(403, RBAC.format("u"))], Forbidden),
+        ([refusal(403, RBAC.format("u"))], Forbidden),
+        ([answer(200, {"items": ["x"], "metadata": {}})], Retry),
+        ([answer(200, {"items": {"a": 1}, "metadata": {}})], Retry),
+        ([answer(200, {"metadata": "x"})], Retry),
+        ([answer(200, b"<html>")], Retry),
+    ],
+)
+def test_a_watch_that_fails_is_one_of_our_errors(answers: list[bytes], kind: type[ApiError], tmp_path: Path) -> None:
+    """A missing right, a forgotten version, and garbage in place of a list or an event."""
+
+    async def scenario() -> None:
+        _, error, _ = await watched(tmp_path, *answers)
+        assert type(error) is kind
 
     run(scenario())

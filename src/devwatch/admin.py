@@ -122,16 +122,16 @@ async def purge(connection: Connection, screen: Screen, task: Purge) -> int:
         screen.line("there is nothing of devwatch to remove")
     if task.dry_run == "server":
         for name, changes in removals.items():
-            await cluster.write(connection, name, changes, dry_run=True)
+            await connection.patch_node(name, changes, dry_run=True)
     if not removals or task.dry_run:
         return DONE
     if task.node is None and not task.confirmed(len(removals)):
         screen.line("nothing was removed")
         return FAILED
     for name, changes in removals.items():
-        await cluster.write(connection, name, changes)
+        await connection.patch_node(name, changes)
     await asyncio.sleep(task.pause)
-    again = {name: await cluster.write(connection, name, {}) for name in removals}
+    again = {name: await connection.patch_node(name, {}) for name in removals}
     if back := cluster.left(again, removals):
         raise Unavailable("; ".join(f"a devwatch still runs on {name}: stop it first" for name in back))
     screen.line(f"removed from {len(removals)} node{'s' if len(removals) > 1 else ''}")
@@ -149,7 +149,7 @@ def _refuse_beside_daemon(node: str) -> None:
 
 async def _states(connection: Connection, node: str | None) -> dict[str, NodeState]:
     if node is not None:
-        return {node: await cluster.write(connection, node, {})}
+        return {node: await connection.patch_node(node, {})}
     return {member.name: member.state for member in await cluster.members(connection)}
 
 

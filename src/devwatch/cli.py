@@ -66,7 +66,7 @@ _PURGE_EXAMPLES = """\
 examples:
   devwatch purge --dry-run               what would be removed from this node?
   devwatch purge --node nuc-1            after the daemon there was stopped
-  kubectl delete -k deploy && devwatch purge --all-nodes --yes"""
+  devwatch purge --all-nodes --yes       after all daemons were stopped"""
 _COMPLETION_EXAMPLES = """\
 examples:
   devwatch completion bash > /etc/bash_completion.d/devwatch

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from devwatch.kube import node_state
-from devwatch.node import FIELD_MANAGER, WHOLE, Changes, Entry, NodeState, patch_body, quantity
+from devwatch.node import FIELD_MANAGER, WHOLE, Changes, Entry, NodeState, quantity
 from devwatch.workload import list_all, pod_of
 
 if TYPE_CHECKING:
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
     from devwatch.kube import Connection
     from devwatch.pods import Pod
-
-_STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +80,7 @@ def _member(item: Mapping[str, Any], origin: str) -> Member:
     state = node_state({"kind": "Node", **item}, origin=origin)
     conditions = (item.get("status") or {}).get("conditions") or ()
     ready = any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in conditions)
-    return Member(name=str(item["metadata"]["name"]), state=state, ready=ready)
+    return Member(name=str(item["metadata"].get("name")), state=state, ready=ready)
 
 
 async def standings(connection: Connection) -> tuple[Standing, ...]:
@@ -115,19 +112,6 @@ def removal(state: NodeState) -> Changes:
     if state.annotation is None:
         return {}
     return {**{name: None for name in state.listing() if not state.shows(name, None)}, WHOLE: None}
-
-
-async def write(connection: Connection, name: str, changes: Changes, *, dry_run: bool = False) -> NodeState:
-    """Patch the status of a Node, or read it without changes, and return it as it is then. Raises an `ApiError`.
-
-    With `dry_run` the server checks everything and stores nothing.
-    """
-    path, query = f"/api/v1/nodes/{quote(name, safe='')}/status", [("fieldManager", FIELD_MANAGER)]
-    query += [("dryRun", "All")] if dry_run else []
-    content = await connection.request(
-        "PATCH", path, query=query, body=patch_body(changes), content_type=_STRATEGIC_MERGE
-    )
-    return node_state(content, origin=connection.origin)
 
 
 def left(states: Mapping[str, NodeState], removed: Mapping[str, Changes]) -> Sequence[str]:

@@ -101,6 +101,8 @@ class Resolver(ThreadPoolExecutor):
 
 
 def _settle(future: Future[T], function: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():  # else nobody may cancel it any more, and a late result harms nobody
+        return
     try:
         result = function()
     except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited

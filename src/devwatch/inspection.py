@@ -62,7 +62,7 @@ def describe(device: Device) -> str:
 
 
 def _decoded(record: Mapping[str, str], name: str) -> str:
-    r"""Return a string of the device, with the escapes that udev writes (`\\x20`) undone where they are ASCII."""
+    r"""Return a string of the device, with the escapes that udev writes (`\x20`) undone where they are ASCII."""
     text = record.get(f"{name}_ENC") or record.get(name, "").replace("_", " ")
     return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text).strip()
 

@@ -260,6 +260,20 @@ class Connection:
             text = await _body(response, origin)
         return _checked(response.status, response.headers, text, origin)
 
+    async def patch_node(self, name: str, changes: Changes, *, dry_run: bool = False) -> NodeState:
+        """Send a strategic-merge patch of a Node's status; without changes it is a read that needs no other right.
+
+        With `dry_run` the server checks everything and stores nothing (`dryRun=All`). Raises as `request` does.
+        """
+        path = f"/api/v1/nodes/{quote(name, safe='')}/status"
+        query = (("fieldManager", FIELD_MANAGER), *((("dryRun", "All"),) if dry_run else ()))
+        kind = "application/strategic-merge-patch+json"
+        try:
+            content = await self.request("PATCH", path, query=query, body=patch_body(changes), content_type=kind)
+        except Missing as error:
+            raise NodeMissing(str(error)) from error
+        return node_state(content, origin=self.origin)
+
     async def stream(self, path: str, *, query: Query, idle: float) -> AsyncIterator[dict[str, Any]]:
         """Yield the objects of a watch until the server ends it, or sends nothing for `idle` seconds. Raises as `request` does."""
         client = await self._connected()
@@ -349,20 +363,11 @@ class KubeNode(Connection):
         """Connect to nothing yet. With `dry_run` the server checks everything and stores nothing (`dryRun=All`)."""
         super().__init__(credentials, version=version, timeout=timeout)
         self._name = name
-        self._query = (("fieldManager", FIELD_MANAGER), *((("dryRun", "All"),) if dry_run else ()))
+        self._dry_run = dry_run
 
     async def patch(self, changes: Changes) -> NodeState:
-        """Send a strategic-merge patch of the Node's status; without changes it is a read that needs no other right.
-
-        Raises as `request` does.
-        """
-        path = f"/api/v1/nodes/{quote(self._name, safe='')}/status"
-        kind = "application/strategic-merge-patch+json"
-        try:
-            content = await self.request("PATCH", path, query=self._query, body=patch_body(changes), content_type=kind)
-        except Missing as error:
-            raise NodeMissing(str(error)) from error
-        return node_state(content, origin=self.origin)
+        """Send a patch of the Node's status, or read it without changes. Raises as `request` does."""
+        return await self.patch_node(self._name, changes, dry_run=self._dry_run)
 
     async def watch(self) -> AsyncIterator[NodeState]:
         """Yield the Node, and again whenever somebody has written to it, until the server ends the watch after `WATCH_TIMEOUT`.
@@ -371,14 +376,26 @@ class KubeNode(Connection):
         """
         selector = ("fieldSelector", f"metadata.name={self._name}")
         listing = await self.request("GET", "/api/v1/nodes", query=(selector,))
-        for item in listing.get("items") or ():
+        items, version = _listed(listing, self.origin)
+        for item in items:
             yield node_state({"kind": "Node", **item}, origin=self.origin)
-        version = str((listing.get("metadata") or {}).get("resourceVersion") or "0")
         options = (("watch", "1"), ("timeoutSeconds", str(WATCH_TIMEOUT)), ("resourceVersion", version))
         async for event in self.stream("/api/v1/nodes", query=(selector, *options), idle=WATCH_TIMEOUT + self._timeout):
             item = _watched(event)
             if event["type"] in {"ADDED", "MODIFIED"}:
                 yield node_state(item, origin=self.origin)
+
+
+def _listed(listing: Mapping[str, Any], origin: str) -> tuple[list[dict[str, Any]], str]:
+    """Return the objects of a list and the version that it shows. Raises `Retry` for anything else than a list."""
+    items, metadata = listing.get("items") or [], listing.get("metadata")
+    if (
+        not isinstance(items, list)
+        or not isinstance(metadata, dict)
+        or not all(isinstance(item, dict) for item in items)
+    ):
+        raise Retry(f"the answer of {origin} is no list: something else than the API server may have answered")
+    return items, str(metadata.get("resourceVersion") or "0")
 
 
 def _watched(event: Mapping[str, Any]) -> dict[str, Any]:

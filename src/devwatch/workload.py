@@ -52,6 +52,8 @@ async def list_all(requests: Requests, path: str, *query: tuple[str, str]) -> As
         if not isinstance(items, list | None) or not isinstance(metadata, dict):
             raise Retry(f"the answer to GET {path} is no list")
         for item in items or ():
+            if not isinstance(item, dict):
+                raise Retry(f"the answer to GET {path} holds something that is no object")
             yield item
         token = str(metadata.get("continue") or "")
         if not token:

@@ -5,6 +5,7 @@ PYTHONS := python3.14 python3.13 python3.12 python3.11 python3
 PREFIX ?= /usr/local
 UNITS ?= /etc/systemd/system
 LOCK_VENV := $(VENV)-lock
+RELEASE_VENV := $(VENV)-release
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,6 +23,7 @@ RUN_LOCKS := .requirements/run.txt .requirements/build.txt
 RUN_STAMP := $(VENV)/.devwatch-run-$(call digest,$(RUN_LOCKS))
 DEV_STAMP := $(VENV)/.devwatch-dev-$(call digest,.requirements/dev.txt)
 LOCK_STAMP := $(LOCK_VENV)/.devwatch-lock-$(call digest,.requirements/lock.txt)
+RELEASE_STAMP := $(RELEASE_VENV)/.devwatch-release-$(call digest,.requirements/release.txt)
 # What `make test` installed holds all that `make run` needs.
 RUN_READY := $(firstword $(wildcard $(DEV_STAMP)) $(RUN_STAMP))
 
@@ -64,7 +66,7 @@ libudev || root_apt libudev1 || true
 libudev || { say "libudev.so.1 is missing (Debian: apt-get install libudev1)"; exit 1; }
 endef
 
-.PHONY: help run test check lint fmt install uninstall lock clean
+.PHONY: help run test check lint fmt install uninstall ready build release publish lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -118,16 +120,80 @@ uninstall: ## Remove what install made, but not /etc/devwatch.
 	@rm -rf "$(DESTDIR)$(PREFIX)/lib/devwatch" "$(DESTDIR)$(PREFIX)/bin/devwatch" "$(DESTDIR)$(UNITS)/devwatch.service"
 	echo "removed; /etc/devwatch stays. What is advertised stays too: devwatch purge removes it, before this"
 
+# Every file of a release says its version after the package, and is dated by its commit: nobody's clock is in it.
+version := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/devwatch/__init__.py)
+dated = export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct)
+
+ready: ## Say whether this commit can be released: all committed, one version in package, CHANGELOG and tag.
+	@refuse() { echo "devwatch: no release: $$*" >&2; exit 1; }
+	changes=$$(git status --porcelain)
+	[ -z "$$changes" ] || refuse "not committed: $$changes"
+	entry=$$(grep -m 1 '^## ' CHANGELOG.md || true)
+	grep -qxE '## \[$(subst .,\.,$(version))\] - [0-9]{4}-[0-9]{2}-[0-9]{2}' <<< "$$entry" || \
+	    refuse "CHANGELOG.md begins with '$$entry', not with '## [$(version)] - YYYY-MM-DD'"
+	for tag in $$(git tag --points-at HEAD --list 'v*'); do
+	    [ "$$tag" = "v$(version)" ] || refuse "this commit is tagged $$tag, and the package is $(version)"
+	done
+	tagged=$$(git rev-parse --quiet --verify "refs/tags/v$(version)^{commit}" || true)
+	[ -z "$$tagged" ] || [ "$$tagged" = "$$(git rev-parse HEAD)" ] || refuse "v$(version) is another commit, $$tagged"
+
+# Built from what is committed, twice: in another place, with other rights. A file that tells where it was made stops the build.
+build: $(DEV_STAMP) ## Build wheel and sdist of the last commit into dist/, reproducibly.
+	@$(dated)
+	work=$$(mktemp -d)
+	trap 'rm -rf "$$work"' EXIT
+	build() {
+	    mkdir -p "$$work/$$1"
+	    git archive HEAD | tar --no-same-permissions -x -C "$$work/$$1"
+	    (cd "$$work/$$1" && "$(abspath $(VENV))/bin/python" -m hatchling build -d "$$work/dist-$$1")
+	}
+	build first > /dev/null
+	(umask 077 && build second > /dev/null)
+	diff -r "$$work/dist-first" "$$work/dist-second" >&2 || { echo "devwatch: two builds differ" >&2; exit 1; }
+	rm -rf dist
+	cp -r "$$work/dist-first" dist
+	ls dist/*
+
+# The wheel answers from an environment in which nothing else is devwatch: beside the locked dependencies, and to the sdist's tests.
+release: ready $(RELEASE_STAMP) ## Check, build, try and describe a release in dist/. Publishes nothing.
+	@$(MAKE) --no-print-directory check ARGS=
+	$(MAKE) --no-print-directory build
+	$(dated)
+	work=$$(mktemp -d)
+	trap 'rm -rf "$$work"' EXIT
+	add() { "$(VENV)/bin/python" -m pip --python "$$work/bin/python" install --quiet --no-deps --only-binary :all: "$$@"; }
+	"$(VENV)/bin/python" -m venv --without-pip "$$work"
+	add --require-hashes -r .requirements/run.txt
+	add --no-index dist/devwatch-$(version)-py3-none-any.whl
+	[ "$$("$$work/bin/devwatch" --version)" = "devwatch $(version)" ]
+	add --require-hashes -r .requirements/dev.txt
+	tar -xzf dist/devwatch-$(version).tar.gz -C "$$work"
+	(cd "$$work/devwatch-$(version)" && CI= DEVWATCH_CI= "$$work/bin/python" -m pytest -q --no-header -rN)
+	sed 's/^dynamic = \["version"\]$$/version = "$(version)"/' pyproject.toml > "$$work/pyproject.toml"
+	"$(RELEASE_VENV)/bin/python" -W ignore::UserWarning -m cyclonedx_py requirements --output-reproducible \
+	    --pyproject "$$work/pyproject.toml" -o dist/devwatch-$(version).cdx.json .requirements/run.txt
+	(cd dist && sha256sum devwatch-* > SHA256SUMS && cat SHA256SUMS)
+	cat <<- 'END'
+	    devwatch $(version) is ready in dist/ and published nowhere. What would publish it:
+	        git tag -a v$(version) -m "devwatch $(version)" && git push origin v$(version)
+	        make publish
+	END
+
+publish: $(LOCK_STAMP) ## Upload what make release made, as a trusted publisher or with UV_PUBLISH_TOKEN.
+	@(cd dist && sha256sum --check --quiet SHA256SUMS)
+	exec "$(LOCK_VENV)/bin/uv" publish dist/*.whl dist/*.tar.gz
+
 lock: $(LOCK_STAMP) ## Resolve the dependencies anew and write .requirements/.
 	@resolve() { "$(LOCK_VENV)/bin/uv" pip compile --quiet --no-config --universal --python-version 3.11 --upgrade \
 	    --generate-hashes --no-header --no-annotate "$$@" > /dev/null; }
 	resolve pyproject.toml --group dev -o .requirements/dev.txt
 	resolve pyproject.toml -c .requirements/dev.txt -o .requirements/run.txt
 	resolve --group build -c .requirements/dev.txt -o .requirements/build.txt
+	resolve --group release -o .requirements/release.txt
 	resolve --group lock -o .requirements/lock.txt
 
 clean: ## Remove what make made.
-	@for folder in "$(VENV)" "$(LOCK_VENV)"; do
+	@for folder in "$(VENV)" "$(LOCK_VENV)" "$(RELEASE_VENV)"; do
 	    if compgen -G "$$folder/.devwatch-*" > /dev/null; then rm -rf "$$folder"; fi
 	done
 	rm -rf build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -145,4 +211,8 @@ $(DEV_STAMP):
 
 $(LOCK_STAMP):
 	@$(call environment,$(LOCK_VENV),.requirements/lock.txt)
+	touch $@
+
+$(RELEASE_STAMP):
+	@$(call environment,$(RELEASE_VENV),.requirements/release.txt)
 	touch $@

@@ -66,7 +66,7 @@ libudev || root_apt libudev1 || true
 libudev || { say "libudev.so.1 is missing (Debian: apt-get install libudev1)"; exit 1; }
 endef
 
-.PHONY: help run test check lint fmt install uninstall ready build release publish lock clean
+.PHONY: help run test check lint fmt bench usb soak install uninstall image ready build release publish lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -88,6 +88,16 @@ test: $(DEV_STAMP) ## Run the tests. What needs root or a control plane says tha
 
 check: lint ## All that a change must pass: format, lint, types, floors, tests with coverage.
 	@$(MAKE) --no-print-directory test COVERAGE=1
+
+# These need root and a machine that may be changed; each says in one line what is missing.
+bench: $(DEV_STAMP) ## Measure everything on a real udevd and API server, beside the polling script: one table (ARGS=--quick).
+	@exec "$(VENV)/bin/python" -m bench $(ARGS)
+
+usb: $(DEV_STAMP) ## Boot a virtual machine, install the unit there, plug and pull real USB sticks.
+	@exec "$(VENV)/bin/python" -m pytest tests/usb $(ARGS)
+
+soak: $(DEV_STAMP) ## Live an hour at 100 events a second and show that nothing grows (ARGS="--seconds 300").
+	@cd tests && exec "$(abspath $(VENV))/bin/python" -m soak $(ARGS)
 
 lint: $(DEV_STAMP) ## Check format, lint and types.
 	@"$(VENV)/bin/ruff" format --check .
@@ -115,6 +125,14 @@ install: $(RUN_READY) ## Install the program, its unit and an example configurat
 	    [ -e "$(DESTDIR)/etc/devwatch/$$name" ] || install -m 644 "systemd/$$name" "$(DESTDIR)/etc/devwatch/$$name"
 	done
 	echo "installed; next: edit /etc/devwatch, then systemctl daemon-reload && systemctl enable --now devwatch"
+
+IMAGE ?= devwatch/devwatch:$(version)
+image: ## Build the container image with docker, podman or buildah (IMAGE=NAME:TAG).
+	@for builder in "docker build" "podman build" "buildah build"; do
+	    command -v "$${builder%% *}" > /dev/null && exec $$builder -f deploy/image/Containerfile -t "$(IMAGE)" .
+	done
+	echo "devwatch: no docker, podman or buildah here" >&2
+	exit 1
 
 uninstall: ## Remove what install made, but not /etc/devwatch.
 	@rm -rf "$(DESTDIR)$(PREFIX)/lib/devwatch" "$(DESTDIR)$(PREFIX)/bin/devwatch" "$(DESTDIR)$(UNITS)/devwatch.service"

@@ -66,7 +66,7 @@ libudev || root_apt libudev1 || true
 libudev || { say "libudev.so.1 is missing (Debian: apt-get install libudev1)"; exit 1; }
 endef
 
-.PHONY: help run test check lint fmt bench usb soak install uninstall image ready build release publish lock clean
+.PHONY: help run test check lint fmt bench usb fuzz soak install uninstall image ready build release publish lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -95,6 +95,10 @@ bench: $(DEV_STAMP) ## Measure everything on a real udevd and API server, beside
 
 usb: $(DEV_STAMP) ## Boot a virtual machine, install the unit there, plug and pull real USB sticks.
 	@exec "$(VENV)/bin/python" -m pytest tests/usb $(ARGS)
+
+TARGET ?= configuration
+fuzz: $(DEV_STAMP) ## Throw 100,000 inputs at TARGET (configuration, annotation, record, uevent, answer); by coverage where atheris is installed.
+	@cd tests && exec "$(abspath $(VENV))/bin/python" -P -m fuzz $(TARGET) $(or $(ARGS),-runs=100000)
 
 soak: $(DEV_STAMP) ## Live an hour at 100 events a second and show that nothing grows (ARGS="--seconds 300").
 	@cd tests && exec "$(abspath $(VENV))/bin/python" -m soak $(ARGS)

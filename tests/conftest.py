@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from system import testbed
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     StartDaemon = Callable[..., Daemon]
+
+
+# How long an example takes says something of the machine, and nothing of the promise.
+hypothesis.settings.register_profile("devwatch", deadline=None)
+hypothesis.settings.load_profile("devwatch")
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture of the test is made

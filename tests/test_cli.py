@@ -16,7 +16,7 @@ from devwatch.cli import main
 if TYPE_CHECKING:
     from pathlib import Path
 
-GOOD = 'resources:\n- {name: a.io/b, match: [{vendor: "0658"}]}\n'
+GOOD = 'resources:\n- {name: a.io/b, match: [{vendor: "dead"}]}\n'
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_check_speaks_json(config: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_check_warns_of_a_shadowed_resource(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A resource that never gets a device is valid, and most likely a mistake."""
-    config.write_text(GOOD + '- {name: a.io/c, match: [{vendor: "0658", product: "0200"}]}\n')
+    config.write_text(GOOD + '- {name: a.io/c, match: [{vendor: "dead", product: "0200"}]}\n')
     assert main(["check", str(config)], {}) == 0
     assert capsys.readouterr().out.startswith(f"warning: {config}:3:")
 

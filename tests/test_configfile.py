@@ -84,6 +84,14 @@ def test_content_of_no_use_is_a_fault_of_this_file(text: str, path: Path) -> Non
     assert all(line.startswith(f"{path}:") for line in str(caught.value).splitlines())
 
 
+@pytest.mark.parametrize(("mode", "warnings"), [(0o644, 0), (0o664, 0), (0o646, 1), (0o666, 1)])
+def test_a_file_that_everybody_may_write_to_is_a_warning(mode: int, warnings: int, path: Path) -> None:
+    """Whoever writes to it decides which pods are evicted; a group may be trusted, as that of the administrators is."""
+    path.chmod(mode)
+    config = ConfigFile(path=path).load()
+    assert len([fault for fault in config.warnings if "everybody may write" in fault.message]) == warnings
+
+
 def test_no_more_than_the_limit_is_read(path: Path) -> None:
     """A file without an end is refused like one that is too large."""
     with pytest.raises(ConfigError) as endless:

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from build import ZIGBEE, device, rule
+from devwatch.config import parse
 from devwatch.display import Screen, device_document, printable, show_devices, show_fault, show_rule, suggestion_text
 from devwatch.errors import Fault
-from devwatch.inspection import explain, rows
+from devwatch.inspection import explain, rows, suggest
+from devwatch.rules import Verdict
 
 
 class Terminal(io.StringIO):
@@ -124,6 +126,16 @@ def test_explain_shows_each_key() -> None:
 def test_nothing_to_suggest_is_a_valid_configuration_too() -> None:
     """An empty suggestion says so."""
     assert yaml.safe_load(suggestion_text(())) == {"resources": []}
+
+
+@pytest.mark.parametrize("model", ["\U0001f4a9", 'a"b\\c', "\x7f", "\x85", "\u2028", "a: b # c", "*?[x]"])
+def test_a_suggestion_holds_whatever_a_stick_calls_itself(model: str) -> None:
+    """In printable ASCII, and valid: a YAML parser does not take the surrogate pairs of JSON."""
+    stick = device(properties={"ID_MODEL": model})
+    text = suggestion_text(suggest([stick], ()))
+    assert text.replace("\n", "").isprintable()
+    (entry,) = parse(text.encode(), file="suggested").resources
+    assert entry.verdict(stick) is Verdict.MATCHED
 
 
 def test_printable_keeps_what_people_can_read() -> None:

@@ -616,6 +616,14 @@ def test_a_record_is_read_again_only_when_udev_has_written_it(host: Host) -> Non
     assert len(host.reads) == 2
 
 
+def test_the_ids_of_a_pci_card_are_its_digits(host: Host) -> None:
+    """The rules copy them from sysfs as `0x8086`; a configuration names them as those of any stick, and can name them no other way."""
+    host.register("ttyS4", "devices/pci0000:00/0000:00:16.3/tty", node=NUMBERS[0], type="4")
+    host.rules_run("ttyS4", ID_BUS="pci", ID_VENDOR_ID="0x8086", ID_MODEL_ID="0xA0E3")
+    device = host.found()["ttyS4"]
+    assert (device.vendor, device.product) == ("8086", "a0e3")
+
+
 def test_a_record_comes_after_the_device(host: Host) -> None:
     """Until udev's rules have run the device is there and incomplete."""
     host.stick()

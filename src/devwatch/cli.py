@@ -113,7 +113,10 @@ def _complain(text: str) -> None:
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print(text, file=sys.stderr, flush=True)
+            # What a server answers must not act on the terminal.
+            print(
+                "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text), file=sys.stderr, flush=True
+            )
 
 
 def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from devwatch.errors import Retry
 from devwatch.kube import node_state
 from devwatch.node import FIELD_MANAGER, WHOLE, Changes, Entry, NodeState, quantity
 from devwatch.workload import list_all, pod_of
@@ -79,7 +80,10 @@ async def members(connection: Connection) -> tuple[Member, ...]:
 def _member(item: Mapping[str, Any], origin: str) -> Member:
     state = node_state({"kind": "Node", **item}, origin=origin)
     conditions = (item.get("status") or {}).get("conditions") or ()
-    ready = any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in conditions)
+    try:
+        ready = any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in conditions)
+    except (AttributeError, TypeError) as error:
+        raise Retry(f"the answer of {origin} is no Node: its conditions are of another form") from error
     return Member(name=str(item["metadata"].get("name")), state=state, ready=ready)
 
 
@@ -97,8 +101,9 @@ async def standings(connection: Connection) -> tuple[Standing, ...]:
 async def _pods_by_node(connection: Connection, names: set[str]) -> dict[str, list[Pod]]:
     pods: dict[str, list[Pod]] = {}
     async for item in list_all(connection, "/api/v1/pods"):
-        node = (item.get("spec") or {}).get("nodeName")
-        if node in names:
+        spec = item.get("spec")
+        node = spec.get("nodeName") if isinstance(spec, dict) else None
+        if isinstance(node, str) and node in names:
             pods.setdefault(node, []).append(pod_of(item))
     return pods
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from devwatch.config import MAX_BYTES, Config, parse
@@ -29,7 +30,8 @@ class ConfigFile:
         except OSError as error:
             reason = f"cannot be read: {error.strerror or error}"
             raise ConfigError(str(self.path), (Fault(line=1, column=1, path="", message=reason),)) from error
-        return parse(self._text, file=str(self.path))
+        config = parse(self._text, file=str(self.path))
+        return replace(config, warnings=(*self._exposure(), *config.warnings))
 
     def poll(self, *, force: bool) -> Config | None:
         """Read it if it has changed, or in any case with `force`; None where it has not. Raises as `load` does."""
@@ -38,6 +40,15 @@ class ConfigFile:
         before = self._text
         config = self.load()
         return config if force or self._text != before else None
+
+    def _exposure(self) -> tuple[Fault, ...]:
+        """Return a warning where everybody may write to it. Of its folders nothing is said: a mounted ConfigMap's is open, and safe."""
+        try:
+            exposed = self.path.stat().st_mode & stat.S_IWOTH
+        except OSError:
+            return ()
+        message = "everybody may write to this file, which decides what the Node advertises and whom devwatch evicts (chmod o-w)"
+        return (Fault(line=1, column=1, path="", message=message),) if exposed else ()
 
     def _current_stamp(self) -> tuple[int, ...] | None:
         try:

@@ -220,11 +220,22 @@ def _resource(suggestion: Suggestion) -> str:
     ]
     lines = [f"  # {line}" for line in comment] + [f"  - name: {suggestion.name}", "    match:"]
     for index, (key, values) in enumerate(suggestion.keys.items()):
-        texts = [json.dumps(_literal(value)) for value in values]
+        texts = [_quoted(_literal(value)) for value in values]
         value = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
         spelt = f"properties: {{ID_MODEL: {value}}}" if key == "model" else f"{key}: {value}"
         lines.append(f"      {'  ' if index else '- '}{spelt}")
     return "\n".join(lines) + "\n"
+
+
+def _quoted(value: str) -> str:
+    """Return a double-quoted YAML scalar in printable ASCII; one of JSON will not do, whose pairs of surrogates YAML refuses."""
+    return f'"{"".join(_escaped(char) for char in value)}"'
+
+
+def _escaped(char: str) -> str:
+    if char.isascii() and char.isprintable():
+        return f"\\{char}" if char in '"\\' else char
+    return f"\\U{ord(char):08x}"
 
 
 def _literal(value: str) -> str:

@@ -25,7 +25,7 @@ from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gon
 from devwatch.node import ANNOTATION, FIELD_MANAGER, Changes, NodeState, Writer, patch_body
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     import aiohttp
 
@@ -178,7 +178,7 @@ def _any_exists(paths: list[str]) -> bool:
     return any(path and Path(path).exists() for path in paths)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, hide: Callable[[str], str] = lambda text: text) -> str:
     """Return what an exception of a library says, in one line, without secrets, and the same whenever it is the same."""
     if (mark := getattr(error, "problem_mark", None)) is not None:  # the words of PyYAML quote the content
         return f"it is no YAML (line {mark.line + 1}, column {mark.column + 1})"
@@ -186,7 +186,7 @@ def _reason(error: BaseException) -> str:
         return f"it is not complete, or of another form ({type(error).__name__})"
     # aiohttp adds the address of an object in memory to what the system says.
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    text = _SECRET.sub("", " ".join(str(cause).split()))[:MAX_MESSAGE]
+    text = _SECRET.sub("", hide(" ".join(str(cause).split())))[:MAX_MESSAGE]
     return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
 
 
@@ -257,7 +257,7 @@ class Connection:
         client = await self._connected()
         origin = _origin(client)
         async with self._answer(client, call, self._timeout) as response:
-            text = await _body(response, origin)
+            text = await _read(client, response)
         return _checked(response.status, response.headers, text, origin)
 
     async def patch_node(self, name: str, changes: Changes, *, dry_run: bool = False) -> NodeState:
@@ -280,7 +280,7 @@ class Connection:
         call = _Call(method="GET", path=path, query=query)
         async with self._answer(client, call, (self._timeout, idle)) as response:
             if response.status != HTTPStatus.OK:
-                _checked(response.status, response.headers, await _body(response, _origin(client)), _origin(client))
+                _checked(response.status, response.headers, await _read(client, response), _origin(client))
             while line := await response.content.readline():
                 yield _json(line)
 
@@ -316,7 +316,8 @@ class Connection:
             Exception
         ) as error:  # aiohttp, ssl and the token files raise many kinds; all mean that there is no answer
             self._client = None if self._client is client else self._client
-            raise Retry(f"no answer from the API server {_origin(client)}: {_reason(error)}") from error
+            reason = _reason(error, hide=lambda text: _without_token(client, text))
+            raise Retry(f"no answer from the API server {_origin(client)}: {reason}") from error
         finally:
             self._in_use[client] -= 1
             await self._drop_unused(client)
@@ -411,6 +412,22 @@ def _watched(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def _origin(client: ApiClient) -> str:
     return _SECRET.sub("", str(client.configuration.host))
+
+
+def _without_token(client: ApiClient, text: str) -> str:
+    """Return what a server said without the token that it was shown: some proxies answer with all that they were sent."""
+    for key in client.configuration.api_key.values():
+        token = key.removeprefix("Bearer ")
+        text = text.replace(token, "[redacted]") if token else text
+    return text
+
+
+async def _read(client: ApiClient, response: aiohttp.ClientResponse) -> bytes:
+    """Read an answer; one that is no success goes on to the log, or to a terminal."""
+    text = await _body(response, _origin(client))
+    if response.status < HTTPStatus.BAD_REQUEST:
+        return text
+    return _without_token(client, text.decode("utf-8", "replace")).encode()
 
 
 async def _body(response: aiohttp.ClientResponse, origin: str) -> bytes:

@@ -51,7 +51,7 @@ class NodeLock:
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._known: tuple[set[int], Holder] | None = None
-        self._doubted: set[int] | None = None
+        self._doubted = False
 
     async def acquire(self, on_waiting: Callable[[Holder], None], on_squatter: Callable[[Holder], None]) -> bool:
         """Wait until the lock is ours. False, after `on_squatter`, where a holder that does not count has its name.
@@ -99,9 +99,10 @@ class NodeLock:
             return self._known[1]
         owner = self._ask() or _search(inodes)
         if owner is None:
-            self._doubted, doubted = inodes, self._doubted
-            return Holder(pid=None, uid=None, counts=doubted != inodes)
-        self._doubted = None
+            # Whatever its sockets are by now: a squatter could have others at every look.
+            doubted, self._doubted = self._doubted, True
+            return Holder(pid=None, uid=None, counts=not doubted)
+        self._doubted = False
         holder = Holder(pid=owner[0], uid=owner[1], counts=owner[1] in (0, os.geteuid()))
         self._known = (inodes, holder) if len(inodes) == 1 else None
         return holder

@@ -252,12 +252,17 @@ def _with_record(device: Device, record: Record) -> Device:
     return replace(
         device,
         properties=record,
-        vendor=_lower(record.get("ID_VENDOR_ID")),
-        product=_lower(record.get("ID_MODEL_ID")),
+        vendor=_id(record.get("ID_VENDOR_ID")),
+        product=_id(record.get("ID_MODEL_ID")),
         serial=record.get("ID_SERIAL_SHORT"),
         interface=_lower(record.get("ID_USB_INTERFACE_NUM")),
         port=record.get("ID_PATH"),
     )
+
+
+def _id(text: str | None) -> str | None:
+    """Return the digits alone: udev copies the ids of a PCI card from sysfs, where they are `0x8086` (rules.d/60-serial.rules)."""
+    return text.lower().removeprefix("0x") if text else text
 
 
 def _lower(text: str | None) -> str | None:

@@ -180,7 +180,7 @@ def parse_listen(text: str) -> tuple[str, int] | None:
 class Server:
     """An HTTP server for a few GET routes: 16 connections at once, one answer each, garbage is answered or closed.
 
-    A client has `patience` seconds to send its request and as many to take the answer.
+    A further connection takes the place of the oldest. A client has `patience` seconds to send its request and as many to take the answer.
     """
 
     def __init__(self, routes: Routes, *, patience: float = 5.0) -> None:
@@ -193,7 +193,7 @@ class Server:
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen and return the address taken (port 0 takes a free one); `Unavailable` where it cannot be had."""
         try:
-            self._server = await asyncio.start_server(self._accept, host, port, limit=_HEAD_LIMIT)
+            self._server = await asyncio.start_server(self._accept, host, port, limit=_HEAD_LIMIT, backlog=_CONNECTIONS)
         except OSError as error:
             # asyncio puts the address in front of the text, as a Python tuple, and from 3.13 on the number too.
             known = error.errno is not None and error.errno > 0
@@ -214,20 +214,23 @@ class Server:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._server is None:  # accepted before close(), handed over after it
             writer.transport.abort()
-        elif len(self._clients) >= _CONNECTIONS:
-            writer.write(_plain(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections").encode("GET"))
-            writer.close()
-        else:
-            task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-            self._clients[task] = writer
-            # Not a finally of the task: one cancelled before its first step runs none of its code.
-            task.add_done_callback(self._dismiss)
+            return
+        if len(self._clients) >= _CONNECTIONS:
+            # Not the newcomer: whoever keeps all connections open would have the kubelet's probe fail, and the daemon restarted.
+            oldest = next(iter(self._clients))
+            self._dismiss(oldest)
+            oldest.cancel()
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._clients[task] = writer
+        # Not a finally of the task: one cancelled before its first step runs none of its code.
+        task.add_done_callback(self._dismiss)
 
     def _dismiss(self, task: asyncio.Task[None]) -> None:
         writer = self._clients.pop(
-            task
+            task, None
         )  # a name of its own: it must outlive the call, or it complains of being unclosed
-        writer.transport.abort()
+        if writer is not None:
+            writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):  # the client is gone, or too slow to take the answer (TimeoutError)

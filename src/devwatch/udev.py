@@ -98,6 +98,8 @@ class _Ear:
     source: str
     descriptor: int
     inode: int
+    garbled: int = 0
+    """Messages in a row that libudev could not read."""
 
     @property
     def intact(self) -> bool:
@@ -188,7 +190,8 @@ class Monitor:
         try:
             while len(actions) < BATCH and (device := ear.monitor.poll(timeout=0)) is not None:
                 actions.append(_action(device))
-        except OSError as error:
+                ear.garbled = 0
+        except (OSError, ValueError, OverflowError) as error:  # pyudev has the last two for EINVAL and EOVERFLOW
             self._overheard(ear, error)
         if actions:
             self._announce(ear, actions)
@@ -199,20 +202,28 @@ class Monitor:
             self.settling = [now + seconds for seconds in SETTLING]
         self.listener.uevents(actions)
 
-    def _overheard(self, ear: _Ear, error: OSError) -> None:
+    def _overheard(self, ear: _Ear, error: Exception) -> None:
         """Clear the error of an overflow, which POLLERR reports until SO_ERROR is read (socket(7)), netlink's ENOBUFS (netlink(7)).
 
-        Anything else is the end of the socket.
+        Any other is of a message that libudev could not read.
         """
         if not ear.intact:
             self._lose("the netlink socket was closed")
             return
         with _borrowed(ear.descriptor) as lent:
             pending = lent.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if pending == 0 and error.errno is not None and error.errno != errno.ENOBUFS:
-            self._lose(f"the netlink socket failed: {error}")
+        if pending == 0 and getattr(error, "errno", errno.EINVAL) not in {None, errno.ENOBUFS}:
+            self._pass_over(ear, error)
             return
         self.listener.overflowed()
+
+    def _pass_over(self, ear: _Ear, error: Exception) -> None:
+        """Look because of a message that cannot be read, and go on hearing; a socket that gives nothing else has failed."""
+        ear.garbled += 1
+        if ear.garbled > BATCH:
+            self._lose(f"the netlink socket failed: {error}")
+        else:
+            self._announce(ear, ["unknown"])
 
 
 def _action(device: pyudev.Device) -> str:

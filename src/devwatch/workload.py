@@ -127,20 +127,28 @@ def pod_of(item: Mapping[str, Any]) -> Pod:
             (owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")), {}
         )
         return Pod(
-            namespace=metadata["namespace"],
-            name=metadata["name"],
-            uid=metadata["uid"],
-            phase=(item.get("status") or {}).get("phase") or "Unknown",
+            namespace=_string(metadata["namespace"]),
+            name=_string(metadata["name"]),
+            uid=_string(metadata["uid"]),
+            phase=_string((item.get("status") or {}).get("phase") or "Unknown"),
             requests=_requests(spec),
             host_paths=tuple(
-                volume["hostPath"]["path"] for volume in spec.get("volumes") or () if volume.get("hostPath")
+                _string(volume["hostPath"]["path"]) for volume in spec.get("volumes") or () if volume.get("hostPath")
             ),
-            owner=owner.get("kind", ""),
+            owner=_string(owner.get("kind", "")),
             mirror="kubernetes.io/config.mirror" in (metadata.get("annotations") or {}),
             terminating=bool(metadata.get("deletionTimestamp")),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Retry(f"the answer holds something that is no Pod: {type(error).__name__}") from error
+
+
+def _string(value: object) -> str:
+    """Return a text that a path can name. Raises `TypeError` for what is none, `ValueError` for half a surrogate pair in it."""
+    if not isinstance(value, str):
+        raise TypeError(value)
+    value.encode()
+    return value
 
 
 def _requests(spec: Mapping[str, Any]) -> dict[str, int]:

@@ -1,0 +1,252 @@
+"""The udev record of a device: whatever it holds, devwatch counts, tells and shows it without being fooled."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import strategies as st
+
+from devwatch import display, inspection, logs
+from devwatch.config import parse
+from devwatch.evictor import Herald
+from devwatch.inventory import Inventory, Look
+from devwatch.node import MAX_BYTES, Entry, NodeState, apply, parse_listing, patch_body, render_listing
+from devwatch.plan import Figures, Tally, changes
+from devwatch.report import Log, Reporter
+from devwatch.rules import claim
+from devwatch.telemetry import Health, Metrics
+from devwatch.workload import Workload
+from fuzz.target import Feed, Target
+from test_sysfs import Host
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator, Sequence
+
+    from devwatch.device import Device
+
+_RULES = parse(
+    b"""
+resources:
+  - name: a.io/by-ids
+    match: [{vendor: "0403", product: "6???"}, {properties: {ID_VENDOR_ID: ""}}]
+    exclude: [{port: "*-usb-0:1.4:*"}]
+  - name: a.io/by-text
+    match: [{serial: ["*[!a-z]*", "?"]}, {interface: "0?"}, {properties: {ID_MODEL: "*x1b*", ID_BUS: ""}}]
+    count: devnode
+  - name: a.io/by-path
+    match: [{path: [/dev/x*, "*by-id*"]}]
+""",
+    file="rules",
+).for_node("n")
+
+_ID = re.compile("[0-9a-f]{4}")
+_KEYS = st.sampled_from(
+    (
+        *("ID_VENDOR_ID", "ID_MODEL_ID", "ID_SERIAL_SHORT", "ID_USB_INTERFACE_NUM", "ID_PATH", "DEVLINKS", "ID_BUS"),
+        *("ID_MODEL", "ID_VENDOR", "ID_MODEL_ENC", "ID_VENDOR_ENC", "ID_MODEL_FROM_DATABASE", "ID_SERIAL"),
+    )
+) | st.text(max_size=5)
+_HOSTILE = st.sampled_from(
+    (
+        *("\x1b[31m", "\x9b2J", "\u202e", "\u2066", "\u2028", "\x85", "\r\n", "\n", "\x7f", "\\x1b", "\\x0a", "\ufffd"),
+        *("{} %s %n", "'\"`$(id)", "resource=x", "eyJhbGciOiJSUzI1NiJ9.x", "*", "[", "[[]", "\U0001f4a9"),
+        *("0403", "6001", "00", "01", "zz", "0x0403", "A" * 600, "/dev/serial/by-id/usb-A", "/dev/null"),
+    )
+)
+_VALUES = st.lists(_HOSTILE | st.text(max_size=10), max_size=4).map("".join)
+_GRAMMAR = st.lists(st.tuples(_KEYS, _VALUES), max_size=8).map(
+    lambda record: "\0".join(f"{key}={value}" for key, value in record).encode("utf-8", "replace")
+)
+
+
+def _record(data: bytes) -> dict[str, str]:
+    """Return the properties as libudev hands them over: of netlink's form, and only what is UTF-8."""
+    pairs = (part.partition("=") for part in data.decode("utf-8", "replace").split("\0"))
+    return {key: value for key, _, value in pairs}
+
+
+class _Hostile(Host):
+    """A host with two sticks, one of which says of itself what it likes."""
+
+    def __init__(self, home: Path) -> None:
+        """Begin with a stick that says nothing."""
+        self.said: dict[str, str] = {}
+        self._times = 0
+        super().__init__(home)
+
+    def say(self, record: dict[str, str]) -> Look:
+        """Have udev write this record, and look."""
+        self.said = record
+        self._times += 1
+        os.utime(self.database("ttyUSB0"), ns=(self._times, self._times))
+        return self.look()
+
+    def record(self, path: str) -> dict[str, str]:
+        """Return what was said last, unaltered by any file."""
+        return self.said if path.endswith("ttyUSB0") else {"ID_VENDOR_ID": "0403", "ID_MODEL_ID": "6001"}
+
+
+@dataclass(slots=True)
+class _Events:
+    """The API server as far as Events go there."""
+
+    messages: list[str] = field(default_factory=list)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Sequence[tuple[str, str]] = (),
+        body: Any = None,  # noqa: ANN401 - JSON
+    ) -> dict[str, Any]:
+        """Keep the message."""
+        assert (method, path, query) == ("POST", "/api/v1/namespaces/default/events", ())
+        self.messages.append(body["message"])
+        return {}
+
+
+def _figures(look: Look) -> tuple[Figures, Inventory]:
+    inventory = Inventory()
+    inventory.observe(look)
+    return Tally(_RULES).count(inventory, NodeState(), look.at), inventory
+
+
+def _count(look: Look) -> None:
+    figures, inventory = _figures(look)
+    assert inventory.pending == ()
+    wanted = changes(figures, NodeState())
+    json.dumps(patch_body(wanted)).encode()
+    after = apply(NodeState(), wanted)
+    assert all(0 <= int(count) <= len(look.devices) for count in after.capacity.values())
+
+
+def _list(device: Device) -> None:
+    """Check that the annotation is ASCII, of bounded size, and says what was seen."""
+    text = render_listing({"a.io/x": (Entry.of(device),)})
+    assert text is not None
+    assert text.isascii()
+    assert len(text) <= MAX_BYTES
+    assert parse_listing(text) == {"a.io/x": (Entry.of(device),)}
+
+
+def _show(look: Look) -> None:
+    """Check that a table has a line for each device, and no terminal acts on what stands there."""
+    out = io.StringIO()
+    rows = inspection.rows(look.devices, _RULES, {})
+    display.show_devices(display.Screen(out=out), rows, wide=True)
+    assert len(out.getvalue().split("\n")) == 2 + len(rows), out.getvalue()
+    for row in rows:
+        for number, report in enumerate(inspection.explain(row.device, _RULES, "n")[1], start=1):
+            display.show_rule(display.Screen(out=out), number, report, claims=False)
+    assert all(line.isprintable() for line in out.getvalue().split("\n")), out.getvalue()
+    display.Screen(out=out).document([display.device_document(row) for row in rows], "json")
+
+
+@dataclass(frozen=True, slots=True)
+class _Book:
+    """A log that can be read, and the metrics beside it."""
+
+    stream: io.StringIO
+    log: Log
+    metrics: Metrics
+
+    @classmethod
+    def of(cls, form: logs.Format) -> _Book:
+        """Open one in this format."""
+        stream = io.StringIO()
+        return cls(stream, logs.configure(form, "debug", stream), Metrics("0"))
+
+    def lines(self) -> list[str]:
+        """Return what was written since the last time, each line without its end."""
+        *lines, end = self.stream.getvalue().split("\n")
+        assert end == ""
+        self.stream.seek(0)
+        self.stream.truncate()
+        return lines
+
+
+def _tell(look: Look, book: _Book) -> None:
+    """One event is one line, and neither log nor Event carries what a terminal would act on."""
+    events, log = _Events(), book.log
+    herald = Herald(api=Workload(requests=events, node="n"), log=log, node="n", clock=lambda: 0.0)
+    reporter = Reporter(log=log, metrics=book.metrics, health=Health(sweep=1, last_turn=0), node="n")
+    reporter.herald = herald.device
+    for seen in (Look(at=0.0), look, Look(at=1.0)):
+        figures, inventory = _figures(seen)
+        reporter.devices(figures, inventory.present, {}, seen)
+    while (chore := herald.chore(0.0)) is not None:
+        _finish(chore())  # type: ignore[arg-type]  # it is a coroutine
+    lines = book.lines()
+    assert all(line.isprintable() and ("device." in line) for line in lines), lines
+    assert all(message.isprintable() and len(message) <= 1000 for message in events.messages), events.messages
+
+
+def _finish(coroutine: Coroutine[None, None, None]) -> None:
+    """Run what never waits."""
+    with contextlib.suppress(StopIteration):
+        coroutine.send(None)
+        raise AssertionError("it waits")
+
+
+def _spellable(device: Device) -> bool:
+    """Whether a configuration can name what the device says, as udev's own rules make it say."""
+    ids = (device.vendor or "0403", device.product or "6001", f"00{device.interface or '00'}")
+    texts = (device.serial or "", device.port or "", (device.properties or {}).get("ID_MODEL", ""))
+    return all(map(_ID.fullmatch, ids)) and all(
+        len(text) < 256 and len(re.findall(r"[*?\[]", text)) < 17 for text in texts
+    )
+
+
+def _suggest(look: Look) -> None:
+    """Check that what is suggested is valid, and claims what it names."""
+    suggestions = inspection.suggest(look.devices, ())
+    config = parse(display.suggestion_text(suggestions).encode(), file="suggested")
+    by_node = {device.devnode: device for device in look.devices}
+    for suggestion in suggestions:
+        owners = {claim(by_node[devnode], config.resources).owner for devnode in suggestion.devnodes}
+        assert owners == {suggestion.name}, (suggestion, owners)
+
+
+@contextlib.contextmanager
+def _open() -> Iterator[Feed]:
+    with tempfile.TemporaryDirectory() as home:
+        host = _Hostile(Path(home))
+        host.stick("ttyUSB0")
+        host.stick("ttyUSB1", at="usb1/1-2", node=Path("/dev/zero"), serial=b"B2")
+        host.rules_run("ttyUSB0")
+        host.rules_run("ttyUSB1")
+        books = [_Book.of("json"), _Book.of("console")]
+
+        def feed(data: bytes) -> None:
+            look = host.say(_record(data))
+            assert look.doubts == ()
+            assert len(look.devices) == 2
+            _count(look)
+            for device in look.devices:
+                _list(device)
+            _show(look)
+            if all(map(_spellable, look.devices)):
+                _suggest(look)
+            for book in books:
+                _tell(look, book)
+
+        yield feed
+
+
+RECORD = Target(
+    open=_open,
+    grammar=_GRAMMAR,
+    seeds=(
+        b"ID_VENDOR_ID=0403\0ID_MODEL_ID=6001\0ID_SERIAL_SHORT=A1\0ID_USB_INTERFACE_NUM=00\0ID_PATH=pci-usb-0:1:1.0",
+        b"ID_MODEL_ENC=FT232R\\x20USB\0ID_VENDOR_ENC=FTDI\0DEVLINKS=/dev/serial/by-id/usb-A /dev/x\0ID_BUS=usb",
+    ),
+)

@@ -1,0 +1,24 @@
+"""All targets by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fuzz.annotation import ANNOTATION
+from fuzz.answer import ANSWER
+from fuzz.configuration import CONFIGURATION
+from fuzz.record import RECORD
+from fuzz.uevent import UEVENT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fuzz.target import Target
+
+TARGETS: Mapping[str, Target] = {
+    "annotation": ANNOTATION,
+    "answer": ANSWER,
+    "configuration": CONFIGURATION,
+    "record": RECORD,
+    "uevent": UEVENT,
+}

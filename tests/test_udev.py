@@ -323,3 +323,12 @@ def test_a_look_says_when_what_follows_an_uevent_of_the_kernel_is_due(source: tu
     devices, _ = source
     devices.monitor.settling = [1.2, 2.0, 4.0]
     assert [devices.look(now).again_at for now in (1.0, 1.2, 3.9, 4.0)] == [1.2, 2.0, 4.0, None]
+
+
+def test_a_udevd_that_cannot_be_heard_is_said(source: tuple[UdevSource, Host]) -> None:
+    """Its files are there, and its stream is not: `hostNetwork` is missing. Without its files that is no wonder."""
+    devices, host = source
+    assert any("hostNetwork is missing" in trouble for trouble in devices.look(0).troubles)
+    (host.run / "control").unlink()
+    assert not any("hostNetwork" in trouble for trouble in devices.look(0).troubles)
+    devices.close()

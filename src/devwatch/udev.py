@@ -31,6 +31,7 @@ BATCH = 256
 """Uevents read in one turn of the loop, so that a storm holds up nothing else."""
 TEND_INTERVAL = 1.0
 """Seconds between two checks of the monitor, however often the devices are looked at."""
+_ELSEWHERE = "udevd runs in another network namespace (hostNetwork is missing) or has ended: a daemon here hears the kernel alone"
 _PROTOCOL = "15"
 """NETLINK_KOBJECT_UEVENT (include/uapi/linux/netlink.h), as the table of sockets prints it."""
 _KERNEL_GROUP = 1
@@ -171,6 +172,11 @@ class Monitor:
             self._complaint = reason
             self.listener.lost(reason)
 
+    @property
+    def source(self) -> str:
+        """Whose uevents are heard: `udev`, `kernel`, or nobody's."""
+        return "" if self._ear is None else self._ear.source
+
     def close(self) -> None:
         """Stop listening."""
         ear, self._ear = self._ear, None
@@ -280,7 +286,8 @@ class UdevSource:
         self.monitor.tend(now)
         look = self.lister.look(now)
         self.monitor.settling = [at for at in self.monitor.settling if at > now]
-        return replace(look, again_at=min(self.monitor.settling, default=None))
+        troubles = (*look.troubles, _ELSEWHERE) if look.udevd and self.monitor.source == "kernel" else look.troubles
+        return replace(look, again_at=min(self.monitor.settling, default=None), troubles=troubles)
 
     def close(self) -> None:
         """Stop listening."""
@@ -311,6 +318,4 @@ def hearing_troubles(roots: Roots, table: str = "/proc/self/net/netlink") -> tup
             return ()
     except (OSError, ValueError, IndexError) as error:
         return (f"{table} cannot be read ({error}): a daemon hears nothing and finds devices by its sweep alone",)
-    return (
-        "udevd runs in another network namespace (hostNetwork is missing) or has ended: a daemon here hears the kernel alone",
-    )
+    return (_ELSEWHERE,)

@@ -1058,6 +1058,22 @@ def test_a_refused_request_ends_no_other(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_a_server_that_does_not_answer_is_named_though_another_request_dropped_the_credentials(tmp_path: Path) -> None:
+    """They were good enough to send the request: the delay is the server's."""
+
+    async def scenario() -> None:
+        async with (
+            site(silence, refusal(403, RBAC.format("u"))) as server,
+            node(_place(tmp_path, server), patience=1) as api,
+        ):
+            patient = asyncio.create_task(outcome(api))
+            await server.asked.wait()
+            assert isinstance(await outcome(api), Forbidden)
+            assert str(await patient) == f"the API server http://127.0.0.1:{server.port} did not answer within 1 s"
+
+    run(scenario())
+
+
 # -- the watch
 
 

@@ -184,6 +184,20 @@ def test_events_below_the_level_are_not_written() -> None:
     assert [event["event"] for event in lines(stream.getvalue())] == ["high.enough"]
 
 
+def test_a_trouble_that_comes_back_within_a_second_is_told_once() -> None:
+    """Its count may differ; what happened to a device, another trouble, and the same one a second later are told."""
+    stream, now = io.StringIO(), [0.0]
+    log = configure("json", "info", stream, clock=lambda: now[0])
+    for moment in (0.0, 0.5, 0.9, 1.0, 1.5):
+        now[0] = moment
+        log.warning("node.patch_failed", error="refused", failures=int(10 * moment))
+        log.info("device.removed", devnode="/dev/ttyUSB0")
+    log.warning("node.patch_failed", error="no answer", failures=16)
+    told = lines(stream.getvalue())
+    assert [event["failures"] for event in told if event["event"] == "node.patch_failed"] == [0, 10, 16]
+    assert [event["event"] for event in told].count("device.removed") == 5
+
+
 def test_an_unknown_level_is_refused_with_the_allowed_ones() -> None:
     """The message can be shown to the user as it is."""
     with pytest.raises(ValueError, match=r"'loud' is no log level \(debug, info, warning, error, critical\)"):

@@ -15,7 +15,7 @@ from devwatch.config import Config
 from devwatch.errors import ApiError, ConfigError, Fault, Forbidden, NodeMissing, Refused, Retry
 from devwatch.inventory import Inventory
 from devwatch.node import WHOLE, Changes, NodeState
-from devwatch.plan import Figures, Tally
+from devwatch.plan import Figure, Figures, Tally
 from devwatch.report import Answer, Reporter, Story
 from devwatch.telemetry import Health, Metrics
 from fakes import Line, RecordingLog
@@ -372,6 +372,20 @@ def test_the_daemon_is_unready_when_the_node_has_been_wrong_for_a_minute() -> No
     assert desk.health.readyz(160)[0] is False
     desk.reporter.difference(Figures(), NodeState(), {}, 161)
     assert desk.health.readyz(300) == (True, "ok")
+
+
+def test_a_count_that_is_held_hides_no_node_that_cannot_be_written() -> None:
+    """While a device is identified its count is held as observed; that makes nothing right that an outage has left wrong."""
+    desk = Desk()
+    desk.health.accepted = True
+    held = Figures(by_name={ZIGBEE: Figure(present=0, advertised=1, devices=(), held=True)})
+    desk.reporter.difference(Figures(), NodeState(), {ZIGBEE: "0"}, 100)
+    desk.reporter.outage = "API server unreachable since 14:02:11"
+    desk.reporter.difference(held, NodeState(), {}, 130)
+    assert desk.health.readyz(161)[0] is False
+    desk.reporter.outage = ""
+    desk.reporter.difference(held, NodeState(), {}, 162)
+    assert desk.health.readyz(163) == (True, "ok")
 
 
 def test_an_accepted_change_is_told_with_the_counts() -> None:

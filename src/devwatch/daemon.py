@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import os
 import random
 import signal
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,6 +41,9 @@ ONCE_TIMEOUT = 30.0
 """Seconds that `--once` waits for the Node to show what is present."""
 CLOSE_TIMEOUT = 1.0
 """Seconds for saying goodbye to the API server; TERM ends the daemon within two."""
+
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Why a connection cannot be taken just now; asyncio tries again every second (`selector_events`, `_accept_connection`)."""
 
 DryRun = Literal["client", "server"]
 
@@ -168,12 +173,14 @@ class Daemon:
         self._notifier = Notifier.from_env(environ)
         self._ready = self._reloading = False
         self._status = ""
+        self._shortage = Story()
         self._reconciler: Reconciler | None = None
 
     async def run(self) -> int:
         """Run until TERM, INT, or what `--once` waits for, and return the exit status. Raises `Unavailable`."""
         loop = asyncio.get_running_loop()
         loop.set_default_executor(Resolver())
+        loop.set_exception_handler(self._stray)
         self._health = Health(sweep=self._config.sweep, last_turn=loop.time())
         self._ears = Ears(self._log, self._metrics)
         self._reporter = Reporter(log=self._log, metrics=self._metrics, health=self._health, node=self._options.node)
@@ -186,6 +193,15 @@ class Daemon:
         self._notifier.stopping()
         self._log.info("daemon.stopped", status=status, left="what is advertised stays")
         return status
+
+    def _stray(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Take what asyncio can raise to nobody. No descriptor for a connection is a shortage of this host and ends by itself."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _SHORTAGES:
+            loop.default_exception_handler(context)
+        elif self._shortage.worth_telling("connection"):
+            reason = f"nobody can ask for metrics and health: {os.strerror(error.errno)}"
+            self._log.warning("host.limited", reason=reason, times=self._shortage.repeats)
 
     async def _outcome(self, work: asyncio.Task[int]) -> int:
         """Return the exit status. Whatever nobody expected is logged with its traceback: there is no half-dead daemon."""

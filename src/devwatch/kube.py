@@ -15,7 +15,7 @@ import types
 import warnings
 from collections import Counter
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,6 +199,8 @@ class _Call:
     query: Query = ()
     body: object = None
     content_type: str = "application/json"
+    sent_to: list[str] = field(default_factory=list)
+    """The servers that it was sent to: other requests may have dropped the connection since."""
 
 
 class Connection:
@@ -230,9 +232,8 @@ class Connection:
             async with asyncio.timeout(self._timeout):
                 return await self._authorized(call)
         except TimeoutError as error:
-            late = self._late()
             await self.close()
-            raise late from error
+            raise self._late(call) from error
 
     async def _authorized(self, call: _Call) -> dict[str, Any]:
         """Send it, and once more with credentials read anew when the server knows the held ones no longer."""
@@ -248,14 +249,15 @@ class Connection:
                 raise
         return await self._send(call)
 
-    def _late(self) -> Retry:
-        if self._client is None:
+    def _late(self, call: _Call) -> Retry:
+        if not call.sent_to:
             return CredentialsError(f"cannot use {self._credentials.name}: it took more than {self._timeout:g} s")
-        return Retry(f"the API server {_origin(self._client)} did not answer within {self._timeout:g} s")
+        return Retry(f"the API server {call.sent_to[-1]} did not answer within {self._timeout:g} s")
 
     async def _send(self, call: _Call) -> dict[str, Any]:
         client = await self._connected()
         origin = _origin(client)
+        call.sent_to.append(origin)
         async with self._answer(client, call, self._timeout) as response:
             text = await _read(client, response)
         return _checked(response.status, response.headers, text, origin)

@@ -6,13 +6,14 @@ import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal, TextIO
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from structlog.types import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
@@ -20,6 +21,7 @@ Format = Literal["auto", "console", "json"]
 
 _LENGTH: Final = 500
 _TRACEBACK_LINES: Final = 100
+_QUIET: Final = 1.0
 _JSON: Final = (structlog.processors.JSONRenderer(),)
 _SECRET: Final = re.compile(r"eyJ[\w-]{10,}(?:\.[\w-]*)*|(?i:bearer)\s+[\w.~+/=-]{16,}")
 """A JSON web token (RFC 7519: the first part is always `{"` in base64), or a credential of RFC 6750."""
@@ -31,10 +33,12 @@ def configure(
     stream: TextIO | None,
     *,
     environ: Mapping[str, str] = os.environ,
+    clock: Callable[[], float] = time.monotonic,
 ) -> FilteringBoundLogger:
     """Return a logger that writes what is of `level` or above to `stream`, and never raises because of the stream.
 
-    `auto` is console on a terminal and JSON otherwise; NO_COLOR is honoured. structlog's own global configuration is
+    `auto` is console on a terminal and JSON otherwise; NO_COLOR is honoured. A warning or an error that differs only in numbers from
+    one of the last second, by `clock`, is left out: a trouble that comes back at once is told once. structlog's own global configuration is
     left alone. The standard library has but one logging for the whole process: what it and the libraries report at
     WARNING and above comes as `library.logged` out of the logger made last. Raises `ValueError` for an unknown level.
     """
@@ -50,6 +54,7 @@ def configure(
             structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True),
             structlog.processors.format_exc_info,
             _clean_event,
+            _Calm(clock),
             *(_console(colors=terminal and not environ.get("NO_COLOR")) if console else _JSON),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -122,6 +127,29 @@ def _clean_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
         return {**first, **fields}
     lines = str(traceback).split("\n")[-_TRACEBACK_LINES:]
     return {**first, **fields, "exception": "\n".join(_text(line) for line in lines)}
+
+
+class _Calm:
+    """Lets nothing through that is worth a warning and was said within the last second."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._said: dict[str, float] = {}
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        if event["level"] in {"debug", "info"}:
+            return event
+        now = self._clock()
+        self._said = {text: at for text, at in self._said.items() if now < at + _QUIET}
+        text = repr({key: value for key, value in event.items() if key != "timestamp" and not _is_number(value)})
+        if text in self._said:
+            raise structlog.DropEvent
+        self._said[text] = now
+        return event
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _fold_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

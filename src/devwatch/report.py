@@ -197,7 +197,12 @@ class Reporter:
     def difference(self, figures: Figures, observed: NodeState | None, wanted: Changes, now: float) -> None:
         """Take note of what the Node shows, and since when it is not what it should."""
         since = self.health.differs_since
-        self.health.differs_since = None if not wanted else now if since is None else since
+        # While the Node cannot be written, a count that is held for a device on its way makes nothing right.
+        held = bool(self.outage) and any(figure.held for figure in figures.by_name.values())
+        if wanted:
+            self.health.differs_since = now if since is None else since
+        elif not held:
+            self.health.differs_since = None
         if observed is not None:
             self.metrics.set_capacity({name: observed.count(name) for name in figures.by_name})
 

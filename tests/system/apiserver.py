@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from system.certificates import Authority, Pair, write_key
+from system.certificates import Authority, Pair, signed_token, write_key
 from system.process import Process
 from system.waiting import eventually
 
@@ -45,6 +45,9 @@ START_TIMEOUT = 60.0
 REQUEST_TIMEOUT = 20.0
 RBAC_TIMEOUT = 15.0
 
+_LEEWAY = 60
+"""Seconds for which a token is taken after its end (go-jose, `jwt.DefaultLeeway`)."""
+_ISSUER = "https://kubernetes.default.svc"
 _CORE = "/api/v1"
 _RBAC = "/apis/rbac.authorization.k8s.io/v1"
 _RBAC_VERSION = "rbac.authorization.k8s.io/v1"
@@ -66,16 +69,12 @@ class ApiServer:
         self._assets = assets
         self._processes: dict[str, Process] = {}
         self._authority = Authority(self.home / "pki")
-        self._serving = self._authority.server(
-            "apiserver", dns=["localhost", "kubernetes.default.svc"], addresses=[LOOPBACK]
-        )
+        self._certify()
         self._account_key = self.home / "pki" / "service-accounts.key"
-        write_key(self._account_key)
-        self._admin = self._authority.client("admin", groups=["system:masters"])
+        self._signer = write_key(self._account_key)
         self._etcd_port, self._etcd_peer_port, port = _free_ports(3)
         self.ca_file = self._authority.certificate
         self.url = f"https://{LOOPBACK}:{port}"
-        self._tls = self._strict_tls()
         self.admin_kubeconfig = self.kubeconfig("admin", certificate=self._admin)
 
     def __enter__(self) -> Self:
@@ -106,21 +105,40 @@ class ApiServer:
             self._run("kube-apiserver", self._flags())
         self._await("kube-apiserver", lambda: self._answers(self.url, "/readyz"))
 
-    def stop(self) -> None:
-        """Kill the API server, as a crash would: its connections break and its port refuses."""
-        self._processes.pop("kube-apiserver").kill()
+    def stop(self, name: str = "kube-apiserver") -> None:
+        """Kill a server, as a crash would: its connections break and its port refuses."""
+        self._processes.pop(name).kill()
 
-    def freeze(self) -> None:
-        """Stop the API server from answering; connections still come about, as through a black hole."""
-        process = self._processes["kube-apiserver"]
+    def freeze(self, name: str = "kube-apiserver") -> None:
+        """Stop a server from answering; connections still come about, as through a black hole."""
+        process = self._processes[name]
         process.signal(signal.SIGSTOP)
         # A signal is only sent on return from kill(2): threads on other processors go on for a moment, and may answer.
         eventually(lambda: process.states() == {"T"})
 
     def thaw(self) -> None:
-        """Let a frozen API server go on; nothing happens to one that runs or is stopped."""
-        if "kube-apiserver" in self._processes:
-            self._processes["kube-apiserver"].signal(signal.SIGCONT)
+        """Let frozen servers go on; nothing happens to those that run or are stopped."""
+        for process in self._processes.values():
+            process.signal(signal.SIGCONT)
+
+    def renew(self) -> Path:
+        """Replace the authority and every certificate, from the next `start` on, and return the new authority's certificate.
+
+        Whoever trusts `ca_file` trusts the new one as soon as it is copied there. Older client certificates are of no use any more,
+        so the scheduler and the controller manager are killed.
+        """
+        self.stop_control()
+        self._authority = Authority(Path(tempfile.mkdtemp(dir=self.home)) / "pki")
+        self._certify()
+        self.kubeconfig("admin", certificate=self._admin)
+        return self._authority.certificate
+
+    def _certify(self) -> None:
+        self._serving = self._authority.server(
+            "apiserver", dns=["localhost", "kubernetes.default.svc"], addresses=[LOOPBACK]
+        )
+        self._admin = self._authority.client("admin", groups=["system:masters"])
+        self._tls = self._strict_tls()
 
     def close(self) -> None:
         """Kill every server and remove its files; may be called again."""
@@ -210,9 +228,9 @@ class ApiServer:
             f"--secure-port={urlsplit(self.url).port}",
             f"--tls-cert-file={self._serving.certificate}",
             f"--tls-private-key-file={self._serving.key}",
-            f"--client-ca-file={self.ca_file}",
-            "--service-account-issuer=https://kubernetes.default.svc",
-            "--api-audiences=https://kubernetes.default.svc",
+            f"--client-ca-file={self._authority.certificate}",
+            f"--service-account-issuer={_ISSUER}",
+            f"--api-audiences={_ISSUER}",
             f"--service-account-key-file={self._account_key}",
             f"--service-account-signing-key-file={self._account_key}",
             "--service-cluster-ip-range=10.0.0.0/24",
@@ -286,6 +304,23 @@ class ApiServer:
         path = f"{_CORE}/namespaces/{NAMESPACE}/serviceaccounts/{name}/token"
         answer = self._must("POST", path, {"spec": {"expirationSeconds": seconds}})
         return str(answer["status"]["token"])
+
+    def short_token(self, name: str, *, seconds: int) -> str:
+        """Return a token of a ServiceAccount that we have signed ourselves, for a life of less than 600 seconds.
+
+        The server may take it for ten seconds longer: so long it remembers what it has accepted.
+        """
+        account = self._must("GET", f"{_CORE}/namespaces/{NAMESPACE}/serviceaccounts/{name}")
+        subject = {"namespace": NAMESPACE, "serviceaccount": {"name": name, "uid": account["metadata"]["uid"]}}
+        now = int(time.time()) - _LEEWAY
+        claims = {
+            **dict.fromkeys(("iss", "aud"), _ISSUER),
+            **dict.fromkeys(("iat", "nbf"), now),
+            "exp": now + seconds,
+            "sub": f"system:serviceaccount:{NAMESPACE}:{name}",
+            "kubernetes.io": subject,
+        }
+        return signed_token(self._signer, claims)
 
     def grant(self, name: str) -> None:
         """Bind the ServiceAccount to its rights, and wait until the API server acts on it."""
@@ -392,7 +427,7 @@ class ApiServer:
             connection.close()
 
     def _strict_tls(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=str(self.ca_file))
+        context = ssl.create_default_context(cafile=str(self._authority.certificate))
         # Python 3.13 and newer check this much by default, so the daemon's own client will.
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         context.load_cert_chain(self._admin.certificate, self._admin.key)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import ipaddress
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 LIFETIME = dt.timedelta(days=1)
@@ -41,6 +44,18 @@ def write_key(path: Path) -> ec.EllipticCurvePrivateKey:
         )
     )
     return key
+
+
+def signed_token(key: ec.EllipticCurvePrivateKey, claims: Mapping[str, object]) -> str:
+    """Return a JSON web token with these claims (RFC 7519), signed as ES256 (RFC 7518, section 3.4)."""
+    parts = [_base64(json.dumps(part).encode()) for part in ({"alg": "ES256", "typ": "JWT"}, claims)]
+    signature = key.sign(".".join(parts).encode(), ec.ECDSA(hashes.SHA256()))
+    numbers = b"".join(number.to_bytes(32, "big") for number in decode_dss_signature(signature))
+    return ".".join([*parts, _base64(numbers)])
+
+
+def _base64(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
 class Authority:

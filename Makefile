@@ -219,7 +219,7 @@ clean: ## Remove what make made.
 	    if compgen -G "$$folder/.devwatch-*" > /dev/null; then rm -rf "$$folder"; fi
 	done
 	rm -rf build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	find bench src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(RUN_STAMP):
 	@$(call environment,$(VENV),$(RUN_LOCKS))

@@ -971,6 +971,28 @@ def test_a_proxy_that_refuses_is_no_answer(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_the_proxy_of_the_environment_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As kubectl does: the server of this name is nowhere but behind it."""
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE)) as proxy:
+            monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+            async with node(kubeconfig(tmp_path, "http://api.invalid:1")) as api:
+                assert isinstance(await outcome(api), NodeState)
+        assert proxy.requests[0].line.startswith("PATCH http://api.invalid:1/api/v1/nodes/n1/status")
+
+    run(scenario())
+
+
+def test_passwords_for_other_programs_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ~/.netrc that names the API server is neither sent nor in the way of the token."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password secret")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    state, sent = ask(tmp_path, answer(200, NODE))
+    assert isinstance(state, NodeState)
+    assert sent[0].headers["authorization"] == f"Bearer {TOKEN}"
+
+
 # -- nothing is left behind
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -25,7 +26,7 @@ from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gon
 from devwatch.node import ANNOTATION, FIELD_MANAGER, Changes, NodeState, Writer, patch_body
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     import aiohttp
 
@@ -78,6 +79,24 @@ def _lean_import() -> None:
     client.ApiClient, client.Configuration = ApiClient, Configuration  # type: ignore[attr-defined]  # what kubernetes_asyncio.config imports
 
 
+@contextlib.contextmanager
+def _without_certificates() -> Iterator[None]:
+    """Hide the machine's certificates from what reads them on import.
+
+    aiohttp makes a TLS context with all of them, 2 MiB and a tenth of the start; every client of ours brings its own context.
+    """
+    names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    held = {name: os.environ.get(name) for name in names}
+    os.environ |= dict.fromkeys(names, os.devnull)
+    try:
+        yield
+    finally:
+        for name, value in held.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
 def _have_home() -> None:
     """Let a uid without a name and without HOME, as containers have, import what asks for its home on import."""
     try:
@@ -89,8 +108,9 @@ def _have_home() -> None:
 def _import_client() -> None:
     _have_home()
     try:
-        _lean_import()
-        importlib.import_module("kubernetes_asyncio.config")
+        with _without_certificates():
+            _lean_import()
+            importlib.import_module("kubernetes_asyncio.config")
     except Exception as error:  # noqa: BLE001 - whatever a release breaks, its ordinary import comes next and raises itself
         for name in [name for name in sys.modules if name.partition(".")[0] == "kubernetes_asyncio"]:
             del sys.modules[name]
@@ -101,9 +121,11 @@ def _import_client() -> None:
 
 _import_client()
 
-from kubernetes_asyncio.client.api_client import ApiClient  # noqa: E402 - after the packages were put in place
+from aiohttp.helpers import get_env_proxy_for_url  # noqa: E402 - after the packages were put in place
+from kubernetes_asyncio.client.api_client import ApiClient  # noqa: E402 - as above
 from kubernetes_asyncio.client.configuration import Configuration  # noqa: E402 - as above
 from kubernetes_asyncio.config import kube_config, load_incluster_config, load_kube_config  # noqa: E402 - as above
+from yarl import URL  # noqa: E402 - as above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +156,7 @@ class Credentials:
         configuration.disable_strict_ssl_verification = True
         try:
             await self._fill(configuration)
-            return ApiClient(configuration)
+            return _direct(ApiClient(configuration))
         except CredentialsError:
             raise
         except Exception as error:  # the loaders and ssl raise whatever the content makes them raise
@@ -163,6 +185,21 @@ class Credentials:
             token_filename=str(self.service_account / "token"),
             cert_filename=str(self.service_account / "ca.crt"),
         )
+
+
+def _direct(client: ApiClient) -> ApiClient:
+    """Let each request go out at once where no proxy leads to the server.
+
+    aiohttp, told to trust the environment, asks it anew for every request, each time in two threads: for a proxy, and for a password
+    in ~/.netrc, which it then refuses to combine with our token.
+    """
+    try:
+        get_env_proxy_for_url(URL(str(client.configuration.host)))
+    except LookupError:
+        client.rest_client.pool_manager._trust_env = False  # noqa: SLF001 - the client offers no setting for it
+    except ValueError:
+        pass  # no URL: the first request says so
+    return client
 
 
 def _remove_copies() -> None:

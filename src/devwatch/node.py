@@ -137,20 +137,24 @@ def render_listing(listing: Listing) -> str | None:
     """
     if not listing:
         return None
+    listing = {name: _ordered(entries) for name, entries in sorted(listing.items())}
     limits = (MAX_ENTRIES >> halvings for halvings in range(MAX_ENTRIES.bit_length() + 1))
     texts = (_render(listing, limit) for limit in limits)
     return next((text for text in texts if len(text) <= MAX_BYTES), _render(dict.fromkeys(listing, ()), 0))
 
 
+def _ordered(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    return tuple(sorted(entries, key=lambda entry: natural(entry.devnode))) if len(entries) > 1 else entries
+
+
 def _render(listing: Listing, limit: int) -> str:
-    content = {name: _limited(listing[name], limit) for name in sorted(listing)}
+    content = {name: _limited(entries, limit) for name, entries in listing.items()}
     return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
 
 
 def _limited(entries: tuple[Entry, ...], limit: int) -> list[dict[str, object]]:
-    ordered = sorted(entries, key=lambda entry: natural(entry.devnode))
     shown: list[dict[str, object]] = [
-        {name: getattr(entry, name) for name in Entry.__slots__} for entry in ordered[:limit]
+        {name: getattr(entry, name) for name in Entry.__slots__} for entry in entries[:limit]
     ]
     return [*shown, {"omitted": len(entries) - limit}] if len(entries) > limit else shown
 

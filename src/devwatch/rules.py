@@ -37,19 +37,25 @@ class Count(enum.Enum):
 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return Kleene's conjunction: one NOT decides, whatever is unknown."""
-    found = set(verdicts)
-    if Verdict.NOT in found:
-        return Verdict.NOT
-    return Verdict.UNKNOWN if Verdict.UNKNOWN in found else Verdict.MATCHED
+    """Return Kleene's conjunction: one NOT decides, whatever is unknown, and nothing after it is asked."""
+    answer = Verdict.MATCHED
+    for verdict in verdicts:
+        if verdict is Verdict.NOT:
+            return verdict
+        if verdict is Verdict.UNKNOWN:
+            answer = verdict
+    return answer
 
 
 def any_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return Kleene's disjunction: one MATCHED decides, whatever is unknown."""
-    found = set(verdicts)
-    if Verdict.MATCHED in found:
-        return Verdict.MATCHED
-    return Verdict.UNKNOWN if Verdict.UNKNOWN in found else Verdict.NOT
+    """Return Kleene's disjunction: one MATCHED decides, whatever is unknown, and nothing after it is asked."""
+    answer = Verdict.NOT
+    for verdict in verdicts:
+        if verdict is Verdict.MATCHED:
+            return verdict
+        if verdict is Verdict.UNKNOWN:
+            answer = verdict
+    return answer
 
 
 def negation(verdict: Verdict) -> Verdict:
@@ -118,15 +124,25 @@ class KeyTest:
     def finding(self, device: Device) -> Finding:
         """Return the verdict on this key with what it rests on."""
         seen, reason = self._seen(device)
-        matched = any(pattern.matches(value) for pattern in self.patterns for value in seen)
-        verdict = Verdict.MATCHED if matched else Verdict.UNKNOWN if reason else Verdict.NOT
+        verdict = self._judge(seen, reason)
         return Finding(
             key=self.label,
             wanted=tuple(pattern.text for pattern in self.patterns),
             seen=tuple(value for value in seen if value is not None),
             verdict=verdict,
-            reason="" if matched else reason,
+            reason="" if verdict is Verdict.MATCHED else reason,
         )
+
+    def verdict(self, device: Device) -> Verdict:
+        """Return the verdict of `finding` alone: every device is judged by every rule, and few are explained."""
+        return self._judge(*self._seen(device))
+
+    def _judge(self, seen: tuple[str | None, ...], reason: str) -> Verdict:
+        for pattern in self.patterns:
+            for value in seen:
+                if pattern.matches(value):
+                    return Verdict.MATCHED
+        return Verdict.UNKNOWN if reason else Verdict.NOT
 
     def _seen(self, device: Device) -> tuple[tuple[str | None, ...], str]:
         """Return the values to match, and why they may not be all, empty where they are."""
@@ -161,7 +177,7 @@ class Matcher:
 
     def verdict(self, device: Device) -> Verdict:
         """Return whether the device matches this entry."""
-        return all_of(test.finding(device).verdict for test in self.tests)
+        return all_of(test.verdict(device) for test in self.tests)
 
     def covers(self, other: Matcher) -> bool:
         """Return True where every device that matches `other` surely matches this entry."""

@@ -45,6 +45,8 @@ class Metrics:
     def __init__(self, version: str) -> None:
         """Register all of them in a registry of their own."""
         self._registry = _Registry()
+        self._present: Mapping[str, int] = {}
+        self._shown: Mapping[str, int] = {}
         self._devices = self._gauge("devices", "Devices present.", "resource")
         self._capacity = self._gauge("capacity", "Capacity as last observed on the Node.", "resource")
         self._uevents = self._counter("uevents", "Uevents read.", "action", (*_ACTIONS, "other"))
@@ -79,21 +81,24 @@ class Metrics:
 
     def set_devices(self, devices: Mapping[str, int]) -> None:
         """Replace the devices of all resources: one that is not in `devices` disappears."""
-        _replace(self._devices, devices)
+        self._present = _replace(self._devices, devices, self._present)
 
     def set_capacity(self, capacity: Mapping[str, int]) -> None:
         """Replace the capacity of all resources: one that is not in `capacity` disappears."""
-        _replace(self._capacity, capacity)
+        self._shown = _replace(self._capacity, capacity, self._shown)
 
     def render(self) -> bytes:
         """Return everything in the Prometheus text format 0.0.4."""
         return generate_latest(self._registry)
 
 
-def _replace(gauge: Gauge, values: Mapping[str, int]) -> None:
-    gauge.clear()
-    for resource, value in values.items():
-        gauge.labels(resource).set(value)
+def _replace(gauge: Gauge, values: Mapping[str, int], held: Mapping[str, int]) -> Mapping[str, int]:
+    """Show these values and return them; most looks find what the one before found."""
+    if values != held:
+        gauge.clear()
+        for resource, value in values.items():
+            gauge.labels(resource).set(value)
+    return dict(values)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,0 +1,114 @@
+"""`python -m bench`: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.fleet import fleet
+from bench.ground import Ground, lacking, prepared
+from bench.growth import growth
+from bench.journey import bound, compared, latency, seed, start
+from bench.load import idle, memory, storm
+from bench.machine import head
+from bench.table import Goal, Row, render
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Bench = Callable[[Ground], list[Row]]
+
+BENCHES: dict[str, Bench] = {
+    "latency": latency,
+    "seed": seed,
+    "bound": bound,
+    "start": start,
+    "memory": memory,
+    "idle": idle,
+    "storm": storm,
+    "growth": growth,
+    "fleet": fleet,
+}
+DONE, FAILED, MISSING = 0, 1, 2
+BROKEN = "failed"
+
+
+def main() -> int:
+    """Print the table of what the command line names; return 1 where a bench failed, 2 where something is missing here."""
+    options = _options()
+    if (reason := lacking(os.environ)) is not None:
+        sys.stderr.write(f"bench: {reason}\n")
+        return MISSING
+    with prepared(os.environ, quick=options.quick) as ground:
+        began = time.monotonic()  # another run may have had udevd until now
+        about, rows = head(ground.server), _rows(ground, list(dict.fromkeys(options.names)) or list(BENCHES))
+    about["run"] = (
+        f"{time.monotonic() - began:.0f} s in all{', --quick: the figures mean little' if options.quick else ''}"
+    )
+    sys.stdout.write(render(about, rows))
+    if options.json:
+        _write(options.json, about, rows)
+    return FAILED if any(row.figure == BROKEN for row in rows) else DONE
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", choices=[*BENCHES, []], metavar="NAME", help=f"one of {', '.join(BENCHES)}; all without any"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: sizes are a fraction")
+    return parser.parse_args()
+
+
+def _rows(ground: Ground, names: Sequence[str]) -> list[Row]:
+    found: dict[str, list[Row]] = {}
+    if {"idle", "seed"} <= set(names):
+        found |= _together(ground)
+    for name in names:
+        if name not in found:
+            found[name] = _run(name, ground)
+    rows = [row for name in names for row in found[name]]
+    return [*rows, *compared(rows)]
+
+
+def _together(ground: Ground) -> Mapping[str, list[Row]]:
+    """Run the two that wait most of their time; what belongs to a thread dies with it, so the loops belong to this one."""
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(_run, "idle", ground)
+        return {"seed": _run("seed", ground), "idle": other.result()}
+
+
+def _run(name: str, ground: Ground) -> list[Row]:
+    began = time.monotonic()
+    try:
+        rows = BENCHES[name](ground)
+    except Exception as error:  # noqa: BLE001 - the other figures are good all the same
+        traceback.print_exc()
+        rows = [
+            Row(
+                bench=name,
+                figure=BROKEN,
+                value=type(error).__name__,
+                goal=Goal(text="a figure", met=False),
+                note=str(error)[:200],
+            )
+        ]
+    sys.stderr.write(f"bench: {name} took {time.monotonic() - began:.0f} s\n")
+    return rows
+
+
+def _write(file: Path, about: Mapping[str, str], rows: Sequence[Row]) -> None:
+    document = {**about, "rows": [row.document() for row in rows]}
+    file.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

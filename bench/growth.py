@@ -1,0 +1,290 @@
+"""How the work grows with devices and rules: the real core and the real look, on a copy of sysfs with as many sticks as needed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import stat
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.stats import Sample
+from bench.table import Goal, Row, at_most
+from devwatch import __version__
+from devwatch.config import Config
+from devwatch.node import Changes, NodeState, apply, patch_body
+from devwatch.reconciler import Cluster, Reconciler
+from devwatch.report import Reporter
+from devwatch.rules import KeyTest, Matcher, Pattern, ResourceRule
+from devwatch.sysfs import Lister, Roots
+from devwatch.telemetry import Health, Metrics
+
+if TYPE_CHECKING:
+    from bench.ground import Ground
+    from devwatch.inventory import Look
+
+DEVICES, RULES = (1, 8, 64, 512), (1, 16, 256)
+_MAJOR = 188
+"""The major number of USB serial converters (Linux, Documentation/admin-guide/devices.txt)."""
+_SLACK = 1.5
+"""How much worse than in proportion a time may be before it counts as worse than linear: small ones hold fixed costs and noise."""
+_MS = 1000.0
+_FIRST_TURNS = 3
+_TIMEOUT = 60.0
+PRODUCT = "0200"
+
+
+class Silence:
+    """A log that nobody reads."""
+
+    def debug(self, event: str, **fields: object) -> None:
+        """Drop it."""
+
+    def info(self, event: str, **fields: object) -> None:
+        """Drop it."""
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Drop it."""
+
+    def error(self, event: str, **fields: object) -> None:
+        """Drop it."""
+
+
+class Settled:
+    """A configuration that does not change."""
+
+    def poll(self, *, force: bool) -> Config | None:  # noqa: ARG002 - the daemon's interface
+        """Return nothing new."""
+        return None
+
+
+class Copy:
+    """A copy of sysfs, /dev and the udev database with as many sticks as asked for; it needs root, for the device nodes."""
+
+    def __init__(self, folder: Path, count: int, vendors: int) -> None:
+        """Make it; the sticks are of this many vendors in turns."""
+        self.roots = Roots(
+            sys=f"{folder}/sys", dev=f"{folder}/dev", run=f"{folder}/run", mountinfo=f"{folder}/mountinfo"
+        )
+        for name in ("sys/class/tty", "dev", "run/data"):
+            (folder / name).mkdir(parents=True)
+        (folder / "run/control").touch()
+        (folder / "mountinfo").write_text(f"1 1 0:1 / {folder}/dev rw - devtmpfs devtmpfs rw\n")
+        self._records: dict[str, dict[str, str]] = {}
+        for name, number in (("tty", os.makedev(5, 0)), ("console", os.makedev(5, 1))):
+            self._register(name, f"devices/virtual/tty/{name}", number)
+        for index in range(count):
+            self._stick(index, f"{index % vendors:04x}")
+
+    def record(self, path: str) -> dict[str, str] | None:
+        """Return the udev record of a sysfs path, as libudev would."""
+        return self._records.get(path)
+
+    def _stick(self, index: int, vendor: str) -> None:
+        body = f"devices/usb1/1-{index}"
+        ids = {"idVendor": vendor, "idProduct": PRODUCT, "serial": f"S{index}", "1.0/bInterfaceNumber": "00"}
+        for name, text in ids.items():
+            file = Path(self.roots.sys, body, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{text}\n")
+        known = {
+            "ID_VENDOR_ID": vendor,
+            "ID_MODEL_ID": PRODUCT,
+            "ID_SERIAL_SHORT": f"S{index}",
+            "ID_PATH": f"usb-{index}",
+        }
+        place = f"{body}/1.0/ttyUSB{index}/tty/ttyUSB{index}"
+        self._register(f"ttyUSB{index}", place, os.makedev(_MAJOR, index))
+        # A record of udev holds some forty properties.
+        self._records[str(Path(self.roots.sys, place))] = {
+            **known,
+            **{f"ID_OTHER_{number}": "text" for number in range(36)},
+        }
+
+    def _register(self, name: str, place: str, number: int) -> None:
+        device = Path(self.roots.sys, place)
+        device.mkdir(parents=True)
+        (device / "dev").write_text(f"{os.major(number)}:{os.minor(number)}\n")
+        Path(self.roots.sys, "class/tty", name).symlink_to(device)
+        Path(self.roots.run, f"data/c{os.major(number)}:{os.minor(number)}").touch()
+        os.mknod(Path(self.roots.dev, name), stat.S_IFCHR | 0o600, number)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Source:
+    """The real look; after the first event each turn of the loop is measured from its reading of the clock to its end."""
+
+    lister: Lister
+    began: float = 0.0
+    turns: list[float] = field(default_factory=list)
+    turning: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def look(self, now: float) -> Look:
+        return self.lister.look(now)
+
+    def expect(self, paths: frozenset[str]) -> None:
+        self.lister.paths = paths
+
+    def turned(self) -> None:
+        self.turns.append(time.perf_counter() - self.began)
+        self.turning.set()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Node:
+    """A Node that takes every patch at once."""
+
+    state: NodeState = field(default_factory=NodeState)
+    sizes: list[int] = field(default_factory=list)
+
+    async def patch(self, changes: Changes) -> NodeState:
+        if changes:
+            self.sizes.append(len(json.dumps(patch_body(changes))))
+        self.state = apply(self.state, changes)
+        return self.state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """What one size comes to; seconds, bytes."""
+
+    devices: int
+    rules: int
+    first: float
+    warm: Sample
+    size: int
+
+
+def rules_for(count: int) -> tuple[ResourceRule, ...]:
+    """Return rules of which each names another vendor."""
+    return tuple(
+        ResourceRule(name=f"example.com/stick-{number}", match=(_matcher(f"{number:04x}"),)) for number in range(count)
+    )
+
+
+def _matcher(vendor: str) -> Matcher:
+    texts = {"vendor": vendor, "product": PRODUCT, "serial": "S*"}
+    return Matcher(tests=tuple(KeyTest(key=key, patterns=(Pattern(text=text),)) for key, text in texts.items()))
+
+
+def measure(devices: int, rules: int, turns: int) -> Point:
+    """Look for the first time, and then again and again with nothing changed."""
+    folder = Path(tempfile.mkdtemp(prefix="devwatch-growth-", dir="/dev/shm"))
+    try:
+        copy = Copy(folder, devices, rules)
+        return asyncio.run(_measure(copy, rules_for(rules), devices, turns))
+    finally:
+        shutil.rmtree(folder)
+
+
+async def _measure(copy: Copy, rules: tuple[ResourceRule, ...], devices: int, turns: int) -> Point:
+    source, node = _Source(lister=Lister(record=copy.record, roots=copy.roots)), _Node()
+    reconciler = _reconciler(source, node, Config(resources=rules))
+    running = asyncio.create_task(reconciler.run())
+    # A read, its answer and the first patch, its answer: until then, and no longer, a turn is followed by another.
+    await _turned(source, _FIRST_TURNS)
+    for turn in range(turns):
+        reconciler.wake("uevent")
+        await _turned(source, _FIRST_TURNS + turn + 1)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    first, *_ = source.turns
+    return Point(
+        devices=devices,
+        rules=len(rules),
+        first=first,
+        warm=Sample.of(source.turns[_FIRST_TURNS:]),
+        size=max(node.sizes),
+    )
+
+
+async def _turned(source: _Source, count: int) -> None:
+    async with asyncio.timeout(_TIMEOUT):
+        while len(source.turns) < count:
+            source.turning.clear()
+            await source.turning.wait()
+
+
+def _reconciler(source: _Source, node: _Node, config: Config) -> Reconciler:
+    loop = asyncio.get_running_loop()
+
+    def clock() -> float:
+        # The first thing that every turn does.
+        source.began = time.perf_counter()
+        return loop.time()
+
+    metrics, health = Metrics(__version__), Health(sweep=config.sweep, last_turn=0)
+    return Reconciler(
+        source=source,
+        cluster=Cluster(api=node),
+        settings=Settled(),
+        config=config,
+        node="n",
+        reporter=Reporter(log=Silence(), metrics=metrics, health=health, node="n"),
+        clock=clock,
+        chance=random.random,
+        turned=source.turned,
+    )
+
+
+def growth(ground: Ground) -> list[Row]:
+    """Measure every size."""
+    sizes = [(devices, rules) for rules in RULES for devices in DEVICES]
+    points = [measure(devices, rules, ground.size(20, 3)) for devices, rules in sizes]
+    made = (_first, _warm, _size)
+    return [*(make(point) for make in made for point in points), _linear(points)]
+
+
+def _titled(point: Point, what: str) -> str:
+    return f"{what}, {point.devices:3} devices, {point.rules:3} rules"
+
+
+def _first(point: Point) -> Row:
+    note = "in this process: the real core and look on a copy of sysfs in memory; without libudev and netlink"
+    return Row(
+        bench="growth",
+        figure=_titled(point, "first look"),
+        unit="ms",
+        value=point.first * _MS,
+        note=note if point.devices == 1 else "",
+    )
+
+
+def _warm(point: Point) -> Row:
+    values = point.warm.scaled(_MS)
+    largest = (point.devices, point.rules) == (DEVICES[-1], RULES[-1])
+    goal = at_most(20, values.median, "p50") if largest else None
+    return Row(bench="growth", figure=_titled(point, "warm reconcile"), unit="ms", value=values, goal=goal)
+
+
+def _size(point: Point) -> Row:
+    return Row(bench="growth", figure=_titled(point, "first patch"), unit="bytes", value=float(point.size))
+
+
+def _linear(points: list[Point]) -> Row:
+    """Compare every size with the next one below it, by devices and by rules: how much more than in proportion it takes."""
+    pairs = [(one, other) for one in points for other in points if _follows(one, other)]
+    worst = max(
+        max(other.warm.median / one.warm.median, other.first / one.first) / _grown(one, other) for one, other in pairs
+    )
+    goal = Goal(text=f"<= {_SLACK:g}", met=worst <= _SLACK)
+    return Row(bench="growth", figure="time against size, worst step", unit="times linear", value=worst, goal=goal)
+
+
+def _follows(one: Point, other: Point) -> bool:
+    devices, rules = _step(DEVICES, one.devices, other.devices), _step(RULES, one.rules, other.rules)
+    return (devices, rules) in {(1, 0), (0, 1)}
+
+
+def _step(order: tuple[int, ...], one: int, other: int) -> int:
+    return order.index(other) - order.index(one)
+
+
+def _grown(one: Point, other: Point) -> float:
+    return other.devices * other.rules / (one.devices * one.rules)

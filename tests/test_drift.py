@@ -64,3 +64,53 @@ def test_the_other_writers_are_named_at_the_fifth_repair_only() -> None:
         repair(drift, number, "devwatch", "b" if number % 2 else "a")
         told.append(drift.rivals())
     assert told == [None] * 4 + [("a", "b")] + [None] * 5
+
+
+def test_what_is_repaired_apart_is_one_repair() -> None:
+    """Where a policy refuses one resource the others are written one by one, and none waits for the truce of the one before."""
+    drift = Drift()
+    wanted = {ZIGBEE: "1", ZWAVE: "1", WHOLE: "{}"}
+    drift.note(wanted, state("kubelet"))
+    for name in wanted:
+        assert drift.waiting(wanted, 0) == set()
+        assert drift.due(name) <= 0
+        assert drift.repair([name], 0) == {name}
+    drift.note([ZIGBEE], state("kubelet"))
+    assert drift.waiting(wanted, 0) == {ZIGBEE}
+    assert drift.due(ZIGBEE) == 1
+
+
+def test_what_is_written_over_again_before_its_repair_waits() -> None:
+    """The exemption is for what was to be repaired then, not for what somebody has written since."""
+    drift = Drift()
+    wanted = {ZIGBEE: "1", ZWAVE: "1"}
+    drift.note(wanted, state("kubelet"))
+    drift.waiting(wanted, 0)
+    drift.repair([ZIGBEE], 0)
+    drift.note([ZWAVE], state("kubelet"))
+    assert drift.waiting(wanted, 0.5) == {ZWAVE}
+    assert drift.waiting(wanted, 1) == set()
+
+
+def test_a_repair_within_the_truce_ends_it_for_nothing_else() -> None:
+    """A count that is wanted anew is written at once, and what waits goes on waiting."""
+    drift = Drift()
+    repair(drift, 0, "kubelet")
+    drift.note([ZIGBEE, ZWAVE], state("kubelet"))
+    drift.waiting({ZIGBEE: "1", ZWAVE: "1"}, 0.5)
+    assert drift.waiting({ZIGBEE: "2", ZWAVE: "1"}, 0.6) == {ZWAVE}
+    assert drift.repair([ZIGBEE], 0.6) == {ZIGBEE}
+    assert drift.waiting({ZWAVE: "1"}, 0.7) == {ZWAVE}
+
+
+def test_the_other_writers_are_named_once_where_a_repair_is_made_apart() -> None:
+    """One line for a contest, however many requests a repair takes."""
+    drift = Drift()
+    told = []
+    for number in range(CONTESTED):
+        drift.note([ZIGBEE, ZWAVE], state("a"))
+        for name in (ZIGBEE, ZWAVE):
+            drift.waiting({ZIGBEE: "1", ZWAVE: "1"}, 400 * number)
+            drift.repair([name], 400 * number)
+            told.append(drift.rivals())
+    assert [rivals for rivals in told if rivals] == [("a",)]

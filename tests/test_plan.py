@@ -581,6 +581,12 @@ def test_a_resource_that_is_in_one_map_only_is_removed_too() -> None:
     assert changes(Figures(), node) == {ZWAVE: None, WHOLE: None}
 
 
+def test_what_was_written_is_removed_though_the_node_was_never_seen_with_it() -> None:
+    """A request without an answer may have been stored, its annotation overwritten since; what is configured is no such leftover."""
+    node = node_of(LISTED, zigbee="1")
+    assert changes(figures_of(STICK), node, written={ZWAVE, ZIGBEE}) == {ZWAVE: None}
+
+
 def test_what_devwatch_does_not_own_is_never_removed() -> None:
     """The resources of others stay, whatever the annotation says of names that are none of an extended resource."""
     maps = {"cpu": "4", "kubernetes.io/x": "1", "nvidia.com/gpu": "2"}

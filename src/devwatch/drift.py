@@ -25,17 +25,22 @@ class Drift:
         self._disputed: dict[str, str | None] = {}
         self._rivals: set[str] = set()
         self._truce = Truce()
+        # What is sent apart is one repair all the same: the rest of it waits for no truce.
+        self._rest: set[str] = set()
+        self._first = False
 
     def note(self, names: Iterable[str], state: NodeState) -> None:
         """Take note that somebody else has written these, and who, where the server says so."""
         noted = set(names)
         self.names |= noted
+        self._rest -= noted
         self._rivals |= {writer.manager for name in noted for writer in state.writers.get(name, ())} - {FIELD_MANAGER}
 
     def waiting(self, wanted: Changes, now: float) -> set[str]:
         """Return what is not yet to be repaired again. What is no longer wanted is no drift, and what is wanted anew is no repair."""
         self.names &= wanted.keys()
-        self._disputed = {name: self._disputed.get(name, wanted[name]) for name in self.names}
+        self._rest &= self.names
+        self._disputed = {name: self._disputed.get(name, wanted[name]) for name in self.names - self._rest}
         if now >= self._truce.until:
             return set()
         return {name for name, value in self._disputed.items() if wanted[name] == value}
@@ -45,13 +50,15 @@ class Drift:
         return self._truce.until if name in self._disputed else float("-inf")
 
     def repair(self, sent: Iterable[str], now: float) -> set[str]:
-        """Return what of the accepted changes was a repair; the truce is the longer for it."""
+        """Return what of the accepted changes was a repair; the truce is the longer for it, once for all that was to be repaired then."""
         repaired = self.names & set(sent)
         self.names -= repaired
-        if repaired:
+        self._first = bool(repaired - self._rest)
+        if self._first:
+            self._rest = self._rest if now < self._truce.until else set(self.names)
             self._truce.repaired(now)
         return repaired
 
     def rivals(self) -> tuple[str, ...] | None:
         """Return the other writers when it is time to name them, which is once until there is peace."""
-        return tuple(sorted(self._rivals)) if self._truce.repairs == CONTESTED else None
+        return tuple(sorted(self._rivals)) if self._first and self._truce.repairs == CONTESTED else None

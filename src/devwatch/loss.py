@@ -35,18 +35,36 @@ def lost_among(listed: Sequence[Entry], devices: Iterable[Device]) -> tuple[Entr
 
     A device is still here when its devnode is there with the same ids or with unknown ones, or when a device with its
     ids, which is not one of the other listed ones, is found under another name: then it was only plugged in elsewhere.
+    No device stands for two, and they are given to the listed ones so that as few as can be are lost.
     """
     here = {device.devnode: device for device in devices}
-    gone = [entry for entry in listed if not _stayed(entry, here.get(entry.devnode))]
-    kept = {entry.devnode for entry in listed if _stayed(entry, here.get(entry.devnode))}
-    others = [_ids(Entry.of(device)) for devnode, device in here.items() if devnode not in kept]
-    lost = []
-    for entry in gone:
-        if _ids(entry) in others:
-            others.remove(_ids(entry))
-        else:
-            lost.append(entry)
-    return tuple(lost)
+    by_ids: dict[tuple[str | None, str | None, str | None], list[str]] = {}
+    for devnode, device in here.items():
+        by_ids.setdefault(_ids(Entry.of(device)), []).append(devnode)
+    places = {entry: _places(entry, here.get(entry.devnode), by_ids.get(_ids(entry), [])) for entry in listed}
+    taken: dict[str, Entry] = {}
+    # Those that are where they were come first, so that of two that are alike the one that was pulled is lost.
+    order = sorted(places, key=lambda entry: entry.devnode not in places[entry])
+    lost = {entry for entry in order if not _place(entry, places, taken, set())}
+    return tuple(entry for entry in listed if entry in lost)
+
+
+def _places(entry: Entry, device: Device | None, elsewhere: Iterable[str]) -> tuple[str, ...]:
+    """Return the devnodes at which a listed device may be, its own before others."""
+    own = (entry.devnode,) if _stayed(entry, device) else ()
+    return (*own, *(devnode for devnode in elsewhere if devnode not in own))
+
+
+def _place(entry: Entry, places: Mapping[Entry, Iterable[str]], taken: dict[str, Entry], tried: set[str]) -> bool:
+    """Find a device for an entry, if need be by giving another entry one of its others (Kuhn's matching); False where there is none."""
+    for devnode in places[entry]:
+        if devnode in tried:
+            continue
+        tried.add(devnode)
+        if devnode not in taken or _place(taken[devnode], places, taken, tried):
+            taken[devnode] = entry
+            return True
+    return False
 
 
 def _stayed(entry: Entry, device: Device | None) -> bool:

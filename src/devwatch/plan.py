@@ -27,11 +27,16 @@ class Claims:
         """Hold the rules of this node, in the order of their priority."""
         self.rules = tuple(rules)
         self._known: dict[Device, Claim] = {}
+        self._asked: tuple[Device, ...] = ()
 
     def judge(self, devices: Iterable[Device]) -> dict[Device, Claim]:
         """Return the claim of each device; what is not among them is forgotten."""
-        known = self._known
-        self._known = {device: known.get(device) or claim(device, self.rules) for device in devices}
+        asked = tuple(devices)
+        # A look that finds what the one before found yields the very same values, which compare at once.
+        if asked != self._asked:
+            known = self._known
+            self._known = {device: known.get(device) or claim(device, self.rules) for device in asked}
+            self._asked = asked
         return self._known
 
 
@@ -178,22 +183,50 @@ def changes(
     *,
     apart: AbstractSet[str] = frozenset(),
     kept: Listing = MappingProxyType({}),
+    written: AbstractSet[str] = frozenset(),
 ) -> Changes:
     """Return what must be written so that the Node shows the figures; empty where it does.
 
     A resource that the annotation owns and the configuration no longer has is removed. While it is written `apart` (a request of its own),
     the annotation keeps its name until the removal was observed, so that it is never forgotten. The annotation alone waits while a
-    devnode is away for less than its grace: back again, it changes nothing. It goes on listing what is `kept`.
+    devnode is away for less than its grace: back again, it changes nothing. It goes on listing what is `kept`. What was `written` since
+    it was last observed to be gone is removed too: the Node may hold it, though neither its state nor its annotation says so.
     """
     listing = observed.listing()
     wanted: dict[str, str | None] = {name: str(figure.advertised) for name, figure in figures.by_name.items()}
-    wanted |= {name: None for name in listing if name not in wanted}
-    needed = {name: count for name, count in wanted.items() if not observed.shows(name, count)}
+    wanted |= {name: None for name in (*listing, *written) if name not in wanted}
+    unseen = {name for name in written if wanted[name] is None}
+    needed = {name: count for name, count in wanted.items() if name in unseen or not observed.shows(name, count)}
     if not needed and figures.away and listing.keys() == figures.by_name.keys():
         return {}
-    leaving = {name: listing[name] for name, count in needed.items() if count is None and name in apart}
+    leaving = {name: listing[name] for name in needed.keys() & listing.keys() & apart if wanted[name] is None}
     annotation = render_listing({**_joined(list_devices(figures, listing), kept), **leaving})
     return needed if annotation == observed.annotation else {**needed, WHOLE: annotation}
+
+
+class Draft:
+    """Remembers the last answer of `changes`: most looks find what the one before found, and rendering the annotation takes longest."""
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self._asked: tuple[object, ...] = ()
+        self._answer: Changes = {}
+
+    def changes(
+        self,
+        figures: Figures,
+        observed: NodeState,
+        *,
+        apart: AbstractSet[str],
+        kept: Listing,
+        written: AbstractSet[str],
+    ) -> Changes:
+        """Return what `changes` does."""
+        asked = (figures.by_name, observed, frozenset(apart), dict(kept), frozenset(written))
+        if asked != self._asked:
+            self._answer = changes(figures, observed, apart=apart, kept=kept, written=written)
+            self._asked = asked
+        return self._answer
 
 
 def _joined(listing: Listing, kept: Listing) -> Listing:

@@ -13,7 +13,7 @@ from devwatch.errors import ApiError, ConfigError, Forbidden, Gone, NodeMissing,
 from devwatch.inventory import Inventory, Look
 from devwatch.loss import Scene
 from devwatch.node import WHOLE, Changes, Listing, NodeState
-from devwatch.plan import Figures, Tally, changes, portion
+from devwatch.plan import Draft, Figures, Tally, changes, portion
 from devwatch.report import Answer, Reporter
 
 if TYPE_CHECKING:
@@ -104,14 +104,20 @@ class Reconciler:
 
     It promises, whatever fails around it:
 
-    - *converges*: a sweep after the devices changed, or a retry after the API server answers again, the Node shows the present devices;
-    - *never lowers on ignorance*: an uncertain look, an unknown key or a dead monitor lowers no count;
-    - *never oversells*: no devnode counts for two resources, no physical device twice within one, and lingering devices are never
-      added to present ones;
+    - *converges*: 60 s, one request timeout and the grace after the last fault the Node shows the present devices. A lost uevent is a fault
+      until the sweep, a watch that died without a sign until it is given up, a foreign write until the end of the truce before it;
+    - *never lowers on ignorance*: while a look is uncertain or a key of a present device is unknown, no count falls below the observed one;
+      a dead monitor lowers none either;
+    - *never oversells*: no devnode counts for two resources, no physical device twice within one (`count: device`), and lingering devices
+      are never added to present ones;
     - *touches only its own*: no patch names anything but configured resources, those that the annotation owns, and the annotation;
-    - *quiet*: no request while nothing has changed, apart from the resync, and never two at a time;
-    - *grace holds*: what is away for less than its grace changes nothing;
-    - *evicts only on certainty*: only what was listed once, a certain look no longer finds, and the Node no longer counts is lost.
+    - *quiet*: nothing is written that the Node is known to show, no two requests are made at a time, in peace none but the resync, and
+      what is undone again and again is repaired ever more rarely;
+    - *grace holds*: what is away for less than its grace lowers no count, nor does a restart within it;
+    - *evicts only on certainty*: a pod is evicted only for a device that was listed, that a certain look does not find on the host, and
+      that the Node has not counted for the `after` of its resource.
+
+    `tests/test_promises.py` holds each of them against histories in which everything fails.
     """
 
     def __init__(  # noqa: PLR0913 - what the loop is wired to, by keyword
@@ -141,11 +147,10 @@ class Reconciler:
         self._observed: NodeState | None = None
         self._request: asyncio.Task[None] | None = None
         self._answer: Answer | None = None
-        self._backoff, self._drift = Backoff(), Drift()
-        self._apart: set[str] = set()
+        self._draft, self._backoff, self._drift = Draft(), Backoff(), Drift()
         self._refusals: dict[str, _Refusal] = {}
         self._seen: NodeState | None = None
-        self._unsure: set[str] = set()
+        self._apart, self._unsure, self._written = set[str](), set[str](), set[str]()
         self._detected: float | None = None
         self._lingering: float | None = None
         self._sweep_at = self._resync_at = float("-inf")
@@ -199,7 +204,7 @@ class Reconciler:
         self._inventory.observe(look)
         figures = self.figures = self._tally.count(self._inventory, self._observed, now)
         kept = self._attend(figures, now)
-        wanted = {} if self._observed is None else changes(figures, self._observed, apart=self._apart, kept=kept)
+        wanted = self._wanted(figures, kept)
         self._forgive(figures, wanted)
         self._report(look, figures, changes(figures, NodeState()) if self._missing else wanted)
         self._time_detection(figures, wanted, now)
@@ -208,6 +213,11 @@ class Reconciler:
         self._agreed = settled and not wanted and self._request is None and now < self._resync_at
         self._turned()
         return self._next(look, figures, wanted)
+
+    def _wanted(self, figures: Figures, kept: Listing) -> Changes:
+        if self._observed is None:
+            return {}
+        return self._draft.changes(figures, self._observed, apart=self._apart, kept=kept, written=self._written)
 
     def _attend(self, figures: Figures, now: float) -> Listing:
         """Tell the chores what is lost, and return what the annotation goes on listing until they are done with it."""
@@ -276,14 +286,21 @@ class Reconciler:
             return
         blocked = {name for name, refusal in self._refusals.items() if now < refusal.until}
         blocked |= self._drift.waiting(wanted, now)
-        body = portion(wanted, apart=self._apart, blocked=blocked)
+        body = self._owned(portion(wanted, apart=self._apart, blocked=blocked), wanted)
         if body or now >= self._resync_at:
             detected, self._detected = self._detected, None
+            self._written |= body.keys() - {WHOLE}
             self._request = tasks.create_task(self._perform(body, detected))
             return
         chore = next((chore for chores in self._cluster.chores if (chore := chores.chore(now)) is not None), None)
         if chore is not None:
             self._request = tasks.create_task(self._do(chore))
+
+    def _owned(self, body: Changes, wanted: Changes) -> Changes:
+        """Return the body with the annotation: stored late, when all has changed, its counts are still ours to remove."""
+        if not body or self._observed is None or WHOLE in wanted or not self._apart.isdisjoint({WHOLE, *body}):
+            return body
+        return {**body, WHOLE: self._observed.annotation}
 
     async def _do(self, chore: Callable[[], Awaitable[None]]) -> None:
         await _to_its_end(chore())
@@ -389,6 +406,7 @@ class Reconciler:
             if self._cluster.losses is not None:
                 self._cluster.losses.start(state.listing())
         self._observed, self._missing, self._unsure = state, False, set()
+        self._written = {name for name in self._written if not state.shows(name, None)}
 
     def _refuse(self, answer: Answer, error: Refused, now: float) -> None:
         """Send what was refused together apart, so that one bad part holds up no other; wait before what was refused alone."""

@@ -1,0 +1,370 @@
+"""What can happen to a node: the moves of which a history is made, each a name with its arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+from hypothesis import strategies as st
+
+from devwatch.errors import ApiError, Forbidden, Gone, Refused, Retry
+from fakes import MAPS, RIGHTS
+from model import (
+    FAULTS,
+    FILE,
+    GONE,
+    KINDS,
+    NAMES,
+    PLANS,
+    PODS,
+    SPARE,
+    STRANGER,
+    UNSURE,
+    ZIGBEE,
+    Hearing,
+    Promise,
+    World,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from devwatch.telemetry import Metrics
+
+Argument = str | float | bool | tuple[str, ...] | None
+MOMENTS = (0.0, 0.001, 0.05, 0.5, 1.5, 2.5, 6.0, 6.0, 11.0, 11.0, 35.0, 65.0)
+ENDS: dict[str, ApiError | None] = {
+    "ends": None,
+    "breaks": Retry("connection reset"),
+    "is too old": Gone("too old resource version"),
+    "is forbidden": Forbidden("cannot watch nodes", hint="grant it"),
+}
+MAPS_CHOICES = (MAPS, *((part,) for part in MAPS))
+TEXTS = ("", "{", "[]", "{}", f'{{"{ZIGBEE}":[]}}', f'{{"{ZIGBEE}":[{{"devnode":"/dev/ttyUSB7"}}],"{SPARE}":[]}}')
+
+
+def nothing(_world: World) -> None:
+    """Let only time pass."""
+
+
+# -- the daemons
+
+
+def step(world: World, times: int) -> None:
+    """Let the loop turn a few times."""
+    world.step(times)
+
+
+def freeze(world: World, seconds: float) -> None:
+    """Let time pass without the daemon."""
+    world.freeze(seconds)
+
+
+def kill(world: World, index: int, times: int) -> None:
+    """End a daemon a few turns of the loop from now, wherever it is then."""
+    world.step(times)
+    if world.daemons:
+        world.kill(index)
+
+
+def begin(world: World) -> None:
+    """Start a daemon, or a second one, which waits."""
+    if len(world.daemons) <= 1:
+        world.begin()
+
+
+def draw(world: World, chance: float) -> None:
+    """Let what is drawn at random be this."""
+    world.chance = chance
+
+
+# -- the sticks
+
+
+def plug(world: World, kind: str, socket: str, number: int, record: bool) -> None:  # noqa: FBT001 - an argument of a move
+    """Plug a stick."""
+    if len(world.host.ttys) <= 6:
+        world.host.plug(KINDS[kind], socket, number, record=record)
+        world.hear()
+
+
+def finish(world: World) -> None:
+    """Let udev complete its records."""
+    world.host.finish()
+    world.hear()
+
+
+def pull(world: World, index: int) -> None:
+    """Pull a stick."""
+    if sticks := world.host.sticks:
+        world.host.pull(sticks[index % len(sticks)])
+        world.hear()
+
+
+def replug(world: World, index: int, socket: str, number: int, away: float) -> None:
+    """Pull a stick and plug it again: into another socket, under another name."""
+    if not (sticks := world.host.sticks):
+        return
+    stick = sticks[index % len(sticks)]
+    first = next(tty for tty in world.host.ttys.values() if tty.stick == stick)
+    pull(world, index)
+    world.wait(away)
+    kind = next(kind for kind in KINDS.values() if (kind.vendor, kind.serial) == first.ids)
+    world.host.plug(kind, socket, number, record=True)
+    world.hear()
+
+
+def hearing(world: World, how: str) -> None:
+    """Lose uevents, deliver them twice, or late."""
+    world.hearing = Hearing(how)
+
+
+def overflow(world: World) -> None:
+    """Let the monitor overflow."""
+    for daemon in world.daemons:
+        daemon.ears.overflowed()
+
+
+def blind(world: World, blinded: bool) -> None:  # noqa: FBT001 - an argument of a move
+    """Let listings come out empty."""
+    world.host.blind = blinded
+
+
+def devnode(world: World, index: int, number: int) -> None:
+    """Let `stat` of a devnode fail, or find a file there; 0 puts it right."""
+    if names := sorted(world.host.ttys):
+        world.host.nodes[names[index % len(names)]] = number
+
+
+def records(world: World, hidden: bool) -> None:  # noqa: FBT001 - an argument of a move
+    """Hide `/run/udev`, or show it again."""
+    world.host.hidden = hidden
+
+
+# -- the API server
+
+
+def fail(world: World, name: str, times: int) -> None:
+    """Let the next requests fail."""
+    world.faults.extend([FAULTS[name]] * times)
+
+
+def climate(world: World, name: str) -> None:
+    """Let every request fail."""
+    world.climate = FAULTS[name]
+
+
+def refuse(world: World, name: str) -> None:
+    """Refuse whatever names a resource, or the annotation, without which nobody can know later what is ours."""
+    world.tampered |= not name
+    world.server.refused[name] = Refused("denied by a policy")
+
+
+def undo(world: World, name: str) -> None:
+    """Put back whatever is written to a resource, or the annotation, without which nobody can know later what is ours."""
+    world.tampered |= not name
+    world.server.undone.add(name)
+
+
+def relief(world: World) -> None:
+    """Let the API server be well again."""
+    world.faults.clear()
+    world.climate = None
+    world.server.refused.clear()
+    world.server.undone.clear()
+    world.server.watch_error, world.server.watch_latency, world.deaf = world.forbidden, 0.0, False
+
+
+def delete(world: World) -> None:
+    """Delete the Node."""
+    world.server.delete()
+
+
+def create(world: World) -> None:
+    """Register the Node anew."""
+    world.server.create()
+
+
+def foreign(world: World, name: str, value: str | None, maps: tuple[str, ...]) -> None:
+    """Let a stranger write a resource."""
+    world.foreign(name, value, maps)
+
+
+def annotate(world: World, text: str | None) -> None:
+    """Let a stranger write our annotation."""
+    world.annotate(text)
+
+
+def zero(world: World) -> None:
+    """Let the kubelet zero all extended resources."""
+    if world.server.exists:
+        world.server.zero()
+
+
+def war(world: World, seconds: float) -> None:
+    """Let a stranger write the same again and again."""
+    world.war(seconds)
+
+
+def watch(world: World, how: str) -> None:
+    """End the watches."""
+    world.server.show(ENDS[how])
+
+
+def watches(world: World, how: str) -> None:
+    """Let no watch begin."""
+    world.server.watch_error = ENDS[how]
+
+
+def forbid(world: World) -> None:
+    """Take away the right to watch the Node, for good."""
+    world.forbidden = world.server.watch_error = Forbidden("cannot watch nodes", hint="grant it")
+    world.server.show(Retry("connection reset"))
+
+
+def watch_late(world: World, seconds: float) -> None:
+    """Let the watch be late."""
+    world.server.watch_latency = seconds
+
+
+def watch_deaf(world: World) -> None:
+    """Let the watch's connection die without a sign."""
+    world.deaf = True
+
+
+def old_event(world: World, index: int) -> None:
+    """Let the watch tell again what was so long ago."""
+    if world.server.exists and world.history:
+        state = world.history[-1 - index % len(world.history)]
+        if state.uid == world.server.state.uid:
+            world.server.show(state)
+
+
+# -- the pods and the configuration
+
+
+def take(world: World, right: str) -> None:
+    """Take a right away."""
+    world.workload.rights.discard(right)
+
+
+def grant(world: World) -> None:
+    """Grant every right."""
+    world.workload.rights = set(RIGHTS)
+
+
+def budget(world: World, name: str, number: int) -> None:
+    """Forbid the eviction of a pod by so many budgets."""
+    world.workload.budgets[name] = number
+
+
+def pods(world: World) -> None:
+    """Start the pods that were evicted."""
+    world.workload.run(*PODS)
+
+
+def configure(world: World, index: int) -> None:
+    """Write another configuration."""
+    world.configure(PLANS[index])
+
+
+def spoil(world: World) -> None:
+    """Write a faulty configuration."""
+    for daemon in world.daemons:
+        daemon.file.settings.spoil()
+
+
+def hup(world: World) -> None:
+    """Ask for the configuration to be read again."""
+    for daemon in world.daemons:
+        daemon.ears.wake("config")
+
+
+SOCKETS = ("socket-1", "socket-2", "socket-3")
+BOOLEANS = (False, True)
+INDEXES = (0, 1, 2, 3, 4)
+FUNCTIONS: tuple[tuple[Callable[..., None], int, tuple[Sequence[Argument], ...]], ...] = (
+    (nothing, 1, ()),
+    (plug, 6, (tuple(KINDS), SOCKETS, (0, 1, 2), (True, True, True, False))),
+    (pull, 5, (INDEXES,)),
+    (replug, 5, (INDEXES, SOCKETS, (0, 1, 2), (0.0, 0.5, 1.9, 2.1, 4.5))),
+    (finish, 2, ()),
+    (relief, 5, ()),
+    (hearing, 2, (tuple(how.value for how in Hearing),)),
+    (overflow, 1, ()),
+    (blind, 2, (BOOLEANS,)),
+    (devnode, 3, (INDEXES, (0, 0, FILE, *GONE, *UNSURE))),
+    (records, 1, (BOOLEANS,)),
+    (step, 2, ((1, 2, 3, 5, 8),)),
+    (freeze, 1, ((0.5, 3.0, 40.0),)),
+    (kill, 3, ((0, 1), (0, 1, 2, 3, 5, 8))),
+    (begin, 3, ()),
+    (draw, 1, ((0.1, 0.5, 0.999),)),
+    (fail, 4, (tuple(FAULTS), (1, 2, 3))),
+    (climate, 1, ((*FAULTS, "answer lost", "answer lost"),)),
+    (refuse, 1, (("", *NAMES),)),
+    (undo, 1, (("", *NAMES),)),
+    (delete, 1, ()),
+    (create, 2, ()),
+    (foreign, 3, ((*NAMES, STRANGER), (None, "0", "1", "3", "1k"), MAPS_CHOICES)),
+    (annotate, 1, ((None, *TEXTS),)),
+    (zero, 2, ()),
+    (war, 1, ((3.0, 30.0),)),
+    (watch, 2, (tuple(ENDS),)),
+    (watches, 1, (tuple(ENDS),)),
+    (forbid, 1, ()),
+    (watch_late, 1, ((0.0, 1.0, 8.0),)),
+    (watch_deaf, 1, ()),
+    (old_event, 2, (tuple(range(12)),)),
+    (take, 1, (RIGHTS,)),
+    (grant, 1, ()),
+    (budget, 1, (tuple(pod.name for pod in PODS), (0, 1, 2))),
+    (pods, 2, ()),
+    (configure, 3, (tuple(range(len(PLANS))),)),
+    (spoil, 1, ()),
+    (hup, 1, ()),
+)
+"""Each kind of move, how often it comes, and the choices of its arguments: first the simplest, to which a history is shrunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One thing that happens, and the seconds that pass after it."""
+
+    function: Callable[..., None]
+    arguments: tuple[Argument, ...] = ()
+    then: float = 0.0
+
+    def __repr__(self) -> str:
+        """Write it as Python, to be tried again."""
+        return f"Move({self.function.__name__}, {self.arguments}, {self.then})"
+
+    def make(self, world: World) -> None:
+        """Let it happen."""
+        self.function(world, *self.arguments)
+        world.wait(self.then)
+
+
+def moves(*favoured: Callable[..., None]) -> st.SearchStrategy[Move]:
+    """Return every move, as often as it is to come; those in favour come three times as often."""
+    kinds = [
+        st.builds(Move, st.just(function), st.sampled_from(tuple(product(*choices))), st.sampled_from(MOMENTS))
+        for function, weight, choices in FUNCTIONS
+        for _ in range(3 * weight if function in favoured else weight)
+    ]
+    return st.one_of(kinds)
+
+
+def play(history: Sequence[Move], metrics: Metrics) -> list[tuple[Promise, str]]:
+    """Let a history happen, end every fault, and return what was not promised so."""
+    world = World(metrics)
+    try:
+        for move in history:
+            move.make(world)
+            if world.broken:
+                return world.broken
+        world.end()
+        return world.broken
+    finally:
+        world.close()

@@ -15,6 +15,7 @@ export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A user's own `user = true` contradicts a virtual environment.
 export PIP_USER := 0
+export PIP_ROOT_USER_ACTION := ignore
 
 # A stamp names what it was made from: its lock files, the metadata of the package (all above the settings of the tools), and the
 # place of the checkout, which an editable install writes down. An unknown stamp makes the environment anew.
@@ -119,6 +120,7 @@ install: $(RUN_READY) ## Install the program, its unit and an example configurat
 	library="$(PREFIX)/lib/devwatch"
 	rm -rf "$(DESTDIR)$$library"
 	"$$python" -m pip install --quiet --no-deps --only-binary :all: --require-hashes --target "$(DESTDIR)$$library" -r .requirements/run.txt
+	rm -rf "$(DESTDIR)$$library/bin" # programs of the dependencies, which nobody needs, and pip warns of
 	"$(VENV)/bin/python" -m pip --python "$(VENV)/bin/python" install --quiet --no-deps --no-build-isolation --target "$(DESTDIR)$$library" .
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITS)" "$(DESTDIR)/etc/devwatch"
 	printf '#!%s\nimport sys\nsys.path.insert(0, "%s")\nfrom devwatch.cli import main\nsys.exit(main())\n' "$$python" "$$library" \

@@ -269,6 +269,8 @@ class Judge:
     certain: bool = False
     _most: dict[str, Counter[tuple[str, str | None]]] = field(default_factory=dict)
     """By resource: how many sticks of some ids it ever had at a time."""
+    _had: dict[str, set[int]] = field(default_factory=dict)
+    """By resource: the ttys that it ever had."""
     _complete: dict[str, float] = field(default_factory=dict)
     """By resource: when the last look found no less than that on the host."""
     _here: Counter[tuple[str, str | None]] = field(default_factory=Counter)
@@ -298,8 +300,9 @@ class Judge:
         if certain:
             self._here = Counter(tty.ids for tty in seen)
         for want in self.contract.plan.wants:
-            most = self._most.setdefault(want.name, Counter())
-            most |= Counter(tty.ids for tty in seen if self.contract.plan.owner(tty)[0] is want)
+            most, had = self._most.setdefault(want.name, Counter()), self._had.setdefault(want.name, set())
+            had |= {tty.birth for tty in seen if self.contract.plan.owner(tty)[0] is want}
+            most |= Counter(tty.ids for tty in seen if tty.birth in had)
             # Without a record nobody can tell whether it is the same one: that stops no clock, but no pod is evicted meanwhile.
             if certain and most <= Counter(tty.ids for tty in seen if tty.record):
                 self._complete[want.name] = now
@@ -390,7 +393,7 @@ class Judge:
         if value is None:
             self.broken(Promise.GRACE, f"removes {name}, which is configured")
             return
-        bounds = self.contract.bounds(name, [state.count(name) for state in self.known])
+        bounds = self.contract.bounds(name, [state.count(name) for state in self.known], self.now)
         if int(value) < bounds.low:
             promise = Promise.IGNORANCE if bounds.held else Promise.GRACE
             self.broken(promise, f"lowers {name} to {value}, not {bounds.low}")
@@ -466,11 +469,16 @@ class Line:
 
     async def watch(self) -> AsyncIterator[NodeState]:
         """Yield the Node, unless the connection is dead and nobody knows."""
-        async for state in self.world.server.watch():
-            self.world.history.append(state)
-            if not self.world.deaf:
-                self.judge.saw(state)
-                yield state
+        self.world.watched = False
+        try:
+            async for state in self.world.server.watch():
+                self.world.history.append(state)
+                if not self.world.deaf:
+                    self.world.watched = True
+                    self.judge.saw(state)
+                    yield state
+        finally:
+            self.world.watched = False
 
     async def pods(self) -> tuple[Pod, ...]:
         """List the pods."""
@@ -580,13 +588,11 @@ PODS = (
 class World:
     """Everything around the daemons of one node, and the time in it."""
 
-    _names = itertools.count()
-
     def __init__(self, metrics: Metrics) -> None:
         """Have no stick, an untouched Node, and one daemon."""
         self.metrics = metrics
         self.loop = Loop(end=1e6)
-        self.name = f"model-{os.getpid()}-{next(self._names)}"
+        self.name = f"model-{os.getpid()}-{id(self)}"
         self.host, self.hearing = Host(), Hearing.ONCE
         self.server = FakeServer(self.loop.time)
         self.workload = FakeWorkload(self.loop.time)
@@ -594,7 +600,7 @@ class World:
         self.chance = 0.5
         self.faults: deque[Fault] = deque()
         self.climate: Fault | None = None
-        self.deaf = False
+        self.deaf = self.watched = False
         self.history: list[NodeState] = []
         self.broken: list[tuple[Promise, str]] = []
         self.daemons: list[Daemon] = []
@@ -674,6 +680,9 @@ class World:
         fault = self.faults.popleft() if self.faults else self.climate or Fault()
         await (asyncio.sleep(fault.before) if fault.before < math.inf else self.loop.create_future())
         state = await self.server.patch(changes) if fault.stored else None
+        # Stored after its time and unseen, it is overwritten before anybody can know that it was ours.
+        unseen = not self.watched or self.deaf or self.server.watch_latency > 0
+        self.tampered |= fault.stored and fault.before > TIMEOUT and unseen
         await asyncio.sleep(fault.after)
         if fault.error is not None or state is None:
             raise fault.error or Retry("no answer")
@@ -708,14 +717,8 @@ class World:
             self.tampered = True
             self.server.annotate(text)
 
-    # -- the end
-
-    def heal(self) -> None:
-        """Let every fault end, and what is still on its way arrive."""
-        for daemon in [daemon for daemon in self.daemons if daemon is not self.holder]:
-            self.kill(self.daemons.index(daemon))
-        self.host.heal()
-        self.hearing = Hearing.ONCE
+    def relieve(self) -> None:
+        """Let the API server be well again; a connection that was dead is found to be so."""
         self.faults.clear()
         self.climate = None
         self.server.refused.clear()
@@ -724,6 +727,16 @@ class World:
         if self.deaf:
             self.deaf = False
             self.server.show(Retry("the connection was dead"))
+
+    # -- the end
+
+    def heal(self) -> None:
+        """Let every fault end, and what is still on its way arrive."""
+        for daemon in [daemon for daemon in self.daemons if daemon is not self.holder]:
+            self.kill(self.daemons.index(daemon))
+        self.host.heal()
+        self.hearing = Hearing.ONCE
+        self.relieve()
         self.workload.rights, self.workload.error = set(RIGHTS), None
         self.workload.budgets.clear()
         if not self.server.exists:

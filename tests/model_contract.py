@@ -185,6 +185,7 @@ class Contract:
     _arrived: set[int] = field(default_factory=set)
     _owners: dict[int, str] = field(default_factory=dict)
     _reconfigured: bool = False
+    _begun: bool = False
     present: dict[str, int] = field(default_factory=dict)
     """What the last look counted."""
 
@@ -207,6 +208,7 @@ class Contract:
 
     def begun(self, now: float) -> None:
         """Take note that the start is over: it was taken in a moment ago at the latest."""
+        self._begun = True
         for want in self.plan.wants:
             if held := self._start.get(want.name):
                 self._start[want.name] = replace(held, high_until=now + max(START, want.grace))
@@ -224,7 +226,7 @@ class Contract:
         self._hand_over(here)
         for want in self.plan.wants:
             low, high = self._started(want.name, now)
-            self._note(self._low, want, now, low)
+            self._note(self._low, want, now, low if self._begun else 0)
             self._note(self._high, want, now, high)
 
     def _hand_over(self, here: Iterable[Tty]) -> None:
@@ -262,9 +264,9 @@ class Contract:
         past.add(max(found, past.last) if want.name in self.held else found, now)
         past.last = max(past.largest(now, want.grace), start)
 
-    def bounds(self, name: str, shown: Collection[int]) -> Bounds:
+    def bounds(self, name: str, shown: Collection[int], now: float) -> Bounds:
         """Return what a resource of the configuration may be advertised as, where the Node is known to show one of these."""
-        low, high = self._low[name].last, self._high[name].last
+        low, high = max(self._low[name].last, self._started(name, now)[0]), self._high[name].last
         if name not in self.held:
             return Bounds(low=low, high=high, held=False)
         return Bounds(low=max(low, min(shown)), high=max(high, *shown), held=True)

@@ -169,11 +169,7 @@ def undo(world: World, name: str) -> None:
 
 def relief(world: World) -> None:
     """Let the API server be well again."""
-    world.faults.clear()
-    world.climate = None
-    world.server.refused.clear()
-    world.server.undone.clear()
-    world.server.watch_error, world.server.watch_latency, world.deaf = world.forbidden, 0.0, False
+    world.relieve()
 
 
 def delete(world: World) -> None:

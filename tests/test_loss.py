@@ -43,6 +43,9 @@ RULES = (rule(evict_after=30.0),)
         ([Entry.of(TWIN0)], [TWIN1], []),
         ([E0, Entry.of(TWIN0), Entry.of(TWIN1)], [device("ttyUSB0", serial="X")], [E0, Entry.of(TWIN1)]),
         ([E0, TWIN_OF_1, E1], [device("ttyUSB0", serial="S1")], [E0, E1]),
+        # Without a serial it may be the one at its place, and is the one that moved: then the other has moved too.
+        ([Entry.of(TWIN0), E1], [device("ttyUSB0", serial="S1"), device("ttyUSB2")], []),
+        ([Entry.of(TWIN0), E1], [device("ttyUSB0", serial="S1")], [E1]),
     ],
 )
 def test_lost_is_what_is_neither_at_its_place_nor_found_elsewhere(

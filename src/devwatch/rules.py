@@ -38,20 +38,18 @@ class Count(enum.Enum):
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
     """Return Kleene's conjunction: one NOT decides, whatever is unknown, and nothing after it is asked."""
-    answer = Verdict.MATCHED
-    for verdict in verdicts:
-        if verdict is Verdict.NOT:
-            return verdict
-        if verdict is Verdict.UNKNOWN:
-            answer = verdict
-    return answer
+    return _kleene(verdicts, decisive=Verdict.NOT, neutral=Verdict.MATCHED)
 
 
 def any_of(verdicts: Iterable[Verdict]) -> Verdict:
     """Return Kleene's disjunction: one MATCHED decides, whatever is unknown, and nothing after it is asked."""
-    answer = Verdict.NOT
+    return _kleene(verdicts, decisive=Verdict.MATCHED, neutral=Verdict.NOT)
+
+
+def _kleene(verdicts: Iterable[Verdict], *, decisive: Verdict, neutral: Verdict) -> Verdict:
+    answer = neutral
     for verdict in verdicts:
-        if verdict is Verdict.MATCHED:
+        if verdict is decisive:
             return verdict
         if verdict is Verdict.UNKNOWN:
             answer = verdict

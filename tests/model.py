@@ -370,6 +370,7 @@ class Judge:
                 self._removed(name, value)
             else:
                 self._counted(name, value)
+        self._rest(changes)
         self._written |= changes.keys() - {WHOLE}
         self._unanswered |= changes.keys()
 
@@ -399,6 +400,14 @@ class Judge:
             self.broken(promise, f"lowers {name} to {value}, not {bounds.low}")
         if int(value) > bounds.high:
             self.broken(Promise.OVERSELLS, f"raises {name} to {value}, not {bounds.high}")
+
+    def _rest(self, changes: Changes) -> None:
+        """Judge what a patch leaves as it is, where nobody else can be to blame for that."""
+        names = set() if self.world.meddled else {want.name for want in self.contract.plan.wants} - changes.keys()
+        for name in names:
+            shown = [state.count(name) for state in self.known]
+            if min(shown) > self.contract.bounds(name, shown, self.now).high:
+                self.broken(Promise.OVERSELLS, f"leaves {name} at {min(shown)}")
 
     def _annotated(self, text: str | None) -> None:
         names = json.loads(text or "{}").keys()
@@ -609,6 +618,8 @@ class World:
         self.workload.run(*PODS)
         self.forbidden: Forbidden | None = None
         """Why nobody may watch the Node, for good: that is no fault."""
+        self.meddled = False
+        """Whether anybody but the daemon writes, or is in the way when it writes everything at once."""
         self.tampered = False
         """Whether a stranger wrote what cannot be told from ours."""
         self.begin()

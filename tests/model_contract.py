@@ -256,7 +256,8 @@ class Contract:
         start = self._start.get(name)
         if start is None:
             return 0, 0
-        return start.low if now < start.low_until else 0, start.high if now < start.high_until else 0
+        maybe = now < start.high_until or not self._begun
+        return start.low if now < start.low_until else 0, start.high if maybe else 0
 
     def _note(self, pasts: dict[str, Past], want: Want, now: float, start: int) -> None:
         past = pasts.setdefault(want.name, Past())

@@ -277,6 +277,21 @@ def hup(world: World) -> None:
         daemon.ears.wake("config")
 
 
+MEDDLING = {
+    fail,
+    climate,
+    refuse,
+    undo,
+    delete,
+    create,
+    foreign,
+    annotate,
+    zero,
+    war,
+    watch_late,
+    watch_deaf,
+    old_event,
+}
 SOCKETS = ("socket-1", "socket-2", "socket-3")
 BOOLEANS = (False, True)
 INDEXES = (0, 1, 2, 3, 4)
@@ -338,6 +353,7 @@ class Move:
 
     def make(self, world: World) -> None:
         """Let it happen."""
+        world.meddled |= self.function in MEDDLING
         self.function(world, *self.arguments)
         world.wait(self.then)
 

@@ -8,7 +8,7 @@ import pytest
 
 from build import ZIGBEE, device, look, rule
 from devwatch.inventory import Inventory
-from devwatch.loss import Losses, Scene, lost_among
+from devwatch.loss import Losses, Scene, found_among
 from devwatch.node import Entry, NodeState
 from devwatch.plan import Figure, Figures
 
@@ -52,7 +52,8 @@ def test_lost_is_what_is_neither_at_its_place_nor_found_elsewhere(
     listed: list[Entry], here: list[Device], lost: list[Entry]
 ) -> None:
     """A device with unknown ids may be the listed one; a listed one that is at its place is no other that moved."""
-    assert list(lost_among(listed, here)) == lost
+    found = found_among(listed, here)
+    assert [entry for entry in listed if entry not in found] == lost
 
 
 class Story:
@@ -123,6 +124,25 @@ def test_a_device_that_nobody_knows_yet_at_the_place_of_the_lost_one_keeps_it_li
     assert story.losses.kept() == {ZIGBEE: (E0,)}
     known = device("ttyUSB0", vendor="0403")
     assert story.turn(11, known, present=0, advertised=0, devices=(), shown=0) == first
+
+
+def test_a_stick_that_moved_while_another_took_its_name_is_not_lost() -> None:
+    """On a hub that starts anew the names are dealt again, and udev is still at work on the one that has the old name now."""
+    story = Story(E0)
+    moved, stranger = device("ttyUSB4", serial="S0"), device("ttyUSB0", vendor="0403", properties=None)
+    own = {"present": 1, "advertised": 1, "devices": (moved,), "shown": 1}
+    assert story.turn(0, moved, stranger, **own) is None  # type: ignore[arg-type]  # the fields of a Figure, and others
+    assert story.turn(1, moved, device("ttyUSB0", vendor="0403"), **own) is None  # type: ignore[arg-type]  # as above
+    assert story.losses.kept() == {ZIGBEE: ()}
+
+
+def test_without_records_an_interface_that_changed_its_name_is_not_lost() -> None:
+    """The other interface of the same stick has the old name, and nobody will ever know more of it."""
+    bare = [device(f"ttyUSB{number}", serial="S0", properties=None) for number in (0, 1, 2)]
+    story = Story(Entry.of(bare[1]))
+    both = {"present": 1, "advertised": 1, "devices": (bare[2],), "shown": 1}
+    assert story.turn(0, bare[1], bare[2], **both) is None  # type: ignore[arg-type]  # the fields of a Figure, and others
+    assert story.turn(1, bare[2], **both) is None  # type: ignore[arg-type]  # as above
 
 
 def test_what_is_lost_later_counts_as_left_until_its_own_time_has_come() -> None:

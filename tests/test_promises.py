@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import devwatch
@@ -61,6 +61,7 @@ def hold(*favoured: Callable[..., None]) -> None:
         max_examples=HISTORIES // len(Promise),
         deadline=None,
         database=None,
+        phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),  # they are about the time that a history takes
     )
     @given(st.lists(moves(*favoured), min_size=20, max_size=40))
@@ -106,6 +107,11 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "what another configuration gives away is sold once": (
+        Move(plug, ("composite", "socket-1", 0, True), 35.0),
+        Move(configure, (1,)),
+        Move(hup, (), 11.0),
+    ),
     "parts of one repair wait for no truce": (
         Move(war, (30.0,), 65.0),
         Move(create, (), 35.0),
@@ -150,6 +156,25 @@ KNOWN = {
         Move(replug, (1, "socket-2", 2, 0.0)),
         Move(pull, (2,)),
         Move(plug, ("zigbee", "socket-2", 0, True)),
+    ),
+    "a stick that moved while another took its name is no lost one": (
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(pull, (0,)),
+        Move(plug, ("zigbee", "socket-1", 0, True), 0.05),
+        Move(pull, (0,)),
+        Move(plug, ("modem", "socket-3", 0, False)),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+    ),
+    "without records an interface that changed its name is no lost one": (
+        Move(records, (True,), 0.05),
+        Move(plug, ("composite", "socket-2", 0, False)),
+        Move(replug, (0, "socket-2", 1, 0.0)),
+        Move(plug, ("composite", "socket-2", 0, False)),
+        Move(devnode, (0, 13)),
+        Move(configure, (1,)),
+        Move(replug, (4, "socket-1", 0, 2.1), 11.0),
+        Move(replug, (4, "socket-3", 0, 2.1)),
     ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose."""

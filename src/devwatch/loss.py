@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from devwatch.node import Entry
+from devwatch.rules import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from devwatch.device import Device
     from devwatch.inventory import Inventory
     from devwatch.node import Listing, NodeState
     from devwatch.plan import Figures
     from devwatch.rules import ResourceRule
+
+
+_Ids = tuple[str | None, str | None, str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,29 +35,43 @@ class Loss:
     """When its pods are to be evicted."""
 
 
-def lost_among(listed: Sequence[Entry], devices: Iterable[Device]) -> tuple[Entry, ...]:
-    """Return the listed devices that are not on the host.
+def found_among(
+    listed: Iterable[Entry], devices: Iterable[Device], claimed: AbstractSet[str] = frozenset()
+) -> dict[Entry, str]:
+    """Return the listed devices that are on the host, each with the devnode that it has now.
 
     A device is still here when its devnode is there with the same ids or with unknown ones, or when a device with its
     ids, which is not one of the other listed ones, is found under another name: then it was only plugged in elsewhere.
-    No device stands for two, and they are given to the listed ones so that as few as can be are lost.
+    No device stands for two, and they are given to the listed ones so that as few as can be are lost. `claimed` are the
+    devnodes that the resource has now.
     """
     here = {device.devnode: device for device in devices}
-    by_ids: dict[tuple[str | None, str | None, str | None], list[str]] = {}
+    by_ids: dict[_Ids, list[str]] = {}
     for devnode, device in here.items():
         by_ids.setdefault(_ids(Entry.of(device)), []).append(devnode)
-    places = {entry: _places(entry, here.get(entry.devnode), by_ids.get(_ids(entry), [])) for entry in listed}
+    own = {entry: _own(entry, here.get(entry.devnode), claimed) for entry in listed}
+    places = {entry: _places(entry, by_ids.get(_ids(entry), []), verdict) for entry, verdict in own.items()}
     taken: dict[str, Entry] = {}
     # Those that are where they were come first, so that of two that are alike the one that was pulled is lost.
-    order = sorted(places, key=lambda entry: entry.devnode not in places[entry])
-    lost = {entry for entry in order if not _place(entry, places, taken, set())}
-    return tuple(entry for entry in listed if entry in lost)
+    for entry in sorted(places, key=lambda entry: own[entry] is not Verdict.MATCHED):
+        _place(entry, places, taken, set())
+    return {entry: devnode for devnode, entry in taken.items()}
 
 
-def _places(entry: Entry, device: Device | None, elsewhere: Iterable[str]) -> tuple[str, ...]:
-    """Return the devnodes at which a listed device may be, its own before others."""
-    own = (entry.devnode,) if _stayed(entry, device) else ()
-    return (*own, *(devnode for devnode in elsewhere if devnode not in own))
+def _own(entry: Entry, device: Device | None, claimed: AbstractSet[str]) -> Verdict:
+    """Return whether a listed device is where it was; unknown while nobody knows who has that name now."""
+    if device is None:
+        return Verdict.NOT
+    if _alike(entry, Entry.of(device)) and (device.complete or device.devnode in claimed):
+        return Verdict.MATCHED
+    return Verdict.NOT if device.complete else Verdict.UNKNOWN
+
+
+def _places(entry: Entry, same: Iterable[str], own: Verdict) -> tuple[str, ...]:
+    """Return the devnodes at which a listed device may be: its own first, but last while that is unknown."""
+    first = (entry.devnode,) if own is Verdict.MATCHED else ()
+    last = (entry.devnode,) if own is Verdict.UNKNOWN else ()
+    return (*first, *(devnode for devnode in same if devnode != entry.devnode), *last)
 
 
 def _place(entry: Entry, places: Mapping[Entry, Iterable[str]], taken: dict[str, Entry], tried: set[str]) -> bool:
@@ -67,16 +86,12 @@ def _place(entry: Entry, places: Mapping[Entry, Iterable[str]], taken: dict[str,
     return False
 
 
-def _stayed(entry: Entry, device: Device | None) -> bool:
-    return device is not None and (_alike(entry, Entry.of(device)) or not device.complete)
-
-
 def _alike(one: Entry, other: Entry) -> bool:
     pairs = zip(_ids(one), _ids(other), strict=True)
     return all(known == found or known is None or found is None for known, found in pairs)
 
 
-def _ids(entry: Entry) -> tuple[str | None, str | None, str | None]:
+def _ids(entry: Entry) -> _Ids:
     return (entry.vendor, entry.product, entry.serial)
 
 
@@ -127,11 +142,13 @@ class Losses:
     def _look(self, name: str, scene: Scene) -> tuple[Entry, ...]:
         """Return which of the listed devices are lost, and list what is here now."""
         devices = (*scene.inventory.present, *scene.inventory.pending)
-        sure = lost_among(self._listed[name], devices)
         claimed = tuple(Entry.of(device) for device in scene.figures.by_name[name].devices)
+        own = {entry.devnode for entry in claimed}
+        found = found_among(self._listed[name], devices, own)
+        sure = tuple(entry for entry in self._listed[name] if entry not in found)
         # udev has not told yet who that is: perhaps another one in the place of the listed one.
-        unknown = {device.devnode for device in devices if not device.complete} - {entry.devnode for entry in claimed}
-        unclear = tuple(entry for entry in self._listed[name] if entry.devnode in unknown and entry not in sure)
+        unknown = {device.devnode for device in devices if not device.complete} - own
+        unclear = tuple(entry for entry, devnode in found.items() if devnode == entry.devnode and devnode in unknown)
         self._lost[name] = (*sure, *(entry for entry in unclear if entry in self._lost.get(name, ())))
         self._listed[name] = tuple(dict.fromkeys((*sure, *unclear, *claimed)))
         return sure

@@ -62,8 +62,9 @@ def freeze(world: World, seconds: float) -> None:
 
 
 def kill(world: World, index: int, times: int) -> None:
-    """End a daemon a few turns of the loop from now, wherever it is then."""
+    """End a daemon a few turns of the loop from now, wherever it is then. What a webhook puts back then is nobody's."""
     world.step(times)
+    world.tampered |= bool(world.server.undone)
     if world.daemons:
         world.kill(index)
 

@@ -25,12 +25,14 @@ from model_moves import (
     climate,
     configure,
     create,
+    delete,
     devnode,
     fail,
     foreign,
     hup,
     kill,
     moves,
+    old_event,
     play,
     plug,
     pods,
@@ -41,6 +43,7 @@ from model_moves import (
     step,
     undo,
     war,
+    watch,
     zero,
 )
 
@@ -107,6 +110,13 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "what the watch told before a request is older than its answer": (
+        *(Move(step, (1,)) for _ in range(12)),
+        Move(climate, ("answer lost",), 2.5),
+        Move(old_event, (1,)),
+        Move(delete, ()),
+        Move(watch, ("ends",)),
+    ),
     "what another configuration gives away is sold once": (
         Move(plug, ("composite", "socket-1", 0, True), 35.0),
         Move(configure, (1,)),

@@ -290,6 +290,7 @@ class Reconciler:
         if body or now >= self._resync_at:
             detected, self._detected = self._detected, None
             self._written |= body.keys() - {WHOLE}
+            self._seen = None  # the answer will be newer, also where the Node is another by then
             self._request = tasks.create_task(self._perform(body, detected))
             return
         chore = next((chore for chores in self._cluster.chores if (chore := chores.chore(now)) is not None), None)

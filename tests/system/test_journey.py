@@ -234,12 +234,15 @@ def test_an_outage_of_the_api_server_in_mid_journey_delays_it(journey: Journey) 
         pod = journey.deploy()
         journey.sticks.unplug("tty40")
         here.wait_for(lambda: journey.a.shows("0"))
+        journey.apiserver.stop_control()  # it may not have heard of the "0" yet, and would bind by what it remembers
         journey.apiserver.stop()
         assert not _logged(here, "pod.evicted")
         journey.plug("tty41", "JOURNEY-B")
         there.wait_log("node.patch_failed")
         here.wait_log("pod.eviction_refused")
         journey.apiserver.start()
+        journey.apiserver.start_scheduler()
+        journey.apiserver.start_controller_manager()
         journey.moves_to(journey.b, pod, here)
         assert "Traceback" not in here.stderr + there.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from itertools import accumulate
 
@@ -122,6 +123,16 @@ def test_a_certain_look_without_a_device_forgets_it() -> None:
     assert not inventory.present
     inventory.observe(look(BARE, at=100))
     assert inventory.due == 110
+
+
+def test_however_long_looks_are_uncertain_one_registration_of_each_name_is_remembered() -> None:
+    """A stick with a loose contact fills no memory, though its folder may never be read for certain."""
+    inventory, sizes = Inventory(), set()
+    for number in range(1, 100):
+        inventory.observe(look(device(incarnation=number), device("ttyUSB1"), at=number, doubts=("?",)))
+        sizes.add(len(pickle.dumps(inventory)))
+    assert max(sizes) < min(sizes) + 100
+    assert [stick.incarnation for stick in inventory.present] == [99, 1]
 
 
 def test_an_uncertain_look_forgets_nothing() -> None:

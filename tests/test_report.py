@@ -148,6 +148,14 @@ def test_reasons_that_are_never_the_same_are_no_flood(number: int) -> None:
 # -- looks
 
 
+def test_an_uncertain_look_misses_the_one_whose_name_another_has() -> None:
+    """It is surely gone; of all others nothing is said."""
+    desk = Desk()
+    desk.see(0, device(), device("ttyUSB1"))
+    seen = desk.events(1, device(incarnation=2), doubts=("?",))
+    assert seen == [("device.removed", "/dev/ttyUSB0"), ("device.returned", "/dev/ttyUSB0")]
+
+
 def test_an_uncertain_look_is_told_counted_and_makes_the_daemon_unready() -> None:
     """With the reason, and what it means for the counts."""
     desk = Desk()

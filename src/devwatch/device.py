@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+Key = tuple[str, int, int]
+"""What tells one registration of a tty with the kernel from every other."""
+
 _DIGITS = re.compile(r"([0-9]+)")
 
 
@@ -58,7 +61,7 @@ class Device:
         return self.properties is not None
 
     @property
-    def key(self) -> tuple[str, int, int]:
+    def key(self) -> Key:
         """What stays the same from the moment the kernel registers the device until it is gone."""
         return (self.devpath, self.number, self.incarnation)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from devwatch.device import Device
+    from devwatch.device import Device, Key
 
 ARRIVAL_TIMEOUT = 10.0
 """Seconds for which a new device waits for its udev record; after that it counts with what is known of it."""
@@ -43,8 +43,8 @@ class Inventory:
 
     def __init__(self) -> None:
         """Start with nothing seen and nothing certain."""
-        self._first_seen: dict[tuple[str, int, int], float] = {}
-        self._arrived: set[tuple[str, int, int]] = set()
+        self._first_seen: dict[Key, float] = {}
+        self._arrived: set[Key] = set()
         self.present: tuple[Device, ...] = ()
         self.pending: tuple[Device, ...] = ()
         self.doubts: tuple[str, ...] = ("no look yet",)
@@ -58,22 +58,32 @@ class Inventory:
         waiting = (device for device in look.devices if device.key not in self._arrived)
         self.pending = tuple(replace(device, links_known=False) for device in waiting)
         self.doubts = look.doubts
-        if look.certain:
-            self._forget({device.key for device in look.devices})
+        seen = {device.key for device in look.devices}
+        self._forget(self._first_seen.keys() - seen if look.certain else self._replaced(seen))
 
     def _sight(self, device: Device, look: Look) -> None:
         since = self._first_seen.setdefault(device.key, look.at)
         if device.complete or not look.udevd or look.at >= since + ARRIVAL_TIMEOUT:
             self._arrived.add(device.key)
 
-    def _forget(self, seen: set[tuple[str, int, int]]) -> None:
-        self._arrived &= seen
-        self._first_seen = {key: since for key, since in self._first_seen.items() if key in seen}
+    def _replaced(self, seen: set[Key]) -> set[Key]:
+        """Return the registrations whose name another one has now: they are surely gone, however little else is certain."""
+        names = {_name(key) for key in seen}
+        return {key for key in self._first_seen if _name(key) in names and key not in seen}
+
+    def _forget(self, gone: set[Key]) -> None:
+        self._arrived -= gone
+        self._first_seen = {key: since for key, since in self._first_seen.items() if key not in gone}
 
     @property
     def due(self) -> float | None:
         """When the next pending device arrives as it is, None where none is pending."""
         return min((self._first_seen[device.key] + ARRIVAL_TIMEOUT for device in self.pending), default=None)
+
+
+def _name(key: Key) -> str:
+    """Return the name that the kernel gave, which no two registrations have at a time: the end of the devpath."""
+    return key[0].rpartition("/")[2]
 
 
 class Window:

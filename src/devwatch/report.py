@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from devwatch.config import Config
-    from devwatch.device import Device
+    from devwatch.device import Device, Key
     from devwatch.inventory import Look
     from devwatch.plan import Figures
     from devwatch.telemetry import Health, Metrics
@@ -115,7 +115,7 @@ class Reporter:
     """Takes `DeviceAdded` and `DeviceRemoved` with the device and its resource, to tell the cluster."""
     outage: str = ""
     """Why the Node could not be written and since when, for people; empty after an accepted request."""
-    _shown: dict[tuple[str, int, int], _Shown] = field(default_factory=dict)
+    _shown: dict[Key, _Shown] = field(default_factory=dict)
     _gone: list[_Gone] = field(default_factory=list)
     _present: dict[str, int] = field(default_factory=dict)
     _looked: bool = False
@@ -155,15 +155,16 @@ class Reporter:
             for device in present
             if (owner := figures.claims[device].owner)
         }
-        there = {device.key for device in present}
+        there, names = {device.key for device in present}, {device.devnode for device in look.devices}
         missing = {key: shown for key, shown in self._shown.items() if key not in there}
-        if look.certain:
-            for shown in missing.values():
-                self._departed(shown, graces.get(shown.owner, 0.0), look.at)
+        # Where another one has its name it is gone, however little else is certain.
+        gone = [key for key, shown in missing.items() if look.certain or shown.device.devnode in names]
+        for shown in (missing.pop(key) for key in gone):
+            self._departed(shown, graces.get(shown.owner, 0.0), look.at)
         self._gone = [gone for gone in self._gone if look.at < gone.since + gone.grace]
         for shown in (shown for key, shown in here.items() if key not in self._shown):
             self._arrived(shown, look.at)
-        self._shown, self._looked = here if look.certain else {**missing, **here}, True
+        self._shown, self._looked = {**missing, **here}, True
         self._contested(figures)
 
     def _measure(self, figures: Figures, look: Look) -> None:

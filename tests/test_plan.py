@@ -254,6 +254,15 @@ def test_more_devices_than_are_listed_plugged_again_within_the_grace_write_nothi
     assert host.step(11, *map(again, sticks)) == {}
 
 
+def test_what_is_listed_of_a_resource_waits_for_no_device_of_another() -> None:
+    """One stick is away for its long grace; another resource has one for another meanwhile, and says so at once."""
+    host = Host.of(rule(ZWAVE, [entry(vendor="0658")], removal_grace=3600), rule(ZIGBEE))
+    host.step(0, device("ttyACM0", vendor="0658"), STICK)
+    host.step(10, STICK)
+    assert host.step(11, OTHER).keys() == {WHOLE}
+    assert (host.listed(ZWAVE), host.listed(ZIGBEE)) == (["/dev/ttyACM0"], ["/dev/ttyUSB1"])
+
+
 def test_a_stick_that_comes_back_under_another_name_is_listed_by_that_at_once() -> None:
     """The name is taken while a pod holds the old devnode open; the count stays."""
     host = Host.of()
@@ -408,6 +417,20 @@ def test_while_a_device_is_unknown_for_a_resource_its_count_does_not_fall() -> N
     assert host.advertised() == 0
 
 
+def test_what_is_unknown_for_a_moment_gives_what_is_away_no_further_grace() -> None:
+    """A stick with a loose contact, whose record comes late each time, keeps no other one counted."""
+    host = Host.of()
+    host.step(0, STICK, OTHER)
+    host.step(10, OTHER)
+    host.step(10.5)
+    unfinished = again(replace(OTHER, properties=None))
+    host.step(11, unfinished)
+    assert (host.present(), host.advertised()) == (0, 2)
+    host.step(11.1, again(OTHER))
+    assert (host.advertised(), host.figures.due) == (2, 12)
+    assert host.step(12, again(OTHER))[ZIGBEE] == "1"
+
+
 def test_a_count_with_an_unknown_device_may_rise() -> None:
     """What is known for certain counts at once."""
     host = Host.of(rule(ZIGBEE, [entry(port="x"), entry(serial="mine")]), zigbee="0")
@@ -515,6 +538,23 @@ def test_a_changed_configuration_writes_nothing_for_ports_that_are_still_to_come
     host.step(0, *quad())
     host.tally.configure((rule(),))
     assert host.step(10, again(quad()[0])) == {}
+
+
+@pytest.mark.parametrize("reconfigured", [False, True])
+def test_a_stick_that_goes_to_another_resource_by_itself_leaves_its_own_after_the_grace(
+    reconfigured: bool,  # noqa: FBT001  pytest passes by name
+) -> None:
+    """The twin that had the shared link is pulled for a moment: the link leads to the other meanwhile, and back again in time."""
+    rules = (rule(ZIGBEE, [BY_LINK]), rule(ZWAVE))
+    host, (first, second) = Host.of(*rules), twins()
+    host.step(0, first, second)
+    if reconfigured:
+        host.tally.configure(rules)
+        host.step(5, first, second)
+    host.step(10, replace(first, links=(SHARED_LINK,)))
+    assert (host.advertised(ZIGBEE), host.advertised(ZWAVE), host.present(ZWAVE)) == (1, 1, 0)
+    host.step(12, replace(first, links=(SHARED_LINK,)))
+    assert (host.advertised(ZIGBEE), host.advertised(ZWAVE)) == (1, 0)
 
 
 def test_a_resource_that_left_the_configuration_starts_anew_when_it_returns() -> None:
@@ -628,6 +668,17 @@ def test_a_dropped_resource_outlives_a_refused_annotation() -> None:
     wanted = changes(figures_of(STICK), node, apart={WHOLE})
     assert wanted == {ZIGBEE: "1", ZWAVE: None, WHOLE: LISTED}
     assert portion(wanted, apart={WHOLE}, blocked={WHOLE}) == {ZIGBEE: "1", ZWAVE: None}
+
+
+def test_a_count_that_is_refused_is_listed_as_it_is_now() -> None:
+    """What was sent apart is no reason to list what was there before."""
+    node = node_of(render_listing({ZIGBEE: (Entry.of(OTHER),)}), zigbee="0")
+    assert changes(figures_of(STICK), node, apart={ZIGBEE, WHOLE}) == {ZIGBEE: "1", WHOLE: LISTED}
+
+
+def test_what_was_written_and_never_listed_is_removed_though_it_was_refused() -> None:
+    """The annotation has no name of it to keep."""
+    assert changes(Figures(), NodeState(), apart={ZWAVE, WHOLE}, written={ZWAVE}) == {ZWAVE: None}
 
 
 # -- one request after the other

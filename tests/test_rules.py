@@ -206,6 +206,7 @@ def test_the_plain_cases_of_covering_are_seen() -> None:
         (_test("path", "/dev/zig*"), MATCHED, UNKNOWN),
         (_test("path", "/dev/gps"), NOT, UNKNOWN),
         (_test("path", "/dev/ttyUSB1", "/dev/gps"), NOT, UNKNOWN),
+        (_test("path", "/dev/ttyZigbee0"), NOT, UNKNOWN),
     ],
 )
 def test_what_the_host_cannot_supply_is_unknown(test: KeyTest, of_stick: Verdict, of_bare: Verdict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-    from devwatch.device import Device
+    from devwatch.device import Device, Key
 
 START_GRACE = 10.0
 """Seconds for which the Node's own figure counts after a start, at least: a stick may still be settling."""
@@ -83,7 +84,7 @@ class Tally:
         self._counts: dict[str, Window] = {}
         self._devnodes: dict[str, Window] = {}
         self._last: dict[str, int] = {}
-        self._owners: dict[tuple[str, int, int], str] = {}
+        self._owners: dict[Key, str] = {}
         self._reconfigured = False
         self._start_grace = start_grace
         self._start: dict[str, tuple[int, float]] = {}
@@ -111,15 +112,16 @@ class Tally:
             if (owner := claims[device].owner) is not None:
                 owned[owner].append(device)
         self._hand_over({device.key: name for name, devices in owned.items() for device in devices})
-        held = set(owned) if inventory.doubts else _undecided(inventory, claims)
+        certain = not inventory.doubts
+        held = _undecided(inventory, claims) if certain else set(owned)
         figures: dict[str, Figure] = {}
         for rule in self._claims.rules:
             devices = tuple(owned[rule.name])
-            self._note_devnodes(rule, len(devices), now, certain=not inventory.doubts)
+            self._note(rule, devices, now, certain=certain)
             figures[rule.name] = self._figure(rule, devices, observed, now, held=rule.name in held)
         return Figures(by_name=figures, claims=claims)
 
-    def _hand_over(self, owners: dict[tuple[str, int, int], str]) -> None:
+    def _hand_over(self, owners: dict[Key, str]) -> None:
         """Count what another configuration gives to another resource no longer for the one that it belonged to."""
         for key, before in self._owners.items() if self._reconfigured else ():
             if owners.get(key, before) != before:
@@ -127,24 +129,27 @@ class Tally:
                     memory.pop(before, None)
         self._owners, self._reconfigured = owners, False
 
-    def _note_devnodes(self, rule: ResourceRule, number: int, now: float, *, certain: bool) -> None:
-        window = self._devnodes.setdefault(rule.name, Window())
-        window.push(number if certain else max(number, window.largest(now, rule.removal_grace)), now)
+    def _note(self, rule: ResourceRule, devices: tuple[Device, ...], now: float, *, certain: bool) -> None:
+        """Take in what was found. What an uncertain look did not find may have been there: its grace begins when it surely is not."""
+        counts, devnodes = (memory.setdefault(rule.name, Window()) for memory in (self._counts, self._devnodes))
+        present, number = quantity_of(rule, devices), len(devices)
+        counts.push(present if certain else max(present, self._last.get(rule.name, 0)), now)
+        devnodes.push(number if certain else max(number, devnodes.largest(now, rule.removal_grace)), now)
 
     def _figure(
         self, rule: ResourceRule, devices: tuple[Device, ...], observed: NodeState | None, now: float, *, held: bool
     ) -> Figure:
-        present, grace = quantity_of(rule, devices), rule.removal_grace
-        counts, devnodes = self._counts.setdefault(rule.name, Window()), self._devnodes[rule.name]
-        counts.push(max(present, self._last.get(rule.name, 0)) if held else present, now)
+        grace, counts, devnodes = rule.removal_grace, self._counts[rule.name], self._devnodes[rule.name]
         start, until = self._started(rule, now)
-        self._last[rule.name] = max(counts.largest(now, grace), start)
+        # Not into the window: a device that is unknown for a moment gives those that are away no further grace.
+        before = self._last.get(rule.name, 0) if held else 0
+        self._last[rule.name] = max(counts.largest(now, grace), start, before)
         away = devnodes.largest(now, grace) > len(devices)
         # Apart from what was counted here: a stranger's figure is held no longer than the Node shows it.
         shown = observed.count(rule.name) if held and observed else 0
         dues = (counts.due(grace), devnodes.due(grace), until)
         return Figure(
-            present=present,
+            present=quantity_of(rule, devices),
             advertised=max(self._last[rule.name], shown),
             devices=devices,
             held=held,
@@ -188,20 +193,36 @@ def changes(
     """Return what must be written so that the Node shows the figures; empty where it does.
 
     A resource that the annotation owns and the configuration no longer has is removed. While it is written `apart` (a request of its own),
-    the annotation keeps its name until the removal was observed, so that it is never forgotten. The annotation alone waits while a
-    devnode is away for less than its grace: back again, it changes nothing. It goes on listing what is `kept`. What was `written` since
-    it was last observed to be gone is removed too: the Node may hold it, though neither its state nor its annotation says so.
+    the annotation keeps its name until the removal was observed, so that it is never forgotten. While a devnode is away for less than its
+    grace, the list of its resource and the links of others are no reason to write the annotation: back again, they are as before. It goes
+    on listing what is `kept`. What was `written` since it was last observed to be gone is removed too: the Node may hold it, though
+    neither its state nor its annotation says so.
     """
     listing = observed.listing()
     wanted: dict[str, str | None] = {name: str(figure.advertised) for name, figure in figures.by_name.items()}
     wanted |= {name: None for name in (*listing, *written) if name not in wanted}
     unseen = {name for name in written if wanted[name] is None}
     needed = {name: count for name, count in wanted.items() if name in unseen or not observed.shows(name, count)}
-    if not needed and figures.away and listing.keys() == figures.by_name.keys():
-        return {}
     leaving = {name: listing[name] for name in needed.keys() & listing.keys() & apart if wanted[name] is None}
     annotation = render_listing({**_joined(list_devices(figures, listing), kept), **leaving})
-    return needed if annotation == observed.annotation else {**needed, WHOLE: annotation}
+    if annotation == observed.annotation:
+        return needed
+    ours = listing.keys() == figures.by_name.keys()
+    if ours and not needed and _can_wait(figures, annotation or "", observed.annotation or ""):
+        return {}
+    return {**needed, WHOLE: annotation}
+
+
+def _can_wait(figures: Figures, wanted: str, shown: str) -> bool:
+    """Return whether two annotations of these resources differ only where a devnode is away, or in a link that may come back with it."""
+    if not figures.away:
+        return False
+    after, before = json.loads(wanted), json.loads(shown)
+    return all(figures.by_name[name].away or _unlinked(after[name]) == _unlinked(before[name]) for name in after)
+
+
+def _unlinked(entries: Iterable[dict[str, object]]) -> list[dict[str, object]]:
+    return [{**entry, "link": None} for entry in entries]
 
 
 class Draft:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from devwatch.device import Device
 
-_DEVNODE = re.compile(r"/dev/tty[A-Za-z]*[0-9*?\[\]!-]+")
+_DEVNODE = re.compile(r"/dev/tty(?:ACM|AMA|AT|GS|HS|LP|MSM|MXUSB|O|S|SAC|SC|THS|UL|USB|XRUSB|mxc)?[0-9*?\[\]!-]+")
+"""What the kernel's drivers name their ttys (Documentation/admin-guide/devices.txt); whatever else is in /dev may be a link."""
 
 KEYS = ("vendor", "product", "serial", "interface", "port", "path", "properties")
 

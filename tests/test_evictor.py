@@ -462,6 +462,18 @@ async def test_with_devices_left_only_the_pod_that_names_the_lost_one_is_evicted
 
 
 @virtual
+async def test_a_link_that_is_too_long_for_the_annotation_is_known_all_the_same() -> None:
+    """A stick may have names of any length in it."""
+    link = f"/dev/serial/by-id/{'x' * 150}"
+    async with home(pod("a", paths=(link,)), pod("b", paths=(f"{link}y",)), sticks=(USB1,)) as one:
+        one.host.plug("0001", USB0, serial="S0", link=link)
+        await asyncio.sleep(10)
+        one.host.unplug(USB0)
+        await asyncio.sleep(200)
+        assert one.evicted == ["a"]
+
+
+@virtual
 async def test_with_devices_left_and_no_pod_that_names_the_lost_one_nobody_is_evicted() -> None:
     """Each is told once, and the loss is settled."""
     async with home(pod("a"), pod("b", paths=(USB1,)), sticks=(USB0, USB1)) as one:
@@ -630,6 +642,19 @@ async def test_an_outage_of_the_list_loses_no_eviction() -> None:
         assert gaps[0] >= 7
 
 
+@virtual
+async def test_no_server_puts_evictions_off_for_longer_than_a_minute() -> None:
+    """Whatever its Retry-After says."""
+    async with home(pod()) as one:
+        one.host.unplug()
+        await asyncio.sleep(GRACE + 1)
+        one.workload.error = Retry("down", after=86400)
+        await asyncio.sleep(AFTER + 10)
+        one.workload.error = None
+        await asyncio.sleep(62)
+        assert one.evicted == ["p"]
+
+
 # -- Events
 
 
@@ -649,6 +674,19 @@ async def test_who_comes_goes_and_is_evicted_is_told_by_events() -> None:
             await asyncio.sleep(3)
         assert [note.reason for _, note in one.workload.notes][2] == "DeviceAdded"
         assert len(one.workload.notes) <= 2 + 3
+
+
+@virtual
+async def test_a_stick_with_many_ttys_is_one_device_to_tell_of() -> None:
+    """Its Event comes once, and not once for each tty."""
+    async with home() as one:
+        herald = Herald(api=one.workload, log=one.log, node="n", clock=asyncio.get_running_loop().time)
+        for number in range(4):
+            herald.device("DeviceAdded", device(f"ttyUSB{number}", physical="/devices/usb/1-1"), ZIGBEE)
+        herald.device("DeviceAdded", device("ttyUSB9", physical="/devices/usb/1-2"), ZIGBEE)
+        while (chore := herald.chore(0)) is not None:
+            await chore()
+        assert [note.message.split()[0] for _, note in one.workload.notes] == [USB0, "/dev/ttyUSB9"]
 
 
 @virtual

@@ -8,9 +8,10 @@ import pytest
 
 from build import ZIGBEE, device, look, rule
 from devwatch.inventory import Inventory
-from devwatch.loss import Losses, Scene, found_among
+from devwatch.loss import Losses, Scene, stand_ins
 from devwatch.node import Entry, NodeState
 from devwatch.plan import Figure, Figures
+from devwatch.rules import Claim
 
 if TYPE_CHECKING:
     from devwatch.device import Device
@@ -52,7 +53,7 @@ def test_lost_is_what_is_neither_at_its_place_nor_found_elsewhere(
     listed: list[Entry], here: list[Device], lost: list[Entry]
 ) -> None:
     """A device with unknown ids may be the listed one; a listed one that is at its place is no other that moved."""
-    found = found_among(listed, here)
+    found = stand_ins(dict.fromkeys(listed, frozenset()), here)
     assert [entry for entry in listed if entry not in found] == lost
 
 
@@ -65,13 +66,24 @@ class Story:
         self.losses.start({ZIGBEE: listed})
 
     def turn(
-        self, now: float, *devices: Device, shown: int | None = None, doubts: tuple[str, ...] = (), **fields: object
+        self,
+        now: float,
+        *devices: Device,
+        shown: int | None = None,
+        doubts: tuple[str, ...] = (),
+        doubtful: tuple[Device, ...] = (),
+        **fields: object,
     ) -> Loss | None:
-        """Return the loss after a look that finds these devices while the Node shows their number, or `shown`."""
+        """Return the loss after a look that finds these devices while the Node shows their number, or `shown`.
+
+        The resource has them all, unless `fields` say otherwise; of `doubtful` ones nobody can tell.
+        """
         self.inventory.observe(look(*devices, at=now, doubts=doubts))
         present = len(self.inventory.present)
         own = {"present": present, "advertised": present, "devices": self.inventory.present, **fields}
-        figures = Figures(by_name={ZIGBEE: Figure(**own)})  # type: ignore[arg-type]  # the fields of a Figure
+        everything = (*self.inventory.present, *self.inventory.pending)
+        claims = {device: Claim(doubtful=frozenset({ZIGBEE} if device in doubtful else ())) for device in everything}
+        figures = Figures(by_name={ZIGBEE: Figure(**own)}, claims=claims)  # type: ignore[arg-type]  # the fields of a Figure
         count = {ZIGBEE: str(present if shown is None else shown)}
         observed = NodeState(capacity=count, allocatable=count)
         scene = Scene(figures=figures, inventory=self.inventory, observed=observed, now=now)
@@ -143,6 +155,72 @@ def test_without_records_an_interface_that_changed_its_name_is_not_lost() -> Non
     both = {"present": 1, "advertised": 1, "devices": (bare[2],), "shown": 1}
     assert story.turn(0, bare[1], bare[2], **both) is None  # type: ignore[arg-type]  # the fields of a Figure, and others
     assert story.turn(1, bare[2], **both) is None  # type: ignore[arg-type]  # as above
+
+
+def test_a_stick_whose_record_is_rewritten_is_not_lost() -> None:
+    """A new rule gives it another serial: the kernel has not registered anything else, so that it never left."""
+    story = Story()
+    story.turn(0, USB0)
+    renamed = device("ttyUSB0", serial="named by a rule")
+    assert story.turn(1, renamed) is None
+    assert story.losses.kept() == {ZIGBEE: ()}
+    loss = story.turn(2)
+    assert loss is not None
+    assert loss.entries == (Entry.of(renamed),)
+
+
+NONE = {"present": 0, "advertised": 0, "devices": (), "shown": 0}
+
+
+def test_a_twin_that_was_there_all_along_stands_for_nobody() -> None:
+    """It is another one, whoever has it; a twin that comes later may be the lost one in another socket."""
+    story = Story()
+    story.turn(0, TWIN0, TWIN1, present=1, advertised=1, devices=(TWIN0,), shown=1)
+    loss = story.turn(1, TWIN1, **NONE)  # type: ignore[arg-type]  # the fields of a Figure, and others
+    assert loss is not None
+    assert loss.entries == (Entry.of(TWIN0),)
+    assert story.turn(2, TWIN1, device("ttyUSB2"), **NONE) is None  # type: ignore[arg-type]  # as above
+
+
+def test_who_says_nothing_of_itself_is_found_nowhere_else() -> None:
+    """Every virtual console has no ids either."""
+    port, console = device("ttyS0", vendor=None, product=None), device("tty1", vendor=None, product=None)
+    story = Story(Entry.of(port))
+    story.turn(0, port, console, present=1, advertised=1, devices=(port,), shown=1)
+    loss = story.turn(1, console, **NONE)  # type: ignore[arg-type]  # the fields of a Figure, and others
+    assert loss is not None
+    assert Story(Entry.of(port)).turn(0, console, **NONE) is not None  # type: ignore[arg-type]  # as above
+
+
+@pytest.mark.parametrize("waiting", [True, False], ids=["udev is at work", "another resource may have it"])
+def test_a_contact_that_bounces_hides_no_loss(waiting: bool) -> None:  # noqa: FBT001 - a parameter of pytest
+    """Pulled, the stick is registered once more under another name, for a moment: as long as that is open, it stays listed."""
+    story = Story(E0)
+    story.turn(0, USB0)
+    bounce = device("ttyUSB1", serial="S0", properties=None if waiting else {})
+    doubtful = () if waiting else (bounce,)
+    assert story.turn(1, bounce, doubtful=doubtful, **NONE) is None  # type: ignore[arg-type]  # the fields of a Figure, and others
+    loss = story.turn(2)
+    assert loss is not None
+    assert loss.entries == (E0,)
+
+
+def test_a_resource_that_may_have_its_stick_again_still_loses_it() -> None:
+    """While the record is missing nobody can tell whose the stick is; pulled then, it is lost all the same."""
+    story = Story()
+    story.turn(0, USB0)
+    assert story.turn(1, USB0, doubtful=(USB0,), **NONE) is None  # type: ignore[arg-type]  # the fields of a Figure, and others
+    loss = story.turn(2)
+    assert loss is not None
+    assert loss.entries == (E0,)
+
+
+def test_a_stick_that_its_resource_no_longer_matches_is_not_lost_when_it_is_pulled() -> None:
+    """It was given up before."""
+    story = Story()
+    story.turn(0, USB0)
+    assert story.turn(1, USB0, **NONE) is None  # type: ignore[arg-type]  # the fields of a Figure, and others
+    assert story.turn(2) is None
 
 
 def test_what_is_lost_later_counts_as_left_until_its_own_time_has_come() -> None:

@@ -65,9 +65,8 @@ class Herald:
         serial = f" serial {_shown(device.serial)}" if device.serial else ""
         ids = f"{_shown(device.vendor or 'no id')}:{_shown(device.product or '')}"
         message = f"{_shown(device.devnode)} ({ids}{serial}) of {resource}"
-        self._add(
-            f"{resource} {device.devnode}", Note(reason=reason, message=message, warning=reason == "DeviceRemoved")
-        )
+        note = Note(reason=reason, message=message, warning=reason == "DeviceRemoved")
+        self._add(f"{resource} {device.body}", note)
 
     def pod(self, pod: Pod, loss: Loss) -> None:
         """Tell a pod that its device is lost."""

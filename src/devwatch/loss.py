@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from devwatch.node import Entry
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-    from devwatch.device import Device
+    from devwatch.device import Device, Key
     from devwatch.inventory import Inventory
     from devwatch.node import Listing, NodeState
     from devwatch.plan import Figures
@@ -35,53 +35,63 @@ class Loss:
     """When its pods are to be evicted."""
 
 
-def found_among(
-    listed: Iterable[Entry], devices: Iterable[Device], claimed: AbstractSet[str] = frozenset()
-) -> dict[Entry, str]:
-    """Return the listed devices that are on the host, each with the devnode that it has now.
+def stand_ins(
+    gone: Mapping[Entry, AbstractSet[Key]], devices: Iterable[Device], claimed: AbstractSet[Key] = frozenset()
+) -> dict[Entry, Device]:
+    """Return who may be a listed device whose registration is gone, by entry.
 
-    A device is still here when its devnode is there with the same ids or with unknown ones, or when a device with its
-    ids, which is not one of the other listed ones, is found under another name: then it was only plugged in elsewhere.
-    No device stands for two, and they are given to the listed ones so that as few as can be are lost. `claimed` are the
-    devnodes that the resource has now.
+    That is who has its devnode now, with the same ids or with unknown ones, or who has its ids under another name: then it was only
+    plugged in elsewhere. None of those that were there beside it, as `gone` tells of each, is it. Nobody stands for two, and they are
+    given to the listed ones so that as few as can be are lost. `claimed` are those that the resource has now.
     """
     here = {device.devnode: device for device in devices}
-    by_ids: dict[_Ids, list[str]] = {}
-    for devnode, device in here.items():
-        by_ids.setdefault(_ids(Entry.of(device)), []).append(devnode)
-    own = {entry: _own(entry, here.get(entry.devnode), claimed) for entry in listed}
-    places = {entry: _places(entry, by_ids.get(_ids(entry), []), verdict) for entry, verdict in own.items()}
-    taken: dict[str, Entry] = {}
+    by_ids: dict[_Ids, list[Device]] = {}
+    for device in here.values():
+        by_ids.setdefault(_ids(Entry.of(device)), []).append(device)
+    own = {entry: _own(entry, here.get(entry.devnode), claimed) for entry in gone}
+    places = {
+        entry: _places(here.get(entry.devnode), own[entry], _elsewhere(entry, by_ids, others))
+        for entry, others in gone.items()
+    }
+    taken: dict[Device, Entry] = {}
     # Those that are where they were come first, so that of two that are alike the one that was pulled is lost.
     for entry in sorted(places, key=lambda entry: own[entry] is not Verdict.MATCHED):
         _place(entry, places, taken, set())
-    return {entry: devnode for devnode, entry in taken.items()}
+    return {entry: device for device, entry in taken.items()}
 
 
-def _own(entry: Entry, device: Device | None, claimed: AbstractSet[str]) -> Verdict:
+def _own(entry: Entry, device: Device | None, claimed: AbstractSet[Key]) -> Verdict:
     """Return whether a listed device is where it was; unknown while nobody knows who has that name now."""
     if device is None:
         return Verdict.NOT
-    if _alike(entry, Entry.of(device)) and (device.complete or device.devnode in claimed):
+    if _alike(entry, Entry.of(device)) and (device.complete or device.key in claimed):
         return Verdict.MATCHED
     return Verdict.NOT if device.complete else Verdict.UNKNOWN
 
 
-def _places(entry: Entry, same: Iterable[str], own: Verdict) -> tuple[str, ...]:
-    """Return the devnodes at which a listed device may be: its own first, but last while that is unknown."""
-    first = (entry.devnode,) if own is Verdict.MATCHED else ()
-    last = (entry.devnode,) if own is Verdict.UNKNOWN else ()
-    return (*first, *(devnode for devnode in same if devnode != entry.devnode), *last)
+def _elsewhere(entry: Entry, by_ids: Mapping[_Ids, Sequence[Device]], others: AbstractSet[Key]) -> tuple[Device, ...]:
+    """Return who has the ids of a listed device under another name; without any ids nobody can be told from anybody."""
+    found = by_ids.get(_ids(entry), ()) if entry.vendor else ()
+    return tuple(device for device in found if device.devnode != entry.devnode and device.key not in others)
 
 
-def _place(entry: Entry, places: Mapping[Entry, Iterable[str]], taken: dict[str, Entry], tried: set[str]) -> bool:
+def _places(own: Device | None, verdict: Verdict, elsewhere: tuple[Device, ...]) -> tuple[Device, ...]:
+    """Return who may be a listed device: first who has its own name, but last while that one is unknown."""
+    if own is None or verdict is Verdict.NOT:
+        return elsewhere
+    return (own, *elsewhere) if verdict is Verdict.MATCHED else (*elsewhere, own)
+
+
+def _place(
+    entry: Entry, places: Mapping[Entry, Iterable[Device]], taken: dict[Device, Entry], tried: set[Device]
+) -> bool:
     """Find a device for an entry, if need be by giving another entry one of its others (Kuhn's matching); False where there is none."""
-    for devnode in places[entry]:
-        if devnode in tried:
+    for device in places[entry]:
+        if device in tried:
             continue
-        tried.add(devnode)
-        if devnode not in taken or _place(taken[devnode], places, taken, tried):
-            taken[devnode] = entry
+        tried.add(device)
+        if device not in taken or _place(taken[device], places, taken, tried):
+            taken[device] = entry
             return True
     return False
 
@@ -104,24 +114,70 @@ class Scene:
     observed: NodeState | None
     now: float
 
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """All that is on the host."""
+        return (*self.inventory.present, *self.inventory.pending)
+
+    def open(self, name: str) -> set[Key]:
+        """Return those of which nobody can tell yet whether the resource has them."""
+        claims, claimed = self.figures.claims, {device.key for device in self.figures.by_name[name].devices}
+        unclear = (device for device in self.devices if not device.complete or name in claims[device].doubtful)
+        return {device.key for device in unclear} - claimed
+
+
+@dataclass(slots=True, kw_only=True)
+class _Roll:
+    """What is listed for one resource."""
+
+    here: dict[Key, Entry] = field(default_factory=dict)
+    """By registration: those on the host that it has, or had, and may have again."""
+    gone: dict[Entry, AbstractSet[Key]] = field(default_factory=dict)
+    """Those whose registration is gone, or was never seen, and the registrations that were there beside it: they are others."""
+    lost: tuple[Entry, ...] = ()
+    """Those that the annotation goes on listing."""
+
+    def look(self, name: str, scene: Scene, before: AbstractSet[Key]) -> tuple[Entry, ...]:
+        """Return which of the listed devices are lost, and list what is here now. `before` was on the host at the last look."""
+        keys = {device.key for device in scene.devices}
+        claimed = {device.key: Entry.of(device) for device in scene.figures.by_name[name].devices}
+        self.gone |= {entry: before for key, entry in self.here.items() if key not in keys}
+        strangers = [device for device in scene.devices if device.key not in self.here]
+        found = stand_ins(self.gone, strangers, claimed.keys())
+        sure = tuple(entry for entry in self.gone if entry not in found)
+        # udev has not told yet who that is: perhaps another one, perhaps one that is gone again in a moment.
+        open_ = scene.open(name)
+        unclear = tuple(entry for entry, device in found.items() if device.key in open_)
+        self.gone = {entry: self.gone[entry] for entry in (*sure, *unclear)}
+        self.here = {key: entry for key, entry in self.here.items() if key in open_} | claimed
+        self.lost = (*sure, *(entry for entry in unclear if entry in self.lost))
+        return sure
+
+    def settle(self, entries: Iterable[Entry]) -> None:
+        """Forget these."""
+        self.lost = tuple(entry for entry in self.lost if entry not in set(entries))
+        self.gone = {entry: others for entry, others in self.gone.items() if entry not in set(entries)}
+
 
 class Losses:
     """Which resources have lost devices, and since when.
 
     What the annotation lists is remembered: from the first observation, which a daemon before this one wrote, and from what is claimed now.
-    The annotation keeps a lost device until its pods are evicted, so that a daemon that is killed meanwhile leaves the
-    task to the next one. What somebody else writes into the annotation later is never believed.
+    A device that this daemon has seen is known by its registration with the kernel, whatever udev tells of it later; one of which only the
+    annotation tells, by its devnode and ids. The annotation keeps a lost device until its pods are evicted, so that a daemon that is
+    killed meanwhile leaves the task to the next one. What somebody else writes into the annotation later is never believed.
     """
 
     def __init__(self) -> None:
         """Start with nothing listed."""
-        self._listed: dict[str, tuple[Entry, ...]] = {}
-        self._lost: dict[str, tuple[Entry, ...]] = {}
+        self._rolls: dict[str, _Roll] = {}
+        self._before: AbstractSet[Key] = frozenset()
         self._since: dict[tuple[str, Entry], float] = {}
 
     def start(self, listing: Listing) -> None:
         """Believe what the Node lists at the start."""
-        self._listed = dict(listing)
+        nobody: AbstractSet[Key] = frozenset()
+        self._rolls = {name: _Roll(gone=dict.fromkeys(entries, nobody)) for name, entries in listing.items()}
 
     def update(self, rules: Sequence[ResourceRule], scene: Scene) -> Mapping[str, Loss]:
         """Take in what the last look found and return the losses that the Node shows, by resource.
@@ -131,27 +187,13 @@ class Losses:
         if scene.inventory.doubts or scene.observed is None:
             return {}
         evicting = {rule.name: rule.evict_after for rule in rules if rule.evict_after is not None}
-        self._listed = {name: self._listed.get(name, ()) for name in evicting}
-        self._lost = {name: entries for name, entries in self._lost.items() if name in evicting}
-        sure = {name: self._look(name, scene) for name in evicting}
-        lost = {(name, entry) for name in evicting for entry in self._lost[name]}
+        self._rolls = {name: self._rolls.get(name) or _Roll() for name in evicting}
+        sure = {name: roll.look(name, scene, self._before) for name, roll in self._rolls.items()}
+        self._before = frozenset(device.key for device in scene.devices)
+        lost = {(name, entry) for name, roll in self._rolls.items() for entry in roll.lost}
         self._since = {key: since for key, since in self._since.items() if key in lost}
         found = {name: self._loss(name, after, sure[name], scene) for name, after in evicting.items()}
         return {name: loss for name, loss in found.items() if loss is not None}
-
-    def _look(self, name: str, scene: Scene) -> tuple[Entry, ...]:
-        """Return which of the listed devices are lost, and list what is here now."""
-        devices = (*scene.inventory.present, *scene.inventory.pending)
-        claimed = tuple(Entry.of(device) for device in scene.figures.by_name[name].devices)
-        own = {entry.devnode for entry in claimed}
-        found = found_among(self._listed[name], devices, own)
-        sure = tuple(entry for entry in self._listed[name] if entry not in found)
-        # udev has not told yet who that is: perhaps another one in the place of the listed one.
-        unknown = {device.devnode for device in devices if not device.complete} - own
-        unclear = tuple(entry for entry, devnode in found.items() if devnode == entry.devnode and devnode in unknown)
-        self._lost[name] = (*sure, *(entry for entry in unclear if entry in self._lost.get(name, ())))
-        self._listed[name] = tuple(dict.fromkeys((*sure, *unclear, *claimed)))
-        return sure
 
     def _loss(self, name: str, after: float, lost: tuple[Entry, ...], scene: Scene) -> Loss | None:
         """Return what is due first, or is due already; what is lost since then may still come back, and counts as left."""
@@ -168,9 +210,9 @@ class Losses:
 
     def kept(self) -> Listing:
         """Return the lost devices that the annotation goes on listing."""
-        return self._lost
+        return {name: roll.lost for name, roll in self._rolls.items()}
 
     def settle(self, loss: Loss) -> None:
         """Forget the devices of a loss: nobody uses them any more, or nobody can be told to stop."""
-        for memory in (self._listed, self._lost):
-            memory[loss.resource] = tuple(entry for entry in memory.get(loss.resource, ()) if entry not in loss.entries)
+        if (roll := self._rolls.get(loss.resource)) is not None:
+            roll.settle(loss.entries)

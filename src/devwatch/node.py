@@ -54,9 +54,9 @@ class Entry:
 
     @classmethod
     def of(cls, device: Device) -> Entry:
-        """Return the entry of a device, each text cut to `MAX_TEXT` characters."""
-        texts = {name: getattr(device, name) for name in cls.__slots__}
-        return cls(**{name: text[:MAX_TEXT] if text else text for name, text in texts.items()})
+        """Return the entry of a device: ids cut to `MAX_TEXT` characters, so that they equal what is read, and paths whole."""
+        ids = {name: _text(getattr(device, name)) for name in ("vendor", "product", "serial")}
+        return cls(devnode=device.devnode, link=device.link, **ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +154,7 @@ def _render(listing: Listing, limit: int) -> str:
 
 def _limited(entries: tuple[Entry, ...], limit: int) -> list[dict[str, object]]:
     shown: list[dict[str, object]] = [
-        {name: getattr(entry, name) for name in Entry.__slots__} for entry in entries[:limit]
+        {name: _text(getattr(entry, name)) for name in Entry.__slots__} for entry in entries[:limit]
     ]
     return [*shown, {"omitted": len(entries) - limit}] if len(entries) > limit else shown
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from devwatch import display, inspection, logs
 from devwatch.config import parse
 from devwatch.evictor import Herald
 from devwatch.inventory import Inventory, Look
-from devwatch.node import MAX_BYTES, Entry, NodeState, apply, parse_listing, patch_body, render_listing
+from devwatch.node import MAX_BYTES, MAX_TEXT, Entry, NodeState, apply, parse_listing, patch_body, render_listing
 from devwatch.plan import Figures, Tally, changes
 from devwatch.report import Log, Reporter
 from devwatch.rules import claim
@@ -131,11 +131,12 @@ def _count(look: Look) -> None:
 
 def _list(device: Device) -> None:
     """Check that the annotation is ASCII, of bounded size, and says what was seen."""
-    text = render_listing({"a.io/x": (Entry.of(device),)})
+    entry = Entry.of(device)
+    text = render_listing({"a.io/x": (entry,)})
     assert text is not None
     assert text.isascii()
     assert len(text) <= MAX_BYTES
-    assert parse_listing(text) == {"a.io/x": (Entry.of(device),)}
+    assert parse_listing(text) == {"a.io/x": (replace(entry, link=entry.link and entry.link[:MAX_TEXT]),)}
 
 
 def _show(look: Look) -> None:

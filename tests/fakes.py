@@ -130,6 +130,8 @@ class FakeServer:
         """When a watch was asked for."""
         self.watch_error: ApiError | None = None
         """Raised for every watch that begins."""
+        self.stream_error: ApiError | None = None
+        """Raised for every watch after the list that it begins with."""
         self.watch_latency = 0.0
         """Seconds by which the watch is late."""
         self._viewers: list[asyncio.Queue[NodeState | ApiError | None]] = []
@@ -200,6 +202,8 @@ class FakeServer:
         try:
             if self._node is not None:
                 yield self.state
+            if self.stream_error is not None:
+                raise self.stream_error
             while (event := await viewer.get()) is not None:
                 await asyncio.sleep(self.watch_latency)
                 if isinstance(event, ApiError):
@@ -334,6 +338,11 @@ class FakeWorkload:
     def run(self, *pods: Pod) -> None:
         """Start pods; one of the same name takes the place of the other."""
         self._pods |= {pod.title: pod for pod in pods}
+
+    @property
+    def running(self) -> tuple[Pod, ...]:
+        """The pods that run."""
+        return tuple(self._pods.values())
 
     def end(self, title: str) -> None:
         """Let a pod end by itself, if it runs."""

@@ -286,6 +286,20 @@ def test_a_watch_fails_with_what_it_is_given(late: bool) -> None:  # noqa: FBT00
         virtualtime.run(main)
 
 
+def test_a_watch_fails_after_its_list() -> None:
+    """A right to list is none to watch."""
+
+    async def main() -> None:
+        node = FakeServer(asyncio.get_running_loop().time)
+        node.stream_error = Forbidden("cannot watch nodes")
+        watch = node.watch()
+        assert (await anext(watch)).version == 1
+        with pytest.raises(Forbidden):
+            await anext(watch)
+
+    virtualtime.run(main)
+
+
 def test_who_wrote_last_is_kept_by_resource() -> None:
     """As the server's managedFields do."""
     node = server()

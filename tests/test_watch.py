@@ -205,6 +205,35 @@ async def test_a_watch_that_fails_again_and_again_is_asked_for_ever_more_rarely(
         assert len(site.server.requests) < HOUR / 50
 
 
+@pytest.mark.parametrize("error", [Retry("down"), Gone("too old"), Forbidden("no"), Retry("later", after=40)], ids=repr)
+@virtual
+async def test_a_watch_that_gets_no_further_than_its_list_is_asked_for_ever_more_rarely(error: ApiError) -> None:
+    """That the Node can be listed is no sign that it can be watched; the server's Retry-After is honoured."""
+    async with watched() as site:
+        site.server.stream_error = error
+        site.server.show(error)
+        await asyncio.sleep(HOUR)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(site.server.watches)]
+        assert min(gaps[10:]) >= (getattr(error, "after", None) or 29)
+        assert len(gaps) < HOUR / 25
+        assert [line.level for line in site.log.of("node.unwatched")].count("info") <= 1
+
+
+@virtual
+async def test_a_right_to_list_but_not_to_watch_is_told_once() -> None:
+    """Foreign writes are found by the list; when the right is there, at once."""
+    async with watched() as site:
+        site.server.stream_error = FORBIDDEN
+        site.server.show(FORBIDDEN)
+        await asyncio.sleep(HOUR)
+        assert len(site.log.of("node.unwatched")) == 1
+        site.server.stream_error = None
+        await asyncio.sleep(61)
+        site.server.zero()
+        await asyncio.sleep(0.1)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+
+
 @virtual
 async def test_a_watch_that_ends_at_once_is_not_asked_without_a_pause() -> None:
     """A second lies between two."""

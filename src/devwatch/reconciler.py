@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from devwatch.backoff import Backoff
 from devwatch.drift import Drift
-from devwatch.errors import ApiError, ConfigError, Forbidden, Gone, NodeMissing, Refused, Retry
+from devwatch.errors import ApiError, ConfigError, Forbidden, Gone, NodeMissing, Refused
 from devwatch.inventory import Inventory, Look
 from devwatch.loss import Scene
 from devwatch.node import WHOLE, Changes, Listing, NodeState
@@ -38,6 +39,8 @@ WATCH_PAUSE = 1.0
 """Seconds between two watches, so that a server that ends them at once is not asked without a pause."""
 WATCH_RETRY_LIMIT = 60.0
 """Seconds until a watch that may not be, or fails again and again, is tried again."""
+WATCH_LASTS = 10.0
+"""Seconds after which the end of a watch is no failure of it: servers end them now and then."""
 RESYNC_SPREAD = 0.1
 """The share of the resync interval by which it is shortened at random, so that a fleet does not ask in step."""
 
@@ -353,25 +356,30 @@ class Reconciler:
         return min(self._config.resync or math.inf, UNWATCHED_RESYNC)
 
     async def _follow(self, watch: Watch) -> None:
-        """Wake the loop whenever somebody has written to the Node; where that may not be watched, ask again now and then."""
-        backoff = Backoff(first=1.0, limit=WATCH_RETRY_LIMIT)
+        """Wake the loop whenever somebody has written to the Node; a watch that may not be, or does not last, comes ever more rarely."""
+        backoff = Backoff(first=WATCH_PAUSE, limit=WATCH_RETRY_LIMIT)
         while True:
+            began, least = self._clock(), WATCH_PAUSE
             try:
-                async for state in watch():
-                    if not self._watching:
-                        self._reporter.watching()
-                    self._watching, self._denied = True, False
-                    backoff.succeed()
-                    self._seen = state
-                    self.wake("node")
-                delay = WATCH_PAUSE
-            except Gone:
-                delay = WATCH_PAUSE
+                with contextlib.suppress(Gone):
+                    await self._hear(watch)
             except ApiError as error:
                 self._unwatch(error)
-                least = WATCH_RETRY_LIMIT if isinstance(error, Forbidden) else WATCH_PAUSE
-                delay = backoff.fail(self._clock(), self._chance(), at_least=least)
-            await asyncio.sleep(delay)
+                least = WATCH_RETRY_LIMIT if isinstance(error, Forbidden) else max(WATCH_PAUSE, _asked(error))
+            if self._clock() >= began + WATCH_LASTS:
+                backoff.succeed()
+            await asyncio.sleep(backoff.fail(self._clock(), self._chance(), at_least=least))
+
+    async def _hear(self, watch: Watch) -> None:
+        """Hold what a watch tells. The first it tells comes of a list, which says nothing of the right to watch."""
+        listed = False
+        async for state in watch():
+            if not self._watching and (listed or not self._denied):
+                self._reporter.watching()
+                self._watching = True
+            self._denied = self._denied and not listed
+            listed, self._seen = True, state
+            self.wake("node")
 
     def _unwatch(self, error: ApiError) -> None:
         """Read the Node as often as without a watch, from now on. A missing right is told once, until there was a watch."""
@@ -431,8 +439,7 @@ class Reconciler:
         self._missing = self._missing or isinstance(error, NodeMissing)
         self._unsure |= answer.sent.keys()
         self._resync_at = now  # what is held may no longer be so: ask, though nothing may be wanted
-        asked = error.after if isinstance(error, Retry) and error.after is not None else 0.0
-        delay = self._backoff.fail(now, self._chance(), at_least=min(asked, RETRY_AFTER_LIMIT))
+        delay = self._backoff.fail(now, self._chance(), at_least=_asked(error))
         self._reporter.failed(answer, error, failures=self._backoff.failures, retry_in=delay)
 
     def _earliest(self, answer: Answer) -> float | None:
@@ -463,6 +470,11 @@ async def _to_its_end(request: Awaitable[T]) -> T:
             raise
         # A task group passes over a cancelled child: the loop would wait for its answer for ever.
         raise RuntimeError("the request was cancelled from within") from error
+
+
+def _asked(error: ApiError) -> float:
+    """Return for how many seconds the server wants to be left alone, within reason."""
+    return min(getattr(error, "after", None) or 0.0, RETRY_AFTER_LIMIT)
 
 
 def _value(state: NodeState, name: str) -> object:

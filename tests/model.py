@@ -31,7 +31,7 @@ from model_contract import Contract, Plan, Tty, Want
 from virtualtime import VirtualTimeLoop
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from devwatch.config import Config
     from devwatch.workload import Note
@@ -271,9 +271,13 @@ class Judge:
     """By resource: how many sticks of some ids it ever had at a time."""
     _had: dict[str, set[int]] = field(default_factory=dict)
     """By resource: the ttys that it ever had."""
+    _others: dict[str, set[int]] = field(default_factory=dict)
+    """By resource: the ttys that were there beside all that it had: they are none of those."""
     _complete: dict[str, float] = field(default_factory=dict)
     """By resource: when the last look found no less than that on the host."""
-    _here: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    _here: tuple[Tty, ...] = ()
+    _due: dict[str, float] = field(default_factory=dict)
+    """By resource: when the last of its ttys was seen, whose pods have to be evicted in the end if nothing excuses that."""
     _written: set[str] = field(default_factory=set)
     _unanswered: set[str] = field(default_factory=set)
     """What may have been stored without an answer."""
@@ -298,18 +302,51 @@ class Judge:
         self.contract.look(seen, now, certain=certain, udevd=not self.world.host.hidden)
         self.certain = certain
         if certain:
-            self._here = Counter(tty.ids for tty in seen)
+            self._here = tuple(seen)
         for want in self.contract.plan.wants:
-            most, had = self._most.setdefault(want.name, Counter()), self._had.setdefault(want.name, set())
-            had |= {tty.birth for tty in seen if self.contract.plan.owner(tty)[0] is want}
-            most |= Counter(tty.ids for tty in seen if tty.birth in had)
-            # Without a record nobody can tell whether it is the same one: that stops no clock, but no pod is evicted meanwhile.
-            if certain and most <= Counter(tty.ids for tty in seen if tty.record):
-                self._complete[want.name] = now
+            self._account(want, seen, now, certain=certain)
+
+    def _account(self, want: Want, seen: Sequence[Tty], now: float, *, certain: bool) -> None:
+        """Take note of what a resource has, and whether that is all that it ever had."""
+        most, had = self._most.setdefault(want.name, Counter()), self._had.setdefault(want.name, set())
+        owned = {tty.birth for tty in seen if self.contract.plan.owner(tty)[0] is want}
+        had |= owned
+        mine = Counter(tty.ids for tty in seen if tty.birth in had)
+        most |= mine
+        others = self._others.setdefault(want.name, set())
+        if certain:
+            others |= {tty.birth for tty in seen if most[tty.ids] == mine[tty.ids] and tty.birth not in had}
+            self._excuse(want, seen, owned, now)
+        # Without a record nobody can tell whether it is the same one: that stops no clock, but no pod is evicted meanwhile.
+        if certain and most <= self._found(want.name, (tty for tty in seen if tty.record)):
+            self._complete[want.name] = now
+
+    def _found(self, name: str, seen: Iterable[Tty]) -> Counter[tuple[str, str | None]]:
+        """Return how many of these may be what the resource had."""
+        return Counter(tty.ids for tty in seen if tty.birth not in self._others.get(name, ()))
+
+    def _excuse(self, want: Want, seen: Sequence[Tty], owned: set[int], now: float) -> None:
+        """Take note of what will have to be evicted, unless something is there that may be the lost one."""
+        maybe = {tty.birth for tty in seen if tty.ids in self._most[want.name]} - self._others[want.name]
+        counted = {tty.birth for tty in seen if tty.birth in owned and self.contract.counts(tty)}
+        if self.answered and counted and maybe == counted:
+            self._due[want.name] = now
+        elif maybe:
+            self._due.pop(want.name, None)
+
+    def forgotten(self, pods: Sequence[Pod], since: Mapping[str, float]) -> list[str]:
+        """Return the pods that should have been evicted in the end; `since` tells when each was started last."""
+        wants = [want for want in self.contract.plan.wants if want.evict is not None and want.name in self._due]
+        gone = [want.name for want in wants if not self.contract.present.get(want.name)]
+        bound = {
+            pod.name for name in gone for pod in pods if name in pod.requests and since[pod.name] < self._due[name]
+        }
+        return sorted(pod.name for pod in pods if pod.name in bound and pod.owner not in {"", "DaemonSet"})
 
     def configured(self, plan: Plan) -> None:
         """Take note that another configuration is read."""
         self.contract.configure(plan)
+        self._due.clear()
 
     def saw(self, state: NodeState) -> None:
         """Take note of what the watch tells."""
@@ -429,7 +466,7 @@ class Judge:
         since = self._complete.get(want.name, -math.inf)
         faults = {
             "the last look was not certain": not self.certain,
-            "all of its devices are here": self._most.get(want.name, Counter()) <= self._here,
+            "all of its devices are here": self._most.get(want.name, Counter()) <= self._found(want.name, self._here),
             f"all of its devices were here {self.now - since:.1f} s ago": self.now < since + (want.evict or 0) - SOON,
             "such a pod never is": pod.owner in {"", "DaemonSet"} or pod.mirror or pod.terminating,
             f"{left} devices are left and it names none": left > 0 and not pod.host_paths,
@@ -615,7 +652,9 @@ class World:
         self.daemons: list[Daemon] = []
         self.holder: Daemon | None = None
         self.served: set[asyncio.Task[NodeState]] = set()
-        self.workload.run(*PODS)
+        self.started: dict[str, float] = {}
+        """When each pod was started last."""
+        self.start_pods()
         self.forbidden: Forbidden | None = None
         """Why nobody may watch the Node, for good: that is no fault."""
         self.meddled = False
@@ -722,6 +761,12 @@ class World:
         """How often the daemon has put right what strangers wrote; where a part is refused each counts."""
         return len(self.holder.log.of("drift.repaired")) if self.holder else 0
 
+    def start_pods(self) -> None:
+        """Start all pods, as their controllers would."""
+        running = {pod.name for pod in self.workload.running}
+        self.started |= {pod.name: self.loop.time() for pod in PODS if pod.name not in running}
+        self.workload.run(*PODS)
+
     def annotate(self, text: str | None) -> None:
         """Let a stranger write our annotation."""
         if self.server.exists:
@@ -734,7 +779,7 @@ class World:
         self.climate = None
         self.server.refused.clear()
         self.server.undone.clear()
-        self.server.watch_error, self.server.watch_latency = self.forbidden, 0.0
+        self.server.watch_error, self.server.watch_latency, self.server.stream_error = self.forbidden, 0.0, None
         if self.deaf:
             self.deaf = False
             self.server.show(Retry("the connection was dead"))
@@ -764,6 +809,7 @@ class World:
         self.wait(max(CONVERGENCE + 5, self._truce()))
         self.converged()
         self.wait(EVICTION)
+        self._evicted()
         writes, requests = len(self.server.writes), len(self.server.requests)
         self.wait(QUIET)
         self.converged()
@@ -772,6 +818,11 @@ class World:
             self.broken.append((Promise.QUIET, f"writes in peace: {[changes for changes in more if changes]}"))
         if len(more) > 1 + QUIET / 54:
             self.broken.append((Promise.QUIET, f"{len(more)} requests in peace"))
+
+    def _evicted(self) -> None:
+        """Judge that no pod goes on without its device."""
+        if self.holder is not None and (left := self.holder.judge.forgotten(self.workload.running, self.started)):
+            self.broken.append((Promise.CONVERGES, f"{left} were never evicted"))
 
     def _truce(self) -> float:
         """Return the longest time for which a repair may wait, after all that strangers have contested."""

@@ -185,6 +185,7 @@ class Contract:
     _arrived: set[int] = field(default_factory=set)
     _owners: dict[int, str] = field(default_factory=dict)
     _reconfigured: bool = False
+    _certain: bool = True
     _begun: bool = False
     present: dict[str, int] = field(default_factory=dict)
     """What the last look counted."""
@@ -222,12 +223,17 @@ class Contract:
             self._seen = {birth: since for birth, since in self._seen.items() if birth in births}
         waiting = [tty for tty in ttys if tty.birth not in self._arrived]
         self.held = self._unknown(here, waiting) if certain else {want.name for want in self.plan.wants}
+        self._certain = certain
         self.present = self.plan.counts(here)
         self._hand_over(here)
         for want in self.plan.wants:
             low, high = self._started(want.name, now)
             self._note(self._low, want, now, low if self._begun else 0)
             self._note(self._high, want, now, high)
+
+    def counts(self, tty: Tty) -> bool:
+        """Return whether the last look counted it, for whoever has it."""
+        return tty.birth in self._arrived
 
     def _hand_over(self, here: Iterable[Tty]) -> None:
         """Count what another configuration has given to another resource no longer for the one that had it."""
@@ -262,8 +268,8 @@ class Contract:
     def _note(self, pasts: dict[str, Past], want: Want, now: float, start: int) -> None:
         past = pasts.setdefault(want.name, Past())
         found = self.present[want.name]
-        past.add(max(found, past.last) if want.name in self.held else found, now)
-        past.last = max(past.largest(now, want.grace), start)
+        past.add(found if self._certain else max(found, past.last), now)
+        past.last = max(past.largest(now, want.grace), start, past.last if want.name in self.held else 0)
 
     def bounds(self, name: str, shown: Collection[int], now: float) -> Bounds:
         """Return what a resource of the configuration may be advertised as, where the Node is known to show one of these."""

@@ -214,6 +214,12 @@ def watches(world: World, how: str) -> None:
     world.server.watch_error = ENDS[how]
 
 
+def streams(world: World, how: str) -> None:
+    """Let no watch get further than its list."""
+    world.server.stream_error = ENDS[how]
+    world.server.show(ENDS[how])
+
+
 def forbid(world: World) -> None:
     """Take away the right to watch the Node, for good."""
     world.forbidden = world.server.watch_error = Forbidden("cannot watch nodes", hint="grant it")
@@ -258,7 +264,7 @@ def budget(world: World, name: str, number: int) -> None:
 
 def pods(world: World) -> None:
     """Start the pods that were evicted."""
-    world.workload.run(*PODS)
+    world.start_pods()
 
 
 def configure(world: World, index: int) -> None:
@@ -325,6 +331,7 @@ FUNCTIONS: tuple[tuple[Callable[..., None], int, tuple[Sequence[Argument], ...]]
     (war, 1, ((3.0, 30.0),)),
     (watch, 2, (tuple(ENDS),)),
     (watches, 1, (tuple(ENDS),)),
+    (streams, 1, (tuple(ENDS),)),
     (forbid, 1, ()),
     (watch_late, 1, ((0.0, 1.0, 8.0),)),
     (watch_deaf, 1, ()),

@@ -129,10 +129,19 @@ def test_however_long_looks_are_uncertain_one_registration_of_each_name_is_remem
     """A stick with a loose contact fills no memory, though its folder may never be read for certain."""
     inventory, sizes = Inventory(), set()
     for number in range(1, 100):
-        inventory.observe(look(device(incarnation=number), device("ttyUSB1"), at=number, doubts=("?",)))
+        stick = device(incarnation=number, devpath=f"/devices/usb/{number % 3}/ttyUSB0")
+        inventory.observe(look(stick, device("ttyUSB1"), at=number, doubts=("?",)))
         sizes.add(len(pickle.dumps(inventory)))
     assert max(sizes) < min(sizes) + 100
     assert [stick.incarnation for stick in inventory.present] == [99, 1]
+
+
+def test_what_has_arrived_without_a_record_stays_through_uncertain_looks() -> None:
+    """It waited for its record long enough."""
+    inventory, bare = Inventory(), device(properties=None)
+    for at in (0, 10, 11, 12):
+        inventory.observe(look(bare, at=at, doubts=("?",) if at > 10 else ()))
+    assert inventory.pending == ()
 
 
 def test_an_uncertain_look_forgets_nothing() -> None:

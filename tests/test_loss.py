@@ -57,6 +57,14 @@ def test_lost_is_what_is_neither_at_its_place_nor_found_elsewhere(
     assert [entry for entry in listed if entry not in found] == lost
 
 
+def test_without_records_the_twin_at_its_place_is_the_one_that_stayed() -> None:
+    """Where nobody writes records, what the resource has is known well enough."""
+    bare = [device(f"ttyUSB{number}", properties=None) for number in (0, 1)]
+    listed = [Entry.of(twin) for twin in bare]
+    found = stand_ins(dict.fromkeys(listed, frozenset()), bare[1:], {bare[1].key})
+    assert found == {listed[1]: bare[1]}
+
+
 class Story:
     """A resource over time."""
 
@@ -182,6 +190,23 @@ def test_a_twin_that_was_there_all_along_stands_for_nobody() -> None:
     assert story.turn(2, TWIN1, device("ttyUSB2"), **NONE) is None  # type: ignore[arg-type]  # as above
 
 
+def test_of_twins_that_were_listed_before_the_start_the_one_that_is_gone_stays_lost() -> None:
+    """The other one is at its place, and stands for itself alone, at every look."""
+    story = Story(Entry.of(TWIN0), Entry.of(TWIN1))
+    first = story.turn(0, TWIN1)
+    assert first is not None
+    assert first.entries == (Entry.of(TWIN0),)
+    assert story.turn(1, TWIN1) == first
+
+
+def test_a_stick_at_its_place_is_no_other_that_only_looks_like_it() -> None:
+    """A twin that udev is still at work on comes and goes beside it, and takes nothing along."""
+    story, twin = Story(Entry.of(TWIN0)), device("ttyUSB5", properties=None)
+    one = {"present": 1, "advertised": 1, "devices": (TWIN0,), "shown": 1}
+    assert story.turn(0, TWIN0, twin, **one) is None  # type: ignore[arg-type]  # the fields of a Figure, and others
+    assert story.turn(1, TWIN0, **one) is None  # type: ignore[arg-type]  # as above
+
+
 def test_who_says_nothing_of_itself_is_found_nowhere_else() -> None:
     """Every virtual console has no ids either."""
     port, console = device("ttyS0", vendor=None, product=None), device("tty1", vendor=None, product=None)
@@ -200,6 +225,7 @@ def test_a_contact_that_bounces_hides_no_loss(waiting: bool) -> None:  # noqa: F
     bounce = device("ttyUSB1", serial="S0", properties=None if waiting else {})
     doubtful = () if waiting else (bounce,)
     assert story.turn(1, bounce, doubtful=doubtful, **NONE) is None  # type: ignore[arg-type]  # the fields of a Figure, and others
+    assert story.losses.kept() == {ZIGBEE: ()}
     loss = story.turn(2)
     assert loss is not None
     assert loss.entries == (E0,)

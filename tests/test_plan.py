@@ -254,6 +254,14 @@ def test_more_devices_than_are_listed_plugged_again_within_the_grace_write_nothi
     assert host.step(11, *map(again, sticks)) == {}
 
 
+def test_a_foreign_write_is_repaired_while_a_port_is_away() -> None:
+    """Only the list waits for it."""
+    host = Host.of()
+    host.step(0, *quad())
+    host.node = apply(host.node, {ZIGBEE: "0"})
+    assert host.step(10, *quad()[:3])[ZIGBEE] == "1"
+
+
 def test_what_is_listed_of_a_resource_waits_for_no_device_of_another() -> None:
     """One stick is away for its long grace; another resource has one for another meanwhile, and says so at once."""
     host = Host.of(rule(ZWAVE, [entry(vendor="0658")], removal_grace=3600), rule(ZIGBEE))
@@ -465,6 +473,16 @@ def test_a_count_lowered_by_a_stranger_is_repaired_in_ignorance_too() -> None:
     host.step(0, STICK)
     host.node = apply(host.node, {ZIGBEE: "0"})
     assert host.step(60, doubts=("?",)) == {ZIGBEE: "1"}
+
+
+def test_a_count_that_is_held_for_an_unknown_device_is_repaired_too() -> None:
+    """A kubelet that restarts while nobody can tell which socket the stick is in takes nothing away, however long that lasts."""
+    host = Host.of(rule(match=[BY_PORT]))
+    host.step(0, replace(STICK, port="pci-usb-0:1:1.0"))
+    host.see(60, again(BARE), udevd=False)
+    host.node = apply(host.node, {ZIGBEE: "0"})
+    host.see(61, again(BARE), udevd=False)
+    assert (host.present(), host.advertised()) == (0, 1)
 
 
 def test_a_stick_that_udev_has_not_finished_is_no_arrival_and_holds_the_count() -> None:

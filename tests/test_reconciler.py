@@ -1174,6 +1174,7 @@ async def test_the_time_from_detection_to_patch_includes_an_outage() -> None:
         world.host.plug(VENDORS[ZIGBEE], "/dev/ttyUSB1")
         await asyncio.sleep(2)
         world.server.error = None
+        world.host.plug(VENDORS[ZIGBEE], "/dev/ttyUSB2")
         await asyncio.sleep(30)
         assert world.metric("detection_to_patch_seconds_sum") == pytest.approx(24)
 

@@ -14,6 +14,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,6 @@ from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gon
 from devwatch.kube import MAX_ANSWER, Credentials, KubeNode
 from devwatch.node import ANNOTATION, WHOLE, NodeState
 from system.certificates import Authority
-from system.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -465,6 +465,34 @@ def test_a_token_does_not_follow_a_redirect_to_another_server(tmp_path: Path) ->
     run(scenario())
 
 
+CUT = f"{'x' * 490} {TOKEN}"
+"""A text in which the token stands where a message is cut."""
+
+
+@pytest.mark.parametrize("status", [202, 300, 401, 503])
+@pytest.mark.parametrize("body", [{"message": CUT}, {"Authorization": f"Bearer {TOKEN}"}, CUT.encode()])
+def test_a_token_that_a_server_gives_back_is_in_no_message(status: int, body: object, tmp_path: Path) -> None:
+    """Some proxies answer with all that they were sent, and not always as a failure."""
+    error, _ = ask(tmp_path, answer(status, body))  # which looks for it
+    assert isinstance(error, ApiError)
+
+
+def test_a_password_that_a_server_gives_back_is_in_no_message(tmp_path: Path) -> None:
+    """Nor is what it looks like on the way, in whatever form it is spelt in JSON."""
+    user = {"username": "jane", "password": "?>?"}
+    sent = base64.b64encode(b"jane:?>?").decode()
+    assert "/" in sent
+
+    async def scenario() -> None:
+        body = json.dumps({"message": f"who are you? {sent}"}).replace("/", "\\/")
+        async with site(answer(500, body.encode())) as server:
+            async with node(kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}", user=user)) as api:
+                assert "who are you? [redacted] (500" in str(await outcome(api))
+            assert server.requests[0].headers["authorization"] == f"Basic {sent}"
+
+    run(scenario())
+
+
 # -- rights
 
 
@@ -649,28 +677,32 @@ def embedded(file: Path) -> str:
     return base64.b64encode(file.read_bytes()).decode()
 
 
-def test_keys_in_a_kubeconfig_leave_no_copy_on_disk(tmp_path: Path) -> None:
-    """TLS reads keys from files only: their copies are private, gone at once, and nothing grows with every rotation."""
+def test_keys_in_a_kubeconfig_leave_no_copy_and_no_descriptor(tmp_path: Path) -> None:
+    """TLS reads keys from files only: their copies are private, gone at once, and nothing grows with every reading."""
     authority = Authority(tmp_path / "pki")
     for number in range(20):
         pair = authority.client(f"u{number}")
-        user = {"client-certificate-data": embedded(pair.certificate), "client-key-data": embedded(pair.key)}
+        both = base64.b64encode(
+            pair.certificate.read_bytes() + pair.key.read_bytes()
+        ).decode()  # as a kubelet keeps them
+        user = {"client-certificate-data": both, "client-key-data": both if number % 2 else embedded(pair.key)}
         cluster = {"certificate-authority-data": embedded(authority.certificate)}
         kubeconfig(tmp_path, "https://127.0.0.1:1", user=user, cluster=cluster, name=f"k{number}")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     shown = python(COPIES, str(tmp_path), env={"TMPDIR": str(temporary)})
-    assert json.loads(shown) == {"modes": [0o600], "copies": 60, "left": []}
+    assert json.loads(shown) == {"modes": [0o600], "copies": 60, "left": [], "descriptors": 0}
     assert list(temporary.iterdir()) == []
 
 
 COPIES = """
-import asyncio, json, os, stat, sys
+import asyncio, json, os, stat, sys, tempfile
 from devwatch.kube import Credentials
 
+tempfile.gettempdir()  # which writes a file to see whether it can
 modes = []
 def hook(event, arguments):
-    if event == "open" and str(arguments[0]).startswith(os.environ["TMPDIR"]) and "w" in (arguments[1] or ""):
+    if event == "os.remove" and str(arguments[0]).startswith(os.environ["TMPDIR"]):
         modes.append(stat.S_IMODE(os.stat(arguments[0]).st_mode))
 sys.addaudithook(hook)
 
@@ -679,10 +711,13 @@ async def main():
         config = f"{sys.argv[1]}/k{round % 20}"
         client = await Credentials(kubeconfig=config, environ={}).connect()
         await client.close()
+        if round == 0:
+            before = len(os.listdir("/proc/self/fd"))
         if round == 19:
             copies = len(modes)
     left = os.listdir(os.environ["TMPDIR"])
-    print(json.dumps({"modes": sorted(set(modes)), "copies": copies, "left": left}))
+    more = len(os.listdir("/proc/self/fd")) - before
+    print(json.dumps({"modes": sorted(set(modes)), "copies": copies, "left": left, "descriptors": more}))
 
 asyncio.run(main())
 """
@@ -782,6 +817,14 @@ def cluster_with(cluster: object) -> str:
 
 EXEC = {"apiVersion": "client.authentication.k8s.io/v1", "command": "sh"}
 SERVER = {"server": "https://127.0.0.1:1"}
+
+
+def handing_out(status: object) -> str:
+    """Return a kubeconfig with a plugin that hands this out."""
+    text = json.dumps({"apiVersion": EXEC["apiVersion"], "kind": "ExecCredential", "status": status})
+    return user_with({"exec": {**EXEC, "args": ["-c", 'echo "$0"', text]}})
+
+
 USELESS: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "not complete"),
     "a list": ("- a", "not complete"),
@@ -808,6 +851,8 @@ USELESS: dict[str, tuple[str | bytes, str]] = {
     "a plugin that fails": (user_with({"exec": {**EXEC, "args": ["-c", "echo a >&2; echo b >&2; exit 3"]}}), "3. a b"),
     "a plugin that is not there": (user_with({"exec": {**EXEC, "command": "/no/plugin"}}), "/no/plugin"),
     "a plugin that says nothing": (user_with({"exec": {**EXEC, "args": ["-c", "true"]}}), "exec: failed to decode"),
+    "a plugin without credentials": (handing_out({}), "exec: missing token or clientCertificateData"),
+    "a plugin with half a pair": (handing_out({"clientCertificateData": "SECRET"}), "exec: missing clientKeyData"),
     "a plugin of no form": (user_with({"exec": {"command": "sh"}, "token": TOKEN}), "apiVersion"),
     "a plugin that floods": (
         user_with({"exec": {**EXEC, "args": ["-c", "head -c 50000 /dev/zero | tr '\\0' x >&2; exit 1"]}}),
@@ -865,23 +910,93 @@ def test_a_folder_is_no_kubeconfig(tmp_path: Path) -> None:
 
 
 def test_a_plugin_that_hangs_is_given_up_and_named(tmp_path: Path) -> None:
-    """It is the plugin that does not answer, not the API server."""
+    """It is the plugin that does not answer, not the API server; nothing of it runs on, however often it is tried."""
     path = tmp_path / "kubeconfig"
-    path.write_text(user_with({"exec": {**EXEC, "command": "sleep", "args": ["1"]}}))
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    before = children.read_text()
+    path.write_text(user_with({"exec": {**EXEC, "args": ["-c", "sleep 60 & wait"]}}))
 
     async def scenario() -> None:
+        before, threads = (children(), descriptors()), threading.active_count()
         async with node(path, patience=0.2) as api:
-            error = await outcome(api)
-            assert isinstance(error, CredentialsError)
-            assert str(error) == f"cannot use the kubeconfig {path}: it took more than 0.2 s"
-        # The library offers no way to end the plugin, and it must not outlive the loop that reaps it.
-        await asyncio.to_thread(eventually, lambda: children.read_text() == before)
-        for _ in range(10):
-            await asyncio.sleep(0)
+            for _ in range(3):
+                error = await outcome(api)
+                assert isinstance(error, CredentialsError)
+                assert str(error) == f"cannot use the kubeconfig {path}: it took more than 0.2 s"
+        assert (children(), descriptors()) == before
+        await settled(lambda: threading.active_count() <= threads)
 
     run(scenario())
+
+
+def children() -> str:
+    """Return the processes that this thread has started, and that have not been reaped."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text("ascii")
+
+
+def plugin(folder: Path, server: str, script: str) -> Path:
+    """Write a kubeconfig whose plugin is a script, which finds what it should print in `$CREDENTIAL`."""
+    credential = {"apiVersion": EXEC["apiVersion"], "kind": "ExecCredential", "status": {"token": TOKEN}}
+    environ = [{"name": "CREDENTIAL", "value": json.dumps(credential)}]
+    return kubeconfig(folder, server, user={"exec": {**EXEC, "args": ["-c", script], "env": environ}})
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["echo $CREDENTIAL", "head -c 300000 /dev/zero >&2; echo $CREDENTIAL", "cat; echo $CREDENTIAL"],
+    ids=["as it should", "which says much else", "which asks somebody"],
+)
+def test_the_token_of_a_plugin_is_used(script: str, tmp_path: Path) -> None:
+    """As kubectl does; what else the plugin says, or would like to know, holds nothing up."""
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE)) as server:
+            config = plugin(tmp_path, f"http://127.0.0.1:{server.port}", script)
+            async with node(config) as api:
+                assert isinstance(await outcome(api), NodeState)
+        assert server.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
+
+    run(scenario())
+
+
+def test_a_plugin_is_told_that_nobody_is_there_to_answer(tmp_path: Path) -> None:
+    """In the form of the client authentication API, and in its own version."""
+
+    async def scenario() -> None:
+        script = f'echo "$KUBERNETES_EXEC_INFO" >{tmp_path}/info; echo $CREDENTIAL'
+        client = await Credentials(kubeconfig=str(plugin(tmp_path, "http://h", script)), environ={}).connect()
+        await client.close()
+
+    run(scenario())
+    spec = {"apiVersion": EXEC["apiVersion"], "kind": "ExecCredential", "spec": {"interactive": False}}
+    assert json.loads((tmp_path / "info").read_text()) == spec
+
+
+def test_what_a_kubeconfig_hides_stays_out_of_the_log(tmp_path: Path) -> None:
+    """One variable without a value: the message says where, and neither it nor the library shows the others."""
+    variables = [{"name": "KEY", "value": "SECRET"}, {"name": "PROFILE", "value": None}]
+    path = kubeconfig(tmp_path, "https://127.0.0.1:1", user={"exec": {**EXEC, "env": variables}})
+    wrong = f"Invalid kube-config file. Expected key value in {path}//user/exec/env/1"
+    told = f"cannot use the kubeconfig {path}: ConfigException: {wrong}\n"
+    assert python(HIDING, str(path)) == told * 2
+
+
+HIDING = """
+import asyncio, logging, os, sys
+from devwatch.errors import CredentialsError
+from devwatch.kube import Credentials
+
+os.dup2(1, 2)  # what is logged, or printed as a last resort, is seen too
+
+def connect():
+    try:
+        asyncio.run(Credentials(kubeconfig=sys.argv[1], environ={}).connect())
+    except CredentialsError as error:
+        print(error, flush=True)
+
+connect()
+logging.basicConfig(level=logging.DEBUG)
+logging.getLogger("asyncio").disabled = True
+connect()
+"""
 
 
 def test_two_kubeconfigs_are_one(tmp_path: Path) -> None:
@@ -896,6 +1011,47 @@ def test_two_kubeconfigs_are_one(tmp_path: Path) -> None:
             async with node(None, environ=environ) as api:
                 assert isinstance(await outcome(api), NodeState)
         assert server.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
+
+    run(scenario())
+
+
+def named(name: str) -> str:
+    """Return a whole kubeconfig for a cluster of this name."""
+    return config_with(
+        clusters=[{"name": name, "cluster": {"server": f"http://{name}"}}],
+        contexts=[{"name": name, "context": {"cluster": name, "user": "u"}}],
+        current_context=name,
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "host"),
+    [
+        ("a:b", "a"),
+        ("b:a", "b"),
+        ("empty:b:a", "b"),
+        ("none:b:a", "b"),
+        ("missing:b:a", "b"),
+        (":b:a", "b"),
+        ("b:empty", "b"),
+        ("~/b:a", "b"),
+        ("~/b:missing", "b"),
+    ],
+)
+def test_of_several_kubeconfigs_the_first_current_context_counts(
+    files: str, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with kubectl: another one would write to another cluster. Empty ones and missing files are passed over."""
+    contents = {"a": named("a"), "b": named("b"), "empty": '{"current-context": ""}', "none": "{}"}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    async def scenario() -> None:
+        client = await Credentials(environ={"KUBECONFIG": files}).connect()
+        assert client.configuration.host == f"http://{host}"
+        await client.close()
 
     run(scenario())
 
@@ -971,26 +1127,69 @@ def test_a_proxy_that_refuses_is_no_answer(tmp_path: Path) -> None:
     run(scenario())
 
 
-def test_the_proxy_of_the_environment_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proxy_of_the_environment_is_used(tmp_path: Path) -> None:
     """As kubectl does: the server of this name is nowhere but behind it."""
 
     async def scenario() -> None:
         async with site(answer(200, NODE)) as proxy:
-            monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
-            async with node(kubeconfig(tmp_path, "http://api.invalid:1")) as api:
+            environ = {"http_proxy": f"http://127.0.0.1:{proxy.port}"}
+            async with node(kubeconfig(tmp_path, "http://api.invalid:1"), environ=environ) as api:
                 assert isinstance(await outcome(api), NodeState)
         assert proxy.requests[0].line.startswith("PATCH http://api.invalid:1/api/v1/nodes/n1/status")
 
     run(scenario())
 
 
-def test_passwords_for_other_programs_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ~/.netrc that names the API server is neither sent nor in the way of the token."""
-    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password secret")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_host_is_asked_without_a_proxy(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the proxy it would be another host, and the token is not for it."""
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE)) as server, site(answer(503, b"")) as proxy:
+            monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+            async with node(kubeconfig(tmp_path, f"http://{host}:{server.port}"), environ=os.environ) as api:
+                assert isinstance(await outcome(api), NodeState)
+            assert proxy.requests == []
+
+    run(scenario())
+
+
+def test_the_proxy_of_a_kubeconfig_comes_before_that_of_the_environment(tmp_path: Path) -> None:
+    """Whatever NO_PROXY says of the server, as with kubectl."""
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE)) as nearer, site(answer(503, b"")) as other:
+            cluster = {"proxy-url": f"http://127.0.0.1:{nearer.port}"}
+            config = kubeconfig(tmp_path, "http://api.invalid:1", cluster=cluster)
+            for environ in ({"HTTP_PROXY": f"http://127.0.0.1:{other.port}"}, {"NO_PROXY": "*"}):
+                async with node(config, environ=environ) as api:
+                    assert isinstance(await outcome(api), NodeState)
+            assert other.requests == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("entry", ["machine 127.0.0.1", "default"])
+def test_passwords_for_other_programs_are_left_alone(
+    entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ~/.netrc that names the API server, or all, is neither sent nor in the way of the token, with a proxy or without."""
+    (tmp_path / "netrc").write_text(f"{entry} login user password secret")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    state, sent = ask(tmp_path, answer(200, NODE))
-    assert isinstance(state, NodeState)
-    assert sent[0].headers["authorization"] == f"Bearer {TOKEN}"
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE)) as server:
+            place = f"http://127.0.0.1:{server.port}"
+            for url, environ in ((place, {}), ("http://api.invalid:1", {"HTTP_PROXY": place})):
+                async with node(kubeconfig(tmp_path, url), environ=environ) as api:
+                    assert isinstance(await outcome(api), NodeState)
+        for request in server.requests:
+            assert request.headers["authorization"] == f"Bearer {TOKEN}"
+            assert "proxy-authorization" not in request.headers
+
+    run(scenario())
 
 
 # -- nothing is left behind
@@ -1161,3 +1360,43 @@ def test_a_watch_that_fails_is_one_of_our_errors(answers: list[bytes], kind: typ
         assert type(error) is kind
 
     run(scenario())
+
+
+@pytest.mark.parametrize("code", [410, 500])
+def test_a_watch_that_fails_gives_no_token_away(code: int, tmp_path: Path) -> None:
+    """Not even where it is given back within a stream."""
+
+    async def scenario() -> None:
+        failure = event("ERROR", {"code": code, "message": CUT})
+        _, error, _ = await watched(tmp_path, answer(200, LIST), answer(200, failure))
+        assert isinstance(error, Retry)
+        plain(error)
+
+    run(scenario())
+
+
+def test_a_watch_waits_for_no_plugin_that_hangs(tmp_path: Path) -> None:
+    """Another request has dropped the credentials between the list and the stream: the watch ends like any request."""
+    release = asyncio.Event()
+
+    async def late(writer: asyncio.StreamWriter) -> None:
+        await release.wait()
+        writer.write(answer(200, LIST))
+        await writer.drain()
+
+    async def scenario() -> None:
+        async with site(late, refusal(403, RBAC.format("u"))) as server, contextlib.AsyncExitStack() as stack:
+            api = await stack.enter_async_context(node(_place(tmp_path, server), patience=1))
+            watch = asyncio.create_task(_versions(api))
+            await server.asked.wait()
+            assert isinstance(await outcome(api), Forbidden)
+            plugin(tmp_path, f"http://127.0.0.1:{server.port}", "sleep 60")
+            release.set()
+            with pytest.raises(CredentialsError, match=r"cannot use the kubeconfig .*: it took more than 1 s"):
+                await watch
+
+    run(scenario())
+
+
+async def _versions(api: KubeNode) -> list[int]:
+    return [state.version async for state in api.watch()]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import shlex
 import sys
+import tempfile
 import types
 import warnings
 from collections import Counter
@@ -22,8 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from devwatch import program
 from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, Missing, NodeMissing, Refused, Retry
 from devwatch.node import ANNOTATION, FIELD_MANAGER, Changes, NodeState, Writer, patch_body
+from devwatch.proxy import proxy_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -121,11 +124,66 @@ def _import_client() -> None:
 
 _import_client()
 
-from aiohttp.helpers import get_env_proxy_for_url  # noqa: E402 - after the packages were put in place
-from kubernetes_asyncio.client.api_client import ApiClient  # noqa: E402 - as above
+from kubernetes_asyncio.client.api_client import ApiClient  # noqa: E402 - after the packages were put in place
 from kubernetes_asyncio.client.configuration import Configuration  # noqa: E402 - as above
-from kubernetes_asyncio.config import kube_config, load_incluster_config, load_kube_config  # noqa: E402 - as above
-from yarl import URL  # noqa: E402 - as above
+from kubernetes_asyncio.config import ConfigException, kube_config, load_incluster_config, load_kube_config  # noqa: E402 - as above
+from kubernetes_asyncio.config.exec_provider import ExecProvider  # noqa: E402 - as above
+
+
+class _Plugin(ExecProvider):
+    """The program of a kubeconfig that hands out credentials (`exec`); a request that gives up leaves nothing of it running."""
+
+    async def run(self, previous_response: str | None = None) -> Any:  # noqa: ANN401, ARG002 - as it is there
+        """Return the credentials that it prints. Raises `ConfigException` where it prints none, `OSError` where it cannot be started."""
+        info = {"apiVersion": self.api_version, "kind": "ExecCredential", "spec": {"interactive": False}}
+        environ = {**self.env, "KUBERNETES_EXEC_INFO": json.dumps(info)}
+        status, printed, complaint = await program.run(self.args, environ)
+        if status:
+            said = complaint.decode("utf-8", "replace").strip()
+            raise ConfigException(f"exec: process returned {status}" + (f". {said}" if said else ""))
+        return self._credentials(printed)
+
+    def _credentials(self, printed: bytes) -> Any:  # noqa: ANN401 - the library looks at it
+        try:
+            answer = json.loads(printed)
+        except ValueError as error:
+            raise ConfigException(f"exec: failed to decode process output: {error}") from error
+        for key in ("apiVersion", "kind", "status"):
+            if key not in answer:
+                raise ConfigException(f"exec: malformed response. missing key '{key}'")
+        if answer["apiVersion"] != self.api_version:
+            raise ConfigException(f"exec: plugin api version {answer['apiVersion']} does not match {self.api_version}")
+        return _complete(answer["status"])
+
+
+def _complete(status: Any) -> Any:  # noqa: ANN401 - as a plugin prints it
+    """Return what a plugin hands out; the library would go on without credentials where there are none in it."""
+    if "token" not in status and "clientCertificateData" not in status:
+        raise ConfigException("exec: missing token or clientCertificateData field in plugin output")
+    if "token" not in status and "clientKeyData" not in status:
+        raise ConfigException("exec: missing clientKeyData field in plugin output")
+    return status
+
+
+def _write_copy(self: kube_config.FileOrData, content: str | bytes) -> str:
+    """Write embedded data to a file, and close it, which the library does not (kubernetes-client/python issue 1531)."""
+    with tempfile.NamedTemporaryFile(dir=self._temp_file_path, delete=False) as file:
+        kube_config._temp_files[file.name] = file.name  # noqa: SLF001 - what `_remove_copies` removes
+        file.write(content.encode() if isinstance(content, str) else content)
+    return file.name
+
+
+def _mend() -> None:
+    """Put what is ours in place of what the library does wrong."""
+    kube_config.FileOrData._create_temp_file_with_content = _write_copy  # type: ignore[method-assign]  # noqa: SLF001 - it offers no other way
+    kube_config.ExecProvider = _Plugin  # type: ignore[attr-defined]  # as above
+    # It logs whole users of a kubeconfig, environment of their plugin included. What is wrong is raised as well.
+    logger = logging.getLogger("kubernetes_asyncio")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+
+
+_mend()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +214,7 @@ class Credentials:
         configuration.disable_strict_ssl_verification = True
         try:
             await self._fill(configuration)
-            return _direct(ApiClient(configuration))
+            return _direct(ApiClient(configuration), self.environ)
         except CredentialsError:
             raise
         except Exception as error:  # the loaders and ssl raise whatever the content makes them raise
@@ -172,7 +230,8 @@ class Credentials:
                 f"there is no kubeconfig {self.file} (--kubeconfig, KUBECONFIG or a service account name another)"
             )
         else:
-            await load_kube_config(config_file=self.file, client_configuration=configuration, persist_config=False)
+            context = _first_context(self.file) if os.pathsep in self.file else None
+            await load_kube_config(self.file, context, client_configuration=configuration, persist_config=False)
             if not configuration.host:
                 raise CredentialsError(f"cannot use {self.name}: the cluster of its current context has no server")
             # Editors and `kubectl create token` end a file with a line end, which no header may hold; client-go cuts it too.
@@ -187,32 +246,35 @@ class Credentials:
         )
 
 
-def _direct(client: ApiClient) -> ApiClient:
-    """Let each request go out at once where no proxy leads to the server.
+def _direct(client: ApiClient, environ: Mapping[str, str]) -> ApiClient:
+    """Let each request go as kubectl's would: by the proxy of the kubeconfig, else by that of the environment, else straight.
 
-    aiohttp, told to trust the environment, asks it anew for every request, each time in two threads: for a proxy, and for a password
-    in ~/.netrc, which it then refuses to combine with our token.
+    aiohttp, told to trust the environment, sends what is meant for this host to the proxy too. It asks anew for every request, in two
+    threads, also for a password in ~/.netrc, which it then refuses to combine with our token.
     """
-    try:
-        get_env_proxy_for_url(URL(str(client.configuration.host)))
-    except LookupError:
-        client.rest_client.pool_manager._trust_env = False  # noqa: SLF001 - the client offers no setting for it
-    except ValueError:
-        pass  # no URL: the first request says so
+    proxy = client.configuration.proxy or proxy_of(str(client.configuration.host), environ)
+    client.rest_client.proxy = proxy  # type: ignore[assignment]  # None is what it is without one
+    client.rest_client.pool_manager._trust_env = False  # noqa: SLF001 - the client offers no setting for it
     return client
 
 
 def _remove_copies() -> None:
-    """Remove the files that the loader makes of embedded keys and certificates: a client has read them for good.
-
-    It would keep one of every content, and register their removal anew, until the program ends.
-    """
+    """Remove the files of embedded keys and certificates: a client has read them for good."""
     kube_config._cleanup_temp_files()  # noqa: SLF001 - the loader offers no other way to say that they are done with
-    atexit.unregister(kube_config._cleanup_temp_files)  # noqa: SLF001 - as above
 
 
 def _any_exists(paths: list[str]) -> bool:
-    return any(path and Path(path).exists() for path in paths)
+    # pathlib raises where nobody has such a home; to the loader the file is then not there.
+    return any(path and Path(os.path.expanduser(path)).exists() for path in paths)  # noqa: PTH111 - as above
+
+
+def _first_context(paths: str) -> str | None:
+    """Return the current context of several kubeconfigs: the first that one of them names, as with kubectl (clientcmd, `Load`).
+
+    The loader takes the last, even an empty one.
+    """
+    files = kube_config.KubeConfigMerger(paths).config_files.values()
+    return next((context for file in files if (context := file.get("current-context"))), None)
 
 
 def _reason(error: BaseException, hide: Callable[[str], str] = lambda text: text) -> str:
@@ -296,8 +358,7 @@ class Connection:
         origin = _origin(client)
         call.sent_to.append(origin)
         async with self._answer(client, call, self._timeout) as response:
-            text = await _read(client, response)
-        return _checked(response.status, response.headers, text, origin)
+            return _checked(client, response, await _read(response, origin))
 
     async def patch_node(self, name: str, changes: Changes, *, dry_run: bool = False) -> NodeState:
         """Send a strategic-merge patch of a Node's status; without changes it is a read that needs no other right.
@@ -315,13 +376,13 @@ class Connection:
 
     async def stream(self, path: str, *, query: Query, idle: float) -> AsyncIterator[dict[str, Any]]:
         """Yield the objects of a watch until the server ends it, or sends nothing for `idle` seconds. Raises as `request` does."""
-        client = await self._connected()
         call = _Call(method="GET", path=path, query=query)
+        client = await self._connected_in_time(call)
         async with self._answer(client, call, (self._timeout, idle)) as response:
             if response.status != HTTPStatus.OK:
-                _checked(response.status, response.headers, await _read(client, response), _origin(client))
+                _checked(client, response, await _read(response, _origin(client)))
             while line := await response.content.readline():
-                yield _json(line)
+                yield _event(client, line)
 
     @asynccontextmanager
     async def _answer(
@@ -375,6 +436,13 @@ class Connection:
         if (held := self._adopt(client)) is not client:
             await client.close()
         return held
+
+    async def _connected_in_time(self, call: _Call) -> ApiClient:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._connected()
+        except TimeoutError as error:
+            raise self._late(call) from error
 
     def _adopt(self, client: ApiClient) -> ApiClient:
         """Hold a new client and return it, or the one of another request that was faster."""
@@ -456,20 +524,12 @@ def _origin(client: ApiClient) -> str:
 def _without_token(client: ApiClient, text: str) -> str:
     """Return what a server said without the token that it was shown: some proxies answer with all that they were sent."""
     for key in client.configuration.api_key.values():
-        token = key.removeprefix("Bearer ")
+        token = key.partition(" ")[2]  # after Bearer or Basic
         text = text.replace(token, "[redacted]") if token else text
     return text
 
 
-async def _read(client: ApiClient, response: aiohttp.ClientResponse) -> bytes:
-    """Read an answer; one that is no success goes on to the log, or to a terminal."""
-    text = await _body(response, _origin(client))
-    if response.status < HTTPStatus.BAD_REQUEST:
-        return text
-    return _without_token(client, text.decode("utf-8", "replace")).encode()
-
-
-async def _body(response: aiohttp.ClientResponse, origin: str) -> bytes:
+async def _read(response: aiohttp.ClientResponse, origin: str) -> bytes:
     """Read an answer to its end, or fail: a half one says nothing."""
     parts, size = [], 0
     async for part in response.content.iter_chunked(65536):
@@ -480,12 +540,21 @@ async def _body(response: aiohttp.ClientResponse, origin: str) -> bytes:
     return b"".join(parts)
 
 
-def _checked(status: int, headers: Mapping[str, str], text: bytes, origin: str) -> dict[str, Any]:
+def _event(client: ApiClient, line: bytes) -> dict[str, Any]:
+    """Return the object of a line of a watch; what an error says goes on to the log, or to a terminal."""
+    event = _json(line)
+    item = event.get("object")
+    if event.get("type") != "ERROR" or not isinstance(item, dict):
+        return event
+    return {**event, "object": {**item, "message": _without_token(client, str(item.get("message")))}}
+
+
+def _checked(client: ApiClient, response: aiohttp.ClientResponse, text: bytes) -> dict[str, Any]:
     """Return the object of an answer, or raise what the caller has to do."""
-    content = _json(text)
+    status, content = response.status, _json(text)
     if status in {HTTPStatus.OK, HTTPStatus.CREATED}:
         return content
-    message = f"{_message(content, text)} ({status} from {origin})"
+    message = f"{_message(client, content, text)} ({status} from {_origin(client)})"
     if status == HTTPStatus.UNAUTHORIZED:
         raise CredentialsError(f"the API server does not accept the credentials: {message}")
     if status == HTTPStatus.FORBIDDEN:
@@ -495,7 +564,7 @@ def _checked(status: int, headers: Mapping[str, str], text: bytes, origin: str) 
     if status in _REFUSALS:
         raise Refused(message)
     kind = _RETRIES.get(status, Retry)
-    raise kind(message, after=_retry_after(headers.get("Retry-After", "")))
+    raise kind(message, after=_retry_after(response.headers.get("Retry-After", "")))
 
 
 def _json(text: bytes) -> dict[str, Any]:
@@ -506,9 +575,10 @@ def _json(text: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _message(content: Mapping[str, object], text: bytes) -> str:
+def _message(client: ApiClient, content: Mapping[str, object], text: bytes) -> str:
+    """Return what a refusal says; it goes on to the log, or to a terminal."""
     message = content.get("message")
-    plain = message if isinstance(message, str) else text.decode("utf-8", "replace")
+    plain = _without_token(client, message if isinstance(message, str) else text.decode("utf-8", "replace"))
     return " ".join(plain.split())[:MAX_MESSAGE] or "no message"
 
 

@@ -1,0 +1,59 @@
+"""The proxy that the environment names for a server, by the rules of Go's clients (golang.org/x/net/http/httpproxy): kubectl is one."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def proxy_of(url: str, environ: Mapping[str, str]) -> str | None:
+    """Return the URL of the proxy for a server, None where requests go straight to it, or to no server at all."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or _PORTS[parts.scheme]
+    except (ValueError, KeyError):  # whoever sends a request says what is wrong with the URL
+        return None
+    proxy = _variable(f"{parts.scheme}_proxy", environ)
+    if not host or not proxy or _passed_by(host, port, _variable("no_proxy", environ)):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _variable(name: str, environ: Mapping[str, str]) -> str:
+    return environ.get(name.upper()) or environ.get(name) or ""
+
+
+def _passed_by(host: str, port: int, no_proxy: str) -> bool:
+    """Tell whether a server is asked without the proxy: one of this host always, any other as NO_PROXY has it."""
+    address = _address(host)
+    entries = [entry.strip() for entry in no_proxy.split(",")]
+    if host == "localhost" or (address is not None and address.is_loopback) or "*" in entries:
+        return True
+    if address is not None and any(_contains(entry, address) for entry in entries):
+        return True
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    # urllib takes .example.com for all below it, and does not know that Go takes *.example.com for the same.
+    names = ",".join(entry.removeprefix("*") for entry in entries)
+    return bool(proxy_bypass(place, {"no": names}))
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+def _contains(entry: str, address: IPv4Address | IPv6Address) -> bool:
+    try:
+        return address in ip_network(entry, strict=False)  # with host bits, as in 192.0.2.2/8, it is its network
+    except ValueError:
+        return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from devwatch.configfile import ConfigFile
 from devwatch.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 GOOD = "resources: [{name: a.io/b, match: [{vendor: abcd}]}]\n"
 BETTER = GOOD.replace("a.io/b", "a.io/c")
@@ -198,3 +200,50 @@ def test_a_file_that_vanishes_is_reported_once_and_one_that_comes_back_is_read(p
     assert names(file) is None
     path.write_text(GOOD)
     assert names(file) == ["a.io/b"]
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Leave this process no descriptor to open a file with (EMFILE)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_change_that_cannot_be_read_at_once_is_read_as_soon_as_it_can_be(path: Path) -> None:
+    """A shortage passes and leaves no trace on the file; it is reported once, not at every sweep."""
+    file = loaded(path)
+    path.write_text(BETTER)
+    os.utime(path, (1, 1))
+    with no_descriptors():
+        with pytest.raises(ConfigError, match="cannot be read: Too many open files"):
+            file.poll(force=False)
+        assert names(file) is None
+    assert names(file) == ["a.io/c"]
+    assert names(file) is None
+
+
+def test_a_file_that_cannot_be_read_for_another_reason_is_reported_again(path: Path) -> None:
+    """Each reason has its own remedy; who asks for a reload is told in any case."""
+    file = loaded(path)
+    path.unlink()
+    path.mkdir()
+    assert_told_once(file, "Is a directory")
+    path.rmdir()
+    path.symlink_to(path.name)
+    assert_told_once(file, "Too many levels of symbolic links")
+    path.unlink()
+    assert_told_once(file, "No such file or directory")
+    path.write_text(GOOD)
+    assert names(file) == ["a.io/b"]
+
+
+def assert_told_once(file: ConfigFile, reason: str) -> None:
+    """See it raised at the first sweep and on request, and at no other sweep."""
+    for force in (False, True):
+        with pytest.raises(ConfigError, match=f"cannot be read: {reason}"):
+            file.poll(force=force)
+        assert names(file) is None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import re
+import selectors
 import socket
 from typing import TYPE_CHECKING
 
@@ -185,7 +186,35 @@ def test_what_is_no_address_is_refused_with_what_is_allowed(text: str) -> None:
         parse_listen(text)
 
 
+HELLO = b"GET /hello HTTP/1.1\r\n\r\n"
 ROUTES = {"/hello": lambda: Response(body=b"hello\n"), "/big": lambda: Response(body=b"x" * 8_000_000)}
+
+
+class _Waits(selectors.DefaultSelector):
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(timeout)
+        if not ready:
+            self.now += timeout or 0
+        return ready
+
+
+class StillLoop(asyncio.SelectorEventLoop):
+    """A loop on real sockets whose clock stands still while they are busy: all that they do happens in one moment."""
+
+    def __init__(self) -> None:
+        """Begin at 0 s."""
+        self._waits = _Waits()
+        super().__init__(self._waits)
+
+    def time(self) -> float:
+        """Seconds that were waited in vain, or let pass."""
+        return self._waits.now
+
+    def let_pass(self, seconds: float) -> None:
+        """Move the clock."""
+        self._waits.now += seconds
 
 
 class Site:
@@ -195,6 +224,13 @@ class Site:
         """Talk to `server` at `address`."""
         self.server = server
         self.address = address
+
+    @property
+    def loop(self) -> StillLoop:
+        """The loop, of a test that moves the clock."""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, StillLoop)
+        return loop
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open a connection."""
@@ -220,7 +256,11 @@ async def site(patience: float = 60) -> AsyncIterator[Site]:
         await server.close()
 
 
-def talk(scenario: Callable[[Site], Awaitable[None]], patience: float = 60) -> None:
+def talk(
+    scenario: Callable[[Site], Awaitable[None]],
+    patience: float = 60,
+    loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+) -> None:
     """Run `scenario` against a server that must fail at nothing, before its default patience here ends."""
     reported: list[object] = []
 
@@ -230,7 +270,8 @@ def talk(scenario: Callable[[Site], Awaitable[None]], patience: float = 60) -> N
             await scenario(running)
         gc.collect()  # a task's exception is reported when the task is collected
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(run())
     assert reported == []
 
 
@@ -255,7 +296,7 @@ def test_get_answers_with_the_body_and_closes() -> None:
 
 def test_head_answers_as_get_without_the_body() -> None:
     """Content-Length is that of GET (RFC 9110, 9.3.2)."""
-    whole = ask(b"GET /hello HTTP/1.1\r\n\r\n")
+    whole = ask(HELLO)
     assert ask(b"HEAD /hello HTTP/1.1\r\n\r\n") == whole.removesuffix(b"hello\n")
     assert ask(b"HEAD /other HTTP/1.1\r\n\r\n").endswith(b"\r\n\r\n")
 
@@ -366,17 +407,20 @@ def test_a_client_that_never_reads_cannot_hold_a_connection() -> None:
     """It has `patience` seconds to take the answer; then the connection is cut, and others are served meanwhile."""
 
     async def scenario(site: Site) -> None:
-        before = len(asyncio.all_tasks())
+        before, loop = len(asyncio.all_tasks()), asyncio.get_running_loop()
         lazy = [await silent(site) for _ in range(16)]
         for client in lazy:
-            await asyncio.get_running_loop().sock_sendall(client, b"GET /big HTTP/1.1\r\n\r\n")
-        assert (await site.say(b"GET /hello HTTP/1.1\r\n\r\n")).endswith(b"hello\n")
+            await loop.sock_sendall(client, b"GET /big HTTP/1.1\r\n\r\n")
+        async with crowd(site, 48):
+            site.loop.let_pass(1)
+            assert (await site.say(HELLO)).endswith(b"hello\n")
+        site.loop.let_pass(10)
         while len(asyncio.all_tasks()) > before:  # noqa: ASYNC110 - each client is a task, and nothing tells when it ends
             await asyncio.sleep(0)
         for client in lazy:
             client.close()
 
-    talk(scenario, patience=0.05)
+    talk(scenario, patience=10, loop=StillLoop)
 
 
 async def silent(site: Site) -> socket.socket:
@@ -388,21 +432,82 @@ async def silent(site: Site) -> socket.socket:
     return client
 
 
-def test_whoever_keeps_all_connections_open_keeps_no_probe_away() -> None:
-    """Sixteen idle clients cost no more than sixteen connections; the seventeenth takes the place of the oldest."""
-
-    async def scenario(site: Site) -> None:
-        idle = [await site.connect() for _ in range(16)]
-        assert (await site.say(b"GET /hello HTTP/1.1\r\n\r\n")).endswith(b"hello\n")
-        with contextlib.suppress(ConnectionResetError):
-            assert await idle[0][0].read() == b""
-        for reader, writer in idle[1:]:
-            writer.write(b"GET /hello HTTP/1.1\r\n\r\n")
-            assert (await reader.read()).endswith(b"hello\n")
-        for _, writer in idle:
+@contextlib.asynccontextmanager
+async def crowd(site: Site, number: int) -> AsyncIterator[list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
+    """Open so many connections that say nothing."""
+    clients = [await site.connect() for _ in range(number)]
+    try:
+        yield clients
+    finally:
+        for _, writer in clients:
             writer.close()
 
-    talk(scenario)
+
+async def assert_served(clients: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> None:
+    """Have each of them ask now, and be answered."""
+    for reader, writer in clients:
+        writer.write(HELLO)
+        assert (await reader.read()).endswith(b"hello\n")
+
+
+async def assert_dropped(reader: asyncio.StreamReader) -> None:
+    """See the connection end without an answer."""
+    with contextlib.suppress(ConnectionResetError):
+        assert await reader.read() == b""
+
+
+def test_whoever_keeps_all_connections_open_keeps_no_probe_away() -> None:
+    """64 idle clients cost no more than 64 connections; a moment later the next one takes the place of the oldest."""
+
+    async def scenario(site: Site) -> None:
+        async with crowd(site, 64) as idle:
+            site.loop.let_pass(0.2)
+            assert (await site.say(HELLO)).endswith(b"hello\n")
+            await assert_dropped(idle[0][0])
+            await assert_served(idle[1:])
+
+    talk(scenario, loop=StillLoop)
+
+
+def test_a_burst_drives_out_nobody_who_only_just_came() -> None:
+    """Of more than 64 clients in one moment the last ones go: whoever was accepted has 0.1 s for a request."""
+
+    async def scenario(site: Site) -> None:
+        async with crowd(site, 64) as first, crowd(site, 10) as late:
+            for reader, _ in late:
+                await assert_dropped(reader)
+            await assert_served(first)
+
+    talk(scenario, loop=StillLoop)
+
+
+def test_a_whole_request_is_answered_though_60_others_connect_in_the_same_moment() -> None:
+    """A probe does not depend on who else is there: it waits for its answer before the server has seen any of them."""
+
+    async def scenario(site: Site) -> None:
+        with contextlib.ExitStack() as stack:
+            probe = stack.enter_context(socket.create_connection(site.address))
+            probe.sendall(HELLO)
+            for _ in range(60):
+                other = stack.enter_context(socket.socket())
+                other.settimeout(0)
+                other.connect_ex(site.address)
+            probe.settimeout(0)
+            assert (await asyncio.get_running_loop().sock_recv(probe, 4096)).startswith(b"HTTP/1.1 200 OK\r\n")
+
+    talk(scenario, loop=StillLoop)
+
+
+def test_clients_that_do_not_stay_keep_no_probe_away() -> None:
+    """A scanner that connects and hangs up, again and again: each gives its place up before the next ones need it."""
+
+    async def scenario(site: Site) -> None:
+        async with crowd(site, 16):
+            for _ in range(60):
+                socket.create_connection(site.address).close()
+            assert (await site.say(HELLO)).endswith(b"hello\n")
+
+    talk(scenario, loop=StillLoop)
 
 
 def test_close_drops_clients_and_frees_the_port() -> None:
@@ -453,6 +558,18 @@ def test_a_host_that_does_not_exist_is_one_clear_line() -> None:
     talk(scenario)
 
 
+@pytest.mark.parametrize("host", ["a..b", ".", "x" * 70, "\N{SNOWMAN}" * 70])
+def test_what_cannot_be_the_name_of_a_host_is_one_clear_line(host: str) -> None:
+    """A slip of the pen is no traceback, although Python refuses it before the system is asked."""
+
+    async def scenario(_: Site) -> None:
+        message = f"cannot listen on port 0 of {host}: not the name of a host (see --listen)"
+        with pytest.raises(Unavailable, match=f"^{re.escape(message)}$"):
+            await Server(ROUTES).start(host, 0)
+
+    talk(scenario)
+
+
 def test_a_failing_route_is_reported_and_closes_the_connection() -> None:
     """Our own fault goes to the loop's exception handler; the client is not left waiting, the next one is served."""
     reported: list[object] = []
@@ -462,7 +579,7 @@ def test_a_failing_route_is_reported_and_closes_the_connection() -> None:
         server = Server({**ROUTES, "/fail": lambda: Response(body=b"%d" % len(reported) + bytes([-1]))})
         running = Site(server, await server.start("127.0.0.1", 0))
         assert await running.say(b"GET /fail HTTP/1.1\r\n\r\n") == b""
-        assert (await running.say(b"GET /hello HTTP/1.1\r\n\r\n")).endswith(b"hello\n")
+        assert (await running.say(HELLO)).endswith(b"hello\n")
         await server.close()
 
     asyncio.run(run())

@@ -9,8 +9,9 @@ import pytest
 import virtualtime
 from build import ZIGBEE
 from devwatch.errors import Retry
+from devwatch.kube import MAX_ANSWER
 from devwatch.pods import Pod
-from devwatch.workload import Note, Workload, pod_of
+from devwatch.workload import Note, Workload, list_all, pod_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,8 +51,20 @@ def test_all_pages_of_the_nodes_own_pods_are_read() -> None:
     pages = Pages({"items": [item()], "metadata": {"continue": "next"}}, {"items": [item(), item()]})
     pods = virtualtime.run(Workload(requests=pages, node="n").pods)
     assert len(pods) == 3
-    selector, limit = ("fieldSelector", "spec.nodeName=n"), ("limit", "250")
+    selector, limit = ("fieldSelector", "spec.nodeName=n"), ("limit", "50")
     assert [query for _, _, query, _ in pages.asked] == [(selector, limit), (selector, limit, ("continue", "next"))]
+
+
+def test_a_page_of_large_objects_is_not_too_large_to_be_read() -> None:
+    """A Node that lists fifty images and who wrote each field takes tens of KiB: a page has room for 128 KiB an object."""
+    pages = Pages({"items": []})
+
+    async def read() -> list[dict[str, Any]]:
+        return [each async for each in list_all(pages, "/api/v1/nodes")]
+
+    assert virtualtime.run(read) == []
+    ((_, _, query, _),) = pages.asked
+    assert int(dict(query)["limit"]) * 128 * 1024 <= MAX_ANSWER
 
 
 @pytest.mark.parametrize("answer", [{"items": []}, {"items": None, "metadata": {}}])

@@ -20,25 +20,35 @@ class ConfigFile:
     path: Path
     _stamp: tuple[int, ...] | None = None
     _text: bytes | None = None
+    _failure: str | None = None
+    """Why it could not be read the last time, None where it was."""
 
     def load(self) -> Config:
         """Read and check it. Raises `ConfigError` with every fault, also where it cannot be read at all."""
-        self._stamp, self._text = self._current_stamp(), None
+        self._stamp, self._text, self._failure = self._current_stamp(), None, None
         try:
             with self.path.open("rb") as file:
                 self._text = file.read(MAX_BYTES + 1)
         except OSError as error:
-            reason = f"cannot be read: {error.strerror or error}"
-            raise ConfigError(str(self.path), (Fault(line=1, column=1, path="", message=reason),)) from error
+            self._failure = f"cannot be read: {error.strerror or error}"
+            raise ConfigError(str(self.path), (Fault(line=1, column=1, path="", message=self._failure),)) from error
         config = parse(self._text, file=str(self.path))
         return replace(config, warnings=(*self._exposure(), *config.warnings))
 
     def poll(self, *, force: bool) -> Config | None:
-        """Read it if it has changed, or in any case with `force`; None where it has not. Raises as `load` does."""
-        if not force and self._current_stamp() == self._stamp:
+        """Read it if it has changed or could not be read, or in any case with `force`; None where there is no news.
+
+        Raises as `load` does. That it cannot be read, for the reason of before, is no news: a shortage that lasts is told once.
+        """
+        if not (force or self._failure or self._current_stamp() != self._stamp):
             return None
-        before = self._text
-        config = self.load()
+        before, failure = self._text, self._failure
+        try:
+            config = self.load()
+        except ConfigError:
+            if force or self._failure is None or self._failure != failure:
+                raise
+            return None
         return config if force or self._text != before else None
 
     def _exposure(self) -> tuple[Fault, ...]:

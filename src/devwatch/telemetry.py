@@ -22,7 +22,9 @@ _EVICTIONS: Final = ("evicted", "refused", "failed", "ambiguous", "bare")
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _DIFFERENCE_LIMIT: Final = 60
 _HEAD_LIMIT: Final = 8192
-_CONNECTIONS: Final = 16
+_CONNECTIONS: Final = 64
+_BATCH: Final = 8
+_HOLD: Final = 0.1
 _REQUEST_LINE: Final = re.compile(
     rb"(?P<method>[!#$%&'*+.^_`|~0-9A-Za-z-]+) (?:http://[^/? ]*)?(?P<path>[!->@-~]+)(?:\?[!-~]*)? HTTP/1\.[0-9]\r?\n"
 )
@@ -182,10 +184,27 @@ def parse_listen(text: str) -> tuple[str, int] | None:
     return match[1] or match[2], int(match[3])
 
 
-class Server:
-    """An HTTP server for a few GET routes: 16 connections at once, one answer each, garbage is answered or closed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Client:
+    writer: asyncio.StreamWriter
+    since: float
+    """When it was accepted, by the clock of the event loop."""
 
-    A further connection takes the place of the oldest. A client has `patience` seconds to send its request and as many to take the answer.
+
+def _reason(error: OSError | UnicodeError) -> str:
+    """Return why an address cannot be had, as one line of the system's."""
+    if isinstance(error, UnicodeError):  # what encodes a name for the resolver speaks of labels and codecs
+        return "not the name of a host"
+    # asyncio puts the address in front of the text, as a Python tuple, and from 3.13 on the number too.
+    known = error.errno is not None and error.errno > 0
+    return os.strerror(error.errno or 0).lower() if known else error.strerror or str(error)
+
+
+class Server:
+    """An HTTP server for a few GET routes: 64 connections at once, one answer each, garbage is answered or closed.
+
+    A further connection takes the place of the oldest, unless that one came within the last 0.1 s: then it is closed itself. A client has
+    `patience` seconds to send its request and as many to take the answer.
     """
 
     def __init__(self, routes: Routes, *, patience: float = 5.0) -> None:
@@ -193,17 +212,19 @@ class Server:
         self._routes = routes
         self._patience = patience
         self._server: asyncio.Server | None = None
-        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._clients: dict[asyncio.Task[None], _Client] = {}
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen and return the address taken (port 0 takes a free one); `Unavailable` where it cannot be had."""
         try:
-            self._server = await asyncio.start_server(self._accept, host, port, limit=_HEAD_LIMIT, backlog=_CONNECTIONS)
-        except OSError as error:
-            # asyncio puts the address in front of the text, as a Python tuple, and from 3.13 on the number too.
-            known = error.errno is not None and error.errno > 0
-            reason = os.strerror(error.errno or 0).lower() if known else error.strerror or str(error)
-            raise Unavailable(f"cannot listen on port {port} of {host}: {reason} (see --listen)") from error
+            self._server = await asyncio.start_server(self._accept, host, port, limit=_HEAD_LIMIT, backlog=_BATCH)
+            for each in self._server.sockets:
+                # asyncio accepts a whole backlog in one turn of the loop. In small batches those who do not stay are gone
+                # before their places are needed; the others wait in the kernel's queue, which is to be longer than that.
+                with each.dup() as twin:
+                    twin.listen(_CONNECTIONS)
+        except (OSError, UnicodeError) as error:
+            raise Unavailable(f"cannot listen on port {port} of {host}: {_reason(error)} (see --listen)") from error
         address: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
         return address
 
@@ -217,25 +238,34 @@ class Server:
         await asyncio.gather(*clients, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._server is None:  # accepted before close(), handed over after it
+        loop = asyncio.get_running_loop()
+        # Without a server it was accepted before close(), and handed over after it.
+        if self._server is None or not self._find_place(loop.time()):
             writer.transport.abort()
             return
-        if len(self._clients) >= _CONNECTIONS:
-            # Not the newcomer: whoever keeps all connections open would have the kubelet's probe fail, and the daemon restarted.
-            oldest = next(iter(self._clients))
-            self._dismiss(oldest)
-            oldest.cancel()
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._clients[task] = writer
+        task = loop.create_task(self._serve(reader, writer))
+        self._clients[task] = _Client(writer=writer, since=loop.time())
         # Not a finally of the task: one cancelled before its first step runs none of its code.
         task.add_done_callback(self._dismiss)
 
+    def _find_place(self, now: float) -> bool:
+        """Return whether one more is served; where there is no place, the oldest gives up its own, but for one that only just came."""
+        if len(self._clients) < _CONNECTIONS:
+            return True
+        oldest, client = next(iter(self._clients.items()))
+        # A burst must not cut off the kubelet's probe before its request was read.
+        if now - client.since <= _HOLD:
+            return False
+        # Nor may whoever keeps all connections open make it fail, and have the daemon restarted.
+        self._dismiss(oldest)
+        oldest.cancel()
+        return True
+
     def _dismiss(self, task: asyncio.Task[None]) -> None:
-        writer = self._clients.pop(
-            task, None
-        )  # a name of its own: it must outlive the call, or it complains of being unclosed
-        if writer is not None:
-            writer.transport.abort()
+        # A name of its own: a writer that does not outlive the call complains of being unclosed.
+        client = self._clients.pop(task, None)
+        if client is not None:
+            client.writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):  # the client is gone, or too slow to take the answer (TimeoutError)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from devwatch import __version__
 from devwatch.cli import main
+from devwatch.display import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +70,8 @@ def test_check_warns_of_a_shadowed_resource(config: Path, capsys: pytest.Capture
         ["run", "--nonsense"],
         ["run", "--dry-run=maybe"],
         ["run", "--listen", "nowhere"],
+        ["run", "--listen", "a..b:80"],
+        ["run", "--listen", f"{'a' * 64}.io:80"],
         ["run", "--node-name", "no/name"],
         ["devices", "-o", "xml"],
         ["completion", "tcsh"],
@@ -91,6 +96,32 @@ def test_a_wrong_environment_is_wrong_usage(variables: dict[str, str], capsys: p
     assert next(iter(variables)) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("variable", "argv", "allowed"),
+    [
+        ("DEVWATCH_ONCE", ["run"], "1, true, yes"),
+        ("DEVWATCH_DRY_RUN", ["run"], "client, server, 1, true, yes, 0, false, no"),
+        ("DEVWATCH_OUTPUT", ["devices"], "table, wide, json, yaml"),
+        ("DEVWATCH_OUTPUT", ["check"], "text, json"),
+    ],
+)
+def test_a_wrong_variable_is_told_with_what_is_allowed(
+    variable: str, argv: list[str], allowed: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one whose value no command knows; nobody has to look it up."""
+    assert main(argv, {variable: "xml", "DEVWATCH_CONFIG": str(config)}) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"devwatch: {variable}='xml' is ")
+    assert allowed in line
+
+
+def test_a_name_that_is_none_is_told_with_the_option_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """What `run` calls --node-name is --node of `purge`."""
+    for option, argv in (("--node-name", ["run"]), ("--node", ["purge"])):
+        assert main([*argv, option, "a_b"], {}) == 2
+        assert f"give one with {option} or NODE_NAME" in capsys.readouterr().err
+
+
 def test_a_variable_of_another_command_does_no_harm(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`DEVWATCH_OUTPUT=wide` is for `devices`; `completion` has no such option."""
     for variables in ({"DEVWATCH_OUTPUT": "wide"}, {"DEVWATCH_LOG_LEVEL": "loud"}):
@@ -103,6 +134,17 @@ def test_the_command_line_wins_over_the_environment(config: Path, capsys: pytest
     argv = ["run", "--once", "--config", str(config)]
     assert main([*argv, "--log-level", "error"], {"DEVWATCH_LOG_LEVEL": "loud", "DEVWATCH_DRY_RUN": "true"}) == 0
     assert '"a.io/b":"0"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "variable"), [("--no-once", "DEVWATCH_ONCE"), ("--dry-run=client", "DEVWATCH_DRY_RUN")]
+)
+def test_a_wrong_variable_matters_only_where_it_counts(
+    option: str, variable: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the command line says needs no variable: here the command goes on to its configuration."""
+    assert main(["run", "--config", "/nonexistent", option], {variable: "maybe"}) == 78
+    assert variable not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["run", "devices", "explain", "check", "completion"])
@@ -168,6 +210,60 @@ def test_results_that_cannot_be_written_are_one_line(argv: list[str], config: Pa
         errors = [line for line in done.stderr.splitlines() if not line.startswith("{")]
         assert (done.returncode, len(errors)) == (1, 1) or argv == ["--help"], (command, done.stderr)
         assert "Traceback" not in done.stderr
+
+
+class Unreadable(dict[str, str]):
+    """An environment of which nothing can be read."""
+
+    def get(self, *_: object) -> NoReturn:
+        """Fail as the system does."""
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/some/file")
+
+
+def test_only_what_cannot_be_written_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """An error of the system that nobody foresaw is one line too, with the file that it is about, and status 1."""
+    assert main(["check"], Unreadable()) == 1
+    assert capsys.readouterr().err == f"devwatch: /some/file: {os.strerror(errno.EIO)}\n"
+
+
+def test_a_removed_working_directory_keeps_nothing_from_view(tmp_path: Path) -> None:
+    """`devices` and `explain` need none; a relative path leads nowhere."""
+    devwatch = f"{sys.executable} -m devwatch"
+    for command, status in ((f"{devwatch} devices --all", 0), (f"{devwatch} explain ttyUSB0", 1)):
+        (tmp_path / "gone").mkdir()
+        script = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && {command}"
+        done = subprocess.run(script, shell=True, capture_output=True, text=True, check=False)  # noqa: S602 - the shell goes there
+        assert (done.returncode, "cannot write" in done.stderr) == (status, False), done.stderr
+        assert status == 0 or "ttyUSB0: there is nothing" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9.yaml", "設定.yaml".encode(), b"\x1b[31m.yaml"], ids=["bytes", "letters", "colours"]
+)
+def test_any_name_of_a_file_can_be_told(name: bytes, encoding: str, config: Path) -> None:
+    """One that is not UTF-8, or has letters that the terminal lacks or acts on, is escaped in results, faults and help."""
+    path = config.rename(config.parent / os.fsdecode(name))
+    environ = {**os.environ, "PYTHONIOENCODING": encoding, "DEVWATCH_CONFIG": str(path)}
+    for argv, status in (("check",), 0), (("check", "--help"), 0), (("check", f"{path}.old"), 78):
+        command = [sys.executable, "-m", "devwatch", *argv]
+        done = subprocess.run(command, capture_output=True, check=False, env=environ)
+        assert (done.returncode, done.stderr) == (status, b"")
+        assert argv == ("check", "--help") or printable(path.name).encode(encoding, "backslashreplace") in done.stdout
+
+
+def test_a_configuration_can_come_through_a_pipe(tmp_path: Path) -> None:
+    """`devwatch check <(helm template ...)`: what a pipe gives is read once."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for text, status in ((GOOD, 0), ("resources: nonsense", 78)):
+        Thread(target=pipe.write_text, args=(text,), daemon=True).start()
+        with subprocess.Popen([sys.executable, "-m", "devwatch", "check", str(pipe)], stdout=subprocess.PIPE) as check:
+            try:
+                out, _ = check.communicate(timeout=30)
+            finally:
+                check.kill()
+        assert (check.returncode, out.startswith(str(pipe).encode())) == (status, True)
 
 
 def test_remarks_that_cannot_be_written_change_no_result(config: Path) -> None:

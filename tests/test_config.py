@@ -324,7 +324,7 @@ def test_an_unknown_key_hides_no_missing_one() -> None:
         (b"\xff\xfer\0", ["1:1: byte ff stands here (printable text in UTF-8)"]),
         (b"a: b\r\nc: \x1b[2J", ["2:4: byte 1b stands here (printable text in UTF-8)"]),
         (b"a: \xef\xbb\xbf", ["1:4: byte ef bb bf stands here (printable text in UTF-8)"]),
-        (b"x" * (MAX_BYTES + 1), ["1:1: the file has 262145 bytes (at most 262144)"]),
+        (b"x" * (MAX_BYTES + 1), ["1:1: the file has more than 262144 bytes (the most that is read)"]),
         ("[" * 100_000, ["1:17: nested too deeply (at most 16 levels)"]),
         ("[" + "a," * 9000 + "]", ["1:16382: too much content (at most 8192 values, beginnings and ends)"]),
     ],

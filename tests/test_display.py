@@ -85,6 +85,16 @@ def test_documents_hold_any_string(text: str) -> None:
         assert all(char.isprintable() or char == "\n" for char in out.getvalue())
 
 
+@pytest.mark.parametrize(
+    "text", ["04e8", "1e10", "12e3", "0x1F", "0o17", ".5e3", "+1e3", "-1e3", "1_000", ".inf", "-.Inf"]
+)
+def test_what_yaml_may_take_for_a_number_is_quoted(text: str) -> None:
+    """A vendor 04e8 or a serial 12e3 is text for YAML 1.1, by which PyYAML goes, and would be a number for yq."""
+    shown, out = screen()
+    shown.document([text], "yaml")
+    assert out.getvalue() == f"- '{text}'\n"
+
+
 def test_colour_follows_the_terminal() -> None:
     """A terminal gets colours and its width; NO_COLOR and TERM=dumb take the colours, a pipe gets neither."""
     assert Screen.of(Terminal(), {}).coloured
@@ -124,8 +134,11 @@ def test_explain_shows_each_key() -> None:
 
 
 def test_nothing_to_suggest_is_a_valid_configuration_too() -> None:
-    """An empty suggestion says so."""
-    assert yaml.safe_load(suggestion_text(())) == {"resources": []}
+    """An empty suggestion says so, unless there may be devices that could not be seen."""
+    for certain in (True, False):
+        text = suggestion_text((), certain=certain)
+        assert yaml.safe_load(text) == {"resources": []}
+        assert text.startswith("# Nothing to suggest") == certain
 
 
 @pytest.mark.parametrize("model", ["\U0001f4a9", 'a"b\\c', "\x7f", "\x85", "\u2028", "a: b # c", "*?[x]"])

@@ -89,6 +89,27 @@ def test_explain_tells_what_is_unknown() -> None:
     assert f"{ZWAVE}, which may want it, comes first" in reports[1].change
 
 
+@pytest.mark.parametrize("links_known", [True, False])
+def test_explain_names_an_exclusion_that_is_unknown(*, links_known: bool) -> None:
+    """Where that alone leaves it open: which entry, its keys, and what this host lacks."""
+    outside, inside = entry(port="*-usb-0:1.4:*"), entry(vendor="10c4", path="/dev/serial/by-id/*")
+    other = entry(vendor="0658", port="*")
+    stick = device(properties=None, links_known=links_known)
+    _, (report,) = explain(stick, [rule(match=[entry(product="8a2a")], exclude=(other, outside, inside))], "here")
+    unseen = "the links to it cannot be read on this host"
+    by_path = f"; exclude[2] may take it out, by path '/dev/serial/by-id/*' ({unseen})"
+    by_port = "exclude[1] may take it out, by port '*-usb-0:1.4:*' (there is no complete udev record of it)"
+    assert report.verdict is Verdict.UNKNOWN
+    assert report.change == by_port + ("" if links_known else by_path)
+
+
+def test_explain_names_the_match_before_an_exclusion_that_is_unknown() -> None:
+    """As long as no entry matches, that is what has to change."""
+    rules = [rule(match=[entry(vendor="0658")], exclude=(entry(port="x"),))]
+    _, (report,) = explain(device(properties=None), rules, "here")
+    assert report.change == "match[0] wants vendor '0658' (seen 10c4)"
+
+
 IDS = st.sampled_from(["10c4", "0658", "1a86"])
 DEVICES = st.lists(
     st.builds(
@@ -137,3 +158,55 @@ def test_a_name_that_is_taken_is_not_suggested_again() -> None:
     sticks = [device(f"ttyACM{n}", vendor="0658", product="0200", serial=str(n)) for n in range(2)]
     names = [suggestion.name for suggestion in suggest(sticks, [rule("aeotec/zstick", [entry(vendor="dead")])])]
     assert names == ["aeotec/zstick-2", "aeotec/zstick-3"]
+
+
+def _sticks(models: list[str]) -> list[Device]:
+    """Return sticks of a vendor whom nobody knows, told apart by their serials."""
+    return [
+        device(f"ttyUSB{number}", vendor="1a86", serial=str(number), properties={"ID_MODEL": model})
+        for number, model in enumerate(models)
+    ]
+
+
+MODELS = st.lists(st.sampled_from(["Dual", "Dual_2", "Dual-3", "dual 2 2", "", "*", "X" * 60, "serial"]), max_size=6)
+
+
+@given(models=MODELS, later=MODELS)
+def test_a_suggestion_passes_alone_and_behind_what_was_suggested_before(models: list[str], later: list[str]) -> None:
+    """Whatever the sticks call themselves, no name is there twice, and who appended the last suggestion may append the next."""
+    first = suggestion_text(suggest(_sticks(models), ()))
+    rules = parse(first.encode(), file="first").resources
+    more = suggest(_sticks([*models, *later]), rules)
+    if not models or not more:
+        return
+    both = first + suggestion_text(more).removeprefix("resources:\n")
+    config = parse(both.encode(), file="both")
+    assert [rule.name for rule in config.resources[: len(rules)]] == [rule.name for rule in rules]
+    assert {claim(stick, config.resources).owner for stick in _sticks([*models, *later])} == {
+        rule.name for rule in config.resources
+    }
+
+
+def test_a_name_that_another_node_has_is_not_suggested_either() -> None:
+    """The file is one for all nodes."""
+    (stick,) = suggest([device(vendor="0658", product="0200")], [], ["aeotec/zstick", "aeotec/zstick-2"])
+    assert stick.name == "aeotec/zstick-3"
+
+
+@pytest.mark.parametrize(
+    ("fields", "others"),
+    [
+        ({"serial": "*" * 17}, {"serial": "A"}),
+        ({"serial": "S" * 513}, {"serial": "A"}),
+        ({"serial": "\ud800"}, {"serial": "A"}),
+        ({"vendor": "zzzz"}, {}),
+        ({"interface": "0"}, {"interface": "01"}),
+    ],
+    ids=["signs", "length", "surrogate", "vendor", "interface"],
+)
+def test_what_a_configuration_cannot_hold_is_not_suggested(fields: dict[str, str], others: dict[str, str]) -> None:
+    """Something else then tells the stick, if only its devnode."""
+    stick, other = device(**fields), device("ttyUSB1", **others)
+    suggestions = suggest([stick, other], ())
+    config = parse(suggestion_text(suggestions).encode(), file="suggested")
+    assert [claim(each, config.resources).owner for each in (stick, other)] == [each.name for each in suggestions]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from devwatch import cluster, display
-from devwatch.errors import ApiError, Forbidden, Unavailable
+from devwatch.errors import ApiError, Forbidden, NodeMissing, Unavailable
 from devwatch.lock import NodeLock
+from devwatch.resolver import Resolver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from devwatch.cluster import Standing
     from devwatch.display import Screen
@@ -24,9 +25,10 @@ SECOND_LOOK = 5.0
 
 
 def run(connection: Connection, work: Coroutine[Any, Any, int]) -> int:
-    """Run a command to its end. Raises `Unavailable` with one line for whatever the API server does not do."""
+    """Run a command to its end, which no name server delays. Raises `Unavailable` with one line for whatever the API server does not do."""
 
     async def closing() -> int:
+        asyncio.get_running_loop().set_default_executor(Resolver())
         try:
             return await work
         except Forbidden as error:
@@ -110,8 +112,11 @@ class Purge:
     pause: float = SECOND_LOOK
 
 
-async def purge(connection: Connection, screen: Screen, task: Purge) -> int:
-    """Remove exactly what the annotations say is ours, and look again whether it stays away. 1 where it does not."""
+async def purge(connection: Connection, screen: Screen, remarks: Screen, task: Purge) -> int:
+    """Remove exactly what the annotations say is ours, and look again whether it stays away.
+
+    A node that fails keeps no other from being done. Each failure is a line of the remarks, and the status is then 1.
+    """
     if task.node is not None and not task.dry_run:
         _refuse_beside_daemon(task.node)
     states = await _states(connection, task.node)
@@ -120,22 +125,52 @@ async def purge(connection: Connection, screen: Screen, task: Purge) -> int:
         _show_removal(screen, name, states[name], changes, verb="would remove" if task.dry_run else "removing")
     if not removals:
         screen.line("there is nothing of devwatch to remove")
-    if task.dry_run == "server":
-        for name, changes in removals.items():
-            await connection.patch_node(name, changes, dry_run=True)
-    if not removals or task.dry_run:
+    if not removals or task.dry_run == "client":
         return DONE
-    if task.node is None and not task.confirmed(len(removals)):
+    if task.node is None and not task.dry_run and not task.confirmed(len(removals)):
         screen.line("nothing was removed")
         return FAILED
-    for name, changes in removals.items():
-        await connection.patch_node(name, changes)
+    await asyncio.sleep(0)  # an interrupt until now ends it here, and not after the first request
+    failures = await _remove(connection, screen, task, removals)
+    for name, reason in failures.items():
+        remarks.out.write(display.printable(f"devwatch: {name}: {' '.join(reason.split())}") + "\n")
+    return FAILED if failures else DONE
+
+
+async def _remove(
+    connection: Connection, screen: Screen, task: Purge, removals: Mapping[str, Changes]
+) -> dict[str, str]:
+    """Remove, look again, and say what was done. Return why that failed, by node."""
+    held, failures = await _patch_each(connection, removals, dry_run=task.dry_run is not None)
+    for name in [name for name in removals if name not in {**held, **failures}]:
+        screen.line(f"{name}: the Node is gone meanwhile, so nothing is left to remove")
+    if task.dry_run or not held:
+        return failures
     await asyncio.sleep(task.pause)
-    again = {name: await connection.patch_node(name, {}) for name in removals}
-    if back := cluster.left(again, removals):
-        raise Unavailable("; ".join(f"a devwatch still runs on {name}: stop it first" for name in back))
-    screen.line(f"removed from {len(removals)} node{'s' if len(removals) > 1 else ''}")
-    return DONE
+    again, unseen = await _patch_each(connection, {name: {} for name in held})
+    failures |= {name: f"removed, but whether it stays away is unknown: {reason}" for name, reason in unseen.items()}
+    failures |= dict.fromkeys(cluster.left(again, removals), "a devwatch still runs there: stop it first")
+    if done := len(held.keys() - failures.keys()):
+        screen.line(f"removed from {done} node{'s' if done > 1 else ''}")
+    return failures
+
+
+async def _patch_each(
+    connection: Connection, patches: Mapping[str, Changes], *, dry_run: bool = False
+) -> tuple[dict[str, NodeState], dict[str, str]]:
+    """Send each patch, whatever becomes of the others. Return the answers, and why there is none; a Node that is gone is in neither."""
+    answers: dict[str, NodeState] = {}
+    failures: dict[str, str] = {}
+    for name, changes in patches.items():
+        try:
+            answers[name] = await connection.patch_node(name, changes, dry_run=dry_run)
+        except NodeMissing:
+            continue
+        except Forbidden as error:
+            failures[name] = f"{error}; {error.hint}" if error.hint else str(error)
+        except ApiError as error:
+            failures[name] = str(error)
+    return answers, failures
 
 
 def _refuse_beside_daemon(node: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -15,9 +16,10 @@ from devwatch import __version__
 from devwatch.errors import ConfigError, DevwatchError, Unavailable, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from devwatch.commands import Scene
+    from devwatch.display import Screen
     from devwatch.kube import Connection
 
     _Commands = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - argparse has no other name for it
@@ -74,7 +76,8 @@ examples:
   devwatch completion fish > ~/.config/fish/completions/devwatch.fish"""
 
 
-_TRUE, _FALSE = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
+_TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
+_FORMS, _FORMS_OF_CHECK = ("table", "wide", "json", "yaml"), ("text", "json")
 _CREDENTIALS = "credentials (default: KUBECONFIG, in-cluster, ~/.kube/config)"
 
 
@@ -85,17 +88,65 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
 
+class _Unwritten(Exception):
+    """The results cannot be written, for this reason."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Results:
+    """Standard output: what goes wrong there is `_Unwritten`, and so no other error is taken for it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        """Return whether somebody reads along."""
+        return self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        """Write it. Raises `_Unwritten`."""
+        with _writing():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Let nothing wait in a buffer. Raises `_Unwritten`."""
+        with _writing():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _Unwritten(error) from error
+
+
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run a command and return the exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."""
+    _escape_what_has_no_code()
     try:
         status = _main(argv, os.environ if environ is None else environ)
         if sys.stdout is not None:
-            sys.stdout.flush()
+            _Results(sys.stdout).flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except OSError as error:  # the results cannot be written; every other one stops at its edge
-        return _lost_results(error)
+    except _Unwritten as error:
+        return _lost_results(error.reason)
+    except OSError as error:  # such errors stop at their edge; one that did not is no reason for a traceback
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}")
+        return FAILED
     return status
+
+
+def _escape_what_has_no_code() -> None:
+    """Let the streams write any text: file names need not be UTF-8, and a terminal need not know every letter."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _lost_results(error: OSError) -> int:
@@ -127,9 +178,7 @@ def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
 
             argcomplete.autocomplete(parser)
         options = parser.parse_args(argv)
-        for name, value, message in getattr(options, "wrong", ()):
-            if getattr(options, name) == value:
-                raise UsageError(message)
+        options.complete(options)
         command: Callable[[argparse.Namespace, Mapping[str, str]], int] = options.command
         return command(options, environ)
     except ConfigError as error:
@@ -181,7 +230,6 @@ def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
     option(
         "--dry-run",
         choices=("client", "server"),
-        nargs="?",
         const="client",
         help="print each patch as JSON, store nothing",
     )
@@ -208,7 +256,7 @@ def _add_devices(commands: _Commands, environ: Mapping[str, str]) -> None:
     _add_scene(option)
     option.flag("--all", help="with virtual consoles")
     option.flag("--suggest", help="print a configuration for what nothing claims yet")
-    option("--output", "-o", choices=("table", "wide", "json", "yaml"), default="table", help="how to show them")
+    option("--output", "-o", choices=_FORMS, default="table", help="how to show them")
     parser.set_defaults(command=_devices)
 
 
@@ -229,7 +277,8 @@ def _add_check(commands: _Commands, environ: Mapping[str, str]) -> None:
     parser.add_argument(
         "file", metavar="FILE", nargs="?", default=default, help="default: %(default)s [DEVWATCH_CONFIG]"
     )
-    _Options(parser, environ)("--output", "-o", choices=("text", "json"), default="text", help="how to show the faults")
+    option = _Options(parser, environ)
+    option("--output", "-o", choices=_FORMS_OF_CHECK, default="text", help="how to show the faults")
     parser.set_defaults(command=_check)
 
 
@@ -238,7 +287,7 @@ def _add_status(commands: _Commands, environ: Mapping[str, str]) -> None:
     parser = _command(commands, "status", "the cluster: counts, pods, devices", description, _STATUS_EXAMPLES)
     option = _Options(parser, environ)
     option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
-    option("--output", "-o", choices=("table", "wide", "json", "yaml"), default="table", help="how to show it")
+    option("--output", "-o", choices=_FORMS, default="table", help="how to show it")
     parser.set_defaults(command=_status)
 
 
@@ -251,16 +300,15 @@ def _add_purge(commands: _Commands, environ: Mapping[str, str]) -> None:
     option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
     option("--node", metavar="NAME", help="the Node (default: NODE_NAME, else the host name)")
     option.flag("--all-nodes", help="all Nodes of the cluster; asks first on a terminal")
-    option(
-        "--dry-run", choices=("client", "server"), nargs="?", const="client", help="show the difference, remove nothing"
-    )
+    option("--dry-run", choices=("client", "server"), const="client", help="show the difference, remove nothing")
     option.flag("--yes", help="do not ask")
     parser.set_defaults(command=_purge)
 
 
-def _add_completion(commands: _Commands, _environ: Mapping[str, str]) -> None:
+def _add_completion(commands: _Commands, environ: Mapping[str, str]) -> None:
     description = "Prints the completion script of a shell."
     parser = _command(commands, "completion", "completion for a shell", description, _COMPLETION_EXAMPLES)
+    _Options(parser, environ)
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
     parser.set_defaults(command=_completion)
 
@@ -271,51 +319,83 @@ def _add_scene(option: _Options) -> None:
 
 
 class _Options:
-    """Adds options that an environment variable can set; the command line wins."""
+    """Adds options that an environment variable can set; the command line wins.
+
+    The parser knows no default: so it tells what the command line gives, and a wrong variable matters only where it counts.
+    """
 
     def __init__(self, parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
         self._parser, self._environ = parser, environ
-        self._wrong: list[tuple[str, object, str]] = []
+        self._otherwise: dict[str, Callable[[], object]] = {}
+        parser.set_defaults(complete=self._complete)
 
-    def __call__(self, name: str, *short: str, help: str, **settings: object) -> None:  # noqa: A002 - the word of argparse
-        variable = self._variable(name)
-        shown = f" (default: {settings['default']})" if "default" in settings else ""
-        if value := self._environ.get(variable):
-            self._take(name, variable, value, settings)
-        text = f"{help}{shown} [{variable}]".replace("%", "%%")
-        self._parser.add_argument(*short, name, help=text, **settings)  # type: ignore[arg-type]  # typed per setting there
+    def __call__(  # noqa: PLR0913 - the words of argparse
+        self,
+        name: str,
+        *short: str,
+        help: str,  # noqa: A002 - as above
+        default: str | None = None,
+        choices: tuple[str, ...] = (),
+        const: str | None = None,
+        metavar: str | None = None,
+    ) -> None:
+        shown = f" (default: {default})" if default else ""
+        self._parser.add_argument(
+            *short,
+            name,
+            help=f"{help}{shown} [{_variable(name)}]".replace("%", "%%"),
+            default=argparse.SUPPRESS,
+            choices=choices or None,
+            const=const,
+            nargs="?" if const else None,
+            metavar=metavar,
+        )
+        self._otherwise[_field(name)] = lambda: self._value(name, default, choices, const)
 
     def flag(self, name: str, *, help: str) -> None:  # noqa: A002 - the word of argparse
-        variable = self._variable(name)
-        value = self._environ.get(variable, "").lower()
-        if value not in {"", *_TRUE, *_FALSE}:
-            self._refuse(name, value=False, message=f"{variable}={value!r} is neither true nor false")
-        given = value in _TRUE
-        self._parser.add_argument(
-            name, action=argparse.BooleanOptionalAction, default=given, help=f"{help} [{variable}]"
-        )
+        text = f"{help} [{_variable(name)}]"
+        self._parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        self._otherwise[_field(name)] = lambda: self._switch(name)
 
-    def _take(self, name: str, variable: str, value: str, settings: dict[str, object]) -> None:
-        """Let a variable stand for an option that is not given."""
-        choices = settings.get("choices")
-        if settings.get("nargs") == "?" and value.lower() in {*_TRUE, *_FALSE}:
-            settings["default"] = settings["const"] if value.lower() in _TRUE else None
-            return
-        settings["default"] = value
-        if isinstance(choices, tuple) and value not in choices:
-            if name == "--output":
-                settings["default"] = choices[0]  # the form of another command
-            else:
-                self._refuse(name, value=value, message=f"{variable}={value!r} is none of {', '.join(choices)}")
+    def _complete(self, given: argparse.Namespace) -> None:
+        """Let variables, then defaults stand for what the command line does not give; `named` is what it gives.
 
-    def _refuse(self, name: str, *, value: object, message: str) -> None:
-        """Complain if this is the command that runs and the command line has no better value."""
-        self._wrong.append((name.removeprefix("--").replace("-", "_"), value, message))
-        self._parser.set_defaults(wrong=self._wrong)
+        Raises `UsageError` for a variable that is wrong.
+        """
+        given.named = frozenset(vars(given))
+        for field, value in self._otherwise.items():
+            if field not in given.named:
+                setattr(given, field, value())
 
-    @staticmethod
-    def _variable(name: str) -> str:
-        return "DEVWATCH_" + name.removeprefix("--").replace("-", "_").upper()
+    def _value(self, name: str, default: str | None, choices: tuple[str, ...], const: str | None) -> str | None:
+        """Return what the variable says in place of an option."""
+        value = self._environ.get(_variable(name))
+        if not value:
+            return default
+        if not choices or value in choices:
+            return value
+        if const and value.lower() in {*_TRUE, *_FALSE}:
+            return const if value.lower() in _TRUE else None
+        if name == "--output" and value in {*_FORMS, *_FORMS_OF_CHECK}:
+            return default  # the form of another command
+        allowed = (*choices, *_TRUE, *_FALSE) if const else choices
+        raise UsageError(f"{_variable(name)}={value!r} is none of {', '.join(allowed)}")
+
+    def _switch(self, name: str) -> bool:
+        """Return what the variable says in place of a flag."""
+        value = self._environ.get(_variable(name), "")
+        if value.lower() not in {"", *_TRUE, *_FALSE}:
+            allowed = f"neither true ({', '.join(_TRUE)}) nor false ({', '.join(_FALSE)})"
+            raise UsageError(f"{_variable(name)}={value!r} is {allowed}")
+        return value.lower() in _TRUE
+
+
+def _field(name: str) -> str:
+    return name.removeprefix("--").replace("-", "_")
+
+
+def _variable(name: str) -> str:
+    return f"DEVWATCH_{_field(name).upper()}"
 
 
 # -- commands
@@ -323,23 +403,36 @@ class _Options:
 
 def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the daemon takes it: a reload at the start must not end it
-    from devwatch import daemon, host, logs, telemetry  # noqa: PLC0415 - other commands do not need them
+    from devwatch import daemon, host, logs  # noqa: PLC0415 - other commands do not need them
 
-    try:
-        listen = telemetry.parse_listen(arguments.listen or ("off" if arguments.once else DEFAULT_LISTEN))
-    except ValueError as error:
-        raise UsageError(f"--listen: {error}") from error
     options = daemon.Options(
         config=Path(arguments.config or DEFAULT_CONFIG),
         node=host.node_name(arguments.node_name, environ),
         kubeconfig=arguments.kubeconfig,
         dry_run=arguments.dry_run,
         once=arguments.once,
-        listen=listen,
+        listen=_address(arguments.listen or ("off" if arguments.once else DEFAULT_LISTEN)),
         listen_named=arguments.listen is not None,
     )
     log = logs.configure(arguments.log_format, arguments.log_level, sys.stderr, environ=environ)
     return asyncio.run(daemon.Daemon(options, log, environ=environ, out=_stdout()).run())
+
+
+def _address(text: str) -> tuple[str, int] | None:
+    """Return host and port to listen on, None for `off`. Raises `UsageError`, also for a host that Python asks no resolver for."""
+    from devwatch.telemetry import parse_listen  # noqa: PLC0415 - other commands do not need it
+
+    try:
+        address = parse_listen(text)
+    except ValueError as error:
+        raise UsageError(f"--listen: {error}") from error
+    try:
+        (address[0] if address else "").encode("idna")  # as the socket module does
+    except UnicodeError as error:
+        raise UsageError(
+            f"--listen: {text!r} is no address to listen on (its host is no name that DNS allows)"
+        ) from error
+    return address
 
 
 def _stdout() -> TextIO:
@@ -359,26 +452,33 @@ def _scene(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Scene:
     )
 
 
-def _devices(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from devwatch import commands, display  # noqa: PLC0415 - the daemon does not need them
+def _screens(environ: Mapping[str, str]) -> tuple[Screen, Screen]:
+    """Return where results go and where remarks go."""
+    from devwatch.display import Screen, Unfailing  # noqa: PLC0415 - the daemon does not need it
 
-    scene = _scene(arguments, environ)
-    screen, remarks = display.Screen.of(_stdout(), environ), display.Screen.of(display.Unfailing(sys.stderr), environ)
+    return Screen.of(_Results(_stdout()), environ), Screen.of(Unfailing(sys.stderr), environ)
+
+
+def _devices(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch import commands  # noqa: PLC0415 - the daemon does not need it
+
+    scene, (screen, remarks) = _scene(arguments, environ), _screens(environ)
     if arguments.suggest:
         return commands.suggest(scene, screen, remarks)
     return commands.devices(scene, screen, remarks, form=arguments.output, consoles=arguments.all)
 
 
 def _explain(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from devwatch import commands, display  # noqa: PLC0415 - the daemon does not need them
+    from devwatch import commands  # noqa: PLC0415 - the daemon does not need it
 
-    return commands.explain(_scene(arguments, environ), display.Screen.of(_stdout(), environ), arguments.device)
+    return commands.explain(_scene(arguments, environ), *_screens(environ), arguments.device)
 
 
 def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from devwatch import commands, display  # noqa: PLC0415 - the daemon does not need them
+    from devwatch import commands  # noqa: PLC0415 - the daemon does not need it
 
-    return commands.check(Path(arguments.file), display.Screen.of(_stdout(), environ), form=arguments.output)
+    screen, _ = _screens(environ)
+    return commands.check(Path(arguments.file), screen, form=arguments.output)
 
 
 def _connection(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Connection:
@@ -388,34 +488,57 @@ def _connection(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Co
 
 
 def _status(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from devwatch import admin, display  # noqa: PLC0415 - the daemon does not need them
+    from devwatch import admin  # noqa: PLC0415 - the daemon does not need it
 
-    screen, remarks = display.Screen.of(_stdout(), environ), display.Screen.of(display.Unfailing(sys.stderr), environ)
-    connection = _connection(arguments, environ)
+    (screen, remarks), connection = _screens(environ), _connection(arguments, environ)
     return admin.run(connection, admin.status(connection, screen, remarks, form=arguments.output))
 
 
 def _purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from devwatch import admin, display, host  # noqa: PLC0415 - the daemon does not need them
+    from devwatch import admin  # noqa: PLC0415 - the daemon does not need it
 
-    named = arguments.node != environ.get("DEVWATCH_NODE")
-    if arguments.all_nodes and arguments.node and named:
-        raise UsageError("--all-nodes and --node contradict each other")
-    node = None if arguments.all_nodes else host.node_name(arguments.node or environ.get("DEVWATCH_NODE_NAME"), environ)
     ask = sys.stdin is not None and sys.stdin.isatty() and not arguments.yes
-    task = admin.Purge(node=node, dry_run=arguments.dry_run, confirmed=_confirmed if ask else lambda _count: True)
-    connection = _connection(arguments, environ)
-    return admin.run(connection, admin.purge(connection, display.Screen.of(_stdout(), environ), task))
+    task = admin.Purge(
+        node=_purged(arguments, environ),
+        dry_run=arguments.dry_run,
+        confirmed=_confirmed if ask else lambda _count: True,
+    )
+    (screen, remarks), connection = _screens(environ), _connection(arguments, environ)
+    return admin.run(connection, admin.purge(connection, screen, remarks, task))
+
+
+def _purged(arguments: argparse.Namespace, environ: Mapping[str, str]) -> str | None:
+    """Return the name of the node to purge, None for all. Raises `UsageError` where command line or variables alone ask for both."""
+    from devwatch.host import node_name  # noqa: PLC0415 - the daemon takes it from there itself
+
+    named = arguments.named & {"node", "all_nodes"}
+    if arguments.all_nodes and arguments.node is not None and len(named) != 1:
+        pair = "--all-nodes and --node" if named else "DEVWATCH_ALL_NODES and DEVWATCH_NODE"
+        raise UsageError(f"{pair} contradict each other")
+    if arguments.all_nodes and named != {"node"}:
+        return None
+    return node_name(arguments.node or environ.get("DEVWATCH_NODE_NAME"), environ, option="--node")
 
 
 def _confirmed(count: int) -> bool:
+    """Ask on stderr, which is seen wherever the results go.
+
+    Ctrl-C ends the program there and then: the event loop would cancel its task, which `input` holds up until it is answered.
+    """
+    from devwatch.display import Unfailing  # noqa: PLC0415 - the daemon does not need it
+
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return input(f"Remove all this from {count} nodes? [y/N] ").strip().lower() in {"y", "yes"}
-    except EOFError:
+        Unfailing(sys.stderr).write(f"Remove all this from {count} node{'s' if count > 1 else ''}? [y/N] ")
+        return input().strip().lower() in {"y", "yes"}
+    except (EOFError, UnicodeError):
         return False
+    finally:
+        signal.signal(signal.SIGINT, held)
 
 
 def _completion(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from devwatch import commands, display  # noqa: PLC0415 - the daemon does not need them
+    from devwatch import commands  # noqa: PLC0415 - the daemon does not need it
 
-    return commands.completion(display.Screen.of(_stdout(), environ), arguments.shell)
+    screen, _ = _screens(environ)
+    return commands.completion(screen, arguments.shell)

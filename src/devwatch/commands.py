@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import time
@@ -36,21 +37,28 @@ class Scene:
     config: Config | None
     node: str
     host: Host
+    hidden: str = ""
+    """Why there is no configuration though there may be one, empty where that is not so."""
 
     @classmethod
     def see(cls, file: Path, *, given: bool, node: Callable[[], str]) -> Scene:
         """Look once; only a configuration asks for the name of the Node.
 
-        Raises `ConfigError`, but not where the default configuration is simply not there.
+        Raises `ConfigError`, but not where the default configuration is simply not there, or not for everybody to read.
         """
-        config = None if not given and not file.exists() else ConfigFile(path=file).load()
-        host = Host.open()
+        (config, hidden), host = _configuration(file, given=given), Host.open()
         return cls(
             look=host.look(config.literal_paths if config else frozenset(), time.monotonic()),
             config=config,
             node=node() if config else "",
             host=host,
+            hidden=hidden,
         )
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What keeps something from view, one line each; the look may still be certain."""
+        return (*((self.hidden,) if self.hidden else ()), *self.look.troubles)
 
     @property
     def rules(self) -> tuple[ResourceRule, ...]:
@@ -62,6 +70,18 @@ class Scene:
         drivers = {device.devnode: driver for device in self.look.devices if (driver := self.host.driver(device))}
         rows = inspection.rows(self.look.devices, self.rules, drivers)
         return tuple(row for row in rows if consoles or not row.device.virtual or row.claim.owner or row.claim.doubtful)
+
+
+def _configuration(file: Path, *, given: bool) -> tuple[Config | None, str]:
+    """Return the configuration. Where nobody named it, it may be missing: then None, and why it is hidden if it is there."""
+    try:
+        return ConfigFile(path=file).load(), ""
+    except ConfigError as error:
+        reason = error.__cause__
+        if given or not isinstance(reason, FileNotFoundError | NotADirectoryError | PermissionError):
+            raise
+    unread = f"{file} cannot be read ({reason.strerror}): nothing is known of its resources"
+    return None, unread if isinstance(reason, PermissionError) else ""
 
 
 def devices(scene: Scene, screen: Screen, remarks: Screen, *, form: str, consoles: bool) -> int:
@@ -91,26 +111,28 @@ def _notes(rows: Sequence[inspection.Row]) -> Iterator[str]:
 
 
 def _remarks(scene: Scene, rows: Sequence[inspection.Row]) -> Iterator[str]:
-    if not rows:
+    if not rows and scene.look.certain:
         yield "no serial device is here (--all shows virtual consoles too)"
     yield from (
         f"warning: {row.device.devnode} matches {' and '.join(row.claim.wanted)}"
         for row in rows
         if len(row.claim.wanted) > 1
     )
-    yield from (f"warning: {trouble}" for trouble in scene.look.troubles)
+    yield from (f"warning: {trouble}" for trouble in scene.troubles)
     yield from (f"error: {doubt}" for doubt in scene.look.doubts)
 
 
 def suggest(scene: Scene, screen: Screen, remarks: Screen) -> int:
     """Write a configuration for what is not claimed yet."""
-    screen.out.write(display.suggestion_text(inspection.suggest(scene.look.devices, scene.rules)))
-    for remark in (*scene.look.troubles, *scene.look.doubts):
+    taken = [rule.name for rule in scene.config.resources] if scene.config else []
+    suggestions = inspection.suggest(scene.look.devices, scene.rules, taken)
+    screen.out.write(display.suggestion_text(suggestions, certain=scene.look.certain))
+    for remark in (*scene.troubles, *scene.look.doubts):
         remarks.line(display.printable(f"warning: {remark}"))
     return FAILED if scene.look.doubts else DONE
 
 
-def explain(scene: Scene, screen: Screen, path: str) -> int:
+def explain(scene: Scene, screen: Screen, remarks: Screen, path: str) -> int:
     """Tell for a devnode, a link or a path in sysfs why which resource claims it. 1 where there is no such device."""
     found = _resolve(path, scene.look.devices)
     for device in found:
@@ -122,12 +144,14 @@ def explain(scene: Scene, screen: Screen, path: str) -> int:
         screen.line("this host:")
     for trouble in troubles:
         screen.line(f"- {display.printable(trouble)}", indent=2)
+    if scene.hidden:
+        remarks.line(display.printable(f"warning: {scene.hidden}"))
     return DONE if found else FAILED
 
 
 def _resolve(path: str, present: Sequence[Device]) -> list[Device]:
     """Return the devices that a path means; a path in sysfs means every tty below it."""
-    real = os.path.realpath(path)
+    real = _real(path)
     inside = real.removeprefix(os.path.realpath("/sys"))
     return [
         device
@@ -136,6 +160,14 @@ def _resolve(path: str, present: Sequence[Device]) -> list[Device]:
         or path in device.links
         or (inside != real and f"{device.devpath}/".startswith(f"{inside}/"))
     ]
+
+
+def _real(path: str) -> str:
+    """Return where a path leads; a relative one, in a working directory that was removed, leads nowhere."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return path
 
 
 def _explain_device(scene: Scene, screen: Screen, device: Device) -> None:
@@ -157,7 +189,11 @@ def _gap(key: str, device: Device) -> str:
 
 def _decision(decided: Claim, scene: Scene) -> str:
     if scene.config is None:
-        return "claimed by nothing: there is no configuration"
+        return (
+            "unknown: the configuration cannot be read"
+            if scene.hidden
+            else "claimed by nothing: there is no configuration"
+        )
     if decided.owner:
         return f"claimed by {decided.owner}"
     if decided.doubtful:
@@ -205,20 +241,23 @@ def check(file: Path, screen: Screen, *, form: str) -> int:
         names = [rule.name for rule in config.resources] if config else []
         screen.document({"file": str(file), "valid": config is not None, **problems, "resources": names}, "json")
         return CONFIGURATION if faults else DONE
-    text = _text(file)
-    for fault in faults:
-        display.show_fault(screen, fault, str(file), text)
-    for fault in warnings:
-        display.show_fault(screen, fault, str(file), text, kind="warning: ")
+    shown = [*((fault, "") for fault in faults), *((fault, "warning: ") for fault in warnings)]
+    text = _text(file) if shown and screen.width is not None else ""
+    for fault, kind in shown:
+        display.show_fault(screen, fault, str(file), text, kind=kind)
     if config:
         screen.line(_summary(file, config))
     return CONFIGURATION if faults else DONE
 
 
 def _text(file: Path) -> str:
-    """Return the file for the lines that are shown below the faults; empty where it cannot be read, which is a fault itself."""
+    """Return the file for the lines that are shown below the faults; empty where it cannot be read, which is a fault itself.
+
+    A pipe gives its content only once, and has given it by now.
+    """
     try:
-        return file.read_bytes()[:MAX_BYTES].decode("utf-8", "replace")
+        with file.open("rb") if file.is_file() else io.BytesIO() as content:
+            return content.read(MAX_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""
 
@@ -231,7 +270,7 @@ def _summary(file: Path, config: Config) -> str:
     evicting = sum(rule.evict_after is not None for rule in config.resources)
     names = ", ".join(rule.name for rule in config.resources) or "none"
     number = len(config.resources)
-    return f"{file}: valid; {number} resource{'' if number == 1 else 's'} ({names}); {evicting} evict"
+    return f"{display.printable(str(file))}: valid; {number} resource{'' if number == 1 else 's'} ({names}); {evicting} evict"
 
 
 def completion(screen: Screen, shell: str) -> int:

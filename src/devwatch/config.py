@@ -96,6 +96,13 @@ def resource_name_fault(name: str) -> str:
     return next((wanted for kept, wanted in rules if not kept), "")
 
 
+def spelling(key: str, value: str) -> str | None:
+    """Return the glob that matches this value of a key of `match` and no other, None where the configuration can hold none."""
+    text = "".join(f"[{char}]" if is_glob(char) else char for char in value)
+    pattern, _ = _SPELLINGS.get(key, _glob)(text)
+    return text if pattern and pattern.matches(value) and not _NO_STRING.search(text) else None
+
+
 # What stands at a place of the file, as a message names it; "" is something reported already, of which no more is said.
 _Kind = Literal["text", "nothing", "a list", "a mapping", ""]
 
@@ -152,7 +159,7 @@ def _quoted(text: str) -> str:
 def _document(data: bytes, at: _At) -> _Node | None:
     """Return the root of the YAML document, None where there is no telling; `at` hears why."""
     if len(data) > MAX_BYTES:
-        at.fault(_Node(), f"the file has {len(data)} bytes (at most {MAX_BYTES})")
+        at.fault(_Node(), f"the file has more than {MAX_BYTES} bytes (the most that is read)")
         return None
     text = data.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
     # The parsers refuse these too, but one counts bytes and the other characters to say where.

@@ -7,7 +7,7 @@ import json
 import shutil
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import yaml
 
@@ -22,12 +22,23 @@ if TYPE_CHECKING:
 
 NOTHING = "-"
 _GAP = "   "
+_NUMERIC = tuple("0123456789+-.")
 _COLOURS = {Verdict.MATCHED: "32", Verdict.NOT: "31", Verdict.UNKNOWN: "33"}
 
 
 def printable(text: str) -> str:
     """Return text without anything that a terminal would act on: what is not printable is escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+class Sink(Protocol):
+    """A stream as far as a screen needs one."""
+
+    def isatty(self) -> bool:
+        """Return whether somebody reads along."""
+
+    def write(self, text: str, /) -> object:
+        """Write it."""
 
 
 class Unfailing:
@@ -50,16 +61,27 @@ class Unfailing:
         return len(text)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever any reader of YAML 1.2 may take for a number, such as the vendor 04e8; PyYAML goes by 1.1."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the scalar."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'" if text.startswith(_NUMERIC) else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screen:
     """Where results go: `width` is None where nobody reads them on a terminal."""
 
-    out: TextIO | Unfailing
+    out: Sink
     width: int | None = None
     coloured: bool = False
 
     @classmethod
-    def of(cls, out: TextIO | Unfailing, environ: Mapping[str, str]) -> Screen:
+    def of(cls, out: Sink, environ: Mapping[str, str]) -> Screen:
         """Follow the terminal; NO_COLOR (no-color.org) and TERM=dumb are honoured, a pipe gets plain text."""
         if not out.isatty():
             return cls(out=out)
@@ -105,7 +127,7 @@ class Screen:
         if form == "json":
             print(json.dumps(content, indent=2), file=self.out)
         else:
-            print(yaml.safe_dump(content, sort_keys=False), end="", file=self.out)
+            print(yaml.dump(content, Dumper=_Dumper, sort_keys=False), end="", file=self.out)
 
 
 # -- devices
@@ -206,10 +228,14 @@ def show_fault(screen: Screen, fault: Fault, file: str, text: str, *, kind: str 
 # -- suggest
 
 
-def suggestion_text(suggestions: Sequence[Suggestion]) -> str:
-    """Return a configuration with these resources: valid, commented, each value matching itself and nothing else."""
+def suggestion_text(suggestions: Sequence[Suggestion], *, certain: bool = True) -> str:
+    """Return a configuration with these resources: valid, commented, each value matching itself and nothing else.
+
+    Unless the look at the devices was `certain`, nothing is said of those that are not in it.
+    """
     if not suggestions:
-        return "# Nothing to suggest: every device here is claimed, or there is none.\nresources: []\n"
+        nothing = "Nothing to suggest: every device here is claimed, or there is none"
+        return f"# {nothing if certain else 'Not every device here could be seen'}.\nresources: []\n"
     return "resources:\n" + "\n".join(_resource(suggestion) for suggestion in suggestions)
 
 
@@ -220,7 +246,7 @@ def _resource(suggestion: Suggestion) -> str:
     ]
     lines = [f"  # {line}" for line in comment] + [f"  - name: {suggestion.name}", "    match:"]
     for index, (key, values) in enumerate(suggestion.keys.items()):
-        texts = [_quoted(_literal(value)) for value in values]
+        texts = [_quoted(value) for value in values]
         value = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
         spelt = f"properties: {{ID_MODEL: {value}}}" if key == "model" else f"{key}: {value}"
         lines.append(f"      {'  ' if index else '- '}{spelt}")
@@ -236,7 +262,3 @@ def _escaped(char: str) -> str:
     if char.isascii() and char.isprintable():
         return f"\\{char}" if char in '"\\' else char
     return f"\\U{ord(char):08x}"
-
-
-def _literal(value: str) -> str:
-    return "".join(f"[{char}]" if char in "*?[" else char for char in value)

@@ -23,15 +23,15 @@ _NAME_LENGTH = 253
 """A Node is named as a DNS subdomain (apimachinery, `IsDNS1123Subdomain`)."""
 
 
-def node_name(flag: str | None, environ: Mapping[str, str]) -> str:
+def node_name(flag: str | None, environ: Mapping[str, str], *, option: str = "--node-name") -> str:
     """Return the name of this host's Node: the flag, `NODE_NAME`, or the lower-cased host name as the kubelet does (`GetHostname`).
 
-    Raises `UsageError` where that is no object name.
+    Raises `UsageError` where that is no object name; `option` is what the command calls the flag.
     """
     name = flag or environ.get("NODE_NAME") or socket.gethostname().strip().lower()
     if len(name) > _NAME_LENGTH or not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} is no name of a Node (lower-case letters, digits, - and .): give one with --node-name or NODE_NAME"
+            f"{name!r} is no name of a Node (lower-case letters, digits, - and .): give one with {option} or NODE_NAME"
         )
     return name
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
-from devwatch.config import resource_name_fault
+from devwatch.config import resource_name_fault, spelling
 from devwatch.device import Device, natural
 from devwatch.rules import Claim, Finding, Matcher, ResourceRule, Verdict, claim
 from devwatch.sticks import recognise
@@ -141,15 +141,28 @@ def _change(report: RuleReport, decided: Claim, node: str) -> str:
     ]
     if excluded:
         return f"{excluded[0]} takes it out"
-    return _nearest(report)
+    return _doubt(report) or _nearest(report)
+
+
+def _doubt(report: RuleReport) -> str:
+    """Return which exclusions are unknown and why, empty where something else already keeps the device away."""
+    if not any(entry.where.startswith("match") and entry.verdict is Verdict.MATCHED for entry in report.entries):
+        return ""
+    unknown = [
+        entry for entry in report.entries if entry.verdict is Verdict.UNKNOWN and entry.where.startswith("exclude")
+    ]
+    return "; ".join(f"{entry.where} may take it out, by {_missing(entry)}" for entry in unknown)
 
 
 def _nearest(report: RuleReport) -> str:
     """Return what the entry that comes closest misses."""
     matches = [entry for entry in report.entries if entry.where.startswith("match")]
     nearest = min(matches, key=lambda entry: sum(finding.verdict is not Verdict.MATCHED for finding in entry.findings))
-    missing = [finding for finding in nearest.findings if finding.verdict is not Verdict.MATCHED]
-    return f"{nearest.where} wants " + ", ".join(_wanted(finding) for finding in missing)
+    return f"{nearest.where} wants {_missing(nearest)}"
+
+
+def _missing(entry: EntryReport) -> str:
+    return ", ".join(_wanted(finding) for finding in entry.findings if finding.verdict is not Verdict.MATCHED)
 
 
 def _wanted(finding: Finding) -> str:
@@ -162,7 +175,7 @@ def _wanted(finding: Finding) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
-    """A resource for one device that nothing claims yet: `keys` are exact values by key of a match entry, `model` for ID_MODEL."""
+    """A resource for one device that nothing claims yet: `keys` are globs by key of a match entry, `model` for ID_MODEL."""
 
     name: str
     title: str
@@ -171,14 +184,19 @@ class Suggestion:
     note: str = ""
 
 
-def suggest(devices: Sequence[Device], rules: Sequence[ResourceRule]) -> tuple[Suggestion, ...]:
-    """Return a resource for every physical device that no rule claims; each claims exactly the devnodes that it names."""
+def suggest(
+    devices: Sequence[Device], rules: Sequence[ResourceRule], taken: Iterable[str] = ()
+) -> tuple[Suggestion, ...]:
+    """Return a resource for every physical device that no rule claims; each claims exactly the devnodes that it names.
+
+    Its name is new beside those of the rules and what else is `taken`, as by the resources of other nodes.
+    """
     free = [device for device in devices if not device.virtual and _free(claim(device, rules))]
     groups: dict[tuple[str, str], list[Device]] = {}
     for device in sorted(free, key=lambda device: natural(device.devnode)):
         stick = recognise(device)
         groups.setdefault((device.body, stick.resource if stick else ""), []).append(device)
-    names = Counter(rule.name for rule in rules)
+    names = {*taken, *(rule.name for rule in rules)}
     return tuple(_suggestion(group, devices, names) for group in groups.values())
 
 
@@ -186,22 +204,24 @@ def _free(decided: Claim) -> bool:
     return decided.owner is None and not decided.doubtful
 
 
-def _suggestion(group: Sequence[Device], devices: Sequence[Device], names: Counter[str]) -> Suggestion:
+def _suggestion(group: Sequence[Device], devices: Sequence[Device], names: set[str]) -> Suggestion:
     chosen = tuple(device.devnode for device in group)
     keys, note = _telling(group, [device for device in devices if device.devnode not in chosen])
     name = _unused(_name(group[0]), names)
-    return Suggestion(name=name, title=describe(group[0]), devnodes=chosen, keys=keys, note=note)
+    globs = {key: tuple(spelling(key, value) or value for value in values) for key, values in keys.items()}
+    return Suggestion(name=name, title=describe(group[0]), devnodes=chosen, keys=globs, note=note)
 
 
 def _telling(group: Sequence[Device], others: Sequence[Device]) -> tuple[dict[str, tuple[str, ...]], str]:
     """Return the fewest keys that match the whole group and nothing else; those that follow the stick come first.
 
-    Without a serial the model is asked for too: a bridge chip's id alone would claim the next unrelated cable.
+    Without a serial the model is asked for too: a bridge chip's id alone would claim the next unrelated cable. What a configuration
+    cannot spell tells nothing.
     """
     keys: dict[str, tuple[str, ...]] = {}
     for key in ("vendor", "product", "serial", "model", "interface", "port"):
         values = tuple(sorted({value for device in group if (value := _value(device, key))}))
-        whole = all(_value(device, key) for device in group)
+        whole = all(_value(device, key) for device in group) and all(spelling(key, value) for value in values)
         needed = (
             key in {"vendor", "product", "serial"} or (key == "model" and "serial" not in keys) or _meets(keys, others)
         )
@@ -237,6 +257,9 @@ def _name(device: Device) -> str:
     return name if not resource_name_fault(name) else "devices.local/serial"
 
 
-def _unused(name: str, names: Counter[str]) -> str:
-    names[name] += 1
-    return name if names[name] == 1 else f"{name}-{names[name]}"
+def _unused(name: str, names: set[str]) -> str:
+    """Return the name, with a number where it is taken, and take it."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    unused = next(each for each in chain((name,), numbered) if each not in names)
+    names.add(unused)
+    return unused

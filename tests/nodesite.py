@@ -1,0 +1,128 @@
+"""An API server as far as Nodes go, over real HTTP on loopback: it lists them, merges patches of their status, and refuses on request."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from devwatch.node import ANNOTATION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+RESOURCE = "a.io/stick"
+Node = dict[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class Site:
+    """The Nodes by name, each with one resource of devwatch, and what was asked of them."""
+
+    nodes: dict[str, Node]
+    kubeconfig: str
+    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """By Node: the status and message by which a patch that changes it is refused."""
+    removed: list[str] = field(default_factory=list)
+    """The Nodes whose annotation was taken away, in this order."""
+    asked: list[str] = field(default_factory=list)
+    """The Nodes that were patched, refused ones and dry runs included, in this order."""
+    at_removal: Callable[[str], None] = lambda _name: None
+    """Called with the name of a Node after its annotation was taken away."""
+
+    def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Return status and object for a request."""
+        route, _, query = path.partition("?")
+        if method == "GET":
+            return 200, {"kind": "NodeList", "metadata": {}, "items": list(self.nodes.values())}
+        name = route.split("/")[4]
+        self.asked.append(name)
+        if name not in self.nodes:
+            return 404, _status(404, f'nodes "{name}" not found', "NotFound")
+        if body and name in self.refusals:
+            return self.refusals[name][0], _status(*self.refusals[name])
+        return 200, self._merged(name, body, keep="dryRun=All" not in query)
+
+    def _merged(self, name: str, body: dict[str, Any], *, keep: bool) -> Node:
+        before = self.nodes[name]
+        after = json.loads(json.dumps(before))
+        _merge(after, body)
+        if keep:
+            self.nodes[name] = after
+        if keep and body:
+            self.removed.append(name)
+            self.at_removal(name)
+        return {"kind": "Node", **after}
+
+
+def _status(code: int, message: str, reason: str = "") -> dict[str, Any]:
+    return {"kind": "Status", "code": code, "message": message, "reason": reason}
+
+
+def _merge(target: dict[str, Any], body: dict[str, Any]) -> None:
+    for key, value in body.items():
+        if isinstance(value, dict):
+            _merge(target.setdefault(key, {}), value)
+        elif value is None:
+            target.pop(key, None)
+        else:
+            target[key] = value
+
+
+def node(name: str) -> Node:
+    """Return a Node on which devwatch advertises one stick."""
+    counts = {"cpu": "4", RESOURCE: "1"}
+    annotations = {ANNOTATION: json.dumps({RESOURCE: []})}
+    return {
+        "metadata": {"name": name, "uid": f"uid-{name}", "resourceVersion": "5", "annotations": annotations},
+        "status": {"capacity": counts, "allocatable": counts},
+    }
+
+
+@contextmanager
+def site(folder: Path, *names: str) -> Iterator[Site]:
+    """Run it with these Nodes; its kubeconfig goes into the folder."""
+    made = Site(nodes={name: node(name) for name in names}, kubeconfig=str(folder / "kubeconfig"))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # connections are kept, as those to an API server
+
+        def _answer(self) -> None:
+            text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, content = made.answer(self.command, self.path, json.loads(text or b"{}"))
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as it is there
+            """Write nothing."""
+
+        do_GET = do_PATCH = _answer  # noqa: N815 - the names that http.server calls
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    (folder / "kubeconfig").write_text(_kubeconfig(f"http://127.0.0.1:{server.server_address[1]}"))
+    try:
+        yield made
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _kubeconfig(server: str) -> str:
+    return json.dumps(
+        {
+            "clusters": [{"name": "c", "cluster": {"server": server}}],
+            "users": [{"name": "u", "user": {"token": "of-nobody"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+    )

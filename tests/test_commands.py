@@ -1,0 +1,147 @@
+"""Commands on what a host may not let them see: they show the rest, and take nothing unseen for nothing there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from functools import partial
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from build import device, look, rule
+from devwatch import commands
+from devwatch.config import MAX_BYTES, Config
+from devwatch.display import Screen
+from devwatch.host import Host
+from devwatch.sysfs import Lister
+from test_sysfs import POWERLESS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from devwatch.device import Device
+
+SHOW = """
+import sys
+from pathlib import Path
+from devwatch.commands import Scene, devices, explain, suggest
+from devwatch.display import Screen
+scene = Scene.see(Path(sys.argv[2]), given=False, node=lambda: "n")
+out, err = Screen(out=sys.stdout), Screen(out=sys.stderr)
+if sys.argv[1] == "devices":
+    sys.exit(devices(scene, out, err, form="json", consoles=True))
+sys.exit(suggest(scene, out, err) if sys.argv[1] == "suggest" else explain(scene, out, err, "/dev/tty"))
+"""
+
+
+def show(command: str, config: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command by a configuration that nobody named, as a user for whom permissions count."""
+    return subprocess.run(
+        [*POWERLESS, sys.executable, "-c", SHOW, command, str(config)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+@pytest.fixture(params=["folder", "file"])
+def closed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return a configuration whose folder may not be entered, or that may not be read itself."""
+    folder = tmp_path / "devwatch"
+    folder.mkdir()
+    path = folder / "config.yaml"
+    path.write_text("resources: []")
+    (folder if request.param == "folder" else path).chmod(0)
+    return path
+
+
+@pytest.mark.parametrize("command", ["devices", "suggest", "explain"])
+def test_a_configuration_that_may_not_be_read_hides_no_device(command: str, closed: Path) -> None:
+    """What is here is shown without it; one line on stderr says so."""
+    done = show(command, closed)
+    warnings = [line for line in done.stderr.splitlines() if str(closed) in line]
+    assert warnings == [
+        f"warning: {closed} cannot be read (Permission denied): nothing is known of its resources",
+    ], done.stderr
+    if command == "devices":
+        assert json.loads(done.stdout)["devices"]
+    assert done.stdout
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "closed/config.yaml"])
+def test_a_configuration_that_is_not_there_is_not_missed(name: str, tmp_path: Path) -> None:
+    """Neither it nor its folder need exist."""
+    (tmp_path / "closed").touch()
+    done = show("devices", tmp_path / name)
+    assert (done.returncode, str(tmp_path) in done.stderr) == (0, False), done.stderr
+
+
+def scene(*devices: Device, config: Config | None = None, **fields: Any) -> commands.Scene:  # noqa: ANN401  any field of a look
+    """Return what a command would have seen."""
+    host = Host(lister=Lister(record=lambda _: None))
+    return commands.Scene(look=look(*devices, **fields), config=config, node="n", host=host)
+
+
+def test_after_a_failed_look_nothing_is_said_to_be_absent() -> None:
+    """There may be devices that could not be seen: the reason stands there in place of "no device"."""
+    for doubts in ((), ("/sys: Input/output error",)):
+        seen, out, err = scene(doubts=doubts), io.StringIO(), io.StringIO()
+        screens = Screen(out=out), Screen(out=err)
+        statuses = (
+            commands.devices(seen, *screens, form="table", consoles=False),
+            commands.suggest(seen, *screens),
+        )
+        assert statuses == ((1, 1) if doubts else (0, 0))
+        assert ("no serial device is here" in err.getvalue()) == (not doubts)
+        assert ("Nothing to suggest" in out.getvalue()) == (not doubts)
+        assert all(doubt in err.getvalue() for doubt in doubts)
+
+
+def test_a_suggestion_avoids_the_names_of_all_nodes() -> None:
+    """A resource of another node does not claim the stick, and its name is taken all the same."""
+    elsewhere = rule("aeotec/zstick", nodes=())
+    out = io.StringIO()
+    seen = scene(device(vendor="0658", product="0200"), config=Config(resources=(elsewhere,)))
+    commands.suggest(seen, Screen(out=out), Screen(out=io.StringIO()))
+    assert "name: aeotec/zstick-2\n" in out.getvalue()
+
+
+@pytest.mark.parametrize("width", [None, 80])
+def test_a_check_holds_no_more_than_the_limit(width: int | None, tmp_path: Path) -> None:
+    """However large the file is, on a terminal and in a pipe."""
+    path = tmp_path / "large.yaml"
+    path.touch()
+    os.truncate(path, 256 * MAX_BYTES)
+    out = io.StringIO()
+    tracemalloc.start()
+    try:
+        assert commands.check(path, Screen(out=out, width=width), form="text") == 78
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * MAX_BYTES
+    assert f"more than {MAX_BYTES} bytes" in out.getvalue()
+
+
+def test_a_fault_in_a_pipe_is_shown_without_its_line(tmp_path: Path) -> None:
+    """On a terminal too: what a pipe has given is not asked for again."""
+    out, statuses, pipe = io.StringIO(), list[int](), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    check = partial(commands.check, pipe, Screen(out=out, width=200), form="text")
+    threads = [
+        Thread(target=pipe.write_text, args=("resources: nonsense",), daemon=True),
+        Thread(target=lambda: statuses.append(check()), daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert statuses == [78]
+    assert len(out.getvalue().splitlines()) == 1

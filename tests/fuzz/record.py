@@ -198,15 +198,6 @@ def _finish(coroutine: Coroutine[None, None, None]) -> None:
         raise AssertionError("it waits")
 
 
-def _spellable(device: Device) -> bool:
-    """Whether a configuration can name what the device says, as udev's own rules make it say."""
-    ids = (device.vendor or "0403", device.product or "6001", f"00{device.interface or '00'}")
-    texts = (device.serial or "", device.port or "", (device.properties or {}).get("ID_MODEL", ""))
-    return all(map(_ID.fullmatch, ids)) and all(
-        len(text) < 256 and len(re.findall(r"[*?\[]", text)) < 17 for text in texts
-    )
-
-
 def _suggest(look: Look) -> None:
     """Check that what is suggested is valid, and claims what it names."""
     suggestions = inspection.suggest(look.devices, ())
@@ -235,8 +226,7 @@ def _open() -> Iterator[Feed]:
             for device in look.devices:
                 _list(device)
             _show(look)
-            if all(map(_spellable, look.devices)):
-                _suggest(look)
+            _suggest(look)
             for book in books:
                 _tell(look, book)
 

@@ -155,7 +155,7 @@ def test_a_daemon_that_writes_again_is_told_beside_what_was_done(cluster: Site) 
     done = purge(cluster)
     assert done.status == 1
     assert done.err[0].startswith("devwatch: n2: removed, but whether it stays away is unknown: ")
-    assert done.err[1:] == ["devwatch: n3: a devwatch still runs there: stop it first"]
+    assert done.err[1:] == ["devwatch: n3: a devwatch still runs on n3: stop it first"]
     assert done.out[-1] == "removed from 1 node"
 
 

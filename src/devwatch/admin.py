@@ -149,7 +149,7 @@ async def _remove(
     await asyncio.sleep(task.pause)
     again, unseen = await _patch_each(connection, {name: {} for name in held})
     failures |= {name: f"removed, but whether it stays away is unknown: {reason}" for name, reason in unseen.items()}
-    failures |= dict.fromkeys(cluster.left(again, removals), "a devwatch still runs there: stop it first")
+    failures |= {name: f"a devwatch still runs on {name}: stop it first" for name in cluster.left(again, removals)}
     if done := len(held.keys() - failures.keys()):
         screen.line(f"removed from {done} node{'s' if done > 1 else ''}")
     return failures

@@ -10,19 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
-from concurrent.futures import Future
-from contextlib import contextmanager
-from threading import Event, current_thread
-from threading import enumerate as enumerate_threads
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from devwatch.daemon import Ears, PretendedNode, Resolver
+import virtualtime
+from devwatch.daemon import Ears, PretendedNode
 from devwatch.errors import Unavailable
 from devwatch.node import WHOLE, NodeState
 from devwatch.telemetry import Metrics
 from fakes import RecordingLog
+from test_output import Pipe, in_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,13 +33,17 @@ GOOD = "resources:\n- {name: a.io/b, match: [{path: /dev/ttyNONE0}]}\n"
 class Service:
     """A dry run as systemd would start it: it reports to a socket of ours."""
 
-    def __init__(self, folder: Path, *options: str, **env: str) -> None:
-        """Start it."""
+    def __init__(
+        self, folder: Path, *options: str, busy: bool = False, output: int = subprocess.PIPE, **env: str
+    ) -> None:
+        """Start it, with output and log to `output`; `busy` has our queue full from the beginning."""
         self.config = folder / "config.yaml"
         self.config.write_text(GOOD)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(folder / "notify"))
         self.socket.settimeout(30)
+        if busy:
+            self.crowd()
         command = [
             sys.executable,
             "-m",
@@ -54,13 +57,28 @@ class Service:
             *options,
         ]
         environ = {**os.environ, "NOTIFY_SOCKET": str(folder / "notify"), **env}
-        self.process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, env=environ, stdout=output, stderr=output, text=True)
+
+    def crowd(self) -> None:
+        """Let other services report until the queue is full."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others, suppress(BlockingIOError):
+            others.settimeout(0)
+            others.connect(self.socket.getsockname())
+            while True:
+                others.send(b"WATCHDOG=1")
+
+    def printed(self) -> str:
+        """Return the next line of output."""
+        assert self.process.stdout is not None
+        line: str = self.process.stdout.readline()
+        return line
 
     def hear(self, message: str) -> str:
-        """Return the first report that starts so."""
-        while not (heard := self.socket.recv(4096).decode()).startswith(message):
-            pass
-        return heard
+        """Return the first report that starts so, which is one of the next thousand."""
+        for _ in range(1000):
+            if (heard := self.socket.recv(4096).decode()).startswith(message):
+                return heard
+        pytest.fail(f"never heard: {message}")
 
     def end(self) -> tuple[int, str, list[dict[str, Any]]]:
         """Return status, output and log of the ended process."""
@@ -69,9 +87,11 @@ class Service:
 
 
 @contextmanager
-def service(folder: Path, *options: str, **env: str) -> Iterator[Service]:
+def service(
+    folder: Path, *options: str, busy: bool = False, output: int = subprocess.PIPE, **env: str
+) -> Iterator[Service]:
     """Run a service, and leave none behind."""
-    running = Service(folder, *options, **env)
+    running = Service(folder, *options, busy=busy, output=output, **env)
     try:
         yield running
     finally:
@@ -115,6 +135,57 @@ def test_a_reload_is_told_from_its_beginning_to_its_end(tmp_path: Path) -> None:
     assert status == 0
     assert {"config.reloaded", "config.rejected"} <= {record["event"] for record in log}
     assert "a.io/c" in out.splitlines()[-1]
+
+
+def test_a_systemd_that_is_busy_hears_everything_later(tmp_path: Path) -> None:
+    """A queue that was full at the wrong moment leaves no unit "activating" or "reloading" for ever."""
+    with service(tmp_path, busy=True, WATCHDOG_USEC="100000") as running:
+        assert "a.io/b" in running.printed()  # after the first turn, at which nothing could be told
+        running.hear("READY=1")
+        running.hear("STATUS=0 of 1")
+        running.config.write_text(GOOD.replace("a.io/b", "a.io/c"))
+        running.crowd()
+        running.process.send_signal(signal.SIGHUP)
+        assert "a.io/c" in running.printed()
+        running.hear("RELOADING=1")
+        running.hear("READY=1")
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    """Make a pipe that nobody reads."""
+    made = Pipe()
+    yield made
+    made.close()
+
+
+def test_output_and_log_that_nobody_reads_hold_nothing_up(tmp_path: Path, pipe: Pipe) -> None:
+    """After `devwatch run --dry-run 2>&1 | less` the loop turns as ever, and TERM ends it."""
+    pipe.fill()
+    with service(tmp_path, output=pipe.writer) as running:
+        running.hear("READY=1")
+        running.process.send_signal(signal.SIGTERM)
+        running.hear("STOPPING=1")
+        assert running.process.wait(30) == 0
+
+
+def test_no_patch_of_a_dry_run_is_left_out_for_want_of_room(pipe: Pipe) -> None:
+    """It waits for its reader, however long it is and he takes, and lets everything else go on."""
+    big = "x" * 2 * pipe.size
+
+    async def scenario() -> str:
+        patching = asyncio.create_task(PretendedNode(pipe.stream).patch({WHOLE: big}))
+        await asyncio.sleep(60)
+        text = ""
+        while not patching.done():
+            text += pipe.read()
+            await asyncio.sleep(1)
+        return text + pipe.read()
+
+    pipe.fill()
+    text = in_time(lambda: virtualtime.run(scenario))
+    assert text.endswith("\n")
+    assert big in json.loads(text.lstrip("."))["metadata"]["annotations"].values()
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
@@ -164,35 +235,6 @@ def test_a_dry_run_that_cannot_print_ends() -> None:
     out.close()
     with pytest.raises(Unavailable, match="standard output"):
         asyncio.run(PretendedNode(out).patch({WHOLE: "{}"}))
-
-
-def test_no_exit_waits_for_a_name_server() -> None:
-    """A thread that hangs is left to itself; results and errors of others arrive."""
-    resolver = Resolver()
-    stuck: Future[str] = Future()
-    resolver.submit(stuck.result)
-    assert resolver.submit(lambda: "address").result(timeout=30) == "address"
-    with pytest.raises(KeyError):
-        resolver.submit(dict[str, str]().__getitem__, "nowhere").result(timeout=30)
-    resolver.shutdown()
-    stuck.set_result("")
-
-
-def test_an_answer_that_nobody_waits_for_any_more_is_dropped() -> None:
-    """A daemon that ended while a name server was asked prints no traceback when the answer comes at last."""
-    resolver, release, over = Resolver(), Event(), Event()
-
-    def late() -> None:
-        release.wait(30)
-
-    asked = resolver.submit(late)
-    asked.add_done_callback(lambda _: over.set())
-    asked.cancel()
-    release.set()
-    assert over.wait(30)
-    for thread in enumerate_threads():
-        if thread is not current_thread():
-            thread.join(30)
 
 
 def test_what_the_monitor_hears_is_told() -> None:

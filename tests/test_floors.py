@@ -34,7 +34,7 @@ FLOORS = (
         ),
         ordered=True,
     ),
-    Floor(rooms=("sysfs", "configfile")),  # what the udev edge and the commands read without a library
+    Floor(rooms=("sysfs", "configfile", "resolver", "output", "program", "proxy")),  # the world, without a library
     Floor(rooms=("udev", "kube", "systemd", "telemetry", "logs", "lock", "display")),
     Floor(rooms=("host", "workload", "cluster", "report", "evictor", "reconciler"), ordered=True),
     Floor(rooms=("daemon", "commands", "admin")),

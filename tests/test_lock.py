@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
+import signal
 import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from devwatch.daemon import Daemon, Options
+from devwatch.errors import Unavailable
 from devwatch.lock import Holder, NodeLock
+from devwatch.node import ANNOTATION
+from fakes import RecordingLog
+from test_kube import answer, kubeconfig, site
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
@@ -39,6 +50,23 @@ lock = NodeLock(sys.argv[1])
 print([getattr(lock.acquire_once(), "counts", None) for _ in range(2)])
 """
 
+REGAIN = """
+import asyncio, resource, sys
+from devwatch.lock import NodeLock
+
+async def main():
+    regained = asyncio.create_task(NodeLock(sys.argv[1], poll=0).regain())
+    few, many = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, many))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    print(regained.done())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, many))
+    await regained
+
+asyncio.run(main())
+"""
+
 Hold = Callable[..., int]
 
 
@@ -62,6 +90,12 @@ def hold(node: str) -> Iterator[Hold]:
             return process.pid
 
         yield start
+
+
+def end(pid: int) -> None:
+    """Kill a holder and wait until its name is free; its exit status is left to who started it."""
+    os.kill(pid, 9)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def never(holder: Holder) -> None:
@@ -100,8 +134,7 @@ def test_the_lock_of_a_killed_daemon_is_free(node: str, hold: Hold) -> None:
     pid = hold(os.geteuid())
     lock = NodeLock(node)
     assert lock.acquire_once() == Holder(pid=pid, uid=os.geteuid(), counts=True)
-    os.kill(pid, 9)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    end(pid)
     assert lock.acquire_once() is None
     lock.release()
 
@@ -210,6 +243,44 @@ def test_a_squatter_whose_traces_change_at_every_look_is_ignored_all_the_same(no
     assert [holder is not None and holder.counts for holder in looks] == [True, False]
 
 
+@as_root
+def test_the_lock_is_ours_as_soon_as_the_squatter_has_gone(node: str, hold: Hold) -> None:
+    """As if he had never been there: the next daemon waits for us, and its question is answered."""
+
+    async def scenario() -> None:
+        pid, lock = hold(NOBODY), NodeLock(node, poll=0)
+        assert not await lock.acquire(never, lambda _: None)
+        regained = asyncio.create_task(lock.regain())
+        for _ in range(20):  # each turn of the loop is a further try
+            await asyncio.sleep(0)
+        assert not regained.done()
+        end(pid)
+        await regained
+        assert NodeLock(node).acquire_once() == Holder(pid=os.getpid(), uid=os.geteuid(), counts=True)
+        reader, writer = await asyncio.open_unix_connection(f"\0devwatch/{node}")
+        async with asyncio.timeout(30):
+            assert await reader.read() == b""
+        writer.close()
+        lock.release()
+
+    asyncio.run(scenario())
+
+
+def test_a_daemon_that_was_faster_is_named(node: str, hold: Hold) -> None:
+    """Whoever reads the line knows which process to look at; that it still holds the node is not taken from a single look."""
+    pid, looks = hold(os.geteuid()), list[Holder | None]()
+
+    class Counted(NodeLock):
+        def acquire_once(self) -> Holder | None:
+            looks.append(super().acquire_once())
+            return looks[-1]
+
+    lock = Counted(node, poll=0)
+    with pytest.raises(Unavailable, match=f"^another daemon holds the node: pid {pid}, uid {os.geteuid()}$"):
+        asyncio.run(lock.regain())
+    assert looks == [Holder(pid=pid, uid=os.geteuid(), counts=True)] * 2
+
+
 def test_no_descriptor_left_is_an_error_and_not_a_free_node(node: str) -> None:
     """The answer is one line for the user, not a lock that was never taken."""
     script = (
@@ -221,6 +292,11 @@ def test_no_descriptor_left_is_an_error_and_not_a_free_node(node: str) -> None:
         "except Unavailable as error:\n    print(error)\n"
     )
     assert "Too many open files" in python(script, node)
+
+
+def test_no_descriptor_left_ends_no_daemon_that_is_at_work(node: str) -> None:
+    """While it waits for a squatter to go, it asks again when there is one."""
+    assert python(REGAIN, node) == "False"
 
 
 def test_a_released_lock_is_free_and_can_be_released_again(node: str) -> None:
@@ -244,3 +320,112 @@ def python(script: str, *args: str) -> str:
     run = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
+
+
+# -- the daemon beside a squatter
+
+
+class Run:
+    """A daemon in this process, on a node whose server has stored what it would send."""
+
+    def __init__(self, node: str, folder: Path) -> None:
+        """Prepare it."""
+        self.node, self.folder, self.log = node, folder, RecordingLog()
+
+    def daemon(self, port: int, *, once: bool = False, listen: tuple[str, int] | None = None) -> Daemon:
+        """Return it."""
+        config = self.folder / "config.yaml"
+        config.write_text("resources:\n- {name: a.io/b, match: [{path: /dev/ttyNONE0}]}\n")
+        credentials = kubeconfig(self.folder, f"http://127.0.0.1:{port}")
+        options = Options(config=config, node=self.node, kubeconfig=str(credentials), once=once, listen=listen)
+        return Daemon(options, self.log, environ={}, out=io.StringIO())
+
+    async def until(self, event: str) -> None:
+        """Wait for a line of the log."""
+        while not self.log.of(event):  # noqa: ASYNC110 - a log wakes nobody
+            await asyncio.sleep(0)
+
+    def play(self, scenario: Callable[[asyncio.Task[int]], Coroutine[Any, Any, None]], *, once: bool = False) -> None:
+        """Let the scenario see the daemon to its end."""
+        counts = {"a.io/b": "0"}
+        stored = {
+            "kind": "Node",
+            "metadata": {"uid": "u", "annotations": {ANNOTATION: '{"a.io/b":[]}'}},
+            "status": {"capacity": counts, "allocatable": counts},
+        }
+
+        async def run() -> None:
+            async with asyncio.timeout(30), site(answer(200, stored)) as server:
+                running = asyncio.create_task(self.daemon(server.port, once=once).run())
+                await self.until("daemon.started")
+                await scenario(running)
+
+        asyncio.run(run())
+
+
+@pytest.fixture
+def run(node: str, tmp_path: Path) -> Run:
+    """Prepare a daemon."""
+    return Run(node, tmp_path)
+
+
+@as_root
+def test_a_daemon_beside_a_squatter_holds_the_node_once_he_has_gone(run: Run, hold: Hold) -> None:
+    """It works from the beginning, and says when nobody can work beside it any more."""
+    pid = hold(NOBODY)
+
+    async def scenario(running: asyncio.Task[int]) -> None:
+        assert [line.fields["holder_pid"] for line in run.log.of("lock.ignored")] == [pid]
+        end(pid)
+        await run.until("lock.regained")
+        assert NodeLock(run.node).acquire_once() == Holder(pid=os.getpid(), uid=os.geteuid(), counts=True)
+        signal.raise_signal(signal.SIGTERM)
+        assert await running == 0
+
+    run.play(scenario)
+    lock = NodeLock(run.node)
+    assert lock.acquire_once() is None
+    lock.release()
+
+
+@as_root
+def test_a_daemon_that_comes_after_the_squatter_is_not_worked_beside(run: Run, hold: Hold) -> None:
+    """Ours ends with the line that names it; started again, it waits as any second one does."""
+    pid = hold(NOBODY)
+
+    async def scenario(running: asyncio.Task[int]) -> None:
+        with socket.socket(socket.AF_UNIX) as another:
+            end(pid)
+            another.bind(f"\0devwatch/{run.node}")
+            another.listen()
+            with pytest.raises(Unavailable, match=f"another daemon holds the node: pid {os.getpid()}, uid"):
+                await running
+
+    run.play(scenario)
+    assert run.log.of("daemon.failed") == []
+
+
+@as_root
+@pytest.mark.parametrize("once", [False, True], ids=["TERM", "once"])
+def test_a_squatter_keeps_no_daemon_from_ending(run: Run, hold: Hold, once: bool) -> None:  # noqa: FBT001 - a parameter
+    """Whatever ends one elsewhere ends it here, with the same status."""
+    hold(NOBODY)
+
+    async def scenario(running: asyncio.Task[int]) -> None:
+        if not once:
+            signal.raise_signal(signal.SIGTERM)
+        assert await running == 0
+
+    run.play(scenario, once=once)
+    assert run.log.of("daemon.stopped")[0].fields["status"] == 0
+
+
+@as_root
+def test_beside_a_squatter_a_port_that_is_taken_is_still_one_line(run: Run, hold: Hold) -> None:
+    """What cannot be had is told as it is elsewhere."""
+    hold(NOBODY)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(Unavailable, match=f"cannot listen on port {port}"):
+            asyncio.run(run.daemon(1, listen=("127.0.0.1", port)).run())
+    assert run.log.of("daemon.failed") == []

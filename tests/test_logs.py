@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devwatch.logs import Format, configure
+from test_output import Pipe, in_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -244,6 +245,55 @@ def test_a_pipe_whose_reader_is_gone_does_not_end_the_process() -> None:
     run = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=write, check=False)
     os.close(write)
     assert (run.stdout, run.returncode) == (b"alive\n", 0)
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    """Make a pipe that nobody reads."""
+    made = Pipe()
+    yield made
+    made.close()
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up(pipe: Pipe) -> None:
+    """What found no room is left out, and the first line that gets through again says how many were."""
+    logger = configure("json", "info", pipe.stream)
+    pipe.fill()
+    for _ in range(3):
+        in_time(lambda: logger.info("device.added"))
+    in_time(lambda: logger.debug("below.the.level"))
+    pipe.read()
+    logger.info("device.removed")
+    logger.info("device.returned")
+    first, second = lines(pipe.read())
+    assert (first["event"], first["lines_lost"]) == ("device.removed", 3)
+    assert "lines_lost" not in second
+
+
+def test_the_console_says_too_how_much_is_missing(pipe: Pipe) -> None:
+    """Ctrl-S costs lines, and nobody has to guess how many."""
+    logger = configure("console", "info", pipe.stream)
+    pipe.fill()
+    in_time(lambda: logger.info("device.added"))
+    pipe.read()
+    logger.info("device.removed")
+    assert "lines_lost=1" in pipe.read()
+
+
+def test_no_line_is_torn_for_want_of_room(pipe: Pipe) -> None:
+    """A long one, for whose beginning alone there was room, is still one line with its end."""
+    logger = configure("json", "info", pipe.stream)
+    error = ValueError("\n".join(["x" * 400] * 90))
+    in_time(lambda: logger.error("daemon.failed", exc_info=error))
+    in_time(lambda: logger.info("device.added"))
+    text = pipe.read()
+    for _ in range(5):
+        in_time(lambda: logger.info("device.removed"))
+        text += pipe.read()
+    first, second, *_ = lines(text)
+    assert first["exception"].endswith("x" * 400)
+    assert second["event"] == "device.removed"
+    assert second["lines_lost"] > 0
 
 
 def test_what_libraries_warn_of_is_one_event_too() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import socket
@@ -20,6 +21,8 @@ from test_sysfs import Host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from _typeshed import FileDescriptorLike
 
 TABLE = Path("/proc/self/net/netlink")
 HEADER = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n"
@@ -56,6 +59,18 @@ class Heard:
         """Keep it."""
         self.told.append(f"restored: {source}")
         self.on_restored()
+
+
+class Refusing(asyncio.SelectorEventLoop):
+    """A loop whose epoll has no room for a further descriptor (fs.epoll.max_user_watches) where it is told so."""
+
+    refuse = False
+
+    def add_reader(self, fd: FileDescriptorLike, callback: Callable[..., object], *args: object) -> None:
+        """Watch a descriptor, or refuse to."""
+        if self.refuse:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().add_reader(fd, callback, *args)
 
 
 def uevent_descriptors() -> list[int]:
@@ -105,7 +120,7 @@ class Bench:
 
     monitor: Monitor
     heard: Heard
-    loop: asyncio.AbstractEventLoop
+    loop: Refusing
     table: Path
     now: float = 0.0
 
@@ -133,7 +148,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     """Make a monitor that has opened nothing yet, on a host without udevd."""
-    loop, heard, table = asyncio.new_event_loop(), Heard(), tmp_path / "netlink"
+    loop, heard, table = Refusing(), Heard(), tmp_path / "netlink"
     monitor = Monitor(
         context=pyudev.Context(), listener=heard, loop=loop, roots=Roots(run=str(tmp_path / "run")), table=str(table)
     )
@@ -211,6 +226,41 @@ def inode() -> int:
     """Return the inode of the one socket for uevents."""
     (descriptor,) = uevent_descriptors()
     return os.fstat(descriptor).st_ino
+
+
+def test_a_monitor_that_the_loop_cannot_watch_is_not_taken_for_one_that_hears(bench: Bench) -> None:
+    """Epoll refuses it (ENOSPC, ENOMEM): that is told once, nothing stays open, and it is there as soon as it can be."""
+    bench.loop.refuse = True
+    bench.tend()
+    bench.tend()
+    (said,) = bench.said()
+    assert said.startswith("lost: no uevents can be heard: ")
+    assert "No space left" in said
+    assert bench.monitor.source == ""
+    gc.collect()
+    assert uevent_descriptors() == []
+    bench.loop.refuse = False
+    bench.tend()
+    assert bench.said() == ["restored: kernel"]
+    assert len(uevent_descriptors()) == 1
+
+
+def test_a_monitor_hears_on_while_the_loop_cannot_watch_a_better_one(bench: Bench, tmp_path: Path) -> None:
+    """Udevd has started, and its stream cannot be taken yet: until then the kernel's is heard as before."""
+    bench.tend()
+    (descriptor,) = uevent_descriptors()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/control").touch()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 15) as udevd:
+        udevd.bind((0, 1))  # listens to the kernel, by which it is known
+        bench.loop.refuse = True
+        bench.tend()
+        gc.collect()
+        assert set(uevent_descriptors()) == {descriptor, udevd.fileno()}
+        assert bench.monitor.source == "kernel"
+        bench.loop.refuse = False
+        bench.tend()
+    assert bench.said() == ["restored: kernel", "restored: udev"]
 
 
 def test_sockets_of_other_protocols_are_nobody_who_listens_to_the_kernel(bench: Bench, tmp_path: Path) -> None:

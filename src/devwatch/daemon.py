@@ -9,11 +9,8 @@ import json
 import os
 import random
 import signal
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from threading import Thread
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from devwatch import __version__
 from devwatch.configfile import ConfigFile
@@ -22,8 +19,10 @@ from devwatch.evictor import Evictor, Herald
 from devwatch.lock import Holder, NodeLock
 from devwatch.loss import Losses
 from devwatch.node import Changes, NodeState, apply, patch_body
+from devwatch.output import Outlet
 from devwatch.reconciler import Cluster, Reconciler
 from devwatch.report import Log, Reporter, Story
+from devwatch.resolver import Resolver
 from devwatch.systemd import Notifier, watchdog_interval
 from devwatch.telemetry import Health, Metrics, Server, routes
 from devwatch.udev import UdevSource
@@ -35,12 +34,12 @@ if TYPE_CHECKING:
 
     from devwatch.reconciler import NodeApi
 
-T = TypeVar("T")
-
 ONCE_TIMEOUT = 30.0
 """Seconds that `--once` waits for the Node to show what is present."""
 CLOSE_TIMEOUT = 1.0
 """Seconds for saying goodbye to the API server; TERM ends the daemon within two."""
+OUTPUT_INTERVAL = 0.05
+"""Seconds between two looks whether standard output has room again."""
 
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Why a connection cannot be taken just now; asyncio tries again every second (`selector_events`, `_accept_connection`)."""
@@ -66,54 +65,33 @@ class PretendedNode:
     """A dry run: prints each patch as a line of JSON and answers as if it had been stored.
 
     Without a `server` the Node is empty and nothing is sent; with one, it answers to each request, with `dryRun=All`.
+    No patch is left out: where nobody reads them, `patch` waits.
     """
 
     def __init__(self, out: TextIO, server: NodeApi | None = None) -> None:
         """Print to `out`."""
-        self._out, self._server = out, server
+        self._out, self._server = Outlet(out), server
         self._pretended: dict[str, str | None] = {}
 
     async def patch(self, changes: Changes) -> NodeState:
         """Print what would be sent. Raises as the server's `patch` does."""
         if changes:
-            self._print(json.dumps(patch_body(changes), separators=(",", ":")))
+            await self._print(json.dumps(patch_body(changes), separators=(",", ":")))
         state = NodeState() if self._server is None else await self._server.patch(changes)
         self._pretended |= changes
         return apply(state, self._pretended)
 
-    def _print(self, line: str) -> None:
+    async def _print(self, line: str) -> None:
         try:
-            self._out.write(line + "\n")
-            self._out.flush()
+            await _until(lambda: self._out.write(line + "\n"))
+            await _until(self._out.push)
         except (OSError, ValueError) as error:
             raise Unavailable(f"cannot write the patch to standard output: {error}") from error
 
 
-class Resolver(ThreadPoolExecutor):
-    """Runs what has no asynchronous form, which is asking for addresses, in threads that no exit waits for.
-
-    A name server that does not answer holds a thread for minutes; TERM has to end the daemon within two seconds.
-    """
-
-    def submit(self, function: Callable[..., T], /, *args: Any, **more: Any) -> Future[T]:  # noqa: ANN401 - as it is there
-        """Run the function in a thread of its own."""
-        future: Future[T] = Future()
-        Thread(target=_settle, args=(future, partial(function, *args, **more)), daemon=True).start()
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as it is there
-        """Leave the threads to themselves."""
-
-
-def _settle(future: Future[T], function: Callable[[], T]) -> None:
-    if not future.set_running_or_notify_cancel():  # else nobody may cancel it any more, and a late result harms nobody
-        return
-    try:
-        result = function()
-    except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+async def _until(done: Callable[[], bool]) -> None:
+    while not done():  # noqa: ASYNC110 - poll(2) is asked, and the loop turns meanwhile
+        await asyncio.sleep(OUTPUT_INTERVAL)
 
 
 class Ears:
@@ -172,6 +150,7 @@ class Daemon:
         self._metrics = Metrics(__version__)
         self._notifier = Notifier.from_env(environ)
         self._ready = self._reloading = False
+        self._announced = True
         self._status = ""
         self._shortage = Story()
         self._reconciler: Reconciler | None = None
@@ -288,17 +267,23 @@ class Daemon:
             return False
         lock = NodeLock(self._options.node)
         stack.callback(lock.release)
-        await lock.acquire(self._wait, self._ignore)
+        if not await lock.acquire(self._wait, self._ignore):
+            await _beside(stack, self._regain(lock))
         waited, self._health.waiting = self._health.waiting is not None, None
         self._health.last_turn = loop.time()
         return waited
 
     def _wait(self, holder: Holder) -> None:
-        self._health.waiting = f"pid {holder.pid or 'unknown'}, uid {'unknown' if holder.uid is None else holder.uid}"
+        self._health.waiting = str(holder)
         self._log.warning("daemon.waiting", node=self._options.node, holder_pid=holder.pid, holder_uid=holder.uid)
 
     def _ignore(self, holder: Holder) -> None:
         self._log.warning("lock.ignored", node=self._options.node, holder_pid=holder.pid, holder_uid=holder.uid)
+
+    async def _regain(self, lock: NodeLock) -> None:
+        """Hold the lock after all once the squatter has gone. Raises `Unavailable` where another daemon holds it then."""
+        await lock.regain()
+        self._log.info("lock.regained", node=self._options.node)
 
     def _wire(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> Reconciler:
         source = UdevSource.open(listener=self._ears, loop=loop)
@@ -346,20 +331,29 @@ class Daemon:
 
     def _reload(self) -> None:
         """Read the configuration again on the next turn of the loop; before the first one it is read anyway."""
-        if self._reconciler is not None:
-            self._reloading = self._notifier.reloading()
-            self._reconciler.wake("config")
+        if self._reconciler is None:
+            return
+        if self._ready:
+            self._reloading, self._announced = True, self._notifier.reloading()
+        self._reconciler.wake("config")
 
     def _turned(self) -> None:
-        """Tell systemd that the loop turns, and how things are: it is ready once a look was certain, and again after a reload."""
+        """Tell systemd that the loop turns, and how things are: it is ready once a look was certain, and again after a reload.
+
+        What its full queue refuses is told again on the next turn.
+        """
         self._notifier.watchdog()
         if self._reloading or (not self._ready and self._health.uncertain is None):
-            self._ready, self._reloading = True, False
-            self._notifier.ready()
+            self._tell_ready()
         status = self._summary()
-        if status != self._status:
+        if status != self._status and self._notifier.status(status):
             self._status = status
-            self._notifier.status(status)
+
+    def _tell_ready(self) -> None:
+        """Tell the end of the start or of a reload, whose beginning has to be known first."""
+        self._announced = self._announced or self._notifier.reloading()
+        if self._announced and self._notifier.ready():
+            self._ready, self._reloading = True, False
 
     def _summary(self) -> str:
         """Return one line for `systemctl status`."""
@@ -371,6 +365,12 @@ class Daemon:
         return "; ".join(
             filter(None, (f"{present} of {len(figures)} resources present", uncertain, self._reporter.outage))
         )
+
+
+async def _beside(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` until the stack unwinds. Where it fails, all that runs on the stack is cancelled, and the failure raised in a group."""
+    tasks = await stack.enter_async_context(asyncio.TaskGroup())
+    stack.callback(tasks.create_task(work).cancel)
 
 
 async def _close(close: Callable[[], Coroutine[Any, Any, None]]) -> None:

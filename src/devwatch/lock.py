@@ -34,6 +34,10 @@ class Holder:
     uid: int | None
     counts: bool
 
+    def __str__(self) -> str:
+        """Return the line for people."""
+        return f"pid {self.pid or 'unknown'}, uid {'unknown' if self.uid is None else self.uid}"
+
 
 class NodeLock:
     """The abstract unix socket `devwatch/NODENAME`; the SHA-256 of NODENAME in its place where that is too long.
@@ -66,9 +70,32 @@ class NodeLock:
             if holder != told:
                 on_waiting(told := holder)
             await asyncio.sleep(self._poll)
+        await self._serve()
+        return True
+
+    async def regain(self) -> None:
+        """Take the lock when it is free of the holder that did not count; meanwhile nobody is kept from holding it.
+
+        Raises `Unavailable` where another daemon was faster: a holder that counts was found at two looks in a row.
+        """
+        rivalled = False
+        while (holder := self._look_again()) is not None:
+            if holder.counts and rivalled:
+                raise Unavailable(f"another daemon holds the node: {holder}")
+            rivalled = holder.counts
+            await asyncio.sleep(self._poll)
+        await self._serve()
+
+    def _look_again(self) -> Holder | None:
+        """Try as `acquire_once()` does. That no socket is to be had just now is no reason to end a daemon at work."""
+        try:
+            return self.acquire_once()
+        except Unavailable:
+            return Holder(pid=None, uid=None, counts=False)
+
+    async def _serve(self) -> None:
         # Whoever connects is dismissed at once, so the backlog never fills.
         self._server = await asyncio.start_unix_server(lambda _, writer: writer.close(), sock=self._socket)
-        return True
 
     def acquire_once(self) -> Holder | None:
         """Try to take the lock: None when it is ours now, else who has it. `Unavailable` where sockets are refused."""
@@ -134,8 +161,11 @@ def _inodes(name: bytes) -> set[int]:
 
 def _search(inodes: set[int]) -> tuple[int, int] | None:
     """Return pid and creator of the one socket, None where no process within sight has it open."""
+    if len(inodes) != 1:  # gone, or forged
+        return None
+    (inode,) = inodes
     for link in glob.iglob("/proc/[0-9]*/fd/*"):  # noqa: PTH207 - pathlib's raises when a process ends meanwhile
         with contextlib.suppress(OSError):
-            if {os.readlink(link)} == {f"socket:[{inode}]" for inode in inodes}:  # noqa: PTH115 - text, as the kernel has it
+            if os.readlink(link) == f"socket:[{inode}]":  # noqa: PTH115 - text, as the kernel has it
                 return int(link.split("/")[2]), os.stat(link).st_uid  # noqa: PTH116 - beside the readlink above
     return None

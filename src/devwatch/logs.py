@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, Literal, TextIO
 
 import structlog
 
+from devwatch.output import Outlet
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -35,8 +37,9 @@ def configure(
     environ: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.monotonic,
 ) -> FilteringBoundLogger:
-    """Return a logger that writes what is of `level` or above to `stream`, and never raises because of the stream.
+    """Return a logger that writes what is of `level` or above to `stream`, and never raises because of the stream, or waits for it.
 
+    A line for which there is no room, because nobody reads the log, is left out; `lines_lost` of the next one says how many were.
     `auto` is console on a terminal and JSON otherwise; NO_COLOR is honoured. A warning or an error that differs only in numbers from
     one of the last second, by `clock`, is left out: a trouble that comes back at once is told once. structlog's own global configuration is
     left alone. The standard library has but one logging for the whole process: what it and the libraries report at
@@ -47,14 +50,16 @@ def configure(
         raise ValueError(f"{level!r} is no log level (debug, info, warning, error, critical)")
     terminal = _is_terminal(stream)
     console = format == "console" or (format == "auto" and terminal)
+    sink = _Sink(stream)
     logger: FilteringBoundLogger = structlog.wrap_logger(
-        _Sink(stream),
+        sink,
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True),
             structlog.processors.format_exc_info,
             _clean_event,
             _Calm(clock),
+            sink.tell_lost,
             *(_console(colors=terminal and not environ.get("NO_COLOR")) if console else _JSON),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -79,17 +84,24 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 class _Sink:
-    """The end of the line, with the methods that structlog calls. Nothing dies of a log that cannot be written."""
+    """The end of the line, with the methods that structlog calls. Nothing dies of a log that cannot be written, or waits for its reader."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream  # None where the process was started with a closed descriptor 2
+        # None where the process was started with a closed descriptor 2
+        self._outlet = None if stream is None else Outlet(stream)
+        self._lost = 0
+
+    def tell_lost(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        """Have the line say how many before it were left out; only one that is written ends the count."""
+        if self._lost:
+            event["lines_lost"] = self._lost
+        return event
 
     def msg(self, line: str) -> None:
         # A full disk or a broken pipe is an OSError, a closed or an ASCII-only stream a ValueError.
         with contextlib.suppress(OSError, ValueError):
-            if self._stream is not None:
-                self._stream.write(line + "\n")
-                self._stream.flush()
+            if self._outlet is not None:
+                self._lost = 0 if self._outlet.write(line + "\n") else self._lost + 1
 
     debug = info = warning = error = critical = msg
 

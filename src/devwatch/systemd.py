@@ -17,7 +17,8 @@ _STATUS_LENGTH: Final = 500
 class Notifier:
     """Sends the service's state to systemd.
 
-    Every method returns whether the message was handed over. None raises or blocks: the service lives without systemd.
+    Every method returns False where the message could not be handed over, as when systemd is busy and its queue full, and may be repeated;
+    where nobody waits for one, nothing is left to be told. None raises or blocks: the service lives without systemd.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -27,7 +28,8 @@ class Notifier:
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Notifier:
         """Return a notifier for NOTIFY_SOCKET. An address of another family than AF_UNIX is as good as none."""
-        return cls(environ.get("NOTIFY_SOCKET") or None)
+        address = environ.get("NOTIFY_SOCKET", "")
+        return cls(address if address.startswith(("/", "@")) else None)
 
     def ready(self) -> bool:
         """Tell that start-up, or a reload, is complete."""
@@ -52,7 +54,7 @@ class Notifier:
 
     def _send(self, message: str) -> bool:
         if self._address is None:
-            return False
+            return True
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
                 sender.sendto(message.encode(), self._address)

@@ -160,9 +160,9 @@ class Monitor:
         if _Netlink.read(self.table).deaf(ear.inode):
             raise OSError(f"libudev opened a deaf {source} monitor")
         _enlarge(monitor)
+        self.loop.add_reader(descriptor, self._readable)  # first: where epoll refuses it, nothing has changed
         self.close()
         self._ear = ear
-        self.loop.add_reader(descriptor, self._readable)
         self._complaint = ""
         self.listener.restored(source)
 

@@ -16,7 +16,7 @@ def repair(drift: Drift, now: float, *managers: str) -> None:
     """Let somebody write and us repair."""
     drift.note([ZIGBEE], state(*managers))
     drift.waiting({ZIGBEE: "1"}, now)
-    drift.repair([ZIGBEE], now)
+    drift.repair({ZIGBEE: "1"}, now)
 
 
 def test_the_first_repair_is_due_at_once() -> None:
@@ -24,7 +24,7 @@ def test_the_first_repair_is_due_at_once() -> None:
     drift = Drift()
     drift.note([ZIGBEE, WHOLE], state("kubelet"))
     assert drift.waiting({ZIGBEE: "1", WHOLE: "{}"}, 0) == set()
-    assert drift.repair([ZIGBEE], 0) == {ZIGBEE}
+    assert drift.repair({ZIGBEE: "1"}, 0) == {ZIGBEE}
     assert drift.names == {WHOLE}
 
 
@@ -52,7 +52,7 @@ def test_what_is_no_longer_wanted_is_no_drift() -> None:
     drift = Drift()
     drift.note([ZIGBEE], state("kubelet"))
     assert drift.waiting({}, 0) == set()
-    assert drift.repair([ZIGBEE], 0) == set()
+    assert drift.repair({ZIGBEE: "1"}, 0) == set()
     assert drift.waiting({ZIGBEE: "1"}, 0.1) == set()
 
 
@@ -71,10 +71,10 @@ def test_what_is_repaired_apart_is_one_repair() -> None:
     drift = Drift()
     wanted = {ZIGBEE: "1", ZWAVE: "1", WHOLE: "{}"}
     drift.note(wanted, state("kubelet"))
-    for name in wanted:
+    for name, value in wanted.items():
         assert drift.waiting(wanted, 0) == set()
         assert drift.due(name) <= 0
-        assert drift.repair([name], 0) == {name}
+        assert drift.repair({name: value}, 0) == {name}
     drift.note([ZIGBEE], state("kubelet"))
     assert drift.waiting(wanted, 0) == {ZIGBEE}
     assert drift.due(ZIGBEE) == 1
@@ -86,7 +86,7 @@ def test_what_is_written_over_again_before_its_repair_waits() -> None:
     wanted = {ZIGBEE: "1", ZWAVE: "1"}
     drift.note(wanted, state("kubelet"))
     drift.waiting(wanted, 0)
-    drift.repair([ZIGBEE], 0)
+    drift.repair({ZIGBEE: "1"}, 0)
     drift.note([ZWAVE], state("kubelet"))
     assert drift.waiting(wanted, 0.5) == {ZWAVE}
     assert drift.waiting(wanted, 1) == set()
@@ -99,8 +99,19 @@ def test_a_repair_within_the_truce_ends_it_for_nothing_else() -> None:
     drift.note([ZIGBEE, ZWAVE], state("kubelet"))
     drift.waiting({ZIGBEE: "1", ZWAVE: "1"}, 0.5)
     assert drift.waiting({ZIGBEE: "2", ZWAVE: "1"}, 0.6) == {ZWAVE}
-    assert drift.repair([ZIGBEE], 0.6) == {ZIGBEE}
+    assert drift.repair({ZIGBEE: "2"}, 0.6) == {ZIGBEE}
     assert drift.waiting({ZWAVE: "1"}, 0.7) == {ZWAVE}
+
+
+def test_what_is_wanted_anew_lengthens_no_truce() -> None:
+    """Sticks that come and go put off no repair of what somebody else wrote meanwhile."""
+    drift = Drift()
+    repair(drift, 0, "kubelet")
+    drift.note([ZIGBEE, ZWAVE], state("kubelet"))
+    assert drift.waiting({ZIGBEE: "1", ZWAVE: "1"}, 0.5) == {ZIGBEE, ZWAVE}
+    assert drift.waiting({ZIGBEE: "2", ZWAVE: "1"}, 0.6) == {ZWAVE}
+    assert drift.repair({ZIGBEE: "2"}, 0.6) == {ZIGBEE}
+    assert drift.waiting({ZWAVE: "1"}, 1) == set()
 
 
 def test_the_other_writers_are_named_once_where_a_repair_is_made_apart() -> None:
@@ -111,6 +122,6 @@ def test_the_other_writers_are_named_once_where_a_repair_is_made_apart() -> None
         drift.note([ZIGBEE, ZWAVE], state("a"))
         for name in (ZIGBEE, ZWAVE):
             drift.waiting({ZIGBEE: "1", ZWAVE: "1"}, 400 * number)
-            drift.repair([name], 400 * number)
+            drift.repair({name: "1"}, 400 * number)
             told.append(drift.rivals())
     assert [rivals for rivals in told if rivals] == [("a",)]

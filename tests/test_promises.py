@@ -41,6 +41,7 @@ from model_moves import (
     refuse,
     replug,
     step,
+    streams,
     undo,
     war,
     watch,
@@ -110,6 +111,28 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "what changes by itself puts off no repair": (
+        Move(war, (30.0,)),
+        Move(plug, ("zigbee", "socket-2", 2, True)),
+        Move(zero, (), 0.05),
+        Move(devnode, (2, 13)),
+        Move(configure, (1,)),
+        Move(create, ()),
+    ),
+    "what changes by itself puts off no repair where watches only list": (
+        Move(streams, ("is too old",), 0.05),
+        Move(war, (3.0,)),
+        Move(configure, (1,)),
+        Move(war, (30.0,), 35.0),
+        Move(create, (), 1.5),
+        Move(configure, (3,)),
+    ),
+    "an old event takes no newer one's place": (
+        Move(climate, ("answer lost",), 6.0),
+        Move(kill, (1, 2)),
+        Move(begin, (), 0.05),
+        Move(old_event, (11,)),
+    ),
     "what the watch told before a request is older than its answer": (
         *(Move(step, (1,)) for _ in range(12)),
         Move(climate, ("answer lost",), 2.5),

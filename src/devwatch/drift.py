@@ -49,11 +49,15 @@ class Drift:
         """Return the moment before which a change is not to be written again; long past where nobody contests it."""
         return self._truce.until if name in self._disputed else float("-inf")
 
-    def repair(self, sent: Iterable[str], now: float) -> set[str]:
-        """Return what of the accepted changes was a repair; the truce is the longer for it, once for all that was to be repaired then."""
-        repaired = self.names & set(sent)
+    def repair(self, sent: Changes, now: float) -> set[str]:
+        """Return what of the accepted changes was a repair; the truce is the longer for it, once for all that was to be repaired then.
+
+        What is wanted anew overwrites what somebody else wrote, and lengthens nothing: it waited for no truce either.
+        """
+        repaired = self.names & sent.keys()
         self.names -= repaired
-        self._first = bool(repaired - self._rest)
+        disputed = {name for name in repaired - self._rest if self._disputed.get(name, sent[name]) == sent[name]}
+        self._first = bool(disputed)
         if self._first:
             self._rest = self._rest if now < self._truce.until else set(self.names)
             self._truce.repaired(now)

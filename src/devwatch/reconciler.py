@@ -378,7 +378,9 @@ class Reconciler:
                 self._reporter.watching()
                 self._watching = True
             self._denied = self._denied and not listed
-            listed, self._seen = True, state
+            listed = True
+            if state.supersedes(self._seen):
+                self._seen = state
             self.wake("node")
 
     def _unwatch(self, error: ApiError) -> None:

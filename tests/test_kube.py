@@ -852,6 +852,8 @@ USELESS: dict[str, tuple[str | bytes, str]] = {
     "a plugin that is not there": (user_with({"exec": {**EXEC, "command": "/no/plugin"}}), "/no/plugin"),
     "a plugin that says nothing": (user_with({"exec": {**EXEC, "args": ["-c", "true"]}}), "exec: failed to decode"),
     "a plugin without credentials": (handing_out({}), "exec: missing token or clientCertificateData"),
+    "a plugin with an empty token": (handing_out({"token": ""}), "exec: missing token or clientCertificateData"),
+    "a plugin with no token": (handing_out({"token": None}), "exec: missing token or clientCertificateData"),
     "a plugin with half a pair": (handing_out({"clientCertificateData": "SECRET"}), "exec: missing clientKeyData"),
     "a plugin of no form": (user_with({"exec": {"command": "sh"}, "token": TOKEN}), "apiVersion"),
     "a plugin that floods": (

@@ -271,14 +271,41 @@ def test_a_daemon_that_was_faster_is_named(node: str, hold: Hold) -> None:
     pid, looks = hold(os.geteuid()), list[Holder | None]()
 
     class Counted(NodeLock):
-        def acquire_once(self) -> Holder | None:
-            looks.append(super().acquire_once())
+        def _look_again(self) -> Holder | None:
+            looks.append(super()._look_again())
             return looks[-1]
 
     lock = Counted(node, poll=0)
     with pytest.raises(Unavailable, match=f"^another daemon holds the node: pid {pid}, uid {os.geteuid()}$"):
         asyncio.run(lock.regain())
     assert looks == [Holder(pid=pid, uid=os.geteuid(), counts=True)] * 2
+
+
+@as_root
+def test_a_squatter_who_answers_nobody_is_not_searched_for_again_and_again(node: str, hold: Hold) -> None:
+    """All open files of a host take long to look through, and the loop stands still meanwhile."""
+    hold(NOBODY, "bind")
+    assert python(SEARCHES, node).split() == ["0", "1"]
+
+
+SEARCHES = """
+import asyncio, sys
+from devwatch.lock import NodeLock
+
+searches, lock = [], NodeLock(sys.argv[1], poll=0)
+sys.addaudithook(lambda event, _: searches.append(event) if event == "glob.glob" else None)
+
+async def main():
+    regaining = asyncio.ensure_future(lock.regain())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    regaining.cancel()
+    print(len(searches))
+    lock.acquire_once()
+    print(len(searches))
+
+asyncio.run(main())
+"""
 
 
 def test_no_descriptor_left_is_an_error_and_not_a_free_node(node: str) -> None:

@@ -125,6 +125,25 @@ def test_the_next_line_brings_the_end_of_the_one_before(pipe: Pipe) -> None:
     assert begun + pipe.read() == line + "next\n"
 
 
+def test_last_words_wait_for_a_reader_who_is_slow(pipe: Pipe) -> None:
+    """However much it is, all of it arrives."""
+    text = "".join(f"{number:09}\n" for number in range(20_000))
+    saying = Thread(target=Outlet(pipe.stream).deliver, args=(text,))
+    pipe.fill()
+    saying.start()
+    heard = ""
+    while saying.is_alive():
+        heard += pipe.read()
+    assert (heard + pipe.read()).lstrip(".") == text
+
+
+def test_last_words_that_nobody_reads_hold_no_program_up(pipe: Pipe) -> None:
+    """After a moment it ends without them."""
+    pipe.fill()
+    in_time(lambda: Outlet(pipe.stream).deliver("the end\n"))
+    assert pipe.read().strip(".") == ""
+
+
 def test_a_reader_that_has_left_is_told(pipe: Pipe) -> None:
     """Also where it left the pipe full: that is no lack of room."""
     outlet = Outlet(pipe.stream)

@@ -73,6 +73,7 @@ def test_no_proxy_names_servers_networks_and_domains(no_proxy: str, server: str)
         *(("10.1.2.3:443", "10.1.2.3"), ("10.1.2.3", "10.1.2.30"), ("10.0.0.0/99", "10.1.2.3")),
         *(("api.example.com:443", "api.example.com"), ("ample.com", "api.example.com")),
         *(("www.example.com", "api.example.com"), ("api.*", "api.example.com")),
+        *((".example.com", "example.com"), ("*.example.com", "example.com"), (".example.com:6443", "example.com")),
     ],
 )
 def test_what_no_proxy_does_not_name_goes_by_the_proxy(no_proxy: str, server: str) -> None:

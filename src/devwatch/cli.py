@@ -161,13 +161,14 @@ def _complain(text: str) -> None:
     _say(f"devwatch: {text}")
 
 
-def _say(text: str) -> None:
+def _say(*texts: str) -> None:
+    """Write lines to stderr. What a server answers must not act on the terminal, and nobody who reads nothing must hold up the end."""
+    from devwatch.output import Outlet  # noqa: PLC0415 - as little as possible for the completion of a shell
+
+    lines = ("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text) for text in texts)
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
-            # What a server answers must not act on the terminal.
-            print(
-                "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text), file=sys.stderr, flush=True
-            )
+            Outlet(sys.stderr).deliver("".join(f"{line}\n" for line in lines))
 
 
 def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
@@ -182,8 +183,7 @@ def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
         command: Callable[[argparse.Namespace, Mapping[str, str]], int] = options.command
         return command(options, environ)
     except ConfigError as error:
-        for fault in error.faults:
-            _say(fault.render(error.file))
+        _say(*(fault.render(error.file) for fault in error.faults))
         return CONFIGURATION
     except SystemExit as ended:  # --help and --version have written their text
         return int(ended.code or DONE)

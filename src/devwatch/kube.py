@@ -157,7 +157,8 @@ class _Plugin(ExecProvider):
 
 
 def _complete(status: Any) -> Any:  # noqa: ANN401 - as a plugin prints it
-    """Return what a plugin hands out; the library would go on without credentials where there are none in it."""
+    """Return what a plugin hands out; the library would go on without credentials where there are none in it, or empty ones."""
+    status = {name: value for name, value in status.items() if value}
     if "token" not in status and "clientCertificateData" not in status:
         raise ConfigException("exec: missing token or clientCertificateData field in plugin output")
     if "token" not in status and "clientKeyData" not in status:

@@ -87,11 +87,15 @@ class NodeLock:
         await self._serve()
 
     def _look_again(self) -> Holder | None:
-        """Try as `acquire_once()` does. That no socket is to be had just now is no reason to end a daemon at work."""
+        """Try as `acquire_once()` does. That no socket is to be had just now is no reason to end a daemon at work.
+
+        Nor is it one to search all of /proc again and again, which holds up the loop: another daemon answers when it is asked.
+        """
         try:
-            return self.acquire_once()
+            owner = None if self._bind() else self._ask() or (None, None)
         except Unavailable:
-            return Holder(pid=None, uid=None, counts=False)
+            owner = (None, None)
+        return owner and Holder(pid=owner[0], uid=owner[1], counts=_counts(owner[1]))
 
     async def _serve(self) -> None:
         # Whoever connects is dismissed at once, so the backlog never fills.
@@ -99,6 +103,9 @@ class NodeLock:
 
     def acquire_once(self) -> Holder | None:
         """Try to take the lock: None when it is ours now, else who has it. `Unavailable` where sockets are refused."""
+        return None if self._bind() else self._holder()
+
+    def _bind(self) -> bool:
         taken = _stream()
         try:
             taken.bind(b"\0" + self._name)
@@ -107,9 +114,9 @@ class NodeLock:
             taken.close()
             if error.errno != errno.EADDRINUSE:
                 raise Unavailable(f"cannot take the lock of the node: {error.strerror}") from error
-            return self._holder()
+            return False
         self._socket = taken
-        return None
+        return True
 
     def release(self) -> None:
         """Give the lock back; nothing happens where it is not ours."""
@@ -130,7 +137,7 @@ class NodeLock:
             doubted, self._doubted = self._doubted, True
             return Holder(pid=None, uid=None, counts=not doubted)
         self._doubted = False
-        holder = Holder(pid=owner[0], uid=owner[1], counts=owner[1] in (0, os.geteuid()))
+        holder = Holder(pid=owner[0], uid=owner[1], counts=_counts(owner[1]))
         self._known = (inodes, holder) if len(inodes) == 1 else None
         return holder
 
@@ -142,6 +149,10 @@ class NodeLock:
                 return None
             pid, uid, _ = struct.unpack("iII", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             return pid or None, uid
+
+
+def _counts(uid: int | None) -> bool:
+    return uid in (0, os.geteuid())
 
 
 def _stream() -> socket.socket:

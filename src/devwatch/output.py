@@ -7,6 +7,7 @@ import io
 import os
 import select
 import stat
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ _PIECE: Final = select.PIPE_BUF
 """Bytes that a pipe takes without blocking whenever poll(2) calls it writable (pipe(7)); a socket has room for more then."""
 _TERMINAL_PIECE: Final = 128
 """Bytes that a terminal takes at once whenever poll(2) calls it writable: it has a buffer of 256 left (Linux, `tty_buffer_alloc`)."""
+
+
+PATIENCE: Final = 1.0
+"""Seconds for which the last words of a program wait for their reader."""
 
 
 class Outlet:
@@ -46,6 +51,13 @@ class Outlet:
         begun = len(rest) < len(data)
         self._rest = rest if begun else b""
         return begun
+
+    def deliver(self, text: str) -> None:
+        """Write a text for which a reader who is only slow has `PATIENCE` seconds; one who has stopped does without the rest."""
+        end, begun = time.monotonic() + PATIENCE, self.write(text)
+        while not (begun and self.push()) and time.monotonic() < end:
+            select.select((), (self._stream.fileno(),), (), PATIENCE / 10)
+            begun = begun or self.write(text)
 
     def push(self) -> bool:
         """Go on with the line that was begun, and return whether nothing of it is left."""

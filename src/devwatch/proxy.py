@@ -39,8 +39,9 @@ def _passed_by(host: str, port: int, no_proxy: str) -> bool:
     if address is not None and any(_contains(entry, address) for entry in entries):
         return True
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    # urllib takes .example.com for all below it, and does not know that Go takes *.example.com for the same.
-    names = ",".join(entry.removeprefix("*") for entry in entries)
+    # To Go .example.com and *.example.com are all below it; urllib does not know the second, and takes the first for itself too.
+    below = (entry.removeprefix("*") for entry in entries)
+    names = ",".join(entry for entry in below if entry.partition(":")[0].lower() != f".{host}")
     return bool(proxy_bypass(place, {"no": names}))
 
 

@@ -53,11 +53,14 @@ class Outlet:
         return begun
 
     def deliver(self, text: str) -> None:
-        """Write a text for which a reader who is only slow has `PATIENCE` seconds; one who has stopped does without the rest."""
-        end, begun = time.monotonic() + PATIENCE, self.write(text)
-        while not (begun and self.push()) and time.monotonic() < end:
+        """Write a text as fast as its reader takes it; one who takes nothing for `PATIENCE` seconds does without the rest."""
+        begun, end = self.write(text), time.monotonic() + PATIENCE
+        while (self._rest or not begun) and time.monotonic() < end:
             select.select((), (self._stream.fileno(),), (), PATIENCE / 10)
-            begun = begun or self.write(text)
+            before = self._rest
+            begun = self.write(text) if not begun else self.push() or begun
+            if self._rest != before:
+                end = time.monotonic() + PATIENCE
 
     def push(self) -> bool:
         """Go on with the line that was begun, and return whether nothing of it is left."""

@@ -58,7 +58,10 @@ class Outlet:
         while (self._rest or not begun) and time.monotonic() < end:
             select.select((), (self._stream.fileno(),), (), PATIENCE / 10)
             before = self._rest
-            begun = self.write(text) if not begun else self.push() or begun
+            if begun:
+                self.push()
+            else:
+                begun = self.write(text)
             if self._rest != before:
                 end = time.monotonic() + PATIENCE
 

@@ -30,6 +30,7 @@ def pod(**fields: object) -> Pod:
         ([1], [(1, False), (1, True), (2, False), (1, True)], 3),
         ([0], [(1, True), (4, False)], 5),
         ([0], [(4, False), (1, True)], 4),
+        ([0], [(1, True), (2, True)], 3),
     ],
 )
 def test_requests_are_counted_as_the_scheduler_does(

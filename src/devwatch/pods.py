@@ -51,7 +51,6 @@ def effective_request(containers: Iterable[int], init: Iterable[tuple[int, bool]
     for request, sidecar in init:
         if sidecar:
             sidecars += request
-            peak = max(peak, sidecars)
         else:
             peak = max(peak, sidecars + request)
     return max(running + sidecars, peak)

@@ -271,6 +271,20 @@ async def test_an_old_event_is_no_drift() -> None:
         assert site.repairs == 0
 
 
+@virtual
+async def test_an_old_event_takes_no_newer_ones_place() -> None:
+    """What the watch has told while a request was out is held by its version, in whichever order it came."""
+    async with watched() as site:
+        old, site.server.answer_latency = site.server.state, 5
+        site.host.plug("0001", "/dev/ttyUSB1")
+        await asyncio.sleep(1)
+        site.server.show(site.server.state)
+        site.server.show(old)
+        await asyncio.sleep(10)
+        assert site.server.shows(ZIGBEE) == ("2", "2")
+        assert site.repairs == 0
+
+
 @pytest.mark.parametrize("late", [0.0, 0.5, 5.0, 30.0])
 @virtual
 async def test_a_watch_that_is_late_or_early_takes_none_of_our_own_writes_for_drift(late: float) -> None:

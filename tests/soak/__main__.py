@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soak.life import CONFIG, Life
-from soak.measure import HEAD, Period, Row, Sample, table
+from soak.measure import HEAD, Period, Row, Sample, least, table
 from system.apiserver import PATCH_ONLY, WATCH, ApiServer, assets
 from system.daemon import Daemon
 from system.udevd import Sticks, missing, udevd
@@ -30,6 +31,8 @@ RIGHTS = [
 ]
 PERIOD = 60.0
 """Seconds of the first and of the last period, which are compared."""
+SETTLING = 5
+"""Seconds of rest in which each figure is taken at its least."""
 
 
 @contextlib.contextmanager
@@ -63,7 +66,13 @@ class Soak:
         begin = len(self.samples)
         self.life.live(seconds, self._measure)
         self.life.rest()
-        return Period(busy=self.samples[begin:], rest=Sample.of(self.life.daemon, self.peephole))
+        return Period(busy=self.samples[begin:], rest=least(self._rest()))
+
+    def _rest(self) -> Iterator[Sample]:
+        """Measure until what is still on its way has arrived: a request out, a sweep, a resync have timers of their own."""
+        for _ in range(SETTLING):
+            time.sleep(1)
+            yield Sample.of(self.life.daemon, self.peephole)
 
     def _measure(self) -> None:
         self.samples.append(Sample.of(self.life.daemon, self.peephole))
@@ -71,7 +80,7 @@ class Soak:
     def run(self, seconds: float) -> tuple[Row, ...]:
         """Live for so long and return the table."""
         first = last = self.period(PERIOD)
-        while self.life.uevents < (seconds - PERIOD) * self.life.rate:
+        while self.life.uevents < (seconds - PERIOD / 2) * self.life.rate:
             last = self.period(PERIOD)
             _say(f"{self.life.uevents:>9} uevents   {last.rest}")
         return table(first, last, self.samples)

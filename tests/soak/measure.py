@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from system.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from system.daemon import Daemon
 
@@ -42,6 +42,12 @@ class Sample:
             tasks=inner["tasks"],
             timers=inner["timers"],
         )
+
+
+def least(samples: Iterable[Sample]) -> Sample:
+    """Return the least of each figure: what is left where nothing happens."""
+    rows = [astuple(sample) for sample in samples]
+    return Sample(**dict(zip(Sample.__slots__, map(min, zip(*rows, strict=True)), strict=True)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

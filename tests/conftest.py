@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 # How long an example takes says something of the machine, and nothing of the promise.
 hypothesis.settings.register_profile("devwatch", deadline=None)
 hypothesis.settings.load_profile("devwatch")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the tests, which collect garbage often, the walk over all that lives until the end anyway."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture of the test is made

@@ -285,6 +285,40 @@ async def test_an_old_event_takes_no_newer_ones_place() -> None:
         assert site.repairs == 0
 
 
+@virtual
+async def test_a_node_that_was_replaced_does_not_come_back() -> None:
+    """A watch that lags goes on telling of the former Node after a request has found the new one."""
+    async with watched() as site:
+        site.server.watch_latency = 30
+        site.server.write(ZIGBEE, "0")
+        for _ in range(2):
+            site.server.create()
+            site.host.plug("0001", "/dev/ttyUSB1")
+            await asyncio.sleep(1)
+            site.host.unplug("/dev/ttyUSB1")
+            await asyncio.sleep(5)
+        repairs = site.repairs
+        site.server.requests.clear()
+        await asyncio.sleep(100)
+        assert not site.server.writes
+        assert site.repairs == repairs
+
+
+@virtual
+async def test_a_node_that_comes_back_from_a_backup_is_watched_as_before() -> None:
+    """It was replaced by another, and a request has found it again."""
+    async with watched() as site:
+        restore = site.server.backup()
+        site.server.create()
+        await asyncio.sleep(10)
+        restore()
+        site.host.plug("0001", "/dev/ttyUSB1")
+        await asyncio.sleep(10)
+        site.server.zero()
+        await asyncio.sleep(1)
+        assert site.server.shows(ZIGBEE) == ("2", "2")
+
+
 @pytest.mark.parametrize("late", [0.0, 0.5, 5.0, 30.0])
 @virtual
 async def test_a_watch_that_is_late_or_early_takes_none_of_our_own_writes_for_drift(late: float) -> None:

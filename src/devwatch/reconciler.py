@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -153,6 +154,7 @@ class Reconciler:
         self._draft, self._backoff, self._drift = Draft(), Backoff(), Drift()
         self._refusals: dict[str, _Refusal] = {}
         self._seen: NodeState | None = None
+        self._replaced = deque[str](maxlen=16)  # uids of former Nodes, of which a watch that lags may still tell
         self._apart, self._unsure, self._written = set[str](), set[str](), set[str]()
         self._detected: float | None = None
         self._lingering: float | None = None
@@ -399,8 +401,13 @@ class Reconciler:
         if self._request is not None or self._unsure:
             return
         state, self._seen = self._seen, None
-        if state is not None and state.supersedes(self._observed):
+        if state is not None and self._is_news(state):
             self._observe(state, {}, now)
+
+    def _is_news(self, state: NodeState) -> bool:
+        held = self._observed
+        former = held is not None and state.uid != held.uid and state.uid in self._replaced
+        return not former and state.supersedes(held)
 
     def _observe(self, state: NodeState, sent: Changes, now: float) -> None:
         """Hold what the server answered, also when its version is lower: requests do not overlap, so a backup was restored.
@@ -412,6 +419,8 @@ class Reconciler:
             ours = {WHOLE, *held.listing(), *(rule.name for rule in self._config.for_node(self._node))}
             others = ours - sent.keys() - self._unsure
             self._drift.note((name for name in others if _value(held, name) != _value(state, name)), state)
+            if state.uid != held.uid:
+                self._replaced.append(held.uid)
         elif not self._once:
             self._tally.start(state, now)
             if self._cluster.losses is not None:

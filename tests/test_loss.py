@@ -65,6 +65,15 @@ def test_without_records_the_twin_at_its_place_is_the_one_that_stayed() -> None:
     assert found == {listed[1]: bare[1]}
 
 
+def test_hundreds_of_twins_find_their_places_again() -> None:
+    """A host has names for no more; a hub that resets renames them all, and that must not take the loop's time."""
+    listed = [Entry.of(device(f"ttyUSB{number}")) for number in range(512)]
+    here = [device(f"ttyACM{number}") for number in range(256)]
+    found = stand_ins(dict.fromkeys(listed, frozenset()), here)
+    assert found.keys() == set(listed[:256])
+    assert set(found.values()) == set(here)
+
+
 class Story:
     """A resource over time."""
 

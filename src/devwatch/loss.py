@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 _Ids = tuple[str | None, str | None, str | None]
+_Places = tuple[tuple["Device", ...], ...]
+"""Who may be a listed device, the likelier ones first; those of one tuple are equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +56,12 @@ def stand_ins(
         for entry, others in gone.items()
     }
     taken: dict[Device, Entry] = {}
+    futile: set[Device] = set()
     # Those that are where they were come first, so that of two that are alike the one that was pulled is lost.
     for entry in sorted(places, key=lambda entry: own[entry] is not Verdict.MATCHED):
-        _place(entry, places, taken, set())
+        tried = set(futile)
+        if not _place(entry, places, taken, tried):
+            futile = tried
     return {entry: device for device, entry in taken.items()}
 
 
@@ -75,24 +80,29 @@ def _elsewhere(entry: Entry, by_ids: Mapping[_Ids, Sequence[Device]], others: Ab
     return tuple(device for device in found if device.devnode != entry.devnode and device.key not in others)
 
 
-def _places(own: Device | None, verdict: Verdict, elsewhere: tuple[Device, ...]) -> tuple[Device, ...]:
+def _places(own: Device | None, verdict: Verdict, elsewhere: tuple[Device, ...]) -> _Places:
     """Return who may be a listed device: first who has its own name, but last while that one is unknown."""
     if own is None or verdict is Verdict.NOT:
-        return elsewhere
-    return (own, *elsewhere) if verdict is Verdict.MATCHED else (*elsewhere, own)
+        return (elsewhere,)
+    return ((own,), elsewhere) if verdict is Verdict.MATCHED else (elsewhere, (own,))
 
 
-def _place(
-    entry: Entry, places: Mapping[Entry, Iterable[Device]], taken: dict[Device, Entry], tried: set[Device]
-) -> bool:
-    """Find a device for an entry, if need be by giving another entry one of its others (Kuhn's matching); False where there is none."""
-    for device in places[entry]:
-        if device in tried:
-            continue
-        tried.add(device)
-        if device not in taken or _place(taken[device], places, taken, tried):
-            taken[device] = entry
+def _place(entry: Entry, places: Mapping[Entry, _Places], taken: dict[Device, Entry], tried: set[Device]) -> bool:
+    """Find a device for an entry, if need be by giving another entry one of its others (Kuhn's matching); False where there is none.
+
+    What was `tried` then leads nowhere, for no other entry either.
+    """
+    for equals in places[entry]:
+        free = next((device for device in equals if device not in taken), None)
+        if free is not None:
+            taken[free] = entry
             return True
+        for device in equals:
+            if device not in tried:
+                tried.add(device)
+                if _place(taken[device], places, taken, tried):
+                    taken[device] = entry
+                    return True
     return False
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from devwatch.backoff import Backoff
@@ -304,7 +304,7 @@ class Reconciler:
 
     def _owned(self, body: Changes, wanted: Changes) -> Changes:
         """Return the body with the annotation: stored late, when all has changed, its counts are still ours to remove."""
-        if not body or self._observed is None or WHOLE in wanted or not self._apart.isdisjoint({WHOLE, *body}):
+        if not body or self._observed is None or WHOLE in wanted:
             return body
         return {**body, WHOLE: self._observed.annotation}
 
@@ -432,16 +432,21 @@ class Reconciler:
         """Send what was refused together apart, so that one bad part holds up no other; wait before what was refused alone."""
         self._failure = str(error)
         self._backoff.succeed()
-        if len(answer.sent) > 1:
-            self._apart |= answer.sent.keys()
+        parts = self._parts(answer.sent)
+        self._apart |= parts.keys()
+        if len(parts) > 1:
             self._detected = self._earliest(answer)
             self._reporter.refused(answer, error, retry_in=None)
             return
-        (name,) = answer.sent
-        self._apart.add(name)
+        (name,) = parts
         refusal = self._refusals.setdefault(name, _Refusal())
         refusal.reason = str(error)
-        self._reporter.refused(answer, error, retry_in=refusal.fail(now, self._chance()))
+        self._reporter.refused(replace(answer, sent=parts), error, retry_in=refusal.fail(now, self._chance()))
+
+    def _parts(self, sent: Changes) -> Changes:
+        """Return what of a request may be refused: not the annotation that went along as the Node has it."""
+        unchanged = self._observed is not None and sent.get(WHOLE) == self._observed.annotation
+        return {name: value for name, value in sent.items() if name != WHOLE or not unchanged}
 
     def _fail(self, answer: Answer, error: ApiError, now: float) -> None:
         """Wait before the next request, however much changes meanwhile; the server's Retry-After is honoured within reason."""

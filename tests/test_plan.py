@@ -679,6 +679,15 @@ def test_a_dropped_resource_that_is_refused_keeps_its_name_until_it_is_gone() ->
     assert portion(wanted, apart={WHOLE}, blocked=set()) == wanted
 
 
+def test_a_dropped_resource_that_comes_back_is_on_record_again() -> None:
+    """Its removal was accepted and undone: whoever is killed then leaves the name to the next daemon."""
+    node = node_of(LISTED, zigbee="1", zwave="1")
+    both = render_listing({ZIGBEE: (Entry.of(STICK),), ZWAVE: ()})
+    assert changes(figures_of(STICK), node, written={ZWAVE}) == {ZWAVE: None, WHOLE: both}
+    node = replace(node, annotation=both)
+    assert changes(figures_of(STICK), node, apart={ZWAVE}, written={ZWAVE}) == {ZWAVE: None}
+
+
 def test_a_dropped_resource_outlives_a_refused_annotation() -> None:
     """It goes with the rest, and the annotation follows when it is accepted."""
     both = render_listing({ZIGBEE: (Entry.of(STICK),), ZWAVE: ()})

@@ -175,6 +175,7 @@ GLOB = 'a glob or a list of globs; write "" for an absent value'
     ("text", "fault"),
     [
         ("vendor: 403", f"17: resources[0].match[0].vendor: '403' is not valid ({HEX4}write \"0403\")"),
+        ("vendor: 0x43", f"17: resources[0].match[0].vendor: '0x43' is not valid ({HEX4}write \"0043\")"),
         ("vendor: 0x403", f"17: resources[0].match[0].vendor: '0x403' is not valid ({HEX4}write \"0403\")"),
         ("product: 0X8A2A", f"18: resources[0].match[0].product: '0X8A2A' is not valid ({HEX4}write \"8a2a\")"),
         (

@@ -703,9 +703,11 @@ def test_a_count_that_is_refused_is_listed_as_it_is_now() -> None:
     assert changes(figures_of(STICK), node, apart={ZIGBEE, WHOLE}) == {ZIGBEE: "1", WHOLE: LISTED}
 
 
-def test_what_was_written_and_never_listed_is_removed_though_it_was_refused() -> None:
-    """The annotation has no name of it to keep."""
-    assert changes(Figures(), NodeState(), apart={ZWAVE, WHOLE}, written={ZWAVE}) == {ZWAVE: None}
+def test_what_was_written_and_perhaps_listed_stays_on_record_until_it_is_gone() -> None:
+    """The answers got lost that would have shown the annotation with its name."""
+    wanted = changes(Figures(), NodeState(), apart={ZWAVE, WHOLE}, written={ZWAVE})
+    assert wanted == {ZWAVE: None, WHOLE: render_listing({ZWAVE: ()})}
+    assert changes(Figures(), NodeState(), apart={WHOLE}, written={ZWAVE}) == {ZWAVE: None}
 
 
 # -- one request after the other
@@ -719,9 +721,11 @@ def test_everything_goes_in_one_request() -> None:
 
 
 def test_what_was_refused_in_company_goes_one_by_one_after_the_rest() -> None:
-    """So one bad part holds up no other, and what is ours is written down before it is advertised."""
+    """So one bad part holds up no other. The annotation goes first: what is ours is written down before it is advertised."""
     wanted = {ZIGBEE: "1", ZWAVE: "0", WHOLE: "{}"}
-    assert portion(wanted, apart={ZIGBEE, WHOLE}, blocked=set()) == {ZWAVE: "0"}
+    assert portion(wanted, apart={ZIGBEE, WHOLE}, blocked=set()) == {WHOLE: "{}"}
+    assert portion(wanted, apart={ZIGBEE, WHOLE}, blocked={WHOLE}) == {ZWAVE: "0"}
+    assert portion(wanted, apart={ZIGBEE}, blocked=set()) == {ZWAVE: "0", WHOLE: "{}"}
     assert portion(wanted, apart={*wanted}, blocked=set()) == {WHOLE: "{}"}
     assert portion(wanted, apart={*wanted}, blocked={WHOLE}) == {ZIGBEE: "1"}
     assert portion(wanted, apart={*wanted}, blocked={WHOLE, ZIGBEE}) == {ZWAVE: "0"}

@@ -204,11 +204,8 @@ def changes(
     unseen = {name for name in written if wanted[name] is None}
     needed = {name: count for name, count in wanted.items() if name in unseen or not observed.shows(name, count)}
     leaving = (name for name, count in needed.items() if count is None)
-    owned = {
-        name: listing.get(name, ())
-        for name in leaving
-        if (name in apart if name in listing else not observed.shows(name, None))
-    }
+    undone = {name for name in written - listing.keys() if not observed.shows(name, None)}
+    owned = {name: listing.get(name, ()) for name in leaving if name in apart or name in undone}
     annotation = render_listing({**_joined(list_devices(figures, listing), kept), **owned})
     if annotation == observed.annotation:
         return needed
@@ -263,11 +260,13 @@ def portion(wanted: Changes, *, apart: AbstractSet[str], blocked: AbstractSet[st
     """Return what to send in the next request.
 
     What was refused in company is sent apart until it is accepted; what was refused alone is `blocked` until its time
-    comes. The rest goes in one request.
+    comes. The rest goes in one request, but after the annotation: what is ours is written down before it is advertised.
     """
     free = {name: value for name, value in wanted.items() if name not in blocked}
     together = {name: value for name, value in free.items() if name not in apart}
+    if WHOLE in free and WHOLE in apart:
+        return {WHOLE: free[WHOLE]}
     if together or not free:
         return together
-    first = min(free)  # the annotation: what is ours is written down before it is advertised
+    first = min(free)
     return {first: free[first]}

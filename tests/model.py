@@ -449,8 +449,7 @@ class Judge:
     def _annotated(self, text: str | None) -> None:
         names = json.loads(text or "{}").keys()
         wanted = {want.name for want in self.contract.plan.wants}
-        owned = set().union(*(_listing(state) for state in self.known))
-        owned |= {name for name in self._written if not all(state.shows(name, None) for state in self.known)}
+        owned = self._written.union(*(_listing(state) for state in self.known))
         if not wanted <= names <= wanted | owned:
             self.broken(Promise.OWN, f"claims to own {sorted(names)}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
             "FT232 (UART)",
         ),
         ({"ID_MODEL_FROM_DATABASE": "FT232", "ID_VENDOR_FROM_DATABASE": "FTDI"}, "FTDI FT232"),
+        (
+            {"ID_MODEL_FROM_DATABASE": "FT232 UART", "ID_VENDOR_FROM_DATABASE": "FTDI", "ID_MODEL": "uart"},
+            "FTDI FT232 UART",
+        ),
         ({"ID_VENDOR_ENC": "ACME\\x20Inc", "ID_MODEL_ENC": "Modem\\x2f2"}, "ACME Inc Modem/2"),
         ({"ID_VENDOR": "ACME_Inc", "ID_MODEL": "Modem"}, "ACME Inc Modem"),
         ({}, "unknown USB device"),
@@ -36,8 +40,16 @@ def test_a_device_is_called_what_the_database_or_itself_says(properties: dict[st
     assert describe(device(vendor="1234", product="5678", properties=properties)) == what
 
 
+def test_a_well_known_stick_is_called_what_everybody_calls_it() -> None:
+    """Whatever its strings say; one without a record that nobody knows has no name."""
+    assert describe(device(vendor="0658", product="0200", properties={"ID_MODEL": "0200"})).startswith("Aeotec Z-Stick")
+    assert describe(device(vendor="1234", product="5678", properties=None)) == "unknown USB device"
+
+
 def test_what_is_no_usb_device_is_named_by_its_kind() -> None:
-    """A port of the board and a virtual console have no ids to show."""
+    """A port of the board and a virtual console have no ids to show; a card is in the hardware database."""
+    card = {"ID_VENDOR_FROM_DATABASE": "Exar", "ID_MODEL_FROM_DATABASE": "XR17V35x"}
+    assert describe(device("ttyS4", vendor=None, product=None, properties=card)) == "Exar XR17V35x"
     assert describe(device("ttyS0", vendor=None, product=None)) == "serial port of the board"
     assert describe(device("tty9", vendor=None, product=None, devpath="/devices/virtual/tty/tty9")) == "virtual console"
 
@@ -87,6 +99,35 @@ def test_explain_tells_what_is_unknown() -> None:
     assert reports[0].entries[0].findings[0].verdict is Verdict.UNKNOWN
     assert "no complete udev record" in reports[0].change
     assert f"{ZWAVE}, which may want it, comes first" in reports[1].change
+
+
+def test_explain_asks_no_resource_of_another_node() -> None:
+    """One that comes first elsewhere takes nothing here."""
+    decided, reports = explain(device(), [rule("a.io/elsewhere", nodes=()), rule("a.io/owner")], "here")
+    assert decided.owner == "a.io/owner"
+    assert [report.change for report in reports] == ["it is not for node here (see its nodes)", ""]
+
+
+def test_explain_names_all_that_may_want_it_first() -> None:
+    """In the order of their names, and not the resource itself."""
+    rules = [rule(ZWAVE, [entry(port="x")]), rule("a.io/b", [entry(port="y")]), rule(ZIGBEE)]
+    _, reports = explain(device(properties=None), rules, "here")
+    assert reports[2].change.startswith(f"a.io/b, {ZWAVE}, which may want it, comes first")
+
+
+def test_explain_names_what_the_nearest_entry_misses() -> None:
+    """The entry of `match` that needs the fewest changes, whatever an exclusion would need."""
+    far, near = entry(vendor="0658", serial="A", product="8a2a"), entry(vendor="10c4", serial="B")
+    _, (report,) = explain(device(), [rule(match=[far, near], exclude=(entry(vendor="0658"),))], "here")
+    assert report.change == "match[1] wants serial 'B' (it has none)"
+
+
+def test_explain_names_only_exclusions_once_something_matches() -> None:
+    """Another entry of `match` that is unknown changes nothing then."""
+    rules = [rule(match=[entry(vendor="10c4"), entry(port="x")], exclude=(entry(port="y"),))]
+    _, (report,) = explain(device(properties=None), rules, "here")
+    assert report.change.startswith("exclude[0] may take it out, by port 'y'")
+    assert "match" not in report.change
 
 
 @pytest.mark.parametrize("links_known", [True, False])
@@ -143,6 +184,80 @@ def test_a_suggestion_claims_exactly_its_devices(devices: list[Device]) -> None:
     config = parse(suggestion_text(suggestions).encode(), file="suggested")
     wanted = {devnode: suggestion.name for suggestion in suggestions for devnode in suggestion.devnodes}
     assert {device.devnode: claim(device, config.resources).owner for device in devices} == wanted
+
+
+CABLE = {"vendor": "0403", "product": "6001", "properties": {"ID_MODEL": "FT232R"}}
+IDS_OF_CABLE = {"vendor": ("0403",), "product": ("6001",)}
+MODEL = {"model": ("FT232R",)}
+
+
+def _cable(name: str = "ttyUSB0", **fields: Any) -> Device:  # noqa: ANN401  any field of a Device
+    return device(name, **CABLE | {"port": f"of {name}"} | fields)
+
+
+@pytest.mark.parametrize(
+    ("sticks", "keys", "note"),
+    [
+        ([_cable(serial="A")], IDS_OF_CABLE | {"serial": ("A",)}, ""),
+        ([_cable(serial="A"), _cable("ttyUSB1", serial="B")], IDS_OF_CABLE | {"serial": ("A",)}, ""),
+        ([_cable()], IDS_OF_CABLE | MODEL, ""),
+        ([_cable(), _cable("ttyUSB1", properties={"ID_MODEL": "x"})], IDS_OF_CABLE | MODEL, ""),
+        ([_cable(properties=None)], IDS_OF_CABLE, ""),
+        ([_cable(), _cable("ttyUSB1")], IDS_OF_CABLE | MODEL | {"port": ("of ttyUSB0",)}, "only the socket"),
+        ([_cable(port=None), _cable("ttyUSB1")], {"path": ("/dev/ttyUSB0",)}, "nothing tells it but its name"),
+        ([_cable(physical="b"), _cable("ttyUSB1", physical="b")], IDS_OF_CABLE | MODEL, ""),
+        ([_cable(physical="b"), _cable("ttyUSB1", physical="b", serial="A")], IDS_OF_CABLE | MODEL, ""),
+        (
+            [_cable(physical="b"), _cable("ttyUSB1", physical="b"), _cable("ttyUSB2")],
+            IDS_OF_CABLE | MODEL | {"port": ("of ttyUSB0", "of ttyUSB1")},
+            "only the socket",
+        ),
+        (
+            [device(interface="00", physical="b"), device("ttyUSB1", interface="01", physical="b")],
+            {"vendor": ("10c4",), "product": ("8a2a",), "interface": ("00",)},
+            "",
+        ),
+        ([device("ttyS0", vendor=None, product=None)], {"path": ("/dev/ttyS0",)}, "nothing tells it but its name"),
+    ],
+)
+def test_a_suggestion_follows_the_stick_as_far_as_that_can_be_told(
+    sticks: list[Device], keys: dict[str, tuple[str, ...]], note: str
+) -> None:
+    """The first one's ids and its serial; without one its model; then its interfaces, its socket, and at last its name."""
+    suggestion, *_ = suggest(sticks, ())
+    assert suggestion.keys == keys
+    assert suggestion.note.startswith(note)
+    assert bool(suggestion.note) == bool(note)
+
+
+def test_suggestions_come_in_the_order_of_people_and_stick_by_stick() -> None:
+    """Two radios in one stick are two resources, the ports of one cable are one."""
+    cable = [_cable(f"ttyUSB{number}", physical="cable") for number in (10, 2)]
+    radios = [device(f"ttyUSB{number}", physical="b", interface=f"0{number}") for number in (1, 0)]
+    found = [(suggestion.name, suggestion.devnodes) for suggestion in suggest([*cable, *radios], ())]
+    assert found == [
+        ("nortek.com/zwave", ("/dev/ttyUSB0",)),
+        ("nortek.com/zigbee", ("/dev/ttyUSB1",)),
+        ("devices.local/ft232r", ("/dev/ttyUSB2", "/dev/ttyUSB10")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stick", "name"),
+    [
+        (_cable(properties={"ID_MODEL": "_Dual RS232-HS!"}), "dual-rs232-hs"),
+        (_cable(properties={"ID_MODEL": "A" * 39 + " B"}), "a" * 39),
+        (_cable(properties={"ID_MODEL": "A" * 41}), "a" * 40),
+        (_cable(properties={"ID_MODEL": "?"}), "usb-0403-6001"),
+        (_cable(properties=None), "usb-0403-6001"),
+        (device("ttyS0", vendor=None), "ttys0"),
+        (device("ttyX_", vendor=None), "serial"),
+    ],
+)
+def test_a_suggested_name_is_the_model_as_far_as_a_name_can_hold_it(stick: Device, name: str) -> None:
+    """Else the ids, and for a port of the board its name."""
+    (suggestion,) = suggest([stick], ())
+    assert suggestion.name == f"devices.local/{name}"
 
 
 def test_only_what_nothing_claims_is_suggested() -> None:

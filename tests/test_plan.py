@@ -683,18 +683,19 @@ def test_a_dropped_resource_that_comes_back_is_on_record_again() -> None:
     """Its removal was accepted and undone: whoever is killed then leaves the name to the next daemon."""
     node = node_of(LISTED, zigbee="1", zwave="1")
     both = render_listing({ZIGBEE: (Entry.of(STICK),), ZWAVE: ()})
-    assert changes(figures_of(STICK), node, written={ZWAVE}) == {ZWAVE: None, WHOLE: both}
+    assert changes(figures_of(STICK), node, apart={ZWAVE}, written={ZWAVE}) == {ZWAVE: None, WHOLE: both}
     node = replace(node, annotation=both)
     assert changes(figures_of(STICK), node, apart={ZWAVE}, written={ZWAVE}) == {ZWAVE: None}
 
 
 def test_a_dropped_resource_outlives_a_refused_annotation() -> None:
-    """It goes with the rest, and the annotation follows when it is accepted."""
+    """It goes with the rest, and the annotation follows when it is gone."""
     both = render_listing({ZIGBEE: (Entry.of(STICK),), ZWAVE: ()})
     node = node_of(both, zigbee="0", zwave="1")
     wanted = changes(figures_of(STICK), node, apart={WHOLE})
-    assert wanted == {ZIGBEE: "1", ZWAVE: None, WHOLE: LISTED}
-    assert portion(wanted, apart={WHOLE}, blocked={WHOLE}) == {ZIGBEE: "1", ZWAVE: None}
+    assert wanted == {ZIGBEE: "1", ZWAVE: None}
+    assert portion(wanted, apart={WHOLE}, blocked={WHOLE}) == wanted
+    assert changes(figures_of(STICK), apply(node, wanted), apart={WHOLE}) == {WHOLE: LISTED}
 
 
 def test_a_count_that_is_refused_is_listed_as_it_is_now() -> None:
@@ -707,7 +708,7 @@ def test_what_was_written_and_perhaps_listed_stays_on_record_until_it_is_gone() 
     """The answers got lost that would have shown the annotation with its name."""
     wanted = changes(Figures(), NodeState(), apart={ZWAVE, WHOLE}, written={ZWAVE})
     assert wanted == {ZWAVE: None, WHOLE: render_listing({ZWAVE: ()})}
-    assert changes(Figures(), NodeState(), apart={WHOLE}, written={ZWAVE}) == {ZWAVE: None}
+    assert changes(Figures(), NodeState(), written={ZWAVE}) == {ZWAVE: None}
 
 
 # -- one request after the other

@@ -192,21 +192,19 @@ def changes(
 ) -> Changes:
     """Return what must be written so that the Node shows the figures; empty where it does.
 
-    A resource that the annotation owns and the configuration no longer has is removed. While it is written `apart` (a request of its own),
-    the annotation keeps its name until the removal was observed, so that it is never forgotten. While a devnode is away for less than its
-    grace, the list of its resource and the links of others are no reason to write the annotation: back again, they are as before. It goes
-    on listing what is `kept`. What was `written` since it was last observed to be gone is removed too: the Node may hold it, though
-    neither its state nor its annotation says so. Where it does hold it, its removal was undone, and the annotation takes its name again.
+    A resource that the annotation owns and the configuration no longer has is removed. While anything is written `apart` (in a request of
+    its own), the annotation keeps its name until the removal was observed, so that it is never forgotten. While a devnode is away for less
+    than its grace, the list of its resource and the links of others are no reason to write the annotation: back again, they are as before.
+    It goes on listing what is `kept`. What was `written` since it was last observed to be gone is removed too: the Node may hold it,
+    though neither its state nor its annotation says so.
     """
     listing = observed.listing()
     wanted: dict[str, str | None] = {name: str(figure.advertised) for name, figure in figures.by_name.items()}
     wanted |= {name: None for name in (*listing, *written) if name not in wanted}
     unseen = {name for name in written if wanted[name] is None}
     needed = {name: count for name, count in wanted.items() if name in unseen or not observed.shows(name, count)}
-    leaving = (name for name, count in needed.items() if count is None)
-    undone = {name for name in written - listing.keys() if not observed.shows(name, None)}
-    owned = {name: listing.get(name, ()) for name in leaving if name in apart or name in undone}
-    annotation = render_listing({**_joined(list_devices(figures, listing), kept), **owned})
+    leaving = {name: listing.get(name, ()) for name, count in needed.items() if count is None and apart}
+    annotation = render_listing({**_joined(list_devices(figures, listing), kept), **leaving})
     if annotation == observed.annotation:
         return needed
     ours = listing.keys() == figures.by_name.keys()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 RESOURCE = "soak.example.com/stick"
 VENDOR, PRODUCT = "0658", "0200"
 CONSOLES = tuple(f"tty{number}" for number in range(40, 52))
+TRUCE = 300.0
+"""Seconds for which the repair of what a stranger wrote last may have to wait."""
 FROZEN = 12.0
 """Seconds for which the API server is frozen: longer than a request may take."""
 CONFIG = f"""
@@ -89,7 +91,7 @@ class Life:
         for tty in CONSOLES:
             self._plug(tty)
         self.sticks.settle()
-        self.daemon.wait_for(self._shows_all, timeout=120, what="the Node shows every stick")
+        self.daemon.wait_for(self._shows_all, timeout=TRUCE + 120, what="the Node shows every stick")
 
     def _shows_all(self) -> bool:
         status = self.apiserver.node(self.node)["status"]

@@ -196,18 +196,18 @@ class FakeServer:
         self.watches.append(self._clock())
         await asyncio.sleep(self.latency)
         if self.watch_error is not None:
-            raise self.watch_error
+            raise self.watch_error.with_traceback(None)
         viewer: asyncio.Queue[NodeState | ApiError | None] = asyncio.Queue()
         self._viewers.append(viewer)
         try:
             if self._node is not None:
                 yield self.state
             if self.stream_error is not None:
-                raise self.stream_error
+                raise self.stream_error.with_traceback(None)
             while (event := await viewer.get()) is not None:
                 await asyncio.sleep(self.watch_latency)
                 if isinstance(event, ApiError):
-                    raise event
+                    raise event.with_traceback(None)
                 yield event
         finally:
             self._viewers.remove(viewer)
@@ -266,11 +266,11 @@ class FakeServer:
             await asyncio.Event().wait()
         await asyncio.sleep(self.latency)
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)
         if self._node is None:
             raise NodeMissing('nodes "n" not found (404)')
         for name in self.refused.keys() & request.changes.keys():
-            raise self.refused[name]
+            raise self.refused[name].with_traceback(None)
         self._store(request)
         self.states.append(self.state)
         answer = self.state
@@ -380,7 +380,7 @@ class FakeWorkload:
         self.at_answer()
         self.spans.append((start, self._clock()))
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)
         if right not in self.rights:
             raise Forbidden(f"cannot {right} (403)", hint=f"grant {right}")
 
@@ -409,7 +409,7 @@ class FakeSettings:
         self.polls += 1
         new, self._new = self._new or force, False
         if new and self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)
         return self._config if new else None
 
 

@@ -735,7 +735,7 @@ class World:
         self.tampered |= fault.stored and fault.before > TIMEOUT and unseen
         await asyncio.sleep(fault.after)
         if fault.error is not None or state is None:
-            raise fault.error or Retry("no answer")
+            raise (fault.error or Retry("no answer")).with_traceback(None)
         self.history.append(state)
         return state
 

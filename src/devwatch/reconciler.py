@@ -405,6 +405,7 @@ class Reconciler:
             self._observe(state, {}, now)
 
     def _is_news(self, state: NodeState) -> bool:
+        """Return whether what a watch tells replaces what is held: a watch that lags goes on telling of a Node that was replaced."""
         held = self._observed
         former = held is not None and state.uid != held.uid and state.uid in self._replaced
         return not former and state.supersedes(held)

@@ -385,6 +385,29 @@ async def test_a_resource_that_was_stored_without_an_answer_and_then_dropped_is_
         assert set(world.listed) == {ZIGBEE}
 
 
+@pytest.mark.parametrize(("after", "left"), [(30, (None, None)), (70, ("1", "1"))])
+@virtual
+async def test_a_request_that_is_stored_when_its_resource_is_dropped_leaves_nothing_behind(
+    after: float, left: tuple[str | None, str | None]
+) -> None:
+    """A server may go on for a minute with what nobody waits for; what somebody writes later is his own."""
+    async with living(ZIGBEE) as world:
+        await started(world)
+        world.server.error, world.chance = Retry("no answer in time"), 0.999
+        world.settings.write(config(ZIGBEE, ZWAVE))
+        world.reconciler.wake("config")
+        await asyncio.sleep(0.1)
+        world.server.error = None
+        world.settings.write(config(ZIGBEE))
+        world.reconciler.wake("config")
+        await asyncio.sleep(after)
+        world.server.write(ZWAVE, "1")
+        world.host.plug(VENDORS[ZIGBEE])
+        await asyncio.sleep(5)
+        assert world.server.shows(ZWAVE) == left
+        assert set(world.listed) == {ZIGBEE}
+
+
 @virtual
 async def test_a_change_that_was_undone_while_its_answer_got_lost_is_undone_on_the_node() -> None:
     """Held and wanted agree again, the Node does not: it is asked when the backoff is over, and that is no drift."""

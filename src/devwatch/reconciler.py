@@ -42,6 +42,8 @@ WATCH_RETRY_LIMIT = 60.0
 """Seconds until a watch that may not be, or fails again and again, is tried again."""
 WATCH_LASTS = 10.0
 """Seconds after which the end of a watch is no failure of it: servers end them now and then."""
+STORED_LATE = 60.0
+"""Seconds for which an API server may go on with a request that nobody waits for any more (kube-apiserver, `--request-timeout`)."""
 RESYNC_SPREAD = 0.1
 """The share of the resync interval by which it is shortened at random, so that a fleet does not ask in step."""
 
@@ -156,6 +158,7 @@ class Reconciler:
         self._seen: NodeState | None = None
         self._replaced = deque[str](maxlen=16)  # uids of former Nodes, of which a watch that lags may still tell
         self._apart, self._unsure, self._written = set[str](), set[str](), set[str]()
+        self._late: dict[str, float] = {}  # until when a count may still be stored whose answer never came
         self._detected: float | None = None
         self._lingering: float | None = None
         self._sweep_at = self._resync_at = float("-inf")
@@ -427,7 +430,8 @@ class Reconciler:
             if self._cluster.losses is not None:
                 self._cluster.losses.start(state.listing())
         self._observed, self._missing, self._unsure = state, False, set()
-        self._written = {name for name in self._written if not state.shows(name, None)}
+        self._late = {name: until for name, until in self._late.items() if now < until}
+        self._written = {name for name in self._written | self._late.keys() if not state.shows(name, None)}
 
     def _refuse(self, answer: Answer, error: Refused, now: float) -> None:
         """Send what was refused together apart, so that one bad part holds up no other; wait before what was refused alone."""
@@ -455,6 +459,7 @@ class Reconciler:
         self._detected = self._earliest(answer)
         self._missing = self._missing or isinstance(error, NodeMissing)
         self._unsure |= answer.sent.keys()
+        self._late |= dict.fromkeys(answer.sent.keys() - {WHOLE}, now + STORED_LATE)
         self._resync_at = now  # what is held may no longer be so: ask, though nothing may be wanted
         delay = self._backoff.fail(now, self._chance(), at_least=_asked(error))
         self._reporter.failed(answer, error, failures=self._backoff.failures, retry_in=delay)

@@ -31,6 +31,8 @@ RIGHTS = [
 ]
 PERIOD = 60.0
 """Seconds of the first and of the last period, which are compared."""
+DAY = 24 * 3600
+"""Seconds: the life of the token, longer than any soak."""
 SETTLING = 5
 """Seconds of rest in which each figure is taken at its least."""
 
@@ -45,7 +47,8 @@ def world(rate: float, peephole: Path, command: Sequence[str]) -> Iterator[Life]
     (home / "config.yaml").write_text(CONFIG)
     with udevd(), Sticks() as sticks, ApiServer(folder) as server:
         server.create_node(NODE)
-        account = server.service_account("soak", rules=RIGHTS)
+        server.service_account("soak", rules=RIGHTS)
+        account = server.kubeconfig("soak", token=server.token("soak", seconds=DAY))
         options = ("run", "--config", str(home / "config.yaml"), "--node-name", NODE, "--kubeconfig", str(account))
         with Daemon(*options, "--listen=127.0.0.1:0", "--log-format=json", home=home, command=command) as daemon:
             port = int(str(daemon.wait_log("daemon.started")["listen"]).rpartition(":")[2])

@@ -277,6 +277,18 @@ async def test_the_node_shows_the_devices_once_the_server_answers_again(error: E
 
 
 @virtual
+async def test_the_log_tells_how_long_the_server_took() -> None:
+    """From the moment at which the request was made, in milliseconds."""
+    async with living() as world:
+        await started(world)
+        world.server.answer_latency = 0.5
+        world.host.plug(VENDORS[ZIGBEE])
+        await asyncio.sleep(1)
+        (line,) = world.log.of("node.patched")[-1:]
+        assert line.fields["milliseconds"] == pytest.approx(500 + 1000 * world.server.latency)
+
+
+@virtual
 async def test_a_server_that_never_answers_stops_no_look_and_no_line() -> None:
     """A black-holed request is nobody's business but its own."""
     async with living(before=with_stick) as world:
@@ -368,8 +380,9 @@ async def test_an_answer_that_got_lost_costs_one_repetition_and_changes_nothing(
         assert world.metric("drift_repairs_total") == 1
 
 
+@pytest.mark.parametrize("outage", [0, HOUR])
 @virtual
-async def test_a_resource_that_was_stored_without_an_answer_and_then_dropped_is_removed() -> None:
+async def test_a_resource_that_was_stored_without_an_answer_and_then_dropped_is_removed(outage: float) -> None:
     """A lost answer is not believed to have failed: the Node is asked what it holds before anything is forgotten."""
     async with living(ZIGBEE) as world:
         await started(world)
@@ -378,9 +391,12 @@ async def test_a_resource_that_was_stored_without_an_answer_and_then_dropped_is_
         world.reconciler.wake("config")
         await asyncio.sleep(0.1)
         assert world.server.shows(ZWAVE) == ("0", "0")
+        world.server.error = Retry("no answer") if outage else None
         world.settings.write(config(ZIGBEE))
         world.reconciler.wake("config")
-        await asyncio.sleep(1)
+        await asyncio.sleep(outage)
+        world.server.error = None
+        await asyncio.sleep(31)
         assert world.server.shows(ZWAVE) == (None, None)
         assert set(world.listed) == {ZIGBEE}
 
@@ -776,6 +792,23 @@ async def test_a_refused_removal_is_repeated_until_it_goes_through() -> None:
         assert set(world.listed) == {ZIGBEE, ZWAVE}
         world.server.refused.clear()
         await asyncio.sleep(60.1)
+        assert world.server.shows(ZWAVE) == (None, None)
+        assert set(world.listed) == {ZIGBEE}
+
+
+@virtual
+async def test_a_removal_that_is_accepted_and_undone_is_tried_until_it_is_done() -> None:
+    """A webhook may put back what we remove; meanwhile the annotation goes on saying whose it is."""
+    async with living(ZIGBEE, ZWAVE) as world:
+        await started(world)
+        world.server.undone.add(ZWAVE)
+        world.settings.write(config(ZIGBEE))
+        world.reconciler.wake("config")
+        await asyncio.sleep(HOUR)
+        assert world.server.shows(ZWAVE) == ("0", "0")
+        assert set(world.listed) == {ZIGBEE, ZWAVE}
+        world.server.undone.clear()
+        await asyncio.sleep(61)
         assert world.server.shows(ZWAVE) == (None, None)
         assert set(world.listed) == {ZIGBEE}
 

@@ -148,7 +148,7 @@ class Reconciler:
         """
         self._source, self._cluster, self._settings, self._reporter = source, cluster, settings, reporter
         self._node, self._clock, self._chance, self._once = node, clock, chance, once
-        self._turned, self._heartbeat = turned, heartbeat or math.inf
+        self._turned, self._heartbeat, self._wakes = turned, heartbeat or math.inf, set[str]()
         self._inventory, self._tally = Inventory(), Tally(())
         self._observed: NodeState | None = None
         self._request: asyncio.Task[None] | None = None
@@ -156,13 +156,12 @@ class Reconciler:
         self._draft, self._backoff, self._drift = Draft(), Backoff(), Drift()
         self._refusals: dict[str, _Refusal] = {}
         self._seen: NodeState | None = None
-        self._replaced = deque[str](maxlen=16)  # uids of former Nodes, of which a watch that lags may still tell
+        self._replaced = deque[str](maxlen=16)  # uids of former Nodes
         self._apart, self._unsure, self._written = set[str](), set[str](), set[str]()
-        self._late: dict[str, float] = {}  # until when a count may still be stored whose answer never came
+        self._late: dict[str, float] = {}  # by name, until when a count may still be stored whose answer never came
         self._detected: float | None = None
         self._lingering: float | None = None
         self._sweep_at = self._resync_at = float("-inf")
-        self._wakes: set[str] = set()
         self._woken = asyncio.Event()
         self._agreed = self._missing = self._watching = self._denied = False
         self._failure, self.figures = "no answer yet", Figures()

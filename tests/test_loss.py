@@ -65,6 +65,13 @@ def test_without_records_the_twin_at_its_place_is_the_one_that_stayed() -> None:
     assert found == {listed[1]: bare[1]}
 
 
+def test_of_those_that_are_alike_the_one_that_the_resource_has_stands_in() -> None:
+    """Two interfaces of one stick have the same ids; the other one may go without taking it along."""
+    here = [device(f"ttyUSB{number}", properties=None) for number in (0, 1)]
+    found = stand_ins({Entry.of(device("ttyUSB2")): frozenset()}, here, {here[1].key})
+    assert list(found.values()) == [here[1]]
+
+
 def test_hundreds_of_twins_find_their_places_again() -> None:
     """A host has names for no more; a hub that resets renames them all, and that must not take the loop's time."""
     listed = [Entry.of(device(f"ttyUSB{number}")) for number in range(512)]

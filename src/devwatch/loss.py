@@ -48,7 +48,8 @@ def stand_ins(
     """
     here = {device.devnode: device for device in devices}
     by_ids: dict[_Ids, list[Device]] = {}
-    for device in here.values():
+    # Of those that are alike, the one that the resource has now is the likeliest.
+    for device in sorted(here.values(), key=lambda device: device.key not in claimed):
         by_ids.setdefault(_ids(Entry.of(device)), []).append(device)
     own = {entry: _own(entry, here.get(entry.devnode), claimed) for entry in gone}
     places = {

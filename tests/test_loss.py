@@ -72,12 +72,13 @@ def test_of_those_that_are_alike_the_one_that_the_resource_has_stands_in() -> No
     assert list(found.values()) == [here[1]]
 
 
-def test_hundreds_of_twins_find_their_places_again() -> None:
-    """A host has names for no more; a hub that resets renames them all, and that must not take the loop's time."""
-    listed = [Entry.of(device(f"ttyUSB{number}")) for number in range(512)]
-    here = [device(f"ttyACM{number}") for number in range(256)]
+@pytest.mark.parametrize(("before", "after"), [(512, 256), (1200, 1200)])
+def test_hundreds_of_twins_find_their_places_again(before: int, after: int) -> None:
+    """A hub that resets renames them all. Each takes a free place: that it sent all others on would be a recursion too deep."""
+    listed = [Entry.of(device(f"ttyUSB{number}")) for number in range(before)]
+    here = [device(f"ttyACM{number}") for number in range(after)]
     found = stand_ins(dict.fromkeys(listed, frozenset()), here)
-    assert found.keys() == set(listed[:256])
+    assert found.keys() == set(listed[:after])
     assert set(found.values()) == set(here)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _Ids = tuple[str | None, str | None, str | None]
 _Places = tuple[tuple["Device", ...], ...]
-"""Who may be a listed device, the likelier ones first; those of one tuple are equal."""
+"""Who may be a listed device, the likelier ones first; within one tuple a free one comes before one that another would have to leave."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

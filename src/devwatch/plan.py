@@ -261,9 +261,9 @@ def portion(wanted: Changes, *, apart: AbstractSet[str], blocked: AbstractSet[st
     comes. The rest goes in one request, but after the annotation: what is ours is written down before it is advertised.
     """
     free = {name: value for name, value in wanted.items() if name not in blocked}
-    together = {name: value for name, value in free.items() if name not in apart}
     if WHOLE in free and WHOLE in apart:
         return {WHOLE: free[WHOLE]}
+    together = {name: value for name, value in free.items() if name not in apart}
     if together or not free:
         return together
     first = min(free)

@@ -117,17 +117,16 @@ class Proxy:
         await self._hang_up()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._carry(reader, writer))
+        fault = self._fault
+        task = asyncio.get_running_loop().create_task(self._carry(fault, reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # Not within the task: one that is cancelled before its first step never gets there.
+        task.add_done_callback(lambda _: _end(writer, reset=fault.reset))
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        fault = self._fault
+    async def _carry(self, fault: Fault, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, EOFError):
-            try:
-                await self._handle(fault, reader, writer)
-            finally:
-                _end(writer, reset=fault.reset)
+            await self._handle(fault, reader, writer)
 
     async def _handle(self, fault: Fault, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if fault.deaf:
@@ -147,10 +146,10 @@ class Proxy:
         try:
             await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            far_writer.transport.abort()  # before the wait, which may be cancelled
             for pump in (there, back):
                 pump.cancel()
             await asyncio.gather(there, back, return_exceptions=True)
-            far_writer.transport.abort()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault) -> None:
@@ -168,7 +167,8 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, faul
 
 def _end(writer: asyncio.StreamWriter, *, reset: bool) -> None:
     if reset:
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        with contextlib.suppress(OSError):  # it has ended by itself
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         writer.transport.abort()
     else:
         writer.close()

@@ -41,9 +41,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let no test be skipped in CI."""
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let no test be skipped in CI, and let one that fails tell what became of its sticks."""
     report = yield
+    sticks = getattr(item, "funcargs", {}).get("sticks")
+    if report.failed and isinstance(sticks, Sticks):
+        report.sections.append(("udev", sticks.account()))
     return testbed.without_skip(report) if testbed.skips_fail(os.environ) else report
 
 

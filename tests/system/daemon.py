@@ -93,7 +93,8 @@ class Daemon:
         try:
             return eventually(lambda: self._while_running(check, what), timeout=timeout)
         except AssertionError as error:
-            raise AssertionError(f"{what}: {error}\n{self.process.tail()}") from error
+            states = ", ".join(sorted(self.process.states()))
+            raise AssertionError(f"{what}: {error}; threads: {states}\n{self.process.tail()}") from error
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, for instance HUP."""

@@ -112,6 +112,25 @@ def test_outside_ci_a_skip_is_a_skip(tmp_path: Path) -> None:
     assert "1 skipped" in output
 
 
+STICKS_OF_ITS_OWN = """
+    import pytest
+    from system.udevd import Sticks
+
+    @pytest.fixture
+    def sticks():
+        return Sticks()
+
+    def test_it(sticks):
+        assert {}
+"""
+
+
+def test_a_failure_tells_what_became_of_the_sticks(tmp_path: Path) -> None:
+    """The machine is another one by the time that somebody looks."""
+    assert str(RULES) in pytest_in(tmp_path, STICKS_OF_ITS_OWN.format("0 == 1"))
+    assert str(RULES) not in pytest_in(tmp_path, STICKS_OF_ITS_OWN.format("0 == 0"))
+
+
 def test_udevd_asks_for_root() -> None:
     """Anyone but root gets a plain reason."""
     assert missing(1000) == "needs root, to run udevd and to make device nodes"
@@ -491,6 +510,19 @@ def test_a_plugged_stick_is_in_the_udev_database(sticks: Sticks) -> None:
 
 
 @pytest.mark.system
+def test_the_account_has_rule_record_and_node(sticks: Sticks) -> None:
+    """Whether udevd was not told, did not do it, or the daemon did not see it: these three tell."""
+    sticks.plug("tty40", vendor="0658", product="0200")
+    sticks.settle()
+    rule = sticks.account()
+    sticks.unplug("tty40")
+    sticks.settle()
+    gone = sticks.account()
+    for part in ('KERNEL=="tty40"', "E:ID_VENDOR_ID=0658", "/dev/tty40 is there"):
+        assert part in rule
+        assert part not in gone
+
+
 def test_an_unplugged_stick_has_neither_node_nor_link(sticks: Sticks) -> None:
     """What is left is the sysfs entry, which a console cannot lose."""
     devnode = sticks.plug("tty40", vendor="0403", product="6001", links=["serial/by-id/usb-bench"])

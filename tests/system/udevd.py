@@ -198,6 +198,10 @@ class Sticks:
         shown = _udevadm("info", "--query=property", f"--name={DEV / tty}")
         return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
+    def account(self) -> str:
+        """Return what udevd was told of every console used so far, and what it made of it: for the report of a failed test."""
+        return "\n".join([_text(RULES), *(_account(tty) for tty in self._found)])
+
     def _remember(self, tty: str) -> None:
         if tty not in CONSOLES:
             raise ValueError(f"{tty!r} is none of {CONSOLES[0]} to {CONSOLES[-1]}")
@@ -215,6 +219,18 @@ class Sticks:
 def settle() -> None:
     """Wait until udevd has handled every event so far; raises `UdevError` after 15 seconds."""
     _udevadm("settle", f"--timeout={_TIMEOUT}")
+
+
+def _account(tty: str) -> str:
+    number = (SYS / tty / "dev").read_text("ascii").strip()
+    return f"{DEV / tty} is {'there' if (DEV / tty).exists() else 'gone'}; {_text(RUN / 'data' / f'c{number}')}"
+
+
+def _text(path: Path) -> str:
+    try:
+        return f"{path}:\n{path.read_text('utf-8', 'replace')}"
+    except FileNotFoundError:
+        return f"{path}: there is none"
 
 
 def _rule(tty: str, properties: Mapping[str, str], links: Iterable[str]) -> str:

@@ -273,6 +273,8 @@ class Judge:
     """By resource: the ttys that it ever had."""
     _others: dict[str, set[int]] = field(default_factory=dict)
     """By resource: the ttys that were there beside all that it had: they are none of those."""
+    _places: dict[str, set[str]] = field(default_factory=dict)
+    """By resource: the devnodes that it ever had."""
     _complete: dict[str, float] = field(default_factory=dict)
     """By resource: when the last look found no less than that on the host."""
     _here: tuple[Tty, ...] = ()
@@ -311,6 +313,7 @@ class Judge:
         most, had = self._most.setdefault(want.name, Counter()), self._had.setdefault(want.name, set())
         owned = {tty.birth for tty in seen if self.contract.plan.owner(tty)[0] is want}
         had |= owned
+        self._places.setdefault(want.name, set()).update(tty.devnode for tty in seen if tty.birth in owned)
         mine = Counter(tty.ids for tty in seen if tty.birth in had)
         most |= mine
         others = self._others.setdefault(want.name, set())
@@ -328,11 +331,17 @@ class Judge:
     def _excuse(self, want: Want, seen: Sequence[Tty], owned: set[int], now: float) -> None:
         """Take note of what will have to be evicted, unless something is there that may be the lost one."""
         maybe = {tty.birth for tty in seen if tty.ids in self._most[want.name]} - self._others[want.name]
+        maybe |= {tty.birth for tty in seen if self._untold(want.name, tty)}
         counted = {tty.birth for tty in seen if tty.birth in owned and self.contract.counts(tty)}
         if self.answered and counted and maybe == counted:
             self._due[want.name] = now
         elif maybe:
             self._due.pop(want.name, None)
+
+    def _untold(self, name: str, tty: Tty) -> bool:
+        """Return whether a tty is at the place of one that a resource had, and differs in no more than a serial that one of them lacks."""
+        alike = any(vendor == tty.vendor and None in {serial, tty.serial} for vendor, serial in self._most[name])
+        return alike and tty.devnode in self._places[name]
 
     def forgotten(self, pods: Sequence[Pod], since: Mapping[str, float]) -> list[str]:
         """Return the pods that should have been evicted in the end; `since` tells when each was started last."""
@@ -374,6 +383,7 @@ class Judge:
         for name, entries in _listing(state).items():
             ids = Counter((str(entry.get("vendor")), entry.get("serial")) for entry in entries)
             self._most[name] = self._most.get(name, Counter()) | ids
+            self._places.setdefault(name, set()).update(str(entry["devnode"]) for entry in entries)
 
     # -- what the daemon does
 

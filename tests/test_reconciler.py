@@ -781,6 +781,18 @@ async def test_what_was_refused_alone_is_never_sent_in_company_again() -> None:
 
 
 @virtual
+async def test_where_the_annotation_is_refused_what_leaves_the_configuration_leaves_the_node_too() -> None:
+    """What this daemon has written itself is its own, though nothing on the Node says so."""
+    async with living(*VENDORS, before=refuse(WHOLE)) as world:
+        await started(world)
+        world.settings.write(config(ZIGBEE))
+        world.reconciler.wake("config")
+        await asyncio.sleep(60.1)
+        shown = {name: world.server.shows(name) for name in VENDORS}
+        assert shown == {name: ("1", "1") if name == ZIGBEE else (None, None) for name in VENDORS}
+
+
+@virtual
 async def test_a_refused_removal_is_repeated_until_it_goes_through() -> None:
     """The annotation keeps the name until the resource is gone, so that a restart would not forget it."""
     async with living(ZIGBEE, ZWAVE, before=with_sticks) as world:

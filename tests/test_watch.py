@@ -50,6 +50,13 @@ class Site:
     log: RecordingLog = field(default_factory=RecordingLog)
     metrics: Metrics = field(default_factory=lambda: Metrics("0"))
 
+    @classmethod
+    def new(cls) -> Site:
+        """Return one with a stick."""
+        site = cls(host=FakeHost(), server=FakeServer(asyncio.get_running_loop().time))
+        site.host.plug("0001")
+        return site
+
     def reconciler(self, *, once: bool = False) -> Reconciler:
         """Return the loop."""
         clock = asyncio.get_running_loop().time
@@ -96,15 +103,21 @@ def now() -> float:
 @contextlib.asynccontextmanager
 async def watched(error: ApiError | None = None) -> AsyncIterator[Site]:
     """Have a Node that shows one stick, and a loop that has watched it for a while."""
-    site = Site(host=FakeHost(), server=FakeServer(asyncio.get_running_loop().time))
+    site = Site.new()
     site.server.watch_error = error
-    site.host.plug("0001")
-    task = asyncio.create_task(site.reconciler().run())
-    try:
+    async with running(site):
         await asyncio.sleep(100)
         assert site.server.shows(ZIGBEE) == ("1", "1")
         site.server.requests.clear()
         yield site
+
+
+@contextlib.asynccontextmanager
+async def running(site: Site) -> AsyncIterator[None]:
+    """Have its loop run."""
+    task = asyncio.create_task(site.reconciler().run())
+    try:
+        yield
         assert not task.done(), task
     finally:
         task.cancel()
@@ -302,6 +315,22 @@ async def test_a_node_that_was_replaced_does_not_come_back() -> None:
         await asyncio.sleep(100)
         assert not site.server.writes
         assert site.repairs == repairs
+
+
+@virtual
+async def test_what_a_late_watch_tells_before_the_first_answer_does_not_stand_against_it() -> None:
+    """It tells of a Node that was full, and is gone; the answer is of the next one, which is empty."""
+    site = Site.new()
+    async with running(site):
+        await asyncio.sleep(1)
+    full = site.server.state
+    site.server.create()
+    site.server.answer_latency = 5
+    async with running(site):
+        await asyncio.sleep(1)
+        site.server.show(full)
+        await asyncio.sleep(30)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
 
 
 @virtual

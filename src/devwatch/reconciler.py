@@ -156,7 +156,7 @@ class Reconciler:
         self._draft, self._backoff, self._drift = Draft(), Backoff(), Drift()
         self._refusals: dict[str, _Refusal] = {}
         self._seen: NodeState | None = None
-        self._replaced = deque[str](maxlen=16)  # uids of former Nodes
+        self._former = deque[str](maxlen=16)  # uids of other Nodes
         self._apart, self._unsure, self._written = set[str](), set[str](), set[str]()
         self._late: dict[str, float] = {}  # by name, until when a count may still be stored whose answer never came
         self._detected: float | None = None
@@ -403,14 +403,14 @@ class Reconciler:
         if self._request is not None or self._unsure:
             return
         state, self._seen = self._seen, None
-        if state is not None and self._is_news(state):
+        if state is None or state.uid in self._former:
+            return
+        if self._observed is not None and state.uid != self._observed.uid:
+            # It may be the next Node, or, of a watch that lags, one before: the server knows.
+            self._former.append(state.uid)
+            self._resync_at = now
+        elif state.supersedes(self._observed):
             self._observe(state, {}, now)
-
-    def _is_news(self, state: NodeState) -> bool:
-        """Return whether what a watch tells replaces what is held: a watch that lags goes on telling of a Node that was replaced."""
-        held = self._observed
-        former = held is not None and state.uid != held.uid and state.uid in self._replaced
-        return not former and state.supersedes(held)
 
     def _observe(self, state: NodeState, sent: Changes, now: float) -> None:
         """Hold what the server answered, also when its version is lower: requests do not overlap, so a backup was restored.
@@ -422,8 +422,7 @@ class Reconciler:
             ours = {WHOLE, *held.listing(), *(rule.name for rule in self._config.for_node(self._node))}
             others = ours - sent.keys() - self._unsure
             self._drift.note((name for name in others if _value(held, name) != _value(state, name)), state)
-            if state.uid != held.uid:
-                self._replaced.append(held.uid)
+            self._replace(held.uid, state.uid)
         elif not self._once:
             self._tally.start(state, now)
             if self._cluster.losses is not None:
@@ -431,6 +430,12 @@ class Reconciler:
         self._observed, self._missing, self._unsure = state, False, set()
         self._late = {name: until for name, until in self._late.items() if now < until}
         self._written = {name for name in self._written | self._late.keys() if not state.shows(name, None)}
+
+    def _replace(self, old: str, new: str) -> None:
+        """Pass over what a watch that lags goes on telling of a Node that was replaced, but not of one that is here again."""
+        if old != new:
+            self._former.append(old)
+            self._former = deque((uid for uid in self._former if uid != new), self._former.maxlen)
 
     def _refuse(self, answer: Answer, error: Refused, now: float) -> None:
         """Send what was refused together apart, so that one bad part holds up no other; wait before what was refused alone."""

@@ -743,6 +743,8 @@ class World:
         # Stored after its time and unseen, it is overwritten before anybody can know that it was ours.
         unseen = not self.watched or self.deaf or self.server.watch_latency > 0
         self.tampered |= fault.stored and fault.before > TIMEOUT and unseen
+        # What goes on the Node while its annotation is refused alone is nobody's once the daemon is killed.
+        self.tampered |= isinstance(fault.error, Refused) and changes.keys() == {WHOLE}
         await asyncio.sleep(fault.after)
         if fault.error is not None or state is None:
             raise (fault.error or Retry("no answer")).with_traceback(None)

@@ -49,6 +49,9 @@ class Site:
     server: FakeServer
     log: RecordingLog = field(default_factory=RecordingLog)
     metrics: Metrics = field(default_factory=lambda: Metrics("0"))
+    chance: float = 0.5
+    more: str = ""
+    """What stands in the configuration beside the resource."""
 
     @classmethod
     def new(cls) -> Site:
@@ -60,7 +63,7 @@ class Site:
     def reconciler(self, *, once: bool = False) -> Reconciler:
         """Return the loop."""
         clock = asyncio.get_running_loop().time
-        text = f"resources: [{{name: {ZIGBEE}, match: [{{vendor: '0001'}}]}}]"
+        text = f"resources: [{{name: {ZIGBEE}, match: [{{vendor: '0001'}}]}}]\n{self.more}"
         used = parse(text.encode(), file="config.yaml")
         health = Health(sweep=10, last_turn=0)
         loop = Reconciler(
@@ -71,7 +74,7 @@ class Site:
             node="n",
             reporter=Reporter(log=self.log, metrics=self.metrics, health=health, node="n"),
             clock=clock,
-            chance=lambda: 0.5,
+            chance=lambda: self.chance,
             once=once,
         )
         self.host.wake = loop.wake
@@ -179,15 +182,38 @@ async def test_a_watched_node_is_read_every_five_minutes_only() -> None:
 
 
 @virtual
+async def test_a_node_that_nobody_writes_to_is_watched_from_the_list_on() -> None:
+    """A daemon that starts on a Node that is right already hears nothing for hours."""
+    site = Site.new()
+    for _ in range(2):
+        site.server.requests.clear()
+        async with running(site):
+            await asyncio.sleep(HOUR)
+    assert len(site.server.requests) <= HOUR / 270 + 2
+
+
+@virtual
+async def test_a_watched_node_is_read_as_often_as_the_configuration_says() -> None:
+    """Whoever trusts no watch may have it read at every interval that he likes."""
+    site = Site.new()
+    site.more = "resync: 100s"
+    async with running(site):
+        await asyncio.sleep(HOUR)
+        assert HOUR / 100 <= len(site.server.requests) <= HOUR / 90 + 2
+
+
+@virtual
 async def test_a_right_that_is_taken_away_brings_the_resync_of_a_minute_back() -> None:
-    """From that moment on, not only after the long interval that was begun."""
+    """From that moment on, not only after the long interval that was begun, nor at once."""
     async with watched() as site:
         await asyncio.sleep(100)
         site.server.watch_error = FORBIDDEN
         site.server.show(FORBIDDEN)
         await asyncio.sleep(1)
         site.server.zero()
-        await asyncio.sleep(60)
+        await asyncio.sleep(50)
+        assert not site.server.requests
+        await asyncio.sleep(10)
         assert site.server.shows(ZIGBEE) == ("1", "1")
 
 
@@ -248,11 +274,79 @@ async def test_a_right_to_list_but_not_to_watch_is_told_once() -> None:
 
 
 @virtual
-async def test_a_watch_that_ends_at_once_is_not_asked_without_a_pause() -> None:
-    """A second lies between two."""
+async def test_a_watch_that_works_again_is_told_and_so_is_its_next_end() -> None:
+    """A right that comes and goes is a story each time; one that was never there in between is one story."""
     async with watched() as site:
+        for _ in range(2):
+            site.server.watch_error = FORBIDDEN
+            site.server.show(FORBIDDEN)
+            await asyncio.sleep(HOUR)
+            site.server.watch_error = None
+            await asyncio.sleep(61)
+            for value in ("0", "1", "0"):
+                site.server.write(ZIGBEE, value)
+                await asyncio.sleep(1)
+        assert [line.event for line in site.log.lines if line.event in {"node.watched", "node.unwatched"}] == [
+            *("node.watched", "node.unwatched", "node.watched", "node.unwatched", "node.watched")
+        ]
+
+
+@virtual
+async def test_a_right_that_goes_before_anything_happened_is_told() -> None:
+    """A watch that has told nothing but its list may have been one."""
+    async with watched() as site:
+        site.server.show(None)
+        await asyncio.sleep(5)
+        site.server.watch_error = FORBIDDEN
+        site.server.show(FORBIDDEN)
+        await asyncio.sleep(1)
+        assert [line.level for line in site.log.of("node.unwatched")] == ["info"]
+
+
+@virtual
+async def test_another_failure_does_not_make_a_missing_right_news() -> None:
+    """It is still the same right that is missing."""
+    async with watched() as site:
+        for error in (FORBIDDEN, Retry("down"), FORBIDDEN):
+            site.server.watch_error = error
+            site.server.show(error)
+            await asyncio.sleep(HOUR)
+        assert [line.level for line in site.log.of("node.unwatched")].count("info") == 1
+
+
+@virtual
+async def test_a_watch_that_comes_and_goes_puts_off_no_resync() -> None:
+    """Else a Node behind a bad network would never be read."""
+    async with watched() as site:
+        for _ in range(60):
+            site.server.show(Retry("down"))
+            await asyncio.sleep(50)
+        assert len(site.server.requests) >= 60 * 50 / 300
+
+
+@virtual
+async def test_a_watch_that_has_lasted_is_asked_for_again_soon() -> None:
+    """Its failures of an hour ago say nothing."""
+    async with watched() as site:
+        site.server.watch_error = Retry("down")
+        site.server.show(Retry("down"))
+        await asyncio.sleep(HOUR)
+        site.server.watch_error = None
+        await asyncio.sleep(100)
+        site.server.watches.clear()
+        site.server.show(None)
+        await asyncio.sleep(2)
+        assert len(site.server.watches) == 1
+
+
+@pytest.mark.parametrize("end", [None, Gone("too old"), Retry("reset by peer")], ids=["end", "gone", "error"])
+@virtual
+async def test_a_watch_that_ends_at_once_is_not_asked_without_a_pause(end: ApiError | None) -> None:
+    """A second lies between two, however the dice fall."""
+    async with watched() as site:
+        site.chance = 0.0
         for _ in range(1000):
-            site.server.show(None)
+            site.server.show(end)
             await asyncio.sleep(0.1)
         gaps = [later - earlier for earlier, later in itertools.pairwise(site.server.watches)]
         assert min(gaps[1:]) >= 1

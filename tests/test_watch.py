@@ -265,12 +265,13 @@ async def test_a_right_to_list_but_not_to_watch_is_told_once() -> None:
         site.server.stream_error = FORBIDDEN
         site.server.show(FORBIDDEN)
         await asyncio.sleep(HOUR)
-        assert len(site.log.of("node.unwatched")) == 1
+        assert len(site.log.of("node.unwatched")) == len(site.log.of("node.watched")) == 1
         site.server.stream_error = None
         await asyncio.sleep(61)
         site.server.zero()
         await asyncio.sleep(0.1)
         assert site.server.shows(ZIGBEE) == ("1", "1")
+        assert len(site.log.of("node.watched")) == 2
 
 
 @virtual
@@ -385,11 +386,11 @@ async def test_an_old_event_takes_no_newer_ones_place() -> None:
         old, site.server.answer_latency = site.server.state, 5
         site.host.plug("0001", "/dev/ttyUSB1")
         await asyncio.sleep(1)
-        site.server.show(site.server.state)
+        site.server.zero()
         site.server.show(old)
         await asyncio.sleep(10)
         assert site.server.shows(ZIGBEE) == ("2", "2")
-        assert site.repairs == 0
+        assert site.repairs == 1
 
 
 @virtual
@@ -407,7 +408,7 @@ async def test_a_node_that_was_replaced_does_not_come_back() -> None:
         repairs = site.repairs
         site.server.requests.clear()
         await asyncio.sleep(100)
-        assert not site.server.writes
+        assert not site.server.requests
         assert site.repairs == repairs
 
 
@@ -425,6 +426,11 @@ async def test_what_a_late_watch_tells_before_the_first_answer_does_not_stand_ag
         site.server.show(full)
         await asyncio.sleep(30)
         assert site.server.shows(ZIGBEE) == ("1", "1")
+        site.server.requests.clear()
+        for _ in range(10):
+            site.server.show(full)
+            await asyncio.sleep(1)
+        assert not site.server.requests
 
 
 @virtual

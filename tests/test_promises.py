@@ -29,6 +29,7 @@ from model_moves import (
     devnode,
     fail,
     foreign,
+    hearing,
     hup,
     kill,
     moves,
@@ -45,6 +46,7 @@ from model_moves import (
     undo,
     war,
     watch,
+    watch_late,
     zero,
 )
 
@@ -139,6 +141,20 @@ KNOWN = {
         Move(old_event, (1,)),
         Move(delete, ()),
         Move(watch, ("ends",)),
+    ),
+    "what a late watch told of a Node that is gone does not stand against the first answer": (
+        Move(watch_late, (8.0,)),
+        Move(hearing, ("never",), 0.05),
+        Move(fail, ("slow", 3)),
+        Move(kill, (0, 5)),
+        Move(begin, (), 0.05),
+        Move(create, ()),
+    ),
+    "a stick at the place of the lost one, its serial untold, may be the same": (
+        Move(configure, (1,)),
+        Move(plug, ("twin", "socket-3", 1, True), 0.05),
+        Move(pull, (3,)),
+        Move(plug, ("nameless", "socket-2", 1, True)),
     ),
     "what another configuration gives away is sold once": (
         Move(plug, ("composite", "socket-1", 0, True), 35.0),

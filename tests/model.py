@@ -671,6 +671,8 @@ class World:
         """Whether anybody but the daemon writes, or is in the way when it writes everything at once."""
         self.tampered = False
         """Whether a stranger wrote what cannot be told from ours."""
+        self.strange: set[str] = set()
+        """The resources of ours that a stranger was the last to write."""
         self.begin()
 
     # -- time
@@ -740,6 +742,8 @@ class World:
         fault = self.faults.popleft() if self.faults else self.climate or Fault()
         await (asyncio.sleep(fault.before) if fault.before < math.inf else self.loop.create_future())
         state = await self.server.patch(changes) if fault.stored else None
+        if state is not None:
+            self._disown(changes, state)
         # Stored after its time and unseen, it is overwritten before anybody can know that it was ours.
         unseen = not self.watched or self.deaf or self.server.watch_latency > 0
         self.tampered |= fault.stored and fault.before > TIMEOUT and unseen
@@ -751,10 +755,17 @@ class World:
         self.history.append(state)
         return state
 
+    def _disown(self, changes: Changes, state: NodeState) -> None:
+        """Take note of what strangers wrote, unseen, before the annotation let go of its name: it is theirs."""
+        self.strange -= changes.keys()
+        shown = {*state.capacity, *state.allocatable}
+        self.tampered |= WHOLE in changes and bool(self.strange & shown - {STRANGER, *_listing(state)})
+
     def foreign(self, name: str, value: str | None, maps: tuple[str, ...]) -> None:
         """Let a stranger write a resource of the Node, if there is one."""
         if self.server.exists:
             self.tampered |= name not in {STRANGER, *_listing(self.server.state)}
+            self.strange.add(name)
             self.server.write(name, value, maps=maps)
 
     def war(self, seconds: float) -> None:

@@ -28,6 +28,7 @@ from model_moves import (
     delete,
     devnode,
     fail,
+    forbid,
     foreign,
     hearing,
     hup,
@@ -149,6 +150,11 @@ KNOWN = {
         Move(kill, (0, 5)),
         Move(begin, (), 0.05),
         Move(create, ()),
+    ),
+    "where no watch lasts, one that may not be comes no later than the resync": (
+        Move(streams, ("is too old",), 35.0),
+        Move(foreign, ("example.com/zigbee", "1k", ("allocatable",))),
+        Move(forbid, ()),
     ),
     "a stick at the place of the lost one, its serial untold, may be the same": (
         Move(configure, (1,)),

@@ -326,6 +326,21 @@ async def test_a_watch_that_comes_and_goes_puts_off_no_resync() -> None:
 
 
 @virtual
+async def test_a_right_that_goes_while_no_watch_lasts_hides_no_foreign_write_for_longer_than_a_minute() -> None:
+    """The minute runs from the end of the last watch, however long the next one was waited for."""
+    async with watched() as site:
+        site.chance = 0.99
+        site.server.stream_error = Gone("too old")
+        site.server.show(Gone("too old"))
+        await asyncio.sleep(HOUR)
+        await asyncio.sleep(site.server.watches[-1] + 61 - now())
+        site.server.watch_error = FORBIDDEN
+        site.server.zero()
+        await asyncio.sleep(60)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+
+
+@virtual
 async def test_a_watch_that_has_lasted_is_asked_for_again_soon() -> None:
     """Its failures of an hour ago say nothing."""
     async with watched() as site:

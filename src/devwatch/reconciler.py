@@ -161,7 +161,7 @@ class Reconciler:
         self._late: dict[str, float] = {}  # by name, until when a count may still be stored whose answer never came
         self._detected: float | None = None
         self._lingering: float | None = None
-        self._sweep_at = self._resync_at = float("-inf")
+        self._sweep_at = self._resync_at = self._heard_at = float("-inf")
         self._woken = asyncio.Event()
         self._agreed = self._missing = self._watching = self._denied = False
         self._failure, self.figures = "no answer yet", Figures()
@@ -377,25 +377,31 @@ class Reconciler:
     async def _hear(self, watch: Watch) -> None:
         """Hold what a watch tells. The first it tells comes of a list, which says nothing of the right to watch."""
         listed = False
-        async for state in watch():
-            if not self._watching and (listed or not self._denied):
-                self._reporter.watching()
-                self._watching = True
-            self._denied = self._denied and not listed
-            listed = True
-            if state.supersedes(self._seen):
-                self._seen = state
-            self.wake("node")
+        try:
+            async for state in watch():
+                self._told(state, listed=listed)
+                listed = True
+        finally:
+            self._heard_at = self._clock() if listed else self._heard_at
+
+    def _told(self, state: NodeState, *, listed: bool) -> None:
+        if not self._watching and (listed or not self._denied):
+            self._reporter.watching()
+            self._watching = True
+        self._denied = self._denied and not listed
+        if state.supersedes(self._seen):
+            self._seen = state
+        self.wake("node")
 
     def _unwatch(self, error: ApiError) -> None:
-        """Read the Node as often as without a watch, from now on. A missing right is told once, until there was a watch."""
+        """Read the Node as often as without a watch, since the last one ended. A missing right is told once, until there was a watch."""
         denied = isinstance(error, Forbidden)
         if not (denied and self._denied):
             self._reporter.unwatched(error)
         self._denied = self._denied or denied
         if self._watching:
             self._watching = False
-            self._resync_at = min(self._resync_at, self._clock() + self._resync())
+            self._resync_at = min(self._resync_at, self._heard_at + self._resync())
             self.wake("node")
 
     def _take_sight(self, now: float) -> None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from devwatch.config import Config
     from devwatch.workload import Note
 
+Ids = tuple[str, str | None]
+"""Vendor and serial."""
 METER, ZWAVE, ZIGBEE, SPARE = (f"example.com/{name}" for name in ("meter", "zwave", "zigbee", "spare"))
 NAMES = (METER, ZWAVE, ZIGBEE, SPARE)
 CONTESTED = (METER, ZWAVE, ZIGBEE)
@@ -208,6 +210,14 @@ class Eye:
         return replace(tty, record=known or (tty.record and not self.world.host.hidden))
 
 
+def _births(ttys: Iterable[Tty]) -> dict[Ids, set[int]]:
+    """Return the registrations by ids."""
+    births: dict[Ids, set[int]] = {}
+    for tty in ttys:
+        births.setdefault(tty.ids, set()).add(tty.birth)
+    return births
+
+
 def _device(tty: Tty) -> Device:
     return Device(
         devnode=tty.devnode,
@@ -267,12 +277,14 @@ class Judge:
     out: int = 0
     not_before: float = -math.inf
     certain: bool = False
-    _most: dict[str, Counter[tuple[str, str | None]]] = field(default_factory=dict)
+    _most: dict[str, Counter[Ids]] = field(default_factory=dict)
     """By resource: how many sticks of some ids it ever had at a time."""
     _had: dict[str, set[int]] = field(default_factory=dict)
     """By resource: the ttys that it ever had."""
     _others: dict[str, set[int]] = field(default_factory=dict)
     """By resource: the ttys that were there beside all that it had: they are none of those."""
+    _limits: dict[tuple[str, Ids], dict[frozenset[int], int]] = field(default_factory=dict)
+    """By resource and ids: which ttys were there beside some that it had, and how many of them may be what was missing then."""
     _places: dict[str, set[str]] = field(default_factory=dict)
     """By resource: the devnodes that it ever had."""
     _complete: dict[str, float] = field(default_factory=dict)
@@ -319,14 +331,27 @@ class Judge:
         others = self._others.setdefault(want.name, set())
         if certain:
             others |= {tty.birth for tty in seen if most[tty.ids] == mine[tty.ids] and tty.birth not in had}
+            self._limit(want.name, seen, most - mine)
             self._excuse(want, seen, owned, now)
         # Without a record nobody can tell whether it is the same one: that stops no clock, but no pod is evicted meanwhile.
         if certain and most <= self._found(want.name, (tty for tty in seen if tty.record)):
             self._complete[want.name] = now
 
-    def _found(self, name: str, seen: Iterable[Tty]) -> Counter[tuple[str, str | None]]:
+    def _found(self, name: str, seen: Iterable[Tty]) -> Counter[Ids]:
         """Return how many of these may be what the resource had."""
-        return Counter(tty.ids for tty in seen if tty.birth not in self._others.get(name, ()))
+        had, others = self._had.get(name, set()), self._others.get(name, set())
+        found = Counter[Ids]()
+        for ids, births in _births(seen).items():
+            rest = births - had - others
+            limits = self._limits.get((name, ids), {}).items()
+            found[ids] = len(births & had) + min([len(rest), *(len(rest - beside) + limit for beside, limit in limits)])
+        return found
+
+    def _limit(self, name: str, seen: Iterable[Tty], missing: Counter[Ids]) -> None:
+        """Take note of strangers beside some of what a resource had: no more of them than were missing then may be what it had."""
+        for ids, births in _births(tty for tty in seen if tty.birth not in self._had[name]).items():
+            limits, beside = self._limits.setdefault((name, ids), {}), frozenset(births)
+            limits[beside] = min(missing[ids], limits.get(beside, len(beside)))
 
     def _excuse(self, want: Want, seen: Sequence[Tty], owned: set[int], now: float) -> None:
         """Take note of what will have to be evicted, unless something is there that may be the lost one."""

@@ -156,6 +156,16 @@ KNOWN = {
         Move(foreign, ("example.com/zigbee", "1k", ("allocatable",))),
         Move(forbid, ()),
     ),
+    "two interfaces of one stick are no two sticks that came back": (
+        Move(records, (True,)),
+        Move(plug, ("composite", "socket-2", 1, False)),
+        Move(plug, ("composite", "socket-2", 2, True)),
+        Move(configure, (1,)),
+        Move(begin, (), 11.0),
+        Move(replug, (1, "socket-1", 0, 0.0)),
+        Move(replug, (0, "socket-3", 1, 0.5), 0.05),
+        Move(replug, (3, "socket-2", 2, 0.5)),
+    ),
     "a stick at the place of the lost one, its serial untold, may be the same": (
         Move(configure, (1,)),
         Move(plug, ("twin", "socket-3", 1, True), 0.05),

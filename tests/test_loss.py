@@ -46,7 +46,9 @@ RULES = (rule(evict_after=30.0),)
         ([E0, TWIN_OF_1, E1], [device("ttyUSB0", serial="S1")], [E0, E1]),
         # Without a serial it may be the one at its place, and is the one that moved: then the other has moved too.
         ([Entry.of(TWIN0), E1], [device("ttyUSB0", serial="S1"), device("ttyUSB2")], []),
-        ([Entry.of(TWIN0), E1], [device("ttyUSB0", serial="S1")], [E1]),
+        # Who has all the ids of one is not the other of which only a part is told.
+        ([Entry.of(TWIN0), E1], [device("ttyUSB0", serial="S1")], [Entry.of(TWIN0)]),
+        ([E0, Entry.of(TWIN1)], [device("ttyUSB0")], [E0]),
     ],
 )
 def test_lost_is_what_is_neither_at_its_place_nor_found_elsewhere(

@@ -156,6 +156,17 @@ KNOWN = {
         Move(foreign, ("example.com/zigbee", "1k", ("allocatable",))),
         Move(forbid, ()),
     ),
+    "who has all the ids of one listed stick is no other of which less is told": (
+        Move(plug, ("nameless", "socket-1", 2, True)),
+        Move(plug, ("zigbee", "socket-2", 0, True), 0.05),
+        Move(kill, (0, 0)),
+        Move(replug, (1, "socket-2", 2, 0.5)),
+        Move(replug, (2, "socket-2", 0, 4.5)),
+        Move(begin, ()),
+        Move(replug, (4, "socket-3", 1, 1.9)),
+        Move(replug, (0, "socket-1", 2, 0.5)),
+        Move(replug, (2, "socket-3", 0, 4.5)),
+    ),
     "two interfaces of one stick are no two sticks that came back": (
         Move(records, (True,)),
         Move(plug, ("composite", "socket-2", 1, False)),

@@ -52,14 +52,12 @@ def stand_ins(
     for device in sorted(here.values(), key=lambda device: device.key not in claimed):
         by_ids.setdefault(_ids(Entry.of(device)), []).append(device)
     own = {entry: _own(entry, here.get(entry.devnode), claimed) for entry in gone}
-    places = {
-        entry: _places(here.get(entry.devnode), own[entry], _elsewhere(entry, by_ids, others))
-        for entry, others in gone.items()
-    }
+    elsewhere = {entry: _elsewhere(entry, by_ids, others) for entry, others in gone.items()}
+    places = {entry: _places(here.get(entry.devnode), own[entry], elsewhere[entry]) for entry in gone}
     taken: dict[Device, Entry] = {}
     futile: set[Device] = set()
-    # Those that are where they were come first, so that of two that are alike the one that was pulled is lost.
-    for entry in sorted(places, key=lambda entry: own[entry] is not Verdict.MATCHED):
+    # Those that are where they were come first, so that of two that are alike the one that was pulled is lost; last those whose ids nobody has.
+    for entry in sorted(places, key=lambda entry: (own[entry] is not Verdict.MATCHED, not elsewhere[entry])):
         tried = set(futile)
         if not _place(entry, places, taken, tried):
             futile = tried
@@ -67,12 +65,17 @@ def stand_ins(
 
 
 def _own(entry: Entry, device: Device | None, claimed: AbstractSet[Key]) -> Verdict:
-    """Return whether a listed device is where it was; unknown while nobody knows who has that name now."""
+    """Return whether a listed device is where it was; unknown while nobody knows who has that name now, or where a serial is untold."""
     if device is None:
         return Verdict.NOT
-    if _alike(entry, Entry.of(device)) and (device.complete or device.key in claimed):
+    if not (device.complete or device.key in claimed):
+        return Verdict.UNKNOWN
+    found = Entry.of(device)
+    if _ids(entry) == _ids(found):
         return Verdict.MATCHED
-    return Verdict.NOT if device.complete else Verdict.UNKNOWN
+    if _alike(entry, found) or not device.complete:
+        return Verdict.UNKNOWN
+    return Verdict.NOT
 
 
 def _elsewhere(entry: Entry, by_ids: Mapping[_Ids, Sequence[Device]], others: AbstractSet[Key]) -> tuple[Device, ...]:

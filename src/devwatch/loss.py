@@ -56,7 +56,8 @@ def stand_ins(
     places = {entry: _places(here.get(entry.devnode), own[entry], elsewhere[entry]) for entry in gone}
     taken: dict[Device, Entry] = {}
     futile: set[Device] = set()
-    # Those that are where they were come first, so that of two that are alike the one that was pulled is lost; last those whose ids nobody has.
+    # Those that are where they were come first, so that of two that are alike the one that was pulled is lost; those whose ids nobody
+    # has come last.
     for entry in sorted(places, key=lambda entry: (own[entry] is not Verdict.MATCHED, not elsewhere[entry])):
         tried = set(futile)
         if not _place(entry, places, taken, tried):

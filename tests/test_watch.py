@@ -232,6 +232,20 @@ async def test_a_watch_that_ends_begins_again(end: ApiError | None) -> None:
 
 
 @virtual
+async def test_a_watch_that_ends_without_a_word_begins_again() -> None:
+    """There is no Node to tell of; the next one is filled when it comes."""
+    async with watched() as site:
+        site.server.delete()
+        for _ in range(2):
+            site.server.show(None)
+            await asyncio.sleep(5)
+        assert len(site.server.watches) == 3
+        site.server.create()
+        await asyncio.sleep(5)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+
+
+@virtual
 async def test_a_watch_that_fails_again_and_again_is_asked_for_ever_more_rarely() -> None:
     """Up to a minute apart; the loop lives on."""
     async with watched() as site:

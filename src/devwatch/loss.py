@@ -69,14 +69,10 @@ def _own(entry: Entry, device: Device | None, claimed: AbstractSet[Key]) -> Verd
     """Return whether a listed device is where it was; unknown while nobody knows who has that name now, or where a serial is untold."""
     if device is None:
         return Verdict.NOT
-    if not (device.complete or device.key in claimed):
-        return Verdict.UNKNOWN
     found = Entry.of(device)
-    if _ids(entry) == _ids(found):
+    if _ids(entry) == _ids(found) and (device.complete or device.key in claimed):
         return Verdict.MATCHED
-    if _alike(entry, found) or not device.complete:
-        return Verdict.UNKNOWN
-    return Verdict.NOT
+    return Verdict.UNKNOWN if _alike(entry, found) or not device.complete else Verdict.NOT
 
 
 def _elsewhere(entry: Entry, by_ids: Mapping[_Ids, Sequence[Device]], others: AbstractSet[Key]) -> tuple[Device, ...]:

@@ -382,7 +382,8 @@ class Reconciler:
                 self._told(state, listed=listed)
                 listed = True
         finally:
-            self._heard_at = self._clock() if listed else self._heard_at
+            if listed:
+                self._heard_at = self._clock()
 
     def _told(self, state: NodeState, *, listed: bool) -> None:
         if not self._watching and (listed or not self._denied):

@@ -523,6 +523,7 @@ def test_the_account_has_rule_record_and_node(sticks: Sticks) -> None:
         assert part not in gone
 
 
+@pytest.mark.system
 def test_an_unplugged_stick_has_neither_node_nor_link(sticks: Sticks) -> None:
     """What is left is the sysfs entry, which a console cannot lose."""
     devnode = sticks.plug("tty40", vendor="0403", product="6001", links=["serial/by-id/usb-bench"])

@@ -278,7 +278,7 @@ class Judge:
     not_before: float = -math.inf
     certain: bool = False
     _most: dict[str, Counter[Ids]] = field(default_factory=dict)
-    """By resource: how many sticks of some ids it ever had at a time."""
+    """By resource: how many sticks of some ids it ever had, as far as they were seen beside each other."""
     _had: dict[str, set[int]] = field(default_factory=dict)
     """By resource: the ttys that it ever had."""
     _others: dict[str, set[int]] = field(default_factory=dict)
@@ -323,12 +323,14 @@ class Judge:
     def _account(self, want: Want, seen: Sequence[Tty], now: float, *, certain: bool) -> None:
         """Take note of what a resource has, and whether that is all that it ever had."""
         most, had = self._most.setdefault(want.name, Counter()), self._had.setdefault(want.name, set())
+        others = self._others.setdefault(want.name, set())
         owned = {tty.birth for tty in seen if self.contract.plan.owner(tty)[0] is want}
+        # Who was there beside all that it had is one more, even if those are gone by the time that it is claimed.
+        most.update(tty.ids for tty in seen if tty.birth in owned & others - had)
         had |= owned
         self._places.setdefault(want.name, set()).update(tty.devnode for tty in seen if tty.birth in owned)
         mine = Counter(tty.ids for tty in seen if tty.birth in had)
         most |= mine
-        others = self._others.setdefault(want.name, set())
         if certain:
             others |= {tty.birth for tty in seen if most[tty.ids] == mine[tty.ids] and tty.birth not in had}
             self._limit(want.name, seen, most - mine)

@@ -28,6 +28,7 @@ from model_moves import (
     delete,
     devnode,
     fail,
+    finish,
     forbid,
     foreign,
     hearing,
@@ -176,6 +177,14 @@ KNOWN = {
         Move(replug, (1, "socket-1", 0, 0.0)),
         Move(replug, (0, "socket-3", 1, 0.5), 0.05),
         Move(replug, (3, "socket-2", 2, 0.5)),
+    ),
+    "twins that were claimed one after the other are two": (
+        Move(configure, (1,)),
+        Move(plug, ("twin", "socket-3", 1, False)),
+        Move(plug, ("twin", "socket-3", 2, True), 0.05),
+        Move(devnode, (3, -1)),
+        Move(finish, ()),
+        Move(pull, (0,)),
     ),
     "a stick at the place of the lost one, its serial untold, may be the same": (
         Move(configure, (1,)),

@@ -401,21 +401,23 @@ async def test_a_resource_that_was_stored_without_an_answer_and_then_dropped_is_
         assert set(world.listed) == {ZIGBEE}
 
 
+@pytest.mark.parametrize("outage", [0, 5])
 @pytest.mark.parametrize(("after", "left"), [(30, (None, None)), (70, ("1", "1"))])
 @virtual
 async def test_a_request_that_is_stored_when_its_resource_is_dropped_leaves_nothing_behind(
-    after: float, left: tuple[str | None, str | None]
+    after: float, left: tuple[str | None, str | None], outage: float
 ) -> None:
     """A server may go on for a minute with what nobody waits for; what somebody writes later is his own."""
     async with living(ZIGBEE) as world:
-        await started(world)
+        await asyncio.sleep(HOUR)
         world.server.error, world.chance = Retry("no answer in time"), 0.999
         world.settings.write(config(ZIGBEE, ZWAVE))
         world.reconciler.wake("config")
         await asyncio.sleep(0.1)
-        world.server.error = None
         world.settings.write(config(ZIGBEE))
         world.reconciler.wake("config")
+        await asyncio.sleep(outage)
+        world.server.error = None
         await asyncio.sleep(after)
         world.server.write(ZWAVE, "1")
         world.host.plug(VENDORS[ZIGBEE])
@@ -424,9 +426,10 @@ async def test_a_request_that_is_stored_when_its_resource_is_dropped_leaves_noth
         assert set(world.listed) == {ZIGBEE}
 
 
+@pytest.mark.parametrize("outage", [0, 10])
 @virtual
-async def test_a_change_that_was_undone_while_its_answer_got_lost_is_undone_on_the_node() -> None:
-    """Held and wanted agree again, the Node does not: it is asked when the backoff is over, and that is no drift."""
+async def test_a_change_that_was_undone_while_its_answer_got_lost_is_undone_on_the_node(outage: float) -> None:
+    """Held and wanted agree again, the Node does not: it is asked until it answers, and that is no drift."""
     async with living(used=config(ZIGBEE, grace="1ms")) as world:
         await started(world)
         world.server.losing, world.chance = 1, 0.999
@@ -435,7 +438,10 @@ async def test_a_change_that_was_undone_while_its_answer_got_lost_is_undone_on_t
         world.host.unplug()
         await asyncio.sleep(0.1)
         assert world.server.shows(ZIGBEE) == ("1", "1")
-        await asyncio.sleep(1)
+        world.server.error = Retry("no answer") if outage else None
+        await asyncio.sleep(outage)
+        world.server.error = None
+        await asyncio.sleep(1 + outage)
         assert world.server.shows(ZIGBEE) == ("0", "0")
         assert world.metric("drift_repairs_total") == 0
 
@@ -533,6 +539,34 @@ async def test_an_annotation_that_a_stranger_spoils_is_written_again(text: str |
         await asyncio.sleep(60.1)
         assert world.listed == before
         assert world.log.of("drift.repaired")[0].fields["what"] == ["annotation"]
+
+
+@virtual
+async def test_where_the_annotation_is_refused_what_a_stranger_writes_is_drift_all_the_same() -> None:
+    """What is configured is ours, whether the Node says so or not."""
+    async with living(before=refuse(WHOLE)) as world:
+        await started(world)
+        world.server.write(ZIGBEE, "7")
+        await asyncio.sleep(60.1)
+        assert world.server.shows(ZIGBEE) == ("1", "1")
+        assert [line.fields["what"] for line in world.log.of("drift.repaired")] == [[ZIGBEE]]
+
+
+@virtual
+async def test_what_a_stranger_writes_to_a_resource_that_is_about_to_leave_is_drift() -> None:
+    """It is ours until the annotation lets go of it, and who wrote it is told."""
+    async with living(ZIGBEE, ZWAVE, before=with_sticks) as world:
+        await started(world)
+        world.server.refused[ZWAVE] = Refused("removal denied")
+        world.settings.write(config(ZIGBEE))
+        world.reconciler.wake("config")
+        await asyncio.sleep(60)
+        world.server.write(ZWAVE, "7")
+        await asyncio.sleep(61)
+        world.server.refused.clear()
+        await asyncio.sleep(61)
+        assert world.server.shows(ZWAVE) == (None, None)
+        assert [line.fields["what"] for line in world.log.of("drift.repaired")] == [[ZWAVE]]
 
 
 @virtual
@@ -762,6 +796,16 @@ async def test_an_outage_does_not_hide_that_a_part_is_refused() -> None:
         assert world.reconciler.failure == "no answer"
         world.server.error = None
         await asyncio.sleep(31)
+        assert "no example.com/zwave here" in world.reconciler.failure
+
+
+@virtual
+async def test_that_a_part_is_refused_is_known_before_it_is_known_which() -> None:
+    """While the parts are on their way the Node is not as it should be, and the reason is the server's."""
+    async with living(ZIGBEE, ZWAVE, before=refuse(ZWAVE)) as world:
+        world.server.latency = 1
+        await asyncio.sleep(2.5)
+        assert len(world.server.writes) == 2
         assert "no example.com/zwave here" in world.reconciler.failure
 
 
@@ -1250,6 +1294,22 @@ async def test_the_time_from_detection_to_patch_includes_an_outage() -> None:
         world.host.plug(VENDORS[ZIGBEE], "/dev/ttyUSB2")
         await asyncio.sleep(30)
         assert world.metric("detection_to_patch_seconds_sum") == pytest.approx(24)
+
+
+@virtual
+async def test_the_time_from_detection_to_patch_begins_while_a_read_is_out_that_fails() -> None:
+    """The read knew of no change; the uevent that came meanwhile is not forgotten with it."""
+    async with living() as world:
+        await started(world)
+        world.server.error, world.server.latency = Retry("slow down", after=20), 2
+        await asyncio.sleep(43)
+        assert world.server.in_flight == 1
+        assert not world.server.writes
+        world.host.plug(VENDORS[ZIGBEE])
+        await asyncio.sleep(5)
+        world.server.error = None
+        await asyncio.sleep(30)
+        assert world.metric("detection_to_patch_seconds_sum") == pytest.approx(23, abs=1)
 
 
 @virtual

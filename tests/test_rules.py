@@ -214,6 +214,28 @@ def test_what_the_host_cannot_supply_is_unknown(test: KeyTest, of_stick: Verdict
     assert (test.finding(STICK).verdict, test.finding(BARE).verdict) == (of_stick, of_bare)
 
 
+@pytest.mark.parametrize(
+    ("paths", "verdict"),
+    [
+        (("/dev/zig*",), UNKNOWN),
+        (("*zigbee",), UNKNOWN),
+        (("/dev/serial/by-*/usb-x",), UNKNOWN),
+        (("/dev/ttyUSB1", "/dev/serial/by-id/x", "/dev/zig*"), UNKNOWN),
+        (("/dev/zig*", "/dev/serial/by-path/pci-*"), MATCHED),
+        (("/dev/zig*", "/dev/ttyUSB?"), MATCHED),
+        (("/dev/serial/by-id/usb-*",), NOT),
+        (("/dev/gps",), NOT),
+        (("/dev/rfcomm*", "/dev/ttyACM[0-9]"), NOT),
+    ],
+)
+def test_where_links_can_be_followed_only_globs_need_the_record(paths: tuple[str, ...], verdict: Verdict) -> None:
+    """A look lists /dev/serial and follows what is spelled out; which other links a glob means only the record tells."""
+    stick = dataclasses.replace(STICK, properties=None, links=("/dev/serial/by-path/pci-0",))
+    assert _test("path", *paths).finding(stick).verdict is verdict
+    complete = dataclasses.replace(stick, properties={})
+    assert _test("path", *paths).finding(complete).verdict is (NOT if verdict is UNKNOWN else verdict)
+
+
 @given(_tests, _devices)
 def test_a_reason_is_given_exactly_for_the_unknown(test: KeyTest, device: Device) -> None:
     """Who asks why a verdict is open gets an answer, and no excuse where it is not."""

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
     from devwatch.device import Device
 
-_DEVNODE = re.compile(r"/dev/tty(?:ACM|AMA|AT|GS|HS|LP|MSM|MXUSB|O|S|SAC|SC|THS|UL|USB|XRUSB|mxc)?[0-9*?\[\]!-]+")
+_DEVNODE = re.compile(
+    r"/dev/(?:tty(?:ACM|AMA|AT|GS|HS|LP|MSM|MXUSB|O|S|SAC|SC|THS|UL|USB|XRUSB|mxc)?|gsmtty|hvc|rfcomm)[0-9*?\[\]!-]+"
+)
 """What the kernel's drivers name their ttys (Documentation/admin-guide/devices.txt); whatever else is in /dev may be a link."""
+_LISTED = ("/dev/serial/by-id/", "/dev/serial/by-path/")
+"""The folders whose links every look lists, so that no udev record is needed to know them."""
 
 KEYS = ("vendor", "product", "serial", "interface", "port", "path", "properties")
 
@@ -146,17 +150,23 @@ class KeyTest:
     def _seen(self, device: Device) -> tuple[tuple[str | None, ...], str]:
         """Return the values to match, and why they may not be all, empty where they are."""
         if self.key == "path":
-            gap = "" if device.links_known or self._names_devnodes() else "the links to it cannot be read on this host"
-            return (device.devnode, *device.links), gap
+            return (device.devnode, *device.links), self._gap(device)
         if self.key in {"port", "properties"} and device.properties is None:
             return (), "there is no complete udev record of it"
         if self.key == "properties":
             return ((device.properties or {}).get(self.property_name),), ""
         return (getattr(device, self.key),), ""
 
-    def _names_devnodes(self) -> bool:
-        """Whether the patterns name devnodes as the kernel does (`/dev/ttyUSB0`, `/dev/ttyS*`), for which no link is needed."""
-        return all(_DEVNODE.fullmatch(pattern.text) for pattern in self.patterns)
+    def _gap(self, device: Device) -> str:
+        """Return why links to the device that these patterns may match are not all known, empty where they are."""
+        if device.links_known and device.complete:
+            return ""
+        open_ = [text for pattern in self.patterns if not _DEVNODE.fullmatch(text := pattern.text)]
+        if open_ and not device.links_known:
+            return "the links to it cannot be read on this host"
+        # A literal path is asked for at every look; what a glob means elsewhere is in the record alone.
+        unlisted = any(is_glob(text) and not text.startswith(_LISTED) for text in open_)
+        return "without a complete udev record only its links in /dev/serial are known" if unlisted else ""
 
     def covers(self, other: KeyTest) -> bool:
         """Return True where every value that passes `other` surely passes this test."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, NodeMissing, Refused, Retry
 from devwatch.kube import MAX_ANSWER, Credentials, KubeNode
@@ -677,6 +678,19 @@ def embedded(file: Path) -> str:
     return base64.b64encode(file.read_bytes()).decode()
 
 
+def test_a_key_with_a_passphrase_is_told_and_asked_for_nowhere(tmp_path: Path) -> None:
+    """OpenSSL would ask on the terminal, where nobody may be, and the daemon would hear nothing meanwhile."""
+    pair = Authority(tmp_path / "pki").client("jane")
+    key = serialization.load_pem_private_key(pair.key.read_bytes(), None)
+    locked = serialization.BestAvailableEncryption(b"SECRET")
+    form = serialization.PrivateFormat.PKCS8
+    pair.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, locked))
+    user = {"client-certificate": str(pair.certificate), "client-key": str(pair.key)}
+    error = fails(str(kubeconfig(tmp_path, "https://127.0.0.1:1", user=user)))
+    assert isinstance(error, CredentialsError)
+    assert "its client key has a passphrase" in str(error)
+
+
 def test_keys_in_a_kubeconfig_leave_no_copy_and_no_descriptor(tmp_path: Path) -> None:
     """TLS reads keys from files only: their copies are private, gone at once, and nothing grows with every reading."""
     authority = Authority(tmp_path / "pki")
@@ -825,8 +839,16 @@ def handing_out(status: object) -> str:
     return user_with({"exec": {**EXEC, "args": ["-c", 'echo "$0"', text]}})
 
 
+def oidc(**claims: object) -> str:
+    """Return a kubeconfig with a token of these claims, none without any, that could be refreshed with secrets."""
+    token = {"id-token": f"e30.{base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()}.e30"} if claims else {}
+    secrets = {"client-id": "c", "client-secret": "SECRET", "refresh-token": "SECRET"}
+    provider = {"name": "oidc", "config": {**token, **secrets, "idp-issuer-url": "https://127.0.0.1:1"}}
+    return user_with({"auth-provider": provider})
+
+
 USELESS: dict[str, tuple[str | bytes, str]] = {
-    "empty": ("", "not complete"),
+    "empty": ("", "current-context"),
     "a list": ("- a", "not complete"),
     "a word": ("SECRET", "not complete"),
     "no YAML": ("users: [SECRET: {", r"it is no YAML \(line 1, column"),
@@ -839,6 +861,18 @@ USELESS: dict[str, tuple[str | bytes, str]] = {
     "another current context": (config_with(current_context="nope"), "nope"),
     "no such cluster": (config_with(clusters=[]), "cluster"),
     "a user in the wrong place": (config_with(users=[{"name": "u", "token": TOKEN}]), "Expected key user"),
+    "a user that is not there": (config_with(users=[]), "there is no user u in it"),
+    "a user without a name": (config_with(users=None), "there is no user u in it"),
+    "a user that acts as another": (
+        user_with({"token": TOKEN, "as": "jane", "as-groups": ["a"]}),
+        r"acts as another \(as, as-groups\), which devwatch cannot",
+    ),
+    "a provider of the past": (
+        user_with({"auth-provider": {"name": "gcp", "config": {"cmd-path": "/no", "access-token": TOKEN}}}),
+        "there is no auth-provider gcp",
+    ),
+    "a provider whose token is out of date": (oidc(exp=1), "oidc: there is no valid id-token"),
+    "a provider without a token": (oidc(), "oidc: there is no valid id-token"),
     "no server": (cluster_with({"insecure-skip-tls-verify": True}), "has no server"),
     "an authority that is not there": (cluster_with({**SERVER, "certificate-authority": "/no/ca"}), "/no/ca"),
     "an authority of garbage": (cluster_with({**SERVER, "certificate-authority-data": "Z2FyYmFnZQ=="}), "SSLError"),
@@ -959,6 +993,61 @@ def test_the_token_of_a_plugin_is_used(script: str, tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_a_plugin_beside_its_kubeconfig_is_found(tmp_path: Path) -> None:
+    """A relative path leads from the file that names it, wherever the daemon was started (client-go, `ResolveLocalPaths`)."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "plugin").symlink_to("/bin/sh")
+    path = plugin(tmp_path, "http://h", "echo $CREDENTIAL")
+    path.write_text(path.read_text().replace('"command": "sh"', '"command": "./bin/plugin"'))
+
+    async def scenario() -> None:
+        client = await Credentials(kubeconfig=str(path), environ={}).connect()
+        assert client.configuration.api_key == {"BearerToken": f"Bearer {TOKEN}"}
+        await client.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("token", ["stale", ""])
+def test_a_token_file_comes_before_a_token(token: str, tmp_path: Path) -> None:
+    """It is the one that is kept up to date (client-go, `BearerTokenFile`)."""
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+
+    async def scenario() -> None:
+        path = kubeconfig(tmp_path, "http://h", user={"token": token, "tokenFile": "token"})
+        client = await Credentials(kubeconfig=str(path), environ={}).connect()
+        assert client.configuration.api_key == {"BearerToken": f"Bearer {TOKEN}"}
+        await client.close()
+
+    run(scenario())
+
+
+def test_a_provider_s_token_is_used_while_it_is_valid(tmp_path: Path) -> None:
+    """Nobody has to be asked for another."""
+
+    async def scenario() -> None:
+        path = tmp_path / "kubeconfig"
+        path.write_text(oidc(exp=4102444800))
+        client = await Credentials(kubeconfig=str(path), environ={}).connect()
+        assert client.configuration.api_key["BearerToken"].startswith("Bearer e30.")
+        await client.close()
+
+    run(scenario())
+
+
+def test_a_context_without_a_user_asks_as_nobody(tmp_path: Path) -> None:
+    """A cluster may let anybody in; kubectl sends no credentials then either."""
+    path = tmp_path / "kubeconfig"
+    path.write_text(config_with(contexts=[{"name": "x", "context": {"cluster": "c"}}]))
+
+    async def scenario() -> None:
+        client = await Credentials(kubeconfig=str(path), environ={}).connect()
+        assert client.configuration.api_key == {}
+        await client.close()
+
+    run(scenario())
+
+
 def test_a_plugin_is_told_that_nobody_is_there_to_answer(tmp_path: Path) -> None:
     """In the form of the client authentication API, and in its own version."""
 
@@ -1038,13 +1127,15 @@ def named(name: str) -> str:
         ("b:empty", "b"),
         ("~/b:a", "b"),
         ("~/b:missing", "b"),
+        ("touched:b:a", "b"),
+        ("b:touched", "b"),
     ],
 )
 def test_of_several_kubeconfigs_the_first_current_context_counts(
     files: str, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with kubectl: another one would write to another cluster. Empty ones and missing files are passed over."""
-    contents = {"a": named("a"), "b": named("b"), "empty": '{"current-context": ""}', "none": "{}"}
+    contents = {"a": named("a"), "b": named("b"), "empty": '{"current-context": ""}', "none": "{}", "touched": ""}
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -1127,6 +1218,14 @@ def test_a_proxy_that_refuses_is_no_answer(tmp_path: Path) -> None:
                 assert "407" in str(error)
 
     run(scenario())
+
+
+@pytest.mark.parametrize("proxy", ["socks5://user:SECRET@127.0.0.1:1", "127.0.0.1:1"])
+def test_a_proxy_that_is_none_for_http_is_told(proxy: str, tmp_path: Path) -> None:
+    """It would be spoken to in a language that it does not know, for ever."""
+    error = fails(str(kubeconfig(tmp_path, "https://127.0.0.1:2", cluster={"proxy-url": proxy})))
+    assert isinstance(error, CredentialsError)
+    assert "127.0.0.1:1: it is no http:// or https:// proxy" in str(error)
 
 
 def test_the_proxy_of_the_environment_is_used(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shlex
+import ssl
 import sys
 import tempfile
 import types
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from devwatch import program
 from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, Missing, NodeMissing, Refused, Retry
@@ -126,7 +127,7 @@ _import_client()
 
 from kubernetes_asyncio.client.api_client import ApiClient  # noqa: E402 - after the packages were put in place
 from kubernetes_asyncio.client.configuration import Configuration  # noqa: E402 - as above
-from kubernetes_asyncio.config import ConfigException, kube_config, load_incluster_config, load_kube_config  # noqa: E402 - as above
+from kubernetes_asyncio.config import ConfigException, kube_config, load_incluster_config  # noqa: E402 - as above
 from kubernetes_asyncio.config.exec_provider import ExecProvider  # noqa: E402 - as above
 
 
@@ -164,6 +165,48 @@ def _complete(status: Any) -> Any:  # noqa: ANN401 - as a plugin prints it
     if "token" not in status and "clientKeyData" not in status:
         raise ConfigException("exec: missing clientKeyData field in plugin output")
     return status
+
+
+class _Merger(kube_config.KubeConfigMerger):
+    """The kubeconfigs of a list as one; a file without content is passed over, as kubectl does."""
+
+    def load_config(self, path: str) -> None:
+        if Path(path).stat().st_size:
+            super().load_config(path)
+
+
+class _Loader(kube_config.KubeConfigLoader):
+    """A kubeconfig as client-go reads it (clientcmd); what cannot be done, or not safely, is refused by its name and never passed over."""
+
+    async def _load_authentication(self) -> None:
+        if self._user is None:
+            self._user = self._nobody()
+        assumed = sorted(key for key in ("as", "as-uid", "as-groups", "as-user-extra") if self._user.safe_get(key))
+        if assumed:
+            raise ConfigException(
+                f"its user acts as another ({', '.join(assumed)}), which devwatch cannot: name one with rights of its own"
+            )
+        if "auth-provider" in self._user and self.provider != kube_config.PROVIDER_TYPE_OIDC:
+            raise ConfigException(f"there is no auth-provider {self.provider}: use the exec plugin of its successor")
+        if isinstance(plugin := self._user.value.get("exec"), dict) and "/" in str(plugin.get("command")):
+            plugin["command"] = os.path.join(self._get_base_path(self._user.path), plugin["command"])  # noqa: PTH118 - it keeps the `.` of `./x`
+        await super()._load_authentication()
+
+    def _nobody(self) -> kube_config.ConfigNode:
+        """Return a user without credentials, whom the API server may take for somebody all the same."""
+        context = self._current_context and self._current_context["context"]
+        if isinstance(context, kube_config.ConfigNode) and (name := context.safe_get("user")):
+            raise ConfigException(f"there is no user {name} in it")
+        return kube_config.ConfigNode("user", {})
+
+    def _load_user_token(self) -> bool:
+        if self._user is not None and self._user.safe_get("tokenFile"):
+            self._user.value.pop("token", None)
+        return super()._load_user_token()
+
+    async def _refresh_oidc(self, provider: Any) -> None:  # noqa: ANN401, ARG002 - as it is there
+        # The library would show client secret and refresh token to a server whose certificate nobody verifies, and forget the next token.
+        raise ConfigException("oidc: there is no valid id-token, and devwatch fetches none: use an exec plugin")
 
 
 def _write_copy(self: kube_config.FileOrData, content: str | bytes) -> str:
@@ -215,7 +258,9 @@ class Credentials:
         configuration.disable_strict_ssl_verification = True
         try:
             await self._fill(configuration)
-            return _direct(ApiClient(configuration), self.environ)
+            _ask_for_no_passphrase(configuration)
+            proxy = _proxy(configuration, self.environ)
+            return _direct(ApiClient(configuration), proxy)
         except CredentialsError:
             raise
         except Exception as error:  # the loaders and ssl raise whatever the content makes them raise
@@ -232,7 +277,8 @@ class Credentials:
             )
         else:
             context = _first_context(self.file) if os.pathsep in self.file else None
-            await load_kube_config(self.file, context, client_configuration=configuration, persist_config=False)
+            loader = _Loader(_Merger(self.file).config, active_context=context, config_base_path=None)
+            await loader.load_and_set(configuration)
             if not configuration.host:
                 raise CredentialsError(f"cannot use {self.name}: the cluster of its current context has no server")
             # Editors and `kubectl create token` end a file with a line end, which no header may hold; client-go cuts it too.
@@ -247,13 +293,31 @@ class Credentials:
         )
 
 
-def _direct(client: ApiClient, environ: Mapping[str, str]) -> ApiClient:
-    """Let each request go as kubectl's would: by the proxy of the kubeconfig, else by that of the environment, else straight.
+def _ask_for_no_passphrase(configuration: Configuration) -> None:
+    """Raise for a client key that has a passphrase: OpenSSL would ask for it on the terminal, and the whole program would wait."""
+
+    def refuse() -> str:
+        raise ConfigException("its client key has a passphrase, and nobody is there to enter it")
+
+    if configuration.cert_file:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_cert_chain(configuration.cert_file, configuration.key_file, password=refuse)
+
+
+def _proxy(configuration: Configuration, environ: Mapping[str, str]) -> str | None:
+    """Return the proxy of the kubeconfig, else that of the environment. Raises `CredentialsError` for one that no HTTP client speaks to."""
+    proxy = configuration.proxy or proxy_of(str(configuration.host), environ)
+    if proxy and urlsplit(proxy).scheme not in {"http", "https"}:
+        raise CredentialsError(f"cannot use the proxy {_SECRET.sub('', proxy)}: it is no http:// or https:// proxy")
+    return proxy
+
+
+def _direct(client: ApiClient, proxy: str | None) -> ApiClient:
+    """Let each request go by this proxy, or straight, as kubectl's would.
 
     aiohttp, told to trust the environment, sends what is meant for this host to the proxy too. It asks anew for every request, in two
     threads, also for a password in ~/.netrc, which it then refuses to combine with our token.
     """
-    proxy = client.configuration.proxy or proxy_of(str(client.configuration.host), environ)
     client.rest_client.proxy = proxy  # type: ignore[assignment]  # None is what it is without one
     client.rest_client.pool_manager._trust_env = False  # noqa: SLF001 - the client offers no setting for it
     return client
@@ -274,7 +338,7 @@ def _first_context(paths: str) -> str | None:
 
     The loader takes the last, even an empty one.
     """
-    files = kube_config.KubeConfigMerger(paths).config_files.values()
+    files = _Merger(paths).config_files.values()
     return next((context for file in files if (context := file.get("current-context"))), None)
 
 

@@ -119,12 +119,27 @@ def test_a_pod_is_read_as_far_as_an_eviction_depends_on_it() -> None:
 
 def test_an_eviction_names_the_pod_by_its_uid() -> None:
     """policy/v1, so that no other pod of the same name is evicted."""
-    pages = Pages({})
+    pages = Pages({"kind": "Status", "status": "Success"})
     virtualtime.run(lambda: Workload(requests=pages, node="n").evict(POD))
     ((method, path, _, body),) = pages.asked
     assert (method, path) == ("POST", "/api/v1/namespaces/home/pods/p/eviction")
     assert body["apiVersion"] == "policy/v1"
     assert body["deleteOptions"] == {"preconditions": {"uid": "1"}}
+
+
+@pytest.mark.parametrize("answer", [{}, {"kind": "Status", "status": "Failure"}, {"kind": "Pod", "status": {}}])
+def test_what_says_nothing_of_success_is_no_eviction(answer: object) -> None:
+    """A proxy's page with status 200: the pod goes on, and nobody may be told that it was evicted."""
+    with pytest.raises(Retry, match="no success"):
+        virtualtime.run(lambda: Workload(requests=Pages(answer), node="n").evict(POD))
+
+
+def test_a_long_name_leaves_a_name_for_an_event() -> None:
+    """Cut where a label ends, it is a DNS subdomain all the same (RFC 1123)."""
+    pages = Pages({})
+    pod = Pod(namespace="home", name=f"{'a' * 199}-{'b' * 20}", uid="1")
+    virtualtime.run(lambda: Workload(requests=pages, node="n").record(Note(reason="R", message="m", pod=pod)))
+    assert pages.asked[0][3]["metadata"]["name"].startswith(f"{'a' * 199}.")
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ class Workload:
     async def evict(self, pod: Pod) -> None:
         """Evict a pod, and no other of the same name (policy/v1 Eviction with a UID precondition).
 
-        Raises `Missing` or `Conflict` where it is gone, `Retry` where a budget says no (429, for two budgets 500), `Forbidden`.
+        Raises `Missing` or `Conflict` where it is gone, `Retry` where a budget says no (429, for two budgets 500), or where something
+        else than the API server says yes, `Forbidden`.
         """
         path = f"/api/v1/namespaces/{quote(pod.namespace, safe='')}/pods/{quote(pod.name, safe='')}/eviction"
         body = {
@@ -84,7 +85,11 @@ class Workload:
             "metadata": {"name": pod.name, "namespace": pod.namespace},
             "deleteOptions": {"preconditions": {"uid": pod.uid}},
         }
-        await self.requests.request("POST", path, body=body)
+        content = await self.requests.request("POST", path, body=body)
+        if content.get("status") != "Success" and content.get("kind") != "Eviction":
+            raise Retry(
+                f"the answer to POST {path} is no success: something else than the API server may have answered"
+            )
 
     async def record(self, note: Note) -> None:
         """Write an Event. Raises an `ApiError`."""
@@ -103,7 +108,7 @@ class Workload:
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {
-                "name": f"{subject['name'][:200]}.{secrets.token_hex(8)}",
+                "name": f"{subject['name'][:200].rstrip('-.')}.{secrets.token_hex(8)}",
                 "namespace": subject.get("namespace", "default"),
             },
             "involvedObject": subject,

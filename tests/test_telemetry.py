@@ -558,6 +558,36 @@ def test_a_host_that_does_not_exist_is_one_clear_line() -> None:
     talk(scenario)
 
 
+class Resolving(asyncio.SelectorEventLoop):
+    """A loop on a host whose name leads to an address that no interface has, and to 127.0.0.1."""
+
+    async def getaddrinfo(  # type: ignore[override]  # the parts that a server asks for
+        self, host: object, port: object, *, family: int = 0, **_: object
+    ) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+        """Resolve any name."""
+        assert isinstance(host, str)
+        found = [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+        ]
+        return [each for each in found if family in {0, each[0]}]
+
+
+def test_a_host_without_ipv6_listens_on_what_it_has() -> None:
+    """IPv6 is switched off by sysctl, and /etc/hosts says that localhost is ::1 too."""
+
+    async def scenario() -> None:
+        server = Server(ROUTES)
+        host, port = await server.start("localhost", 0)
+        running = Site(server, (host, port))
+        assert host == "127.0.0.1"
+        assert (await running.say(HELLO)).endswith(b"hello\n")
+        await server.close()
+
+    with asyncio.Runner(loop_factory=Resolving) as runner:
+        runner.run(scenario())
+
+
 @pytest.mark.parametrize("host", ["a..b", ".", "x" * 70, "\N{SNOWMAN}" * 70])
 def test_what_cannot_be_the_name_of_a_host_is_one_clear_line(host: str) -> None:
     """A slip of the pen is no traceback, although Python refuses it before the system is asked."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import functools
 import os
 import re
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -217,7 +220,7 @@ class Server:
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen and return the address taken (port 0 takes a free one); `Unavailable` where it cannot be had."""
         try:
-            self._server = await asyncio.start_server(self._accept, host, port, limit=_HEAD_LIMIT, backlog=_BATCH)
+            self._server = await self._listen(host, port)
             for each in self._server.sockets:
                 # asyncio accepts a whole backlog in one turn of the loop. In small batches those who do not stay are gone
                 # before their places are needed; the others wait in the kernel's queue, which is to be longer than that.
@@ -227,6 +230,18 @@ class Server:
             raise Unavailable(f"cannot listen on port {port} of {host}: {_reason(error)} (see --listen)") from error
         address: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
         return address
+
+    async def _listen(self, host: str, port: int) -> asyncio.Server:
+        """Take all addresses of a host; where IPv6 is switched off, and /etc/hosts has an address of it all the same, those of IPv4."""
+        start = functools.partial(asyncio.start_server, self._accept, host, port, limit=_HEAD_LIMIT, backlog=_BATCH)
+        try:
+            return await start()
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            with contextlib.suppress(OSError):
+                return await start(family=socket.AF_INET)
+            raise
 
     async def close(self) -> None:
         """Stop listening and drop every client, however slow it is."""

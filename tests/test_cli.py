@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from threading import Thread
 from typing import TYPE_CHECKING, NoReturn
 
@@ -204,12 +205,22 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 def test_results_that_cannot_be_written_are_one_line(argv: list[str], config: Path) -> None:
     """A full disk, or a closed descriptor, is told in a line on stderr with status 1."""
     environ = {**os.environ, "DEVWATCH_CONFIG": str(config)}
-    for redirection in (">/dev/full", ">&-"):
-        command = f"{sys.executable} -m devwatch {' '.join(argv)} {redirection}"
+    for redirection, unbuffered in product((">/dev/full", ">&-"), ("", "1")):
+        command = f"PYTHONUNBUFFERED={unbuffered} {sys.executable} -m devwatch {' '.join(argv)} {redirection}"
         done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=environ)  # noqa: S602 - the shell redirects
         errors = [line for line in done.stderr.splitlines() if not line.startswith("{")]
         assert (done.returncode, len(errors)) == (1, 1) or argv == ["--help"], (command, done.stderr)
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_results_that_are_cut_short_are_no_success(unbuffered: str, tmp_path: Path) -> None:
+    """Where there is room for a part alone (here by a limit of 1 KiB), whatever PYTHONUNBUFFERED says."""
+    script = f"ulimit -f 1; {sys.executable} -m devwatch completion zsh > {tmp_path}/out"
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, env=environ)
+    assert (done.returncode, (tmp_path / "out").stat().st_size) == (1, 1024)
+    assert done.stderr == "devwatch: cannot write the results: File too large\n"
 
 
 class Unreadable(dict[str, str]):
@@ -266,11 +277,31 @@ def test_a_configuration_can_come_through_a_pipe(tmp_path: Path) -> None:
         assert (check.returncode, out.startswith(str(pipe).encode())) == (status, True)
 
 
+def test_a_daemon_that_prints_nothing_needs_no_standard_output(config: Path) -> None:
+    """It is the API server that is missing, and not a reader of results."""
+    argv = f"run --once --listen off --config {config} --kubeconfig /nonexistent --node-name no-output"
+    command = f"timeout 2 {sys.executable} -m devwatch {argv} >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)  # noqa: S602 - the shell redirects
+    assert "there is no kubeconfig /nonexistent" in done.stderr
+    assert "standard output" not in done.stderr
+
+
+@pytest.mark.parametrize(("options", "status"), [((), 0), (("--once",), 1)])
+def test_term_ends_the_daemon_while_it_starts(options: tuple[str, ...], status: int, tmp_path: Path) -> None:
+    """By its own will: as the first process of a container it would not die of the signal (pid_namespaces(7))."""
+    pipe = tmp_path / "config.yaml"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "devwatch", "run", "--dry-run", "--config", str(pipe), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as daemon, pipe.open("w"):  # opened by both: it reads
+        daemon.terminate()
+        assert daemon.wait(timeout=30) == status
+
+
 def test_remarks_that_cannot_be_written_change_no_result(config: Path) -> None:
     """With stderr full or closed the status is what it would have been."""
-    for redirection in ("2>/dev/full", "2>&-"):
+    for redirection, unbuffered in product(("2>/dev/full", "2>&-"), ("", "1")):
         for argv, status in ((["check", str(config)], 0), (["check", "/nonexistent"], 78), (["nonsense"], 2)):
-            command = f"{sys.executable} -m devwatch {' '.join(argv)} {redirection}"
+            command = f"PYTHONUNBUFFERED={unbuffered} {sys.executable} -m devwatch {' '.join(argv)} {redirection}"
             done = subprocess.run(command, shell=True, capture_output=True, check=False)  # noqa: S602 - the shell redirects
             assert done.returncode == status, command
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from devwatch import __version__
-from devwatch.errors import ConfigError, DevwatchError, Unavailable, UsageError
+from devwatch.errors import ConfigError, DevwatchError, Unavailable, Unwritten, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -139,22 +139,40 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except OSError as error:  # such errors stop at their edge; one that did not is no reason for a traceback
         _complain(f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}")
         return FAILED
+    finally:
+        _flush_remarks()
     return status
 
 
 def _escape_what_has_no_code() -> None:
-    """Let the streams write any text: file names need not be UTF-8, and a terminal need not know every letter."""
+    """Let the streams write any text, and all of it: file names need not be UTF-8, and a terminal need not know every letter."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
+        # PYTHONUNBUFFERED: what a write could not take at once would be passed over without a word.
+        sys.stdout = open(sys.stdout.fileno(), "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115 - it is no path, and stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _lost_results(error: OSError) -> int:
-    """Give up: quietly where nobody reads the results any more. The interpreter must not try again at its end."""
+    """Give up: quietly where nobody reads the results any more."""
     if not isinstance(error, BrokenPipeError):
         _complain(f"cannot write the results: {error.strerror or error}")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _mute(1)
     return FAILED
+
+
+def _mute(descriptor: int) -> None:
+    """Let the rest of a stream that cannot be written go nowhere: the interpreter would try again at its end, and fail (status 120)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+def _flush_remarks() -> None:
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        _mute(2)
 
 
 def _complain(text: str) -> None:
@@ -189,6 +207,8 @@ def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
         return int(ended.code or DONE)
     except DevwatchError as error:
         _complain(" ".join(str(error).split()))
+        if isinstance(error, Unwritten):
+            _mute(1)
         return USAGE if isinstance(error, UsageError) else FAILED
 
 
@@ -402,7 +422,9 @@ def _variable(name: str) -> str:
 
 
 def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the daemon takes it: a reload at the start must not end it
+    # Until the daemon takes them: a reload at the start must not end it, and as PID 1 it would not hear TERM (pid_namespaces(7)).
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(FAILED if arguments.once else DONE))
     from devwatch import daemon, host, logs  # noqa: PLC0415 - other commands do not need them
 
     options = daemon.Options(
@@ -415,7 +437,8 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         listen_named=arguments.listen is not None,
     )
     log = logs.configure(arguments.log_format, arguments.log_level, sys.stderr, environ=environ)
-    return asyncio.run(daemon.Daemon(options, log, environ=environ, out=_stdout()).run())
+    out = _stdout() if arguments.dry_run else io.StringIO()  # nothing else is printed
+    return asyncio.run(daemon.Daemon(options, log, environ=environ, out=out).run())
 
 
 def _address(text: str) -> tuple[str, int] | None:

@@ -17,6 +17,10 @@ class Unavailable(DevwatchError):
     """Something that the program cannot run without is not to be had (exit status 1)."""
 
 
+class Unwritten(Unavailable):
+    """Standard output takes nothing any more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """One thing wrong with a configuration: where (1-based line and column), at which key, and what is allowed."""

@@ -821,6 +821,12 @@ async def test_what_was_refused_alone_is_never_sent_in_company_again() -> None:
         world.host.plug(VENDORS[METER], "/dev/ttyUSB1")
         await asyncio.sleep(5)
         assert world.server.shows(METER) == ("1", "1")
+        world.chance = 0.5
+        world.server.write(ZIGBEE, "1")  # for a while nothing has to be repaired
+        await asyncio.sleep(70)
+        world.server.zero()
+        await asyncio.sleep(70)
+        assert world.server.shows(METER) == ("1", "1")
         assert not [request for request in world.server.writes if {ZIGBEE, METER} <= request.changes.keys()]
 
 

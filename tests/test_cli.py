@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from itertools import product
 from threading import Thread
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import pytest
 
@@ -279,11 +280,13 @@ def test_a_configuration_can_come_through_a_pipe(tmp_path: Path) -> None:
 
 def test_a_daemon_that_prints_nothing_needs_no_standard_output(config: Path) -> None:
     """It is the API server that is missing, and not a reader of results."""
-    argv = f"run --once --listen off --config {config} --kubeconfig /nonexistent --node-name no-output"
-    command = f"timeout 2 {sys.executable} -m devwatch {argv} >&-"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)  # noqa: S602 - the shell redirects
-    assert "there is no kubeconfig /nonexistent" in done.stderr
-    assert "standard output" not in done.stderr
+    argv = f"run --listen off --config {config} --kubeconfig /nonexistent --node-name no-output"
+    command = ["bash", "-c", f"exec {sys.executable} -m devwatch {argv} >&-"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stderr is not None
+        told = next((line for line in daemon.stderr if "node.patch_failed" in line), "")
+        daemon.terminate()
+    assert "there is no kubeconfig /nonexistent" in told
 
 
 @pytest.mark.parametrize(("options", "status"), [((), 0), (("--once",), 1)])
@@ -291,10 +294,23 @@ def test_term_ends_the_daemon_while_it_starts(options: tuple[str, ...], status: 
     """By its own will: as the first process of a container it would not die of the signal (pid_namespaces(7))."""
     pipe = tmp_path / "config.yaml"
     os.mkfifo(pipe)
-    command = [sys.executable, "-m", "devwatch", "run", "--dry-run", "--config", str(pipe), *options]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as daemon, pipe.open("w"):  # opened by both: it reads
+    opened: list[TextIO] = []
+    opening = Thread(target=lambda: opened.append(pipe.open("w")), daemon=True)
+    opening.start()
+    argv = ["run", "--dry-run", "--node-name", "n", "--config", str(pipe), *options]
+    with subprocess.Popen([sys.executable, "-m", "devwatch", *argv], stdout=subprocess.DEVNULL) as daemon:
+        opening.join(timeout=30)
+        assert opened, "nobody reads the configuration"
         daemon.terminate()
         assert daemon.wait(timeout=30) == status
+    opened[0].close()
+
+
+def test_a_daemon_leaves_the_signals_as_they_were() -> None:
+    """Who calls it from a program of his own has them back, also where it could not start."""
+    before = [signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)]
+    assert main(["run", "--config", "/nonexistent", "--node-name", "n"], {}) == 78
+    assert [signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)] == before
 
 
 def test_remarks_that_cannot_be_written_change_no_result(config: Path) -> None:

@@ -868,8 +868,8 @@ USELESS: dict[str, tuple[str | bytes, str]] = {
         r"acts as another \(as, as-groups\), which devwatch cannot",
     ),
     "a provider of the past": (
-        user_with({"auth-provider": {"name": "gcp", "config": {"cmd-path": "/no", "access-token": TOKEN}}}),
-        "there is no auth-provider gcp",
+        user_with({"auth-provider": {"name": "gcp", "config": {"cmd-path": "/no"}}}),
+        "knows no auth-provider gcp: use the plugin",
     ),
     "a provider whose token is out of date": (oidc(exp=1), "oidc: there is no valid id-token"),
     "a provider without a token": (oidc(), "oidc: there is no valid id-token"),
@@ -881,6 +881,7 @@ USELESS: dict[str, tuple[str | bytes, str]] = {
         user_with({"client-certificate-data": "Z2FyYmFnZQ==", "client-key-data": "U0VDUkVU"}),
         "SSLError",
     ),
+    "a token file of nothing": (user_with({"tokenFile": os.devnull}), "its tokenFile /dev/null is empty"),
     "a token file that is not there": (user_with({"tokenFile": "/no/token"}), "/no/token"),
     "a plugin that fails": (user_with({"exec": {**EXEC, "args": ["-c", "echo a >&2; echo b >&2; exit 3"]}}), "3. a b"),
     "a plugin that is not there": (user_with({"exec": {**EXEC, "command": "/no/plugin"}}), "/no/plugin"),
@@ -993,6 +994,20 @@ def test_the_token_of_a_plugin_is_used(script: str, tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_a_kubeconfig_can_come_through_a_pipe(tmp_path: Path) -> None:
+    """`devwatch status --kubeconfig <(sops -d ...)`: what a pipe gives is read once, and it tells no size."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_text, args=(user_with({"token": TOKEN}),), daemon=True).start()
+
+    async def scenario() -> None:
+        client = await Credentials(kubeconfig=str(pipe), environ={}).connect()
+        assert client.configuration.api_key == {"BearerToken": f"Bearer {TOKEN}"}
+        await client.close()
+
+    run(scenario())
+
+
 def test_a_plugin_beside_its_kubeconfig_is_found(tmp_path: Path) -> None:
     """A relative path leads from the file that names it, wherever the daemon was started (client-go, `ResolveLocalPaths`)."""
     (tmp_path / "bin").mkdir()
@@ -1008,13 +1023,23 @@ def test_a_plugin_beside_its_kubeconfig_is_found(tmp_path: Path) -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("token", ["stale", ""])
-def test_a_token_file_comes_before_a_token(token: str, tmp_path: Path) -> None:
-    """It is the one that is kept up to date (client-go, `BearerTokenFile`)."""
+@pytest.mark.parametrize(
+    "user",
+    [
+        {"token": "stale", "tokenFile": "token"},
+        {"token": "", "tokenFile": "token"},
+        {"token": TOKEN, "tokenFile": "missing"},
+        {"token": TOKEN, "tokenFile": "empty"},
+        {"token": TOKEN, "auth-provider": {"name": "gcp"}},
+    ],
+)
+def test_a_token_file_comes_before_a_token(user: Mapping[str, object], tmp_path: Path) -> None:
+    """It is the one that is kept up to date (client-go, `BearerTokenFile`); while there is nothing in it the other is used."""
     (tmp_path / "token").write_text(f"{TOKEN}\n")
+    (tmp_path / "empty").touch()
 
     async def scenario() -> None:
-        path = kubeconfig(tmp_path, "http://h", user={"token": token, "tokenFile": "token"})
+        path = kubeconfig(tmp_path, "http://h", user=user)
         client = await Credentials(kubeconfig=str(path), environ={}).connect()
         assert client.configuration.api_key == {"BearerToken": f"Bearer {TOKEN}"}
         await client.close()
@@ -1220,12 +1245,13 @@ def test_a_proxy_that_refuses_is_no_answer(tmp_path: Path) -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("proxy", ["socks5://user:SECRET@127.0.0.1:1", "127.0.0.1:1"])
+@pytest.mark.parametrize("proxy", ["socks5://user:SEC RET@127.0.0.1:1", "user:SECRET@127.0.0.1:1", "127.0.0.1:1"])
 def test_a_proxy_that_is_none_for_http_is_told(proxy: str, tmp_path: Path) -> None:
     """It would be spoken to in a language that it does not know, for ever."""
     error = fails(str(kubeconfig(tmp_path, "https://127.0.0.1:2", cluster={"proxy-url": proxy})))
     assert isinstance(error, CredentialsError)
-    assert "127.0.0.1:1: it is no http:// or https:// proxy" in str(error)
+    assert "127.0.0.1:1 of proxy-url: it has to begin with http:// or https://" in str(error)
+    assert "RET" not in str(error)
 
 
 def test_the_proxy_of_the_environment_is_used(tmp_path: Path) -> None:

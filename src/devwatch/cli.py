@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from devwatch import __version__
-from devwatch.errors import ConfigError, DevwatchError, Unavailable, Unwritten, UsageError
+from devwatch.errors import ConfigError, DevwatchError, OutputLost, Unavailable, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -207,7 +207,7 @@ def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
         return int(ended.code or DONE)
     except DevwatchError as error:
         _complain(" ".join(str(error).split()))
-        if isinstance(error, Unwritten):
+        if isinstance(error, OutputLost):
             _mute(1)
         return USAGE if isinstance(error, UsageError) else FAILED
 
@@ -422,9 +422,23 @@ def _variable(name: str) -> str:
 
 
 def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    # Until the daemon takes them: a reload at the start must not end it, and as PID 1 it would not hear TERM (pid_namespaces(7)).
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(FAILED if arguments.once else DONE))
+    with _signals_of_a_start(FAILED if arguments.once else DONE):
+        return _serve(arguments, environ)
+
+
+@contextlib.contextmanager
+def _signals_of_a_start(status: int) -> Iterator[None]:
+    """Take the signals until the daemon does: a reload must not end it, and as PID 1 it would not hear TERM (pid_namespaces(7))."""
+    reload = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    end = signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, reload)
+        signal.signal(signal.SIGTERM, end)
+
+
+def _serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from devwatch import daemon, host, logs  # noqa: PLC0415 - other commands do not need them
 
     options = daemon.Options(

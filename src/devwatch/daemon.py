@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from devwatch import __version__
 from devwatch.configfile import ConfigFile
-from devwatch.errors import Unavailable, Unwritten
+from devwatch.errors import OutputLost, Unavailable
 from devwatch.evictor import Evictor, Herald
 from devwatch.lock import Holder, NodeLock
 from devwatch.loss import Losses
@@ -87,7 +87,7 @@ class PretendedNode:
             await _until(lambda: self._out.write(line + "\n"))
             await _until(self._out.push)
         except (OSError, ValueError) as error:
-            raise Unwritten(f"cannot write the patch to standard output: {error}") from error
+            raise OutputLost(f"cannot write the patch to standard output: {error}") from error
 
 
 async def _until(done: Callable[[], bool]) -> None:

@@ -51,7 +51,7 @@ class Device:
     links: tuple[str, ...] = ()
     """The links that lead to the devnode now, the most stable first."""
     links_known: bool = True
-    """False where this host cannot tell which links lead here. Without a record those that only a glob names are unknown all the same."""
+    """False where this host cannot tell which links lead here. Even where it is True, those that only a glob names need the record."""
     properties: Mapping[str, str] | None = field(default=None, hash=False)
     """The udev record, None while there is no complete one."""
 

@@ -17,8 +17,8 @@ class Unavailable(DevwatchError):
     """Something that the program cannot run without is not to be had (exit status 1)."""
 
 
-class Unwritten(Unavailable):
-    """Standard output takes nothing any more."""
+class OutputLost(Unavailable):
+    """Standard output takes nothing any more (exit status 1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -168,10 +168,10 @@ def _complete(status: Any) -> Any:  # noqa: ANN401 - as a plugin prints it
 
 
 class _Merger(kube_config.KubeConfigMerger):
-    """The kubeconfigs of a list as one; a file without content is passed over, as kubectl does."""
+    """The kubeconfigs of a list as one; an empty file is passed over, as kubectl does."""
 
     def load_config(self, path: str) -> None:
-        if Path(path).stat().st_size:
+        if not Path(path).is_file() or Path(path).stat().st_size:  # a pipe tells no size
             super().load_config(path)
 
 
@@ -186,8 +186,13 @@ class _Loader(kube_config.KubeConfigLoader):
             raise ConfigException(
                 f"its user acts as another ({', '.join(assumed)}), which devwatch cannot: name one with rights of its own"
             )
-        if "auth-provider" in self._user and self.provider != kube_config.PROVIDER_TYPE_OIDC:
-            raise ConfigException(f"there is no auth-provider {self.provider}: use the exec plugin of its successor")
+        if "auth-provider" in self._user:
+            if self._load_user_token():
+                return
+            if self.provider != kube_config.PROVIDER_TYPE_OIDC:
+                raise ConfigException(
+                    f"devwatch knows no auth-provider {self.provider}: use the plugin that replaced it"
+                )
         if isinstance(plugin := self._user.value.get("exec"), dict) and "/" in str(plugin.get("command")):
             plugin["command"] = os.path.join(self._get_base_path(self._user.path), plugin["command"])  # noqa: PTH118 - it keeps the `.` of `./x`
         await super()._load_authentication()
@@ -200,9 +205,25 @@ class _Loader(kube_config.KubeConfigLoader):
         return kube_config.ConfigNode("user", {})
 
     def _load_user_token(self) -> bool:
-        if self._user is not None and self._user.safe_get("tokenFile"):
-            self._user.value.pop("token", None)
-        return super()._load_user_token()
+        """Take the token of the file, which somebody keeps up to date, else the other (client-go, `BearerTokenFile`)."""
+        user: dict[str, Any] = self._user.value if self._user else {}
+        token, file = user.get("token"), user.get("tokenFile")
+        if file:
+            token = self._read_token(str(file), otherwise=token)
+        if token:
+            self.token = f"Bearer {token}"
+        return bool(token)
+
+    def _read_token(self, file: str, *, otherwise: str | None) -> str:
+        try:
+            content = Path(self._get_base_path(self._user and self._user.path), file).read_text("utf-8").strip()
+        except OSError:
+            if not otherwise:
+                raise
+            return otherwise
+        if not (content or otherwise):
+            raise ConfigException(f"its tokenFile {file} is empty")
+        return content or str(otherwise)
 
     async def _refresh_oidc(self, provider: Any) -> None:  # noqa: ANN401, ARG002 - as it is there
         # The library would show client secret and refresh token to a server whose certificate nobody verifies, and forget the next token.
@@ -308,7 +329,8 @@ def _proxy(configuration: Configuration, environ: Mapping[str, str]) -> str | No
     """Return the proxy of the kubeconfig, else that of the environment. Raises `CredentialsError` for one that no HTTP client speaks to."""
     proxy = configuration.proxy or proxy_of(str(configuration.host), environ)
     if proxy and urlsplit(proxy).scheme not in {"http", "https"}:
-        raise CredentialsError(f"cannot use the proxy {_SECRET.sub('', proxy)}: it is no http:// or https:// proxy")
+        place, source = proxy.rpartition("@")[2], "proxy-url" if configuration.proxy else "HTTPS_PROXY or HTTP_PROXY"
+        raise CredentialsError(f"cannot use the proxy {place} of {source}: it has to begin with http:// or https://")
     return proxy
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _DEVNODE = re.compile(
     r"/dev/(?:tty(?:ACM|AMA|AT|GS|HS|LP|MSM|MXUSB|O|S|SAC|SC|THS|UL|USB|XRUSB|mxc)?|gsmtty|hvc|rfcomm)[0-9*?\[\]!-]+"
 )
-"""What the kernel's drivers name their ttys (Documentation/admin-guide/devices.txt); whatever else is in /dev may be a link."""
+"""What the kernel's drivers name their ttys (Documentation/admin-guide/devices.txt, n_gsm.c); whatever else is in /dev may be a link."""
 _LISTED = ("/dev/serial/by-id/", "/dev/serial/by-path/")
 """The folders whose links every look lists, so that no udev record is needed to know them."""
 

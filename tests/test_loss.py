@@ -74,6 +74,15 @@ def test_of_those_that_are_alike_the_one_that_the_resource_has_stands_in() -> No
     assert list(found.values()) == [here[1]]
 
 
+def test_of_twins_the_one_that_can_be_no_other_gets_the_place_that_is_left() -> None:
+    """Two came back under other names, and one of those was there beside the second: that one is the first."""
+    first, second = Entry.of(TWIN0), Entry.of(TWIN1)
+    here = [device("ttyUSB5"), device("ttyUSB6")]
+    assert stand_ins({first: frozenset(), second: {here[1].key}}, here) == {first: here[1], second: here[0]}
+    assert stand_ins({first: frozenset(), second: {here[0].key}}, here) == {first: here[0], second: here[1]}
+
+
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("before", "after"), [(512, 256), (1200, 1200)])
 def test_hundreds_of_twins_find_their_places_again(before: int, after: int) -> None:
     """A hub that resets renames them all. Each takes a free place: that it sent all others on would be a recursion too deep."""

@@ -781,6 +781,7 @@ nodes = st.builds(NodeState, capacity=maps, allocatable=maps, annotation=texts)
 doubted = st.sampled_from(((), (), ("?",)))
 
 
+@pytest.mark.no_cover
 @given(st.lists(st.tuples(waits, finished), min_size=1, max_size=12))
 def test_the_count_is_the_largest_number_present_lately(steps: list[tuple[int, tuple[Device, ...]]]) -> None:
     """Of each resource, at any look within its grace: never more, so that nothing is sold twice, and never less."""
@@ -800,6 +801,7 @@ def test_the_count_is_the_largest_number_present_lately(steps: list[tuple[int, t
             assert host.advertised(counted.name) == max(lately)
 
 
+@pytest.mark.no_cover
 @given(st.lists(st.tuples(waits, plugs, doubted), min_size=1, max_size=12), nodes, st.booleans())
 def test_ignorance_lowers_nothing_and_no_device_is_sold_twice(
     steps: list[tuple[int, tuple[Device, ...], tuple[str, ...]]],
@@ -824,6 +826,7 @@ def test_ignorance_lowers_nothing_and_no_device_is_sold_twice(
                 assert figure.advertised >= max(before.get(name, 0), shown[name])
 
 
+@pytest.mark.no_cover
 @given(st.lists(st.tuples(waits, plugs, doubted), min_size=1, max_size=4), nodes, nodes, some)
 def test_one_accepted_request_and_there_is_nothing_left_to_write(
     steps: list[tuple[int, tuple[Device, ...], tuple[str, ...]]], node: NodeState, written: NodeState, apart: set[str]

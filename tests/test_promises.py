@@ -55,6 +55,8 @@ from model_moves import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+pytestmark = pytest.mark.no_cover
+"""Tracing doubles what a history costs, and what is played at random should not be the only test of a line."""
 HISTORIES = int(os.environ.get("DEVWATCH_HISTORIES", "420"))
 SEED = int(os.environ.get("DEVWATCH_SEED", "0"))
 METRICS = Uncounted("0")

@@ -1064,6 +1064,7 @@ async def test_never_two_requests_at_a_time() -> None:
         assert world.server.shows(ZIGBEE) == ("200", "200")
 
 
+@pytest.mark.no_cover
 @virtual
 async def test_a_storm_of_a_thousand_uevents_costs_at_most_three_patches() -> None:
     """A hub with everything on it comes up: one request for the first, one for the rest."""
@@ -1577,6 +1578,7 @@ def hold_promises(world: World, plugged: dict[str, str]) -> None:
     assert world.reconciler.failure == ""
 
 
+@pytest.mark.no_cover
 @settings(max_examples=150, deadline=None)
 @given(story=STORIES)
 def test_whatever_happened_a_minute_after_all_has_healed_the_node_shows_the_devices(

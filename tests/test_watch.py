@@ -520,6 +520,7 @@ async def test_a_foreign_write_while_a_request_is_out_is_drift_all_the_same() ->
 # -- no war
 
 
+@pytest.mark.no_cover
 @virtual
 async def test_repairs_come_at_once_then_a_second_apart_doubling_to_five_minutes() -> None:
     """Whoever writes against us, the API server is not worn down."""
@@ -547,6 +548,7 @@ async def test_after_ten_minutes_of_peace_everything_is_forgiven() -> None:
         assert len(site.log.of("drift.contested")) == 2
 
 
+@pytest.mark.no_cover
 @virtual
 async def test_the_fifth_repair_names_the_other_writer_once() -> None:
     """With what helps: another name for the resource."""

@@ -383,6 +383,9 @@ class Judge:
         """Take note that another configuration is read."""
         self.contract.configure(plan)
         self._due.clear()
+        # What the watch told before the first answer may be taken in only now: then it is the start of what this one asks for.
+        for state in [] if self.answered else self.known:
+            self.contract.start(state.count, self.now)
 
     def saw(self, state: NodeState) -> None:
         """Take note of what the watch tells."""

@@ -180,6 +180,13 @@ KNOWN = {
         Move(replug, (0, "socket-3", 1, 0.5), 0.05),
         Move(replug, (3, "socket-2", 2, 0.5)),
     ),
+    "what the watch told before a reload may be the start of what the reload asks for": (
+        Move(foreign, ("example.com/spare", "1", ("capacity",))),
+        Move(kill, (1, 5)),
+        Move(fail, ("late", 2)),
+        Move(begin, (), 0.001),
+        Move(configure, (1,)),
+    ),
     "twins that were claimed one after the other are two": (
         Move(configure, (1,)),
         Move(plug, ("twin", "socket-3", 1, False)),

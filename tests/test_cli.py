@@ -280,7 +280,7 @@ def test_a_configuration_can_come_through_a_pipe(tmp_path: Path) -> None:
 
 def test_a_daemon_that_prints_nothing_needs_no_standard_output(config: Path) -> None:
     """It is the API server that is missing, and not a reader of results."""
-    argv = f"run --listen off --config {config} --kubeconfig /nonexistent --node-name no-output"
+    argv = f"run --once --listen off --config {config} --kubeconfig /nonexistent --node-name no-output"
     command = ["bash", "-c", f"exec {sys.executable} -m devwatch {argv} >&-"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as daemon:
         assert daemon.stderr is not None

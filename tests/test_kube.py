@@ -862,7 +862,7 @@ USELESS: dict[str, tuple[str | bytes, str]] = {
     "no such cluster": (config_with(clusters=[]), "cluster"),
     "a user in the wrong place": (config_with(users=[{"name": "u", "token": TOKEN}]), "Expected key user"),
     "a user that is not there": (config_with(users=[]), "there is no user u in it"),
-    "a user without a name": (config_with(users=None), "there is no user u in it"),
+    "no users": (config_with(users=None), "there is no user u in it"),
     "a user that acts as another": (
         user_with({"token": TOKEN, "as": "jane", "as-groups": ["a"]}),
         r"acts as another \(as, as-groups\), which devwatch cannot",

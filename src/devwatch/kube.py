@@ -174,6 +174,11 @@ class _Merger(kube_config.KubeConfigMerger):
         if not Path(path).is_file() or Path(path).stat().st_size:  # a pipe tells no size
             super().load_config(path)
 
+    @property
+    def first_context(self) -> str | None:
+        """The first current context that is named, as with kubectl (clientcmd, `Load`); the library takes the last, also an empty one."""
+        return next((name for file in self.config_files.values() if (name := file.get("current-context"))), None)
+
 
 class _Loader(kube_config.KubeConfigLoader):
     """A kubeconfig as client-go reads it (clientcmd); what cannot be done, or not safely, is refused by its name and never passed over."""
@@ -297,8 +302,8 @@ class Credentials:
                 f"there is no kubeconfig {self.file} (--kubeconfig, KUBECONFIG or a service account name another)"
             )
         else:
-            context = _first_context(self.file) if os.pathsep in self.file else None
-            loader = _Loader(_Merger(self.file).config, active_context=context, config_base_path=None)
+            merged = _Merger(self.file)
+            loader = _Loader(merged.config, active_context=merged.first_context, config_base_path=None)
             await loader.load_and_set(configuration)
             if not configuration.host:
                 raise CredentialsError(f"cannot use {self.name}: the cluster of its current context has no server")
@@ -353,15 +358,6 @@ def _remove_copies() -> None:
 def _any_exists(paths: list[str]) -> bool:
     # pathlib raises where nobody has such a home; to the loader the file is then not there.
     return any(path and Path(os.path.expanduser(path)).exists() for path in paths)  # noqa: PTH111 - as above
-
-
-def _first_context(paths: str) -> str | None:
-    """Return the current context of several kubeconfigs: the first that one of them names, as with kubectl (clientcmd, `Load`).
-
-    The loader takes the last, even an empty one.
-    """
-    files = _Merger(paths).config_files.values()
-    return next((context for file in files if (context := file.get("current-context"))), None)
 
 
 def _reason(error: BaseException, hide: Callable[[str], str] = lambda text: text) -> str:

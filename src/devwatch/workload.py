@@ -86,6 +86,7 @@ class Workload:
             "deleteOptions": {"preconditions": {"uid": pod.uid}},
         }
         content = await self.requests.request("POST", path, body=body)
+        # kube-apiserver answers with a Status; another server may give back what was created.
         if content.get("status") != "Success" and content.get("kind") != "Eviction":
             raise Retry(
                 f"the answer to POST {path} is no success: something else than the API server may have answered"

@@ -63,6 +63,7 @@ class Publisher:
     shown: bool | None = None
     """What the Node was last known to show."""
     wake: Callable[[str], None] = lambda _: None
+    date: str = ""
 
     def look(self, now: float) -> Look:
         """Return the stick while it is plugged."""

@@ -142,6 +142,7 @@ class _Node:
 
     state: NodeState = field(default_factory=NodeState)
     sizes: list[int] = field(default_factory=list)
+    date: str = ""
 
     async def patch(self, changes: Changes) -> NodeState:
         if changes:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from devwatch.device import Device
 from devwatch.errors import ApiError, ConfigError, Conflict, Fault, Forbidden, Missing, NodeMissing, Refused, Retry
 from devwatch.inventory import Look
-from devwatch.node import ANNOTATION, FIELD_MANAGER, Changes, NodeState, Writer, patch_body
+from devwatch.node import ANNOTATION, FIELD_MANAGER, MAPS, WHOLE, Changes, NodeState, Writer, patch_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from devwatch.config import Config
     from devwatch.pods import Pod
-    from devwatch.workload import Note
+    from devwatch.workload import Event
 
-MAPS = ("capacity", "allocatable")
+EPOCH = 1_800_000_000
+"""Unix time at the start of every virtual clock."""
+
+
+def date(now: float) -> str:
+    """Return the API server's time at a moment of the virtual clock."""
+    return datetime.fromtimestamp(int(EPOCH + now), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,7 +58,7 @@ class FakeHost:
         """Note the paths."""
         self.expected.append(paths)
 
-    def plug(
+    def plug(  # noqa: PLR0913 - what a stick may be like, by keyword
         self,
         vendor: str,
         devnode: str = "/dev/ttyUSB0",
@@ -58,21 +66,29 @@ class FakeHost:
         serial: str | None = None,
         record: bool = True,
         link: str | None = None,
+        links: tuple[str, ...] = (),
+        number: int | None = None,
+        properties: dict[str, str] | None = None,
     ) -> None:
-        """Let the kernel register a stick; without `record` udev has not finished it yet."""
+        """Let the kernel register a stick, under another number each time; without `record` udev has not finished it yet."""
         self._incarnations += 1
         self._devices[devnode] = Device(
             devnode=devnode,
             devpath=f"/devices/usb{devnode}",
-            number=self._incarnations,
+            number=os.makedev(188, self._incarnations if number is None else number),
             incarnation=self._incarnations,
             physical=f"/devices/usb{devnode}",
             vendor=vendor,
             product="0001",
             serial=serial,
-            links=(link,) if link else (),
-            properties={} if record else None,
+            links=(link, *links) if link else links,
+            properties=(properties or {}) if record else None,
         )
+        self._announce()
+
+    def change(self, devnode: str = "/dev/ttyUSB0", **fields: object) -> None:
+        """Let udev tell something else of a device whose registration stays."""
+        self._devices[devnode] = replace(self._devices[devnode], **fields)  # type: ignore[arg-type]  # the fields of a Device
         self._announce()
 
     def finish(self, devnode: str = "/dev/ttyUSB0") -> None:
@@ -134,8 +150,10 @@ class FakeServer:
         """Raised for every watch after the list that it begins with."""
         self.watch_latency = 0.0
         """Seconds by which the watch is late."""
+        self.date = ""
         self._viewers: list[asyncio.Queue[NodeState | ApiError | None]] = []
-        self._writers: dict[str, tuple[Writer, ...]] = {}
+        self._writers: dict[str, dict[str, Writer]] = {}
+        """By resource, and `WHOLE` for the annotation: who wrote it in which map."""
         self._births = 0
         self._version = 0
         self._node: dict[str, Any] | None = None
@@ -160,15 +178,25 @@ class FakeServer:
 
     def write(self, name: str, value: str | None, *, maps: tuple[str, ...] = MAPS, manager: str = "stranger") -> None:
         """Let a stranger write a resource, or with None remove it."""
-        self._writers[name] = (Writer(manager=manager, time=""),)
         for part in maps:
+            self._note(name, part, self._there()["status"][part].get(name), value, Writer(manager=manager, time=""))
             _merge(self._there()["status"][part], {name: value})
         self._stamp()
 
-    def annotate(self, text: str | None) -> None:
+    def annotate(self, text: str | None, *, writer: Writer | None = None) -> None:
         """Let a stranger write our annotation."""
-        _merge(self._there()["metadata"]["annotations"], {ANNOTATION: text})
+        notes = self._there()["metadata"]["annotations"]
+        self._note(WHOLE, "", notes.get(ANNOTATION), text, writer or Writer(manager="kubectl-annotate", time=""))
+        _merge(notes, {ANNOTATION: text})
         self._stamp()
+
+    def _note(self, name: str, part: str, before: str | None, after: str | None, writer: Writer) -> None:
+        """Record who wrote a key, as the server does: one who writes what is there already is not recorded."""
+        writers = self._writers.setdefault(name, {})
+        if after is None:
+            writers.pop(part, None)
+        elif after != before:
+            writers[part] = writer
 
     def zero(self) -> None:
         """Restart the kubelet: it sets every extended resource to 0."""
@@ -177,10 +205,10 @@ class FakeServer:
 
     def backup(self) -> Callable[[], None]:
         """Return a function that puts everything back to what it is now, its resourceVersion included."""
-        node, version, writers = copy.deepcopy(self._node), self._version, dict(self._writers)
+        node, version, writers = copy.deepcopy(self._node), self._version, copy.deepcopy(self._writers)
 
         def restore() -> None:
-            self._node, self._version, self._writers = copy.deepcopy(node), version, dict(writers)
+            self._node, self._version, self._writers = copy.deepcopy(node), version, copy.deepcopy(writers)
 
         return restore
 
@@ -229,7 +257,7 @@ class FakeServer:
             capacity=dict(node["status"]["capacity"]),
             allocatable=dict(node["status"]["allocatable"]),
             annotation=node["metadata"]["annotations"].get(ANNOTATION),
-            writers=dict(self._writers),
+            writers={name: _merged_writers(parts) for name, parts in self._writers.items() if parts},
         )
 
     @property
@@ -278,13 +306,19 @@ class FakeServer:
         if self.losing:
             self.losing -= 1
             raise Retry("connection reset by peer")
+        self.date = date(self._clock())
         return answer
 
     def _store(self, request: Request) -> None:
         before = self.raw
         passed = {name: value for name, value in request.changes.items() if name not in self.undone}
+        us = Writer(manager=FIELD_MANAGER, time="")
+        for name, value in passed.items():
+            if name == WHOLE:
+                self._note(name, "", before["metadata"]["annotations"].get(ANNOTATION), value, us)
+            for part in MAPS if name else ():
+                self._note(name, part, before["status"][part].get(name), value, us)
         _merge(self._there(), patch_body(passed))
-        self._writers |= {name: (Writer(manager=FIELD_MANAGER, time=""),) for name in passed if name}
         if self._there() != before:
             self._stamp()
 
@@ -297,6 +331,14 @@ class FakeServer:
         self._version += 1
         self._there()["metadata"]["resourceVersion"] = str(self._version)
         self.show(self.state)
+
+
+def _merged_writers(parts: dict[str, Writer]) -> tuple[Writer, ...]:
+    """Return each writer of a key once, with the maps that it wrote it in."""
+    return tuple(
+        replace(writer, maps=frozenset(part for part, other in parts.items() if part and other == writer))
+        for writer in dict.fromkeys(parts.values())
+    )
 
 
 def _merge(target: dict[str, Any], patch: dict[str, Any]) -> None:
@@ -316,19 +358,21 @@ RIGHTS = ("list pods", "create pods/eviction", "create events")
 class FakeWorkload:
     """The pods of one node, and Events: a `WorkloadApi` with budgets, missing rights, outages and slow answers."""
 
-    def __init__(self, clock: Callable[[], float], *, latency: float = 0.01) -> None:
-        """Have no pods and every right."""
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], *, latency: float = 0.01, server: FakeServer | None = None) -> None:
+        """Have no pods and every right; the API server is that of the Node."""
+        self._clock, self._server = clock, server
         self.latency = latency
         self.rights = set(RIGHTS)
         self.error: ApiError | None = None
         """Raised for every request."""
         self.budgets: dict[str, int] = {}
         """By the name of a pod: how many budgets forbid its eviction."""
+        self.denied: dict[str, ApiError] = {}
+        """By the name of a pod: how its eviction is refused."""
         self.lists: list[float] = []
         self.tried: list[tuple[float, str]] = []
         self.evicted: list[tuple[float, str]] = []
-        self.notes: list[tuple[float, Note]] = []
+        self.events: list[tuple[float, Event]] = []
         self.spans: list[tuple[float, float]] = []
         """From when to when each request was out."""
         self.at_answer: Callable[[], None] = lambda: None
@@ -363,26 +407,32 @@ class FakeWorkload:
             raise Missing(f'pods "{pod.name}" not found (404)')
         if self._pods[pod.title].uid != pod.uid:
             raise Conflict("the UID in the precondition does not match (409)")
+        if pod.name in self.denied:
+            raise self.denied[pod.name].with_traceback(None)
         if budgets := self.budgets.get(pod.name, 0):
             message = "it would violate the pod's disruption budget (429)"
             raise Retry(message if budgets == 1 else "it has more than one PodDisruptionBudget (500)")
         del self._pods[pod.title]
         self.evicted.append((self._clock(), pod.name))
 
-    async def record(self, note: Note) -> None:
+    async def record(self, event: Event) -> None:
         """Keep an Event."""
         await self._answer("create events")
-        self.notes.append((self._clock(), note))
+        self.events.append((self._clock(), event))
 
     async def _answer(self, right: str) -> None:
         start = self._clock()
-        await asyncio.sleep(self.latency)
-        self.at_answer()
-        self.spans.append((start, self._clock()))
+        try:
+            await asyncio.sleep(self.latency)
+            self.at_answer()
+        finally:
+            self.spans.append((start, self._clock()))
         if self.error is not None:
             raise self.error.with_traceback(None)
         if right not in self.rights:
             raise Forbidden(f"cannot {right} (403)", hint=f"grant {right}")
+        if self._server is not None:
+            self._server.date = date(self._clock())
 
 
 class FakeSettings:

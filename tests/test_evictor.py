@@ -1,149 +1,24 @@
-"""What happens to the pods of a lost device, as the loop, the losses, the evictor and the herald do it together, on virtual time."""
+"""What happens to the pods of a lost device, as the loop, the losses, the evictor and the recorder of Events do it together."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import itertools
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 import virtualtime
 from build import ZIGBEE, ZWAVE, device
-from devwatch.config import parse
 from devwatch.errors import Retry
-from devwatch.evictor import MOST_NOTES, Evictor, Herald
-from devwatch.loss import Losses
-from devwatch.pods import Pod
-from devwatch.reconciler import Cluster, Reconciler
-from devwatch.report import Reporter
-from devwatch.telemetry import Health, Metrics
-from fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, RecordingLog
+from devwatch.events import MAX_WAITING, EventRecorder
+from fakes import FakeWorkload, RecordingLog
+from home import AFTER, GRACE, USB0, USB1, Home, config, home, pod, virtual
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable
 
-    from devwatch.config import Config
-
-P = ParamSpec("P")
-
-USB0, USB1 = "/dev/ttyUSB0", "/dev/ttyUSB1"
-AFTER = 30.0
-GRACE = 2.0
-
-
-def config(
-    *, evict: str = "{after: 30s}", match: str = "{vendor: '0001'}", names: tuple[str, ...] = (ZIGBEE,)
-) -> Config:
-    """Return a configuration whose first resource evicts after 30 s."""
-    more = "".join(f"- {{name: {name}, match: [{{vendor: '0002'}}], evict: {{after: 30s}}}}\n" for name in names[1:])
-    first = f"- {{name: {names[0]}, match: [{match}], evict: {evict}}}\n" if evict else ""
-    silent = "" if evict else f"- {{name: {names[0]}, match: [{match}]}}\n"
-    return parse(f"resources:\n{first}{silent}{more}".encode(), file="config.yaml")
-
-
-def pod(name: str = "p", *, paths: tuple[str, ...] = (), resource: str = ZIGBEE, **fields: str | bool) -> Pod:
-    """Return a pod of a Deployment that requests one device."""
-    own = {"namespace": "home", "name": name, "uid": f"uid-{name}", "owner": "ReplicaSet", **fields}
-    return Pod(requests={resource: 1}, host_paths=paths, **own)  # type: ignore[arg-type]  # the fields of a Pod
-
-
-@dataclass(slots=True, kw_only=True)
-class Home:
-    """One node with its sticks and its pods; daemons come and go."""
-
-    host: FakeHost
-    server: FakeServer
-    workload: FakeWorkload
-    settings: FakeSettings
-    log: RecordingLog = field(default_factory=RecordingLog)
-    metrics: Metrics = field(default_factory=lambda: Metrics("0"))
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    reconciler: Reconciler | None = None
-
-    def start(self, used: Config) -> None:
-        """Start a daemon."""
-        clock = asyncio.get_running_loop().time
-        herald = Herald(api=self.workload, log=self.log, node="n", clock=clock)
-        evictor = Evictor(herald=herald, losses=Losses(), metrics=self.metrics, chance=lambda: 0.5)
-        health = Health(sweep=10, last_turn=0)
-        self.reconciler = Reconciler(
-            source=self.host,
-            cluster=Cluster(api=self.server, losses=evictor.losses, chores=(evictor, herald)),
-            settings=self.settings,
-            config=used,
-            node="n",
-            reporter=Reporter(log=self.log, metrics=self.metrics, health=health, node="n", herald=herald.device),
-            clock=clock,
-            chance=lambda: 0.5,
-        )
-        self.host.wake = self.reconciler.wake
-        self.tasks.append(asyncio.create_task(self.reconciler.run()))
-
-    async def kill(self) -> None:
-        """Kill the daemon that runs."""
-        task = self.tasks.pop()
-        task.cancel()
-        await asyncio.wait({task})
-
-    def reload(self, used: Config) -> None:
-        """Change the configuration file and send HUP."""
-        self.settings.write(used)
-        assert self.reconciler is not None
-        self.reconciler.wake("config")
-
-    @property
-    def evicted(self) -> list[str]:
-        """The names of the evicted pods."""
-        return [name for _, name in self.workload.evicted]
-
-    def evictions(self, outcome: str) -> float:
-        """Return `devwatch_evictions_total` of an outcome."""
-        families = text_string_to_metric_families(self.metrics.render().decode())
-        samples = (sample for family in families for sample in family.samples)
-        wanted = (s.value for s in samples if s.name == "devwatch_evictions_total" and outcome in s.labels.values())
-        return next(wanted, 0.0)
-
-    def refusals(self) -> list[dict[str, object]]:
-        """Return the fields of the lines about what was not evicted."""
-        return [line.fields for line in self.log.of("pod.eviction_refused")]
-
-
-@contextlib.asynccontextmanager
-async def home(*pods: Pod, sticks: tuple[str, ...] = (USB0,), used: Config | None = None) -> AsyncIterator[Home]:
-    """Have a node on which sticks and pods have run for a while; no two requests may ever be out at once."""
-    used, clock = used or config(), asyncio.get_running_loop().time
-    one = Home(host=FakeHost(), server=FakeServer(clock), workload=FakeWorkload(clock), settings=FakeSettings(used))
-    for devnode in sticks:
-        one.host.plug("0001", devnode, serial=f"S{devnode[-1]}", link=f"/dev/serial/by-id/S{devnode[-1]}")
-    one.workload.run(*pods)
-    one.start(used)
-    try:
-        await asyncio.sleep(100)
-        yield one
-        assert not any(task.done() for task in one.tasks), one.tasks
-        patches = [(request.at, request.ended or request.at) for request in one.server.requests]
-        spans = sorted([*patches, *one.workload.spans])
-        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
-    finally:
-        for task in one.tasks:
-            task.cancel()
-        await asyncio.gather(*one.tasks, return_exceptions=True)
-
-
-def virtual(test: Callable[P, Coroutine[object, object, None]]) -> Callable[P, None]:
-    """Run an async test on the virtual clock."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        virtualtime.run(lambda: test(*args, **kwargs))
-
-    return run
-
+    from devwatch.pods import Pod
 
 # -- when
 
@@ -156,14 +31,14 @@ async def test_after_runs_from_the_acceptance_of_the_lower_count() -> None:
         pulled = asyncio.get_running_loop().time()
         one.host.unplug()
         await asyncio.sleep(GRACE + 5 + AFTER - 0.1)
-        assert not one.workload.lists
+        assert not one.workload.tried
         await asyncio.sleep(1)
         ((at, name),) = one.workload.evicted
         assert name == "p"
         assert at == pytest.approx(pulled + GRACE + 5 + AFTER, abs=0.1)
         assert one.evictions("evicted") == 1
         (line,) = one.log.of("pod.evicted")
-        assert line.fields == {"pod": "home/p", "resource": ZIGBEE, "lost": [USB0], "left": 0}
+        assert line.fields == {"pod": "home/p", "resource": ZIGBEE, "reason": "lost", "lost": [USB0], "left": 0}
 
 
 @virtual
@@ -173,10 +48,10 @@ async def test_nobody_is_evicted_while_the_lower_count_is_not_accepted() -> None
         one.server.error = Retry("down")
         one.host.unplug()
         await asyncio.sleep(1000)
-        assert not one.workload.lists
+        assert not one.workload.tried
         one.server.error = None
         await asyncio.sleep(AFTER - 1)
-        assert not one.workload.lists
+        assert not one.workload.tried
         await asyncio.sleep(30 + 2)
         assert one.evicted == ["p"]
 
@@ -191,7 +66,7 @@ async def test_a_stick_that_returns_within_after_cancels() -> None:
         await asyncio.sleep(100)
         one.host.unplug()
         await asyncio.sleep(GRACE + AFTER - 1)
-        assert not one.workload.lists
+        assert not one.workload.tried
         await asyncio.sleep(2)
         assert one.evicted == ["p"]
 
@@ -206,7 +81,6 @@ async def test_a_stick_that_returns_while_the_pods_are_listed_cancels() -> None:
         await asyncio.sleep(GRACE + AFTER - 10 + 1)
         one.host.plug("0001", serial="S0")
         await asyncio.sleep(100)
-        assert len(one.workload.lists) == 1
         assert not one.workload.tried
 
 
@@ -220,12 +94,11 @@ async def test_a_stick_that_returns_between_the_list_and_the_eviction_cancels() 
         await asyncio.sleep(GRACE + AFTER - 10 + 1)
         one.workload.at_answer = lambda: None
         await asyncio.sleep(100)
-        assert len(one.workload.lists) == 1
         assert not one.workload.tried
         one.host.unplug()
         await asyncio.sleep(100)
         ((evicted, _),) = one.workload.tried
-        assert one.workload.lists[1] < evicted
+        assert one.workload.lists[-2] < evicted
 
 
 @virtual
@@ -238,7 +111,6 @@ async def test_of_a_loss_that_is_over_nothing_is_told() -> None:
         await asyncio.sleep(GRACE + AFTER - 10 + 1)
         one.host.plug("0001", serial="S0")
         await asyncio.sleep(100)
-        assert len(one.workload.lists) == 1
         assert not one.refusals()
 
 
@@ -335,7 +207,7 @@ async def test_nobody_is_evicted_for_a_device_that_is_not_surely_lost(happens: C
     async with home(pod(paths=(USB0,))) as one:
         happens(one)
         await asyncio.sleep(500)
-        assert not one.workload.lists
+        assert not one.workload.tried
 
 
 @virtual
@@ -346,7 +218,7 @@ async def test_an_uncertain_look_before_the_end_of_after_stops_the_eviction_unti
         await asyncio.sleep(AFTER)
         one.host.doubts = ("EMFILE",)
         await asyncio.sleep(500)
-        assert not one.workload.lists
+        assert not one.workload.tried
         one.host.doubts = ()
         await asyncio.sleep(11)
         assert one.evicted == ["p"]
@@ -418,7 +290,7 @@ async def test_a_stick_that_is_pulled_while_no_daemon_runs_is_lost_at_the_next_s
         one.host.unplug()
         one.start(config())
         await asyncio.sleep(10 + AFTER - 0.1)
-        assert not one.workload.lists
+        assert not one.workload.tried
         await asyncio.sleep(1)
         assert one.evicted == ["p"]
 
@@ -431,7 +303,7 @@ async def test_a_stick_that_was_moved_while_no_daemon_ran_is_not_lost() -> None:
         renamed(one)
         one.start(config())
         await asyncio.sleep(200)
-        assert not one.workload.lists
+        assert not one.workload.tried
 
 
 # -- whom
@@ -475,15 +347,18 @@ async def test_a_link_that_is_too_long_for_the_annotation_is_known_all_the_same(
 
 @virtual
 async def test_with_devices_left_and_no_pod_that_names_the_lost_one_nobody_is_evicted() -> None:
-    """Each is told once, and the loss is settled."""
-    async with home(pod("a"), pod("b", paths=(USB1,)), sticks=(USB0, USB1)) as one:
+    """Each that may use the lost one is reported once, and the loss is settled; one that names another device uses that."""
+    pods = (pod("a"), pod("b", paths=(USB1,)), pod("c", paths=("/dev",)))
+    async with home(*pods, sticks=(USB0, USB1)) as one:
         one.host.unplug(USB0)
+        await asyncio.sleep(GRACE + AFTER + 1)
+        lists = len(one.workload.lists)
         await asyncio.sleep(200)
         assert not one.workload.tried
-        assert [line["pod"] for line in one.refusals()] == ["home/a", "home/b"]
+        assert [line["pod"] for line in one.refusals()] == ["home/a", "home/c"]
         assert all(str(line["reason"]).startswith("ambiguous") for line in one.refusals())
         assert one.evictions("ambiguous") == 2
-        assert len(one.workload.lists) == 1
+        assert len(one.workload.lists) == lists
 
 
 @virtual
@@ -495,7 +370,7 @@ async def test_a_bare_pod_is_told_and_spared() -> None:
         assert sorted(one.evicted) == ["a", "b"]
         assert [line["pod"] for line in one.refusals()] == ["home/bare"]
         assert one.evictions("bare") == 1
-        assert "bare" in [note.pod.name for _, note in one.workload.notes if note.pod]
+        assert "bare" in [note.pod.name for _, note in one.workload.events if note.pod]
 
 
 @pytest.mark.parametrize(
@@ -518,7 +393,7 @@ async def test_without_evict_no_pod_is_ever_listed() -> None:
     async with home(pod(), used=config(evict="")) as one:
         one.host.unplug()
         await asyncio.sleep(500)
-        assert not one.workload.lists
+        assert not one.workload.tried
 
 
 # -- what the server says
@@ -617,7 +492,7 @@ async def test_an_eviction_delays_a_patch_by_no_more_than_the_request_in_flight(
         await asyncio.sleep(10)
         one.workload.latency = 8
         await asyncio.sleep(GRACE + AFTER - 10 + 1)
-        assert len(one.workload.lists) == 1
+        assert len(one.workload.lists) == 3
         plugged = asyncio.get_running_loop().time()
         one.host.plug("0002", USB1)
         await asyncio.sleep(8)
@@ -638,7 +513,7 @@ async def test_an_outage_of_the_list_loses_no_eviction() -> None:
         one.workload.error = None
         await asyncio.sleep(60)
         assert one.evicted == ["p"]
-        gaps = [later - earlier for earlier, later in itertools.pairwise(one.workload.lists)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(one.workload.lists[2:])]
         assert gaps[0] >= 7
 
 
@@ -662,31 +537,31 @@ async def test_no_server_puts_evictions_off_for_longer_than_a_minute() -> None:
 async def test_who_comes_goes_and_is_evicted_is_told_by_events() -> None:
     """On the Node for the device, on the pod for the loss; within a minute one for each device."""
     async with home(pod()) as one:
-        assert one.workload.notes == [], "what is there at the start was not added"
+        assert one.workload.events == [], "what is there at the start was not added"
         one.host.unplug()
         await asyncio.sleep(100)
-        reasons = [(note.reason, note.warning, note.pod and note.pod.name) for _, note in one.workload.notes]
+        reasons = [(note.reason, note.warning, note.pod and note.pod.name) for _, note in one.workload.events]
         assert reasons == [("DeviceRemoved", True, None), ("DeviceLost", True, "p")]
         for _ in range(20):
             one.host.plug("0001", serial="S0")
             await asyncio.sleep(3)
             one.host.unplug()
             await asyncio.sleep(3)
-        assert [note.reason for _, note in one.workload.notes][2] == "DeviceAdded"
-        assert len(one.workload.notes) <= 2 + 3
+        assert [note.reason for _, note in one.workload.events][2] == "DeviceAdded"
+        assert len(one.workload.events) <= 2 + 3
 
 
 @virtual
 async def test_a_stick_with_many_ttys_is_one_device_to_tell_of() -> None:
     """Its Event comes once, and not once for each tty."""
     async with home() as one:
-        herald = Herald(api=one.workload, log=one.log, node="n", clock=asyncio.get_running_loop().time)
+        recorder = EventRecorder(api=one.workload, log=one.log, node="n", clock=asyncio.get_running_loop().time)
         for number in range(4):
-            herald.device("DeviceAdded", device(f"ttyUSB{number}", physical="/devices/usb/1-1"), ZIGBEE)
-        herald.device("DeviceAdded", device("ttyUSB9", physical="/devices/usb/1-2"), ZIGBEE)
-        while (chore := herald.chore(0)) is not None:
-            await chore()
-        assert [note.message.split()[0] for _, note in one.workload.notes] == [USB0, "/dev/ttyUSB9"]
+            recorder.device("DeviceAdded", device(f"ttyUSB{number}", physical="/devices/usb/1-1"), ZIGBEE)
+        recorder.device("DeviceAdded", device("ttyUSB9", physical="/devices/usb/1-2"), ZIGBEE)
+        while (task := recorder.task(0)) is not None:
+            await task.run()
+        assert [note.message.split()[0] for _, note in one.workload.events] == [USB0, "/dev/ttyUSB9"]
 
 
 @virtual
@@ -715,16 +590,16 @@ async def test_an_event_that_fails_is_dropped() -> None:
 
 def test_the_events_that_wait_are_bounded_and_their_text_is_escaped() -> None:
     """A thousand sticks make no thousand requests, and a stick cannot draw on a terminal."""
-    herald = Herald(api=FakeWorkload(lambda: 0), log=RecordingLog(), node="n", clock=lambda: 0)
+    recorder = EventRecorder(api=FakeWorkload(lambda: 0), log=RecordingLog(), node="n", clock=lambda: 0)
     for number in range(1000):
-        herald.device("DeviceAdded", device(f"ttyUSB{number}", serial="\x1b[2J", vendor="\n"), ZIGBEE)
+        recorder.device("DeviceAdded", device(f"ttyUSB{number}", serial=f"\x1b[{number}J", vendor="\n"), ZIGBEE)
 
     async def drain() -> list[str]:
-        while (chore := herald.chore(0)) is not None:
-            await chore()
-        assert isinstance(herald.api, FakeWorkload)
-        return [note.message for _, note in herald.api.notes]
+        while (task := recorder.task(0)) is not None:
+            await task.run()
+        assert isinstance(recorder.api, FakeWorkload)
+        return [note.message for _, note in recorder.api.events]
 
     messages = virtualtime.run(drain)
-    assert len(messages) == MOST_NOTES
+    assert len(messages) == MAX_WAITING
     assert all(message.isprintable() for message in messages)

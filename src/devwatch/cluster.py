@@ -113,10 +113,20 @@ def _requesting(pods: Iterable[Pod], resource: str) -> tuple[Pod, ...]:
 
 
 def removal(state: NodeState) -> Changes:
-    """Return the changes that take everything away that the annotation says is ours, and the annotation itself."""
+    """Return the changes that take everything away that devwatch advertised, and the annotation itself.
+
+    That is what a believed annotation owns, as far as devwatch wrote the counts: a key that anyone else put there is left alone.
+    """
     if state.annotation is None:
         return {}
-    return {**{name: None for name in state.listing() if not state.shows(name, None)}, WHOLE: None}
+    ours = (name for name in state.memory() if state.removable(name) and not state.shows(name, None))
+    return {**dict.fromkeys(ours), WHOLE: None}
+
+
+def strange(state: NodeState) -> Sequence[str]:
+    """Return the resources that the annotation lists and that are not devwatch's to remove."""
+    shown = (name for name in state.listing() if not state.shows(name, None))
+    return sorted(name for name in shown if not (state.believed and state.removable(name)))
 
 
 def left(states: Mapping[str, NodeState], removed: Mapping[str, Changes]) -> Sequence[str]:

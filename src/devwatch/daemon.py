@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from devwatch import __version__
 from devwatch.configfile import ConfigFile
 from devwatch.errors import OutputLost, Unavailable
-from devwatch.evictor import Evictor, Herald
+from devwatch.events import EventRecorder
+from devwatch.evictor import Evictor
 from devwatch.lock import Holder, NodeLock
 from devwatch.loss import Losses
 from devwatch.node import Changes, NodeState, apply, patch_body
@@ -73,6 +74,7 @@ class PretendedNode:
         """Print to `out`."""
         self._out, self._server = Outlet(out), server
         self._pretended: dict[str, str | None] = {}
+        self.date = ""
 
     async def patch(self, changes: Changes) -> NodeState:
         """Print what would be sent. Raises as the server's `patch` does."""
@@ -321,15 +323,12 @@ class Daemon:
             return Cluster(api=PretendedNode(self._out, node))
         if self._options.once:
             return Cluster(api=node)
-        herald = Herald(
-            api=Workload(requests=node, node=self._options.node),
-            log=self._log,
-            node=self._options.node,
-            clock=loop.time,
-        )
-        evictor = Evictor(herald=herald, losses=Losses(), metrics=self._metrics, chance=_chance())
-        reporter.herald = herald.device
-        return Cluster(api=node, watch=node.watch, losses=evictor.losses, chores=(evictor, herald))
+        workload = Workload(requests=node, node=self._options.node)
+        recorder = EventRecorder(api=workload, log=self._log, node=self._options.node, clock=loop.time)
+        losses = Losses()
+        evictor = Evictor(api=workload, recorder=recorder, losses=losses, metrics=self._metrics, chance=_chance())
+        reporter.record = recorder.device
+        return Cluster(api=node, watch=node.watch, losses=losses, attend=evictor.attend, tasks=(evictor, recorder))
 
     def _reload(self) -> None:
         """Read the configuration again on the next turn of the loop; before the first one it is read anyway."""

@@ -1,41 +1,39 @@
-"""What is done for lost devices: their pods are evicted, one a second, and people are told. One request at a time."""
+"""What is done for devices that are lost or have returned: their pods are evicted, one a second. One request at a time."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from devwatch.backoff import Backoff
 from devwatch.errors import ApiError, Conflict, Forbidden, Missing, Retry
-from devwatch.pods import Fate, Pod, fate
+from devwatch.loss import Incidents, Loss, Return
+from devwatch.pods import Disposition, Pod, on_loss, on_return
 from devwatch.report import Story
-from devwatch.workload import Note
+from devwatch.task import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable
 
-    from devwatch.device import Device
-    from devwatch.loss import Loss, Losses
-    from devwatch.report import Log
+    from devwatch.events import EventRecorder
+    from devwatch.loss import Losses
     from devwatch.telemetry import Metrics
 
 INTERVAL = 1.0
 """Seconds between two evictions of this node, at least."""
-RIGHT_INTERVAL = 60.0
-"""Seconds for which no Event is tried without the right to write them."""
-NOTE_INTERVAL = 60.0
-"""Seconds between two Events about one device, at least."""
-MOST_NOTES = 32
-"""Events that wait to be sent; of more the oldest are dropped."""
+RETRY_LIMIT = 60.0
+"""Seconds: no server keeps an eviction waiting for longer, whatever its Retry-After says."""
+REPLUG_PEACE = 600.0
+"""Seconds after an eviction for a return in which further returns of the device evict no pod: it returns whenever it is used."""
 
-Chore = Callable[[], Awaitable[None]]
+Incident = Loss | Return
+Key = tuple[object, ...]
 
 
 class WorkloadApi(Protocol):
-    """The pods of the node, and Events about it."""
+    """The pods of the node."""
 
     async def pods(self) -> tuple[Pod, ...]:
         """Return the pods of the node. Raises an `ApiError`."""
@@ -43,189 +41,186 @@ class WorkloadApi(Protocol):
     async def evict(self, pod: Pod) -> None:
         """Evict a pod. Raises an `ApiError`."""
 
-    async def record(self, note: Note) -> None:
-        """Write an Event. Raises an `ApiError`."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Herald:
-    """Events about devices: best effort, bounded, at most one a minute for each device."""
-
-    api: WorkloadApi
-    log: Log
-    node: str
-    clock: Callable[[], float]
-    _waiting: deque[Note] = field(default_factory=lambda: deque(maxlen=MOST_NOTES))
-    _told: dict[str, float] = field(default_factory=dict)
-    _closed_until: float = float("-inf")
-    _complained: bool = False
-
-    def device(self, reason: str, device: Device, resource: str) -> None:
-        """Tell that a device of a resource came (`DeviceAdded`) or went (`DeviceRemoved`)."""
-        serial = f" serial {_shown(device.serial)}" if device.serial else ""
-        ids = f"{_shown(device.vendor or 'no id')}:{_shown(device.product or '')}"
-        message = f"{_shown(device.devnode)} ({ids}{serial}) of {resource}"
-        note = Note(reason=reason, message=message, warning=reason == "DeviceRemoved")
-        self._add(f"{resource} {device.body}", note)
-
-    def pod(self, pod: Pod, loss: Loss) -> None:
-        """Tell a pod that its device is lost."""
-        names = ", ".join(entry.devnode for entry in loss.entries)
-        message = f"{_shown(names)} of {loss.resource} is no longer on node {self.node}"
-        self._add(pod.uid, Note(reason="DeviceLost", message=message, warning=True, pod=pod))
-
-    def _add(self, subject: str, note: Note) -> None:
-        now = self.clock()
-        self._told = {told: at for told, at in self._told.items() if now - at < NOTE_INTERVAL}
-        if subject not in self._told and now >= self._closed_until:
-            self._told[subject] = now
-            self._waiting.append(note)
-
-    def attend(self, losses: Mapping[str, Loss]) -> None:
-        """Nothing is to be told of a loss before its pods are known."""
-
-    def chore(self, _now: float) -> Chore | None:
-        """Return what is to be done now."""
-        return self._send if self._waiting else None
-
-    def due(self, now: float) -> float | None:
-        """Return when there is something to be done."""
-        return now if self._waiting else None
-
-    async def _send(self) -> None:
-        try:
-            await self.api.record(self._waiting.popleft())
-        except Forbidden as error:
-            self._waiting.clear()
-            self._closed_until = self.clock() + RIGHT_INTERVAL
-            if not self._complained:
-                self._complained = True
-                self.log.info(
-                    "event.refused",
-                    error=str(error),
-                    hint=error.hint,
-                    lost="Events only; everything else works without them",
-                )
-        except ApiError as error:
-            self._waiting.clear()
-            self.log.debug("event.failed", error=str(error))
-
 
 @dataclass(slots=True, kw_only=True)
 class Evictor:
-    """Evicts the pods of lost devices.
+    """Evicts the pods of lost devices, and those that a returned device has left with a dead file.
 
-    It promises: only pods that a loss concerns beyond doubt are evicted, at most one a second, never before their device was lost for
-    the `after` of its resource, and never one that got its device back meanwhile.
+    It promises: only pods of this node that an incident concerns beyond doubt are evicted, at most one a second, never before the `after`
+    of the resource has passed, never one that got its device back meanwhile, and never a successor. The victims of an incident are chosen
+    once, as UIDs; only they are tried again, until they are gone.
     """
 
-    herald: Herald
+    api: WorkloadApi
+    recorder: EventRecorder
     losses: Losses
     metrics: Metrics
     chance: Callable[[], float]
-    _current: Mapping[str, Loss] = field(default_factory=dict)
-    _victim: tuple[Loss, Pod] | None = None
+    _incidents: dict[Key, Incident] = field(default_factory=dict)
+    _next: tuple[Key, Pod] | None = None
+    """The pod whose turn it is: its status was read in the request before."""
     _pace: float = float("-inf")
     _backoff: Backoff = field(default_factory=lambda: Backoff(first=1.0))
     _story: Story = field(default_factory=Story)
-    _refusals: Counter[str] = field(default_factory=Counter)
-    """By the uid of a pod and the name of a resource, so that one that is refused again and again holds up no other."""
-    _told: set[tuple[str, float, str]] = field(default_factory=set)
+    _refusals: Counter[object] = field(default_factory=Counter)
+    """By incident and by UID, so that one that is refused again and again holds up no other."""
+    _reported: set[tuple[Key, str]] = field(default_factory=set)
+    """Which pods were reported as spared, by incident."""
+    _evicted_for: dict[Key, float] = field(default_factory=dict)
+    """By returned device: when a pod was last evicted for it."""
 
-    def attend(self, losses: Mapping[str, Loss]) -> None:
-        """Take what is lost now, nothing while that is uncertain."""
-        self._current = losses
-        if losses:
-            known = {(loss.resource, loss.since) for loss in losses.values()}
-            self._told = {told for told in self._told if told[:2] in known}
-        else:
+    def attend(self, incidents: Incidents) -> None:
+        """Take what calls for a look at the pods now; nothing while that is uncertain."""
+        self._incidents = {incident.key: incident for incident in incidents}
+        if not self._incidents:
             self._refusals.clear()
 
-    def chore(self, now: float) -> Chore | None:
-        """Return what is to be done now: one request, so that a patch waits for no more than that."""
-        due = self.due(now)
+    def task(self, now: float) -> Task | None:
+        """Return the request that is due: one at a time, so that a patch waits for no more than that."""
+        roll_call = self.losses.roll_call
+        if roll_call is not None and roll_call <= now:
+            self.losses.call_roll(now)
+            return Task(run=self._call_roll, reads=True)
+        due = self._due()
         if due is None or due > now:
             return None
-        (loss, pod), self._victim = self._victim or (None, None), None
-        if loss is not None and pod is not None and self._current.get(loss.resource) == loss:
-            return partial(self._attempt, loss, partial(self._evict, pod, loss), pod)
-        ready = [loss for loss in self._current.values() if loss.due <= now]
-        first = min(ready, key=lambda loss: (self._refusals[loss.resource], loss.due))
-        return partial(self._attempt, first, partial(self._choose, first))
+        (key, pod), self._next = self._next or ((), None), None
+        incident = self._incidents.get(key)
+        if pod is not None and incident is not None and self._judge(pod, incident) is Disposition.EVICT:
+            return Task(run=partial(self._attempt, incident, partial(self._evict, pod, incident), pod))
+        ready = [incident for incident in self._incidents.values() if incident.due <= now]
+        first = min(ready, key=lambda incident: (self._refusals[incident.key], incident.due))
+        return Task(run=partial(self._attempt, first, partial(self._choose, first)))
 
     def due(self, _now: float) -> float | None:
         """Return when there is something to be done."""
-        first = min((loss.due for loss in self._current.values()), default=None)
+        return min((due for due in (self.losses.roll_call, self._due()) if due is not None), default=None)
+
+    def _due(self) -> float | None:
+        first = min((incident.due for incident in self._incidents.values()), default=None)
         return None if first is None else max(first, self._pace, self._backoff.until)
 
-    async def _attempt(self, loss: Loss, request: Chore, pod: Pod | None = None) -> None:
+    # -- who was there
+
+    async def _call_roll(self) -> None:
+        try:
+            self.losses.witness(pod.uid for pod in await self._pods())
+        except ApiError as error:
+            self.recorder.log.debug("pods.unlisted", error=str(error))
+
+    async def _pods(self) -> list[Pod]:
+        """Return the pods of this node: a proxy may ignore the selector of the list."""
+        return [pod for pod in await self.api.pods() if pod.node == self.recorder.node]
+
+    # -- who goes
+
+    def _judge(self, pod: Pod, incident: Incident) -> Disposition | None:
+        if isinstance(incident, Loss):
+            return on_loss(pod, incident)
+        found, last = on_return(pod, incident), self._evicted_for.get(incident.ids)
+        if found is Disposition.EVICT and last is not None and last < incident.at < last + REPLUG_PEACE:
+            return Disposition.RECENT
+        return found
+
+    async def _attempt(
+        self, incident: Incident, request: Callable[[], Awaitable[None]], pod: Pod | None = None
+    ) -> None:
         try:
             await request()
         except Forbidden as error:
-            self._refused(error, loss, pod, at_least=INTERVAL)
+            self._refused(error, incident, pod, at_least=INTERVAL)
         except ApiError as error:
-            self._refused(error, loss, pod, at_least=min(getattr(error, "after", None) or 0.0, RIGHT_INTERVAL))
+            self._refused(error, incident, pod, at_least=min(getattr(error, "after", None) or 0.0, RETRY_LIMIT))
 
-    async def _choose(self, loss: Loss) -> None:
-        """Look for a pod that the loss concerns; where there is none left, the loss is settled."""
-        pods = await self.herald.api.pods()
-        if self._current.get(loss.resource) != loss:
-            return  # the device is back, or nobody knows for certain
-        fates = [(pod, fate(pod, loss.resource, loss.entries, left=loss.left)) for pod in pods]
-        victims = [pod for pod, what in fates if what is Fate.EVICT]
-        named = bool(victims) or (loss.resource, loss.since, "") in self._told
-        for pod, what in fates:
-            if what is Fate.BARE or (what is Fate.AMBIGUOUS and not named):
-                self._spare(pod, what, loss)
+    async def _choose(self, asked: Incident) -> None:
+        """Choose the pod to evict next; where none is left, the incident is settled."""
+        pods = await self._pods()
+        incident = self._incidents.get(asked.key)
+        if incident is None:
+            return  # the device is back, or a scan is uncertain
+        judged = [(pod, self._judge(pod, incident)) for pod in pods]
+        concerned = {pod.uid for pod, what in judged if what is Disposition.EVICT}
+        # Who has started since a return has the device as it is now; who has come since a loss is no victim.
+        chosen = self.losses.choose(incident, concerned) if isinstance(incident, Loss) else concerned
+        for pod, what in judged:
+            # Where the holder of the lost device is known, the others use those that are left.
+            if what in _REASONS and not (what is Disposition.AMBIGUOUS and chosen):
+                self._spare(pod, _REASONS[what], incident, what)
+        victims = [pod for pod in pods if pod.uid in concerned & chosen]
         if victims:
-            self._victim = (loss, min(victims, key=lambda pod: self._refusals[pod.uid]))
+            self._next = (incident.key, min(victims, key=lambda pod: self._refusals[pod.uid]))
         else:
-            self.losses.settle(loss)
-            self._refusals.clear()
-            self._backoff.succeed()
+            self._settle(incident)
 
-    def _spare(self, pod: Pod, what: Fate, loss: Loss) -> None:
-        if (told := (loss.resource, loss.since, pod.uid)) in self._told:
+    def _settle(self, incident: Incident) -> None:
+        self.losses.settle(incident)
+        self._reported = {(key, uid) for key, uid in self._reported if key != incident.key}
+        self._refusals.clear()
+        self._backoff.succeed()
+
+    def _spare(self, pod: Pod, reason: str, incident: Incident, what: Disposition) -> None:
+        if (incident.key, pod.uid) in self._reported:
             return
-        self._told.add(told)
-        self.metrics.evictions.labels(what.value).inc()
-        self.herald.log.warning("pod.eviction_refused", pod=pod.title, resource=loss.resource, reason=_REASONS[what])
-        if what is Fate.BARE:
-            self.herald.pod(pod, loss)
+        self._reported.add((incident.key, pod.uid))
+        self.metrics.evictions.labels(what.value if what.value in _OUTCOMES else "spared").inc()
+        self.recorder.log.warning("pod.eviction_refused", pod=pod.title, resource=incident.resource, reason=reason)
+        self.recorder.pod(pod, incident, f"the pod stays, {reason}")
 
-    async def _evict(self, pod: Pod, loss: Loss) -> None:
-        self._pace = self.herald.clock() + INTERVAL
-        # Who has named the lost device is found: the others use those that are left.
-        self._told.add((loss.resource, loss.since, ""))
+    async def _evict(self, pod: Pod, incident: Incident) -> None:
+        self._pace = self.recorder.clock() + INTERVAL
         try:
-            await self.herald.api.evict(pod)
+            await self.api.evict(pod)
         except (Missing, Conflict):
             self._backoff.succeed()
-            return  # another one has been there first; what has its name now is another pod
+            return  # it is gone already; what has its name now is another pod
         self._backoff.succeed()
-        self.herald.pod(pod, loss)
-        self.metrics.evictions.labels("evicted").inc()
         self._story = Story()
-        lost = [entry.devnode for entry in loss.entries]
-        self.herald.log.warning("pod.evicted", pod=pod.title, resource=loss.resource, lost=lost, left=loss.left)
+        if isinstance(incident, Return):
+            self._evicted_for[incident.ids] = self.recorder.clock()
+        self.recorder.pod(pod, incident, "the pod is evicted")
+        self.metrics.evictions.labels("evicted").inc()
+        self.recorder.log.warning("pod.evicted", pod=pod.title, resource=incident.resource, **_fields(incident))
 
-    def _refused(self, error: ApiError, loss: Loss, pod: Pod | None, *, at_least: float) -> None:
-        self._refusals.update([loss.resource, *([pod.uid] if pod else [])])
+    def _refused(self, error: ApiError, incident: Incident, pod: Pod | None, *, at_least: float) -> None:
+        self._refusals.update([incident.key, *([pod.uid] if pod else [])])
         self.metrics.evictions.labels("refused" if isinstance(error, Retry) else "failed").inc()
-        delay = self._backoff.fail(self.herald.clock(), self.chance(), at_least=at_least)
+        delay = self._backoff.fail(self.recorder.clock(), self.chance(), at_least=at_least)
+        hint = getattr(error, "hint", "") or _cure(str(error), pod)
+        if pod:
+            self.recorder.pod(pod, incident, f"it cannot be evicted: {error}" + (f" ({hint})" if hint else ""))
         if self._story.worth_telling(str(error)):
-            more = {"pod": pod.title} if pod else {}
-            more |= {"hint": error.hint} if isinstance(error, Forbidden) and error.hint else {}
-            self.herald.log.warning(
-                "pod.eviction_refused", resource=loss.resource, error=str(error), retry_in=round(delay, 1), **more
+            more = ({"pod": pod.title} if pod else {}) | ({"hint": hint} if hint else {})
+            self.recorder.log.warning(
+                "pod.eviction_refused", resource=incident.resource, error=str(error), retry_in=round(delay, 1), **more
             )
 
 
 _REASONS = {
-    Fate.AMBIGUOUS: "ambiguous: other devices of the resource are left, and no hostPath of the pod names the lost one",
-    Fate.BARE: "bare: it has no controlling owner, so nothing would make it anew",
+    Disposition.AMBIGUOUS: "ambiguous: no hostPath volume of the pod names the device by a path that it alone had: "
+    "mount its link in /dev/serial/by-path, or delete the pod",
+    Disposition.BARE: "bare: it has no controlling owner, so nothing would make another in its place: delete the pod",
+    Disposition.DIRECTORY: "directory: it mounts a directory in which the device is there again: its program has to open it again, "
+    "or delete the pod",
+    Disposition.SAME_NUMBER: "same number: the file that it mounted opens the device again: its program has to open it again, "
+    "or delete the pod",
+    Disposition.WAITING: "waiting: its container is about to start, and mounts the device as it is now",
+    Disposition.UNKNOWN_START: "unknown start: its status does not say whether it started before the return: delete the pod",
+    Disposition.RECENT: "recent: a pod was evicted for such a return within ten minutes, so the device seems to return whenever it is "
+    "used: delete the pod if it does not work",
 }
+"""Why a pod is spared, with the cure."""
+_OUTCOMES = ("ambiguous", "bare")
 
 
-def _shown(text: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)[:128]
+def _fields(incident: Incident) -> dict[str, object]:
+    devnodes = [entry.devnode for entry in incident.entries]
+    if isinstance(incident, Loss):
+        return {"reason": "lost", "lost": devnodes, "left": incident.left}
+    return {"reason": "replugged", "returned": devnodes}
+
+
+def _cure(error: str, pod: Pod | None) -> str:
+    """Return what helps against a refusal of the API server, or of the admission policy."""
+    if pod and "devwatch.io/evict=allowed" in error:
+        return f"kubectl label namespace {pod.namespace} devwatch.io/evict=allowed"
+    return "let the PodDisruptionBudget allow one disruption, or delete the pod" if "disruption budget" in error else ""

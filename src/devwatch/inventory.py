@@ -75,6 +75,10 @@ class Inventory:
         self._arrived -= gone
         self._first_seen = {key: since for key, since in self._first_seen.items() if key not in gone}
 
+    def seen_since(self, key: Key) -> float:
+        """Return when a device that is here was first seen."""
+        return self._first_seen[key]
+
     @property
     def due(self) -> float | None:
         """When the next pending device arrives as it is, None where none is pending."""

@@ -19,6 +19,8 @@ import warnings
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,7 @@ from urllib.parse import quote, urlsplit
 
 from devwatch import program
 from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, Missing, NodeMissing, Refused, Retry
-from devwatch.node import ANNOTATION, FIELD_MANAGER, Changes, NodeState, Writer, patch_body
+from devwatch.node import ANNOTATION, FIELD_MANAGER, MAPS, WHOLE, Changes, NodeState, Writer, patch_body
 from devwatch.proxy import proxy_of
 
 if TYPE_CHECKING:
@@ -395,6 +397,8 @@ class Connection:
         self._timeout = timeout
         self._client: ApiClient | None = None
         self._in_use: Counter[ApiClient] = Counter()
+        self.date = ""
+        """The API server's time in its last answer (RFC 3339, seconds), empty before one."""
 
     @property
     def origin(self) -> str:
@@ -441,7 +445,9 @@ class Connection:
         origin = _origin(client)
         call.sent_to.append(origin)
         async with self._answer(client, call, self._timeout) as response:
-            return _checked(client, response, await _read(response, origin))
+            content = _checked(client, response, await _read(response, origin))
+            self.date = _date(response.headers.get("Date", ""))
+            return content
 
     async def patch_node(self, name: str, changes: Changes, *, dry_run: bool = False) -> NodeState:
         """Send a strategic-merge patch of a Node's status; without changes it is a read that needs no other right.
@@ -661,8 +667,24 @@ def _json(text: bytes) -> dict[str, Any]:
 def _message(client: ApiClient, content: Mapping[str, object], text: bytes) -> str:
     """Return what a refusal says; it goes on to the log, or to a terminal."""
     message = content.get("message")
-    plain = _without_token(client, message if isinstance(message, str) else text.decode("utf-8", "replace"))
-    return " ".join(plain.split())[:MAX_MESSAGE] or "no message"
+    told = f"{message}{_causes(content)}" if isinstance(message, str) else text.decode("utf-8", "replace")
+    return " ".join(_without_token(client, told).split())[:MAX_MESSAGE] or "no message"
+
+
+def _causes(content: Mapping[str, object]) -> str:
+    """Return which budgets refuse an eviction, which the message itself does not say (registry/core/pod/storage/eviction.go)."""
+    details = content.get("details")
+    causes = details.get("causes") if isinstance(details, dict) else None
+    found = [cause for cause in causes if isinstance(cause, dict)] if isinstance(causes, list) else []
+    return "".join(f" {cause.get('message')}" for cause in found if cause.get("reason") == "DisruptionBudget")
+
+
+def _date(value: str) -> str:
+    """Return the time of a Date header (RFC 9110, 6.6.1) as the API writes times; empty for anything else."""
+    try:
+        return parsedate_to_datetime(value).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError):
+        return ""
 
 
 def _retry_after(value: str) -> float | None:
@@ -725,12 +747,30 @@ def _strings(content: object) -> dict[str, str]:
 
 
 def _writers(managed: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Writer, ...]]:
-    """Return who has written each extended resource last, by name (metav1.ManagedFieldsEntry); servers may keep no such record."""
+    """Return who has written each extended resource and the annotation last (metav1.ManagedFieldsEntry), as far as that is recorded."""
+    recorded = any(
+        "subresource" in entry for entry in managed
+    )  # from 1.22 on; a kubelet writes the status all the time
     writers: dict[str, tuple[Writer, ...]] = {}
     for entry in managed:
-        status = (entry.get("fieldsV1") or {}).get("f:status") or {}
-        names = {name for part in ("f:capacity", "f:allocatable") for name in status.get(part) or () if "/" in name}
-        writer = Writer(manager=str(entry.get("manager")), time=str(entry.get("time") or ""))
-        for name in names:
-            writers[name.removeprefix("f:")] = (*writers.get(name.removeprefix("f:"), ()), writer)
+        for name, maps in _written(entry.get("fieldsV1") or {}).items():
+            writer = Writer(
+                manager=str(entry.get("manager")),
+                time=str(entry.get("time") or ""),
+                operation=str(entry.get("operation")),
+                subresource=str(entry.get("subresource") or "") if recorded else "status",
+                maps=frozenset(maps),
+            )
+            writers[name] = (*writers.get(name, ()), writer)
     return writers
+
+
+def _written(fields: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return in which maps an entry has which extended resources, and under `WHOLE` whether it has the annotation."""
+    status, annotations = fields.get("f:status") or {}, (fields.get("f:metadata") or {}).get("f:annotations") or {}
+    written: dict[str, list[str]] = {WHOLE: []} if f"f:{ANNOTATION}" in annotations else {}
+    for part in MAPS:
+        for key in status.get(f"f:{part}") or ():
+            if "/" in key:
+                written.setdefault(key.removeprefix("f:"), []).append(part)
+    return written

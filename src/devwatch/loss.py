@@ -1,15 +1,18 @@
-"""Devices that are lost: listed for a resource once, and surely no longer on this host. Only they evict."""
+"""Devices that are lost, and devices that have returned under another number: the two things for which pods are evicted."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from itertools import chain
+from os import major, minor
 from typing import TYPE_CHECKING
 
-from devwatch.node import Entry
+from devwatch.node import Entry, listed_path
+from devwatch.plan import START_GRACE
 from devwatch.rules import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from devwatch.device import Device, Key
@@ -18,33 +21,96 @@ if TYPE_CHECKING:
     from devwatch.plan import Figures
     from devwatch.rules import ResourceRule
 
+ROLL_CALL_LEAD = 0.5
+"""Seconds before the end of a grace at which the pods are listed once more; the PATCH at its end waits for no list."""
+ROLL_CALL_PACE = 1.0
+"""Seconds between two lists of pods because of departures, at least: a contact may bounce ten times a second."""
+
+_LONG = 20
+"""Digits of a number of microseconds that no clock shows."""
 
 _Ids = tuple[str | None, str | None, str | None]
 _Places = tuple[tuple["Device", ...], ...]
-"""Who may be a listed device, the likelier ones first; within one tuple a free one comes before one that another would have to leave."""
+"""Which devices may be a listed one, the likelier ones first; within one tuple a free one comes before a taken one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Devices of one resource that are lost, and since when the Node no longer counts them."""
+    """Devices of one resource that the Node no longer counts since one moment, and which pods were there before."""
 
     resource: str
     entries: tuple[Entry, ...]
     left: int
     """How many of the resource are present, or are lost for so short a time that they may come back."""
     since: float
+    """When the Node first showed the count without them."""
     due: float
-    """When its pods are to be evicted."""
+    """When their pods are to be evicted."""
+    there: frozenset[str]
+    """The UIDs of the pods in a list that was answered before the PATCH that stopped counting the devices."""
+    lost: str
+    """The API server's time before that PATCH (RFC 3339, seconds), empty where it is unknown."""
+    others: frozenset[str]
+    """The paths that name a present device of the resource, and no other."""
+    victims: frozenset[str] | None = None
+    """The UIDs of the pods to evict, None before they were chosen."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What stays the same from one scan to the next."""
+        return ("loss", self.resource, self.since, self.lost, self.there)
 
 
-def stand_ins(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Return:
+    """A listed device that was away and is back."""
+
+    resource: str
+    entries: tuple[Entry, ...]
+    """The device as it was listed before it departed."""
+    at: float
+    second: int
+    """When it returned, in Unix seconds by the clock of this host, which is also the kubelet's."""
+    due: float
+    """When its pods are to be looked at."""
+    renumbered: bool
+    """Whether it has another device number, so that a file opened before opens it no more."""
+    paths: frozenset[str]
+    """The paths that name the device, before or now, and no other."""
+    shared: frozenset[str] = frozenset()
+    """The paths that name it as well as another."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What stays the same from one scan to the next."""
+        return ("return", self.resource, self.at, *self.entries)
+
+    @property
+    def ids(self) -> tuple[object, ...]:
+        """What makes it the same device at its next return."""
+        return (self.resource, *map(_ids, self.entries))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incidents:
+    """What calls for a look at the pods."""
+
+    losses: tuple[Loss, ...] = ()
+    returns: tuple[Return, ...] = ()
+
+    def __iter__(self) -> Iterator[Loss | Return]:
+        """Yield all of them."""
+        return chain(self.losses, self.returns)
+
+
+def match_replugged(
     gone: Mapping[Entry, AbstractSet[Key]], devices: Iterable[Device], claimed: AbstractSet[Key] = frozenset()
 ) -> dict[Entry, Device]:
-    """Return who may be a listed device whose registration is gone, by entry.
+    """Match each present device to at most one listed device whose registration is gone, minimising losses.
 
-    That is who has its devnode now, with the same ids or with unknown ones, or who has its ids under another name: then it was only
-    plugged in elsewhere. None of those that were there beside it, as `gone` tells of each, is it. Nobody stands for two, and they are
-    given to the listed ones so that as few as can be are lost. `claimed` are those that the resource has now.
+    A device may be the listed one that had its devnode, with the same ids or with unknown ones, or one that has its ids under another name:
+    then it was plugged in elsewhere. None of those that were there beside it, as `gone` says of each, is it. `claimed` are those that the
+    resource has now.
     """
     here = {device.devnode: device for device in devices}
     by_ids: dict[_Ids, list[Device]] = {}
@@ -56,7 +122,7 @@ def stand_ins(
     places = {entry: _places(here.get(entry.devnode), own[entry], elsewhere[entry]) for entry in gone}
     taken: dict[Device, Entry] = {}
     futile: set[Device] = set()
-    # Those that are where they were come first, so that of two that are alike the one that was pulled is lost; those whose ids nobody
+    # Those that are where they were come first, so that of two that are alike the one that was pulled is lost; those whose ids no device
     # has come last.
     for entry in sorted(places, key=lambda entry: (own[entry] is not Verdict.MATCHED, not elsewhere[entry])):
         tried = set(futile)
@@ -66,7 +132,7 @@ def stand_ins(
 
 
 def _own(entry: Entry, device: Device | None, claimed: AbstractSet[Key]) -> Verdict:
-    """Return whether a listed device is where it was; unknown while nobody knows who has that name now, or where a serial is untold."""
+    """Return whether a listed device is where it was; unknown while the device with that name is, or where a serial is missing."""
     if device is None:
         return Verdict.NOT
     found = Entry.of(device)
@@ -76,13 +142,13 @@ def _own(entry: Entry, device: Device | None, claimed: AbstractSet[Key]) -> Verd
 
 
 def _elsewhere(entry: Entry, by_ids: Mapping[_Ids, Sequence[Device]], others: AbstractSet[Key]) -> tuple[Device, ...]:
-    """Return who has the ids of a listed device under another name; without any ids nobody can be told from anybody."""
+    """Return the devices with the ids of a listed one under another name; without any ids none can be told from another."""
     found = by_ids.get(_ids(entry), ()) if entry.vendor else ()
     return tuple(device for device in found if device.devnode != entry.devnode and device.key not in others)
 
 
 def _places(own: Device | None, verdict: Verdict, elsewhere: tuple[Device, ...]) -> _Places:
-    """Return who may be a listed device: first who has its own name, but last while that one is unknown."""
+    """Return the devices that may be a listed one: first the one that has its name, but last while that one is unknown."""
     if own is None or verdict is Verdict.NOT:
         return (elsewhere,)
     return ((own,), elsewhere) if verdict is Verdict.MATCHED else (elsewhere, (own,))
@@ -116,114 +182,392 @@ def _ids(entry: Entry) -> _Ids:
     return (entry.vendor, entry.product, entry.serial)
 
 
+def match_remembered(entries: Iterable[Entry], devices: Sequence[Device]) -> dict[Entry, Device]:
+    """Match what a former daemon listed to present devices: its devnode or a link of it leads to one with the same vendor and product.
+
+    A serial may read differently after an update of udev's rules, so it does not count; a device may stand for several.
+    """
+    found = ((entry, next((device for device in devices if _leads(entry, device)), None)) for entry in entries)
+    return {entry: device for entry, device in found if device is not None}
+
+
+def _leads(entry: Entry, device: Device) -> bool:
+    here = Entry.of(device)
+    if (entry.vendor, entry.product) != (here.vendor, here.product):
+        return False
+    links = {entry.link, *entry.links} - {None}
+    return (
+        entry.devnode == here.devnode or here.link in links or any(listed_path(path) in links for path in device.links)
+    )
+
+
+class Paths:
+    """Which paths the listed devices have had since they were plugged, and which of these two had at the same time.
+
+    A link that twins claim leads to the one that udev saw last, and moves when that one is pulled: who mounts it may use either.
+    """
+
+    def __init__(self) -> None:
+        """Start with no device."""
+        self._had: dict[Key, frozenset[str]] = {}
+        self._shared: dict[Key, frozenset[str]] = {}
+        self._seen: tuple[Device, ...] = ()
+
+    def observe(self, listed: tuple[Device, ...]) -> None:
+        """Take in the listed devices of one scan."""
+        if listed == self._seen:
+            return
+        self._seen = listed
+        self._had = {device.key: self._had.get(device.key, frozenset()) | _paths(device) for device in listed}
+        owners: dict[str, list[Key]] = {}
+        for key, paths in self._had.items():
+            for path in paths:
+                owners.setdefault(path, []).append(key)
+        shared = {path for path, keys in owners.items() if len(keys) > 1}
+        self._shared = {key: self._shared.get(key, frozenset()) | (had & shared) for key, had in self._had.items()}
+
+    def own(self, key: Key) -> frozenset[str]:
+        """Return the paths that no other device had while this one was there."""
+        return self._had.get(key, frozenset()) - self.shared(key)
+
+    def shared(self, key: Key) -> frozenset[str]:
+        """Return the paths that another device had as well."""
+        return self._shared.get(key, frozenset())
+
+    def others(self, key: Key) -> frozenset[str]:
+        """Return the paths of all other present devices."""
+        return frozenset(chain.from_iterable(had for other, had in self._had.items() if other != key))
+
+
+def _paths(device: Device) -> frozenset[str]:
+    """Return every path of a device: what leads to it now, and what its udev record claims, wherever that leads."""
+    claims = (device.properties or {}).get("DEVLINKS", "").split()
+    return frozenset(listed_path(path) for path in (device.devnode, *device.links, *claims))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What one turn of the loop knows."""
+    """What one cycle of the loop knows."""
 
     figures: Figures
     inventory: Inventory
     observed: NodeState | None
     now: float
+    wall: float = 0.0
+    """The time of this host in Unix seconds."""
+    date: str = ""
+    """The API server's time in its last answer (RFC 3339, seconds), empty before one."""
 
     @property
     def devices(self) -> tuple[Device, ...]:
         """All that is on the host."""
         return (*self.inventory.present, *self.inventory.pending)
 
+    def shows(self, name: str) -> bool:
+        """Return whether the Node shows the figure of a resource."""
+        return self.observed is not None and self.observed.shows(name, str(self.figures.by_name[name].advertised))
+
     def open(self, name: str) -> set[Key]:
-        """Return those of which nobody can tell yet whether the resource has them."""
+        """Return the devices of which it is unknown whether the resource has them."""
         claims, claimed = self.figures.claims, {device.key for device in self.figures.by_name[name].devices}
         unclear = (device for device in self.devices if not device.complete or name in claims[device].doubtful)
         return {device.key for device in unclear} - claimed
 
 
 @dataclass(slots=True, kw_only=True)
-class _Roll:
-    """What is listed for one resource."""
+class _Departure:
+    """A listed device that a certain scan did not find.
 
-    here: dict[Key, Entry] = field(default_factory=dict)
-    """By registration: those on the host that it has, or had, and may have again."""
-    gone: dict[Entry, AbstractSet[Key]] = field(default_factory=dict)
-    """Those whose registration is gone, or was never seen, and the registrations that were there beside it: they are others."""
-    lost: tuple[Entry, ...] = ()
-    """Those that the annotation goes on listing."""
+    | state | `lost` | `there` | `since` |
+    |---|---|---|---|
+    | within its grace: still counted | None | None | None |
+    | over: the next PATCH no longer counts it | the server's time now | None | None |
+    | sent: that PATCH is on its way | fixed | fixed | None |
+    | lost: the Node shows the count without it | fixed | fixed | the moment |
 
-    def look(self, name: str, scene: Scene, before: AbstractSet[Key]) -> tuple[Entry, ...]:
-        """Return which of the listed devices are lost, and list what is here now. `before` was on the host at the last look."""
-        keys = {device.key for device in scene.devices}
-        claimed = {device.key: Entry.of(device) for device in scene.figures.by_name[name].devices}
-        self.gone |= {entry: before for key, entry in self.here.items() if key not in keys}
-        strangers = [device for device in scene.devices if device.key not in self.here]
-        found = stand_ins(self.gone, strangers, claimed.keys())
-        sure = tuple(entry for entry in self.gone if entry not in found)
-        # udev has not told yet who that is: perhaps another one, perhaps one that is gone again in a moment.
-        open_ = scene.open(name)
-        unclear = tuple(entry for entry, device in found.items() if device.key in open_)
-        self.gone = {entry: self.gone[entry] for entry in (*sure, *unclear)}
-        self.here = {key: entry for key, entry in self.here.items() if key in open_} | claimed
-        self.lost = (*sure, *(entry for entry in unclear if entry in self.lost))
-        return sure
+    It ends when the device is found again, or its pods are gone (`settle`).
+    """
 
-    def settle(self, entries: Iterable[Entry]) -> None:
-        """Forget these."""
-        self.lost = tuple(entry for entry in self.lost if entry not in set(entries))
-        self.gone = {entry: others for entry, others in self.gone.items() if entry not in set(entries)}
+    at: float
+    grace: float
+    others: AbstractSet[Key] = frozenset()
+    """The registrations that were there beside it: they are other devices."""
+    remembered: bool = False
+    """Whether only the annotation of a former daemon tells of it."""
+    over: bool = False
+    lost: str | None = None
+    there: frozenset[str] | None = None
+    since: float | None = None
+    choice: Loss | None = None
+    """The loss as it was when its victims were chosen."""
+
+
+class KnownDevices:
+    """The devices of one evicting resource: here, gone, and returned."""
+
+    def __init__(self, remembered: Iterable[Entry] = ()) -> None:
+        """Start with what the annotation of a former daemon lists."""
+        self._remembered = tuple(remembered)
+        self.here: dict[Key, Entry] = {}
+        """By registration: those on the host that it has, or had, and may have again."""
+        self.gone: dict[Entry, _Departure] = {}
+        self.returns: dict[Key, Return] = {}
+        self.sure: tuple[Entry, ...] = ()
+        """The gone devices that no present device may be."""
+
+    def observe(self, rule: ResourceRule, scene: Scene, before: AbstractSet[Key], paths: Paths) -> None:
+        """Take in a certain scan. `before` was on the host at the last one."""
+        figure = scene.figures.by_name[rule.name]
+        claimed = {device.key: device for device in figure.devices}
+        for key in self.here.keys() - {device.key for device in scene.devices}:
+            self.gone[self.here.pop(key)] = _Departure(at=scene.now, grace=rule.removal_grace, others=before)
+        remembered = self._recall(rule, scene)
+        found, open_ = self._find(scene, claimed.keys()), scene.open(rule.name)
+        for entry in remembered if figure.advertised <= figure.present else ():
+            self._forget_uncounted(entry, found)
+        for entry, device in found.items():
+            if device.key not in open_:
+                self._find_again(entry, device, rule, scene)
+        self.returns = {key: back for key, back in self.returns.items() if key in claimed}
+        kept = {key: entry for key, entry in self.here.items() if key in open_}
+        self.here = kept | {key: self._entry(device, paths) for key, device in claimed.items()}
+        self.sure = tuple(entry for entry in self.gone if entry not in found)
+        self._advance(rule.name, scene)
+
+    def _recall(self, rule: ResourceRule, scene: Scene) -> tuple[Entry, ...]:
+        """Take what a former daemon listed for departures, of which those end at once that are here. The first scan needs it once."""
+        remembered, self._remembered = self._remembered, ()
+        for entry in remembered:
+            grace = 0.0 if entry.lost else max(rule.removal_grace, START_GRACE)
+            departure = _Departure(at=scene.now, grace=grace, remembered=True)
+            if entry.lost:
+                departure.over, departure.lost, departure.there = True, entry.lost, frozenset()
+            self.gone[replace(entry, lost=None)] = departure
+        return remembered
+
+    def _forget_uncounted(self, entry: Entry, found: Mapping[Entry, Device]) -> None:
+        """Forget what a former daemon, or a kubelet, stopped counting without a date: who came afterwards cannot be told."""
+        if entry.lost is None and entry not in found:
+            self.gone.pop(entry, None)
+
+    def _find(self, scene: Scene, claimed: AbstractSet[Key]) -> dict[Entry, Device]:
+        """Return the present devices that are, or may be, gone ones."""
+        remembered = [entry for entry, departure in self.gone.items() if departure.remembered]
+        found = match_remembered(remembered, scene.devices)
+        rest = {entry: departure.others for entry, departure in self.gone.items() if entry not in found}
+        strangers = (device for device in scene.devices if device.key not in self.here)
+        return found | match_replugged(rest, strangers, claimed)
+
+    def _find_again(self, entry: Entry, device: Device, rule: ResourceRule, scene: Scene) -> None:
+        """Note that a device is back: a container that opened it before may hold a dead file."""
+        departure, number = self.gone.pop(entry), _number(device)
+        at = _returned_at(device, departure, scene)
+        if at is None or entry.rdev is None or (departure.remembered and number == entry.rdev):
+            return
+        self.returns[device.key] = Return(
+            resource=rule.name,
+            entries=(entry,),
+            at=at,
+            second=int(scene.wall - (scene.now - at)),
+            due=at + (rule.evict_after or 0.0),
+            renumbered=number != entry.rdev,
+            paths=entry.paths,
+        )
+
+    def _entry(self, device: Device, paths: Paths) -> Entry:
+        """Return the entry of a present device, with the number that its pods know as long as they have not been looked at."""
+        back = self.returns.get(device.key)
+        own = paths.own(device.key) - {listed_path(device.devnode)}
+        return Entry.of(device, links=own, rdev=back.entries[0].rdev if back else _number(device))
+
+    def _advance(self, name: str, scene: Scene) -> None:
+        """Move every departure on, as the table of `_Departure` says."""
+        figure, shown = scene.figures.by_name[name], scene.shows(name)
+        lingering = sum(scene.now < self.gone[entry].at + self.gone[entry].grace for entry in self.sure)
+        # A count that the start, or what is unknown, holds up still counts what has departed.
+        counted_out = not figure.held and figure.advertised <= figure.present + lingering
+        for departure in (self.gone[entry] for entry in self.sure):
+            if departure.there is None:
+                departure.over = counted_out and scene.now >= departure.at + departure.grace
+                departure.lost = scene.date or None if departure.over else None
+            elif departure.since is None and counted_out and shown:
+                departure.since = scene.now
+
+    def listing(self, devices: Iterable[Device]) -> tuple[Entry, ...] | None:
+        """Return what the annotation should list beside these present devices; None before the first certain scan."""
+        if self._remembered:
+            return None
+        new = (Entry.of(device) for device in devices if device.key not in self.here)
+        gone = (replace(entry, lost=departure.lost) for entry, departure in self.gone.items())
+        return (*self.here.values(), *new, *gone)
+
+    @property
+    def waiting(self) -> list[_Departure]:
+        """The departures that no PATCH has told the Node of."""
+        return [departure for departure in self.gone.values() if departure.there is None]
+
+    def losses(self, rule: ResourceRule, scene: Scene, others: frozenset[str]) -> Iterator[Loss]:
+        """Yield the losses that the Node shows; none while a count may still change by itself."""
+        figure, after = scene.figures.by_name[rule.name], rule.evict_after or 0.0
+        if figure.held or figure.advertised != figure.present or not scene.shows(rule.name):
+            return
+        groups: dict[tuple[float, str, frozenset[str]], list[Entry]] = {}
+        for entry in self.sure:
+            departure = self.gone[entry]
+            if departure.since is not None:
+                group = (departure.since, departure.lost or "", departure.there or frozenset())
+                groups.setdefault(group, []).append(entry)
+        for (since, lost, there), entries in groups.items():
+            ripe = sum(len(each) for group, each in groups.items() if group[0] + after <= max(since + after, scene.now))
+            loss = Loss(
+                resource=rule.name,
+                entries=tuple(entries),
+                left=figure.present + len(self.gone) - ripe,
+                since=since,
+                due=since + after,
+                there=there,
+                lost=lost,
+                others=others,
+            )
+            yield self._as_chosen(loss)
+
+    def _as_chosen(self, loss: Loss) -> Loss:
+        """Return a loss as it was when its victims were chosen, whatever was plugged since, unless one of its devices has returned."""
+        choice = self.gone[loss.entries[0]].choice
+        if choice is None or choice.entries == loss.entries:
+            return choice or loss
+        return replace(loss, victims=choice.victims)
+
+    def choose(self, loss: Loss) -> None:
+        """Remember a loss with its victims."""
+        for entry in loss.entries:
+            self.gone[entry].choice = loss
+
+    def settle(self, incident: Loss | Return) -> None:
+        """Forget an incident: its pods are gone or are spared."""
+        if isinstance(incident, Loss):
+            self.gone = {entry: departure for entry, departure in self.gone.items() if entry not in incident.entries}
+        else:
+            self.returns = {key: back for key, back in self.returns.items() if back.key != incident.key}
+
+
+def _number(device: Device) -> str:
+    return f"{major(device.number)}:{minor(device.number)}"
+
+
+def _returned_at(device: Device, departure: _Departure, scene: Scene) -> float | None:
+    """Return when a device returned, None where a daemon that did not see it cannot tell.
+
+    A scan may be late. udev writes down when it first handled the device (USEC_INITIALIZED, microseconds of the monotonic clock).
+    """
+    text, seen = (device.properties or {}).get("USEC_INITIALIZED", ""), scene.inventory.seen_since(device.key)
+    initialized = int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _LONG else None
+    if departure.remembered:
+        return initialized if initialized is not None and initialized <= scene.now else None
+    return initialized if initialized is not None and departure.at <= initialized <= seen else seen
 
 
 class Losses:
-    """Which resources have lost devices, and since when.
+    """What is lost, and what has returned, of the resources that evict.
 
-    What the annotation lists is remembered: from the first observation, which a daemon before this one wrote, and from what is claimed now.
-    A device that this daemon has seen is known by its registration with the kernel, whatever udev tells of it later; one of which only the
-    annotation tells, by its devnode and ids. The annotation keeps a lost device until its pods are evicted, so that a daemon that is
-    killed meanwhile leaves the task to the next one. What somebody else writes into the annotation later is never believed.
+    What the annotation lists is remembered: from the first observation, if a former daemon wrote it, and from what is claimed now. A device
+    that this daemon has seen is known by its registration with the kernel, whatever udev says of it later; one of which only the annotation
+    tells, by its devnode, links and ids. The annotation keeps a lost device until its pods are gone, so that a daemon that is killed
+    meanwhile leaves the task to the next one. What anyone else writes into the annotation is never believed.
     """
 
     def __init__(self) -> None:
         """Start with nothing listed."""
-        self._rolls: dict[str, _Roll] = {}
+        self._known: dict[str, KnownDevices] = {}
+        self._paths = Paths()
         self._before: AbstractSet[Key] = frozenset()
-        self._since: dict[tuple[str, Entry], float] = {}
+        self._there: set[str] = set()
+        self._called_at = float("-inf")
 
-    def start(self, listing: Listing) -> None:
+    def start(self, memory: Listing) -> None:
         """Believe what the Node lists at the start."""
-        nobody: AbstractSet[Key] = frozenset()
-        self._rolls = {name: _Roll(gone=dict.fromkeys(entries, nobody)) for name, entries in listing.items()}
+        self._known = {name: KnownDevices(entries) for name, entries in memory.items()}
 
-    def update(self, rules: Sequence[ResourceRule], scene: Scene) -> Mapping[str, Loss]:
-        """Take in what the last look found and return the losses that the Node shows, by resource.
+    def update(self, rules: Sequence[ResourceRule], scene: Scene) -> Incidents:
+        """Take in what the last scan found and return what calls for a look at the pods.
 
-        An uncertain look changes nothing, and nothing is lost by it; nor before the first observation of the Node.
+        An uncertain scan changes nothing, and nothing is lost by it; nor before the first observation of the Node.
         """
         if scene.inventory.doubts or scene.observed is None:
-            return {}
-        evicting = {rule.name: rule.evict_after for rule in rules if rule.evict_after is not None}
-        self._rolls = {name: self._rolls.get(name) or _Roll() for name in evicting}
-        sure = {name: roll.look(name, scene, self._before) for name, roll in self._rolls.items()}
+            return Incidents()
+        evicting = [rule for rule in rules if rule.evict_after is not None]
+        self._known = {rule.name: self._known.get(rule.name) or KnownDevices() for rule in evicting}
+        if evicting:
+            figures = scene.figures.by_name.values()
+            self._paths.observe(tuple(device for figure in figures for device in figure.devices))
+        for rule in evicting:
+            self._known[rule.name].observe(rule, scene, self._before, self._paths)
         self._before = frozenset(device.key for device in scene.devices)
-        lost = {(name, entry) for name, roll in self._rolls.items() for entry in roll.lost}
-        self._since = {key: since for key, since in self._since.items() if key in lost}
-        found = {name: self._loss(name, after, sure[name], scene) for name, after in evicting.items()}
-        return {name: loss for name, loss in found.items() if loss is not None}
+        if not self._waiting:
+            self._there.clear()
+        return Incidents(
+            losses=tuple(loss for rule in evicting for loss in self._losses(rule, scene)),
+            returns=tuple(
+                self._return(key, back) for known in self._known.values() for key, back in known.returns.items()
+            ),
+        )
 
-    def _loss(self, name: str, after: float, lost: tuple[Entry, ...], scene: Scene) -> Loss | None:
-        """Return what is due first, or is due already; what is lost since then may still come back, and counts as left."""
-        figure, observed = scene.figures.by_name[name], scene.observed
-        told = observed is not None and observed.shows(name, str(figure.present))
-        if not lost or not told or figure.held or figure.advertised != figure.present:
-            return None
-        sinces = {entry: self._since.setdefault((name, entry), scene.now) for entry in lost}
-        since = min(sinces.values())
-        ripe = max(since + after, scene.now)
-        entries = tuple(entry for entry in lost if sinces[entry] + after <= ripe)
-        left = figure.present + len(lost) - len(entries)
-        return Loss(resource=name, entries=entries, left=left, since=since, due=since + after)
+    def _losses(self, rule: ResourceRule, scene: Scene) -> Iterator[Loss]:
+        devices = scene.figures.by_name[rule.name].devices
+        others = frozenset(chain.from_iterable(self._paths.own(device.key) for device in devices))
+        return self._known[rule.name].losses(rule, scene, others)
 
-    def kept(self) -> Listing:
-        """Return the lost devices that the annotation goes on listing."""
-        return {name: roll.lost for name, roll in self._rolls.items()}
+    def _return(self, key: Key, back: Return) -> Return:
+        """Return it with its paths, before and now; those that name another device as well decide nothing."""
+        paths, others = back.paths | self._paths.own(key), self._paths.others(key)
+        shared = self._paths.shared(key) | (paths & others)
+        return replace(back, paths=paths - shared, shared=shared)
 
-    def settle(self, loss: Loss) -> None:
-        """Forget the devices of a loss: nobody uses them any more, or nobody can be told to stop."""
-        if (roll := self._rolls.get(loss.resource)) is not None:
-            roll.settle(loss.entries)
+    def listing(self, figures: Figures) -> Listing:
+        """Return what the annotation should list of the resources that evict."""
+        found = {
+            name: known.listing(figures.by_name[name].devices)
+            for name, known in self._known.items()
+            if name in figures.by_name
+        }
+        return {name: entries for name, entries in found.items() if entries is not None}
+
+    def settle(self, incident: Loss | Return) -> None:
+        """Forget an incident: its pods are gone or are spared."""
+        if (known := self._known.get(incident.resource)) is not None:
+            known.settle(incident)
+
+    def choose(self, loss: Loss, concerned: AbstractSet[str]) -> frozenset[str]:
+        """Return the UIDs of the victims of a loss: those that are concerned when this is asked first, and no others later."""
+        if loss.victims is not None:
+            return loss.victims
+        victims = frozenset(concerned)
+        self._known[loss.resource].choose(replace(loss, victims=victims))
+        return victims
+
+    # -- who was there
+
+    @property
+    def _waiting(self) -> list[_Departure]:
+        return [departure for known in self._known.values() for departure in known.waiting]
+
+    @property
+    def roll_call(self) -> float | None:
+        """When the pods are to be listed next, so that it is known who was there: at a departure and shortly before its grace ends."""
+        moments = chain.from_iterable((each.at, each.at + each.grace - ROLL_CALL_LEAD) for each in self._waiting)
+        due = min((moment for moment in moments if moment > self._called_at), default=None)
+        return None if due is None else max(due, self._called_at + ROLL_CALL_PACE)
+
+    def call_roll(self, now: float) -> None:
+        """Note that the pods are being listed."""
+        self._called_at = now
+
+    def witness(self, uids: Iterable[str]) -> None:
+        """Take the UIDs of the pods that are there."""
+        self._there.update(uids)
+
+    def send(self) -> None:
+        """Note that a PATCH is sent: for what it no longer counts, it is decided now who was there, also if it has to be repeated."""
+        for departure in self._waiting:
+            if departure.over:
+                departure.there = frozenset(self._there)

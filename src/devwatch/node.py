@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,8 +14,11 @@ from devwatch.device import Device, natural
 
 ANNOTATION = "devwatch.io/devices"
 FIELD_MANAGER = "devwatch"
+MAPS = ("capacity", "allocatable")
+"""The two maps of a Node's status that hold counts."""
 MAX_TEXT = 128
 MAX_ENTRIES = 16
+MAX_LINKS = 8
 MAX_BYTES = 16 * 1024
 
 Listing = Mapping[str, tuple["Entry", ...]]
@@ -42,29 +47,63 @@ def quantity(text: str | None) -> int | None:
     return int(digits) * scale
 
 
+def listed_path(path: str) -> str:
+    """Return a path as the annotation lists it: whole, or, beyond `MAX_TEXT`, cut, with a digest that keeps it apart from all others."""
+    path = posixpath.normpath(path)
+    if len(path) <= MAX_TEXT:
+        return path
+    digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{path[: MAX_TEXT - len(digest) - 1]}~{digest}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A device as the annotation lists it; every text is untrusted."""
+    """A device as the annotation lists it; every text is untrusted.
+
+    The last three are listed for resources that evict: they are what a daemon has to know of a device that is gone.
+    """
 
     devnode: str
     vendor: str | None = None
     product: str | None = None
     serial: str | None = None
     link: str | None = None
+    links: tuple[str, ...] = ()
+    """The links that only this device had while it was there, as `listed_path` writes them."""
+    rdev: str | None = None
+    """The device number (`st_rdev`) as `MAJOR:MINOR`; after a return the former one, until its pods have been looked at."""
+    lost: str | None = None
+    """The API server's time before the PATCH that stopped counting the device (RFC 3339, seconds), None before that PATCH."""
 
     @classmethod
-    def of(cls, device: Device) -> Entry:
-        """Return the entry of a device: ids cut to `MAX_TEXT` characters, so that they equal what is read, and paths whole."""
-        ids = {name: _text(getattr(device, name)) for name in ("vendor", "product", "serial")}
-        return cls(devnode=device.devnode, link=device.link, **ids)
+    def of(cls, device: Device, *, links: Iterable[str] = (), rdev: str | None = None) -> Entry:
+        """Return the entry of a device, its texts cut to `MAX_TEXT` characters, so that it equals what is read back."""
+        texts = {name: _text(getattr(device, name)) for name in ("vendor", "product", "serial", "link")}
+        return cls(devnode=device.devnode, links=tuple(sorted(links))[:MAX_LINKS], rdev=rdev, **texts)
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The paths that named this device and no other, as `listed_path` writes them."""
+        return frozenset((listed_path(self.devnode), *self.links))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
-    """A field manager and when it wrote last (RFC 3339)."""
+    """A field manager of a key, as the server records it (metav1.ManagedFieldsEntry)."""
 
     manager: str
     time: str
+    """When it wrote last (RFC 3339)."""
+    operation: str = "Update"
+    subresource: str = "status"
+    """Where the server records none (before 1.22), as if it were `status`."""
+    maps: frozenset[str] = frozenset(MAPS)
+    """In which of the two maps it wrote the key."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether devwatch wrote it, as far as the record can tell: who may patch nodes can forge it."""
+        return (self.manager, self.operation, self.subresource) == (FIELD_MANAGER, "Update", "status")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +117,20 @@ class NodeState:
     allocatable: Mapping[str, str] = field(default_factory=dict)
     annotation: str | None = None
     writers: Mapping[str, tuple[Writer, ...]] = field(default_factory=dict)
-    """Who has written each extended resource, where the server says so."""
+    """Who has written each extended resource, and under `WHOLE` the annotation, where the server says so."""
+
+    @property
+    def believed(self) -> bool:
+        """Whether the annotation is the memory of a devwatch: exactly one manager has written it, and that was one."""
+        writers = self.writers.get(WHOLE, ())
+        return len(writers) == 1 and writers[0].ours
+
+    def removable(self, name: str) -> bool:
+        """Return whether each map that holds the key has it from devwatch, so that it is ours to remove."""
+        ours = {
+            part for writer in self.writers.get(name, ()) if writer.manager == FIELD_MANAGER for part in writer.maps
+        }
+        return all(part in ours for part in MAPS if name in getattr(self, part))
 
     def supersedes(self, held: NodeState | None) -> bool:
         """Return whether this observation replaces the held one: another Node, or no older state of the same."""
@@ -101,8 +153,12 @@ class NodeState:
         return all(quantity(text) == int(count) for text in pair)
 
     def listing(self) -> Listing:
-        """Return what the annotation lists; its keys are the resources that devwatch owns. Malformed content lists nothing."""
+        """Return what the annotation lists, whoever wrote it. Malformed content lists nothing."""
         return parse_listing(self.annotation or "")
+
+    def memory(self) -> Listing:
+        """Return what the annotation lists if it is believed; its keys are the resources that devwatch owns."""
+        return self.listing() if self.believed else {}
 
 
 def parse_listing(text: str) -> Listing:
@@ -122,8 +178,15 @@ def _is_list_of_objects(value: object) -> bool:
 
 def _entries(entries: list[dict[str, object]]) -> Iterable[Entry]:
     for entry in entries:
-        if isinstance(entry.get("devnode"), str):
-            yield Entry(**{name: _text(entry.get(name)) for name in Entry.__slots__})  # type: ignore[arg-type]  # devnode is a str: just checked
+        if isinstance(devnode := entry.get("devnode"), str):
+            links = entry.get("links")
+            texts = {name: _text(entry.get(name)) for name in (*_SHOWN, "rdev", "lost")}
+            known = tuple(filter(None, map(_text, links[:MAX_LINKS]))) if isinstance(links, list) else ()
+            yield Entry(**{**texts, "devnode": devnode[:MAX_TEXT], "links": known})  # type: ignore[arg-type]  # each of its own type
+
+
+_SHOWN = ("devnode", "vendor", "product", "serial", "link")
+"""The keys that every entry has; null where there is nothing to say."""
 
 
 def _text(value: object) -> str | None:
@@ -153,10 +216,18 @@ def _render(listing: Listing, limit: int) -> str:
 
 
 def _limited(entries: tuple[Entry, ...], limit: int) -> list[dict[str, object]]:
-    shown: list[dict[str, object]] = [
-        {name: _text(getattr(entry, name)) for name in Entry.__slots__} for entry in entries[:limit]
-    ]
-    return [*shown, {"omitted": len(entries) - limit}] if len(entries) > limit else shown
+    if len(entries) <= limit:
+        return [_content(entry) for entry in entries]
+    first = sorted(entries, key=lambda entry: entry.lost is None)[
+        :limit
+    ]  # of the present ones the host itself can tell
+    return [*map(_content, first), {"omitted": len(entries) - limit}]
+
+
+def _content(entry: Entry) -> dict[str, object]:
+    shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in _SHOWN}
+    memory = {"links": list(entry.links), "rdev": entry.rdev, "lost": entry.lost}
+    return shown | {name: value for name, value in memory.items() if value}
 
 
 def patch_body(changes: Changes) -> dict[str, object]:
@@ -178,6 +249,7 @@ def apply(state: NodeState, changes: Changes) -> NodeState:
         capacity=_merged(state.capacity, counts),
         allocatable=_merged(state.allocatable, counts),
         annotation=changes.get(WHOLE, state.annotation),
+        writers={**state.writers, **dict.fromkeys(changes, (Writer(manager=FIELD_MANAGER, time=""),))},
     )
 
 

@@ -169,9 +169,15 @@ def _undecided(inventory: Inventory, claims: Mapping[Device, Claim]) -> set[str]
     return names | {owner for device in inventory.pending if (owner := claims[device].owner) is not None}
 
 
-def list_devices(figures: Figures, observed: Listing) -> Listing:
-    """Return what the annotation should list: the present devices, and, while more than those is advertised, what it lists already."""
-    return {name: _listed(figure, observed.get(name, ())) for name, figure in figures.by_name.items()}
+def list_devices(figures: Figures, observed: Listing, remembered: Listing = MappingProxyType({})) -> Listing:
+    """Return what the annotation should list: what is `remembered` of a resource, else its present devices.
+
+    While more than those is advertised, it goes on listing what it lists already.
+    """
+    return {
+        name: remembered[name] if name in remembered else _listed(figure, observed.get(name, ()))
+        for name, figure in figures.by_name.items()
+    }
 
 
 def _listed(figure: Figure, observed: tuple[Entry, ...]) -> tuple[Entry, ...]:
@@ -187,27 +193,28 @@ def changes(
     observed: NodeState,
     *,
     apart: AbstractSet[str] = frozenset(),
-    kept: Listing = MappingProxyType({}),
+    remembered: Listing = MappingProxyType({}),
     written: AbstractSet[str] = frozenset(),
 ) -> Changes:
     """Return what must be written so that the Node shows the figures; empty where it does.
 
-    A resource that the annotation owns and the configuration no longer has is removed. While anything is written `apart` (in a request of
-    its own), the annotation keeps its name until the removal was observed, so that it is never forgotten. While a devnode is away for less
-    than its grace, the list of its resource and the links of others are no reason to write the annotation: back again, they are as before.
-    It goes on listing what is `kept`. What was `written` since it was last observed to be gone is removed too: the Node may hold it,
-    though neither its state nor its annotation says so.
+    A resource that the configuration no longer has is removed where the annotation is believed to own it, or it was `written` since it was
+    last observed to be gone, and nobody else has written its count; what anybody else put there is left alone. While anything is written
+    `apart` (in a request of its own), the annotation keeps the name until the removal was observed, so that it is never forgotten. While a
+    devnode is away for less than its grace, the list of its resource and the links of others are no reason to write the annotation: back
+    again, they are as before. What was `written` may be on the Node though neither its state nor its annotation says so.
     """
-    listing = observed.listing()
+    memory = observed.memory()
     wanted: dict[str, str | None] = {name: str(figure.advertised) for name, figure in figures.by_name.items()}
-    wanted |= {name: None for name in (*listing, *written) if name not in wanted}
-    unseen = {name for name in written if wanted[name] is None}
+    unseen = {name for name in written if name not in wanted and observed.removable(name)}
+    wanted |= {name: None for name in memory if name not in wanted and observed.removable(name)}
+    wanted |= dict.fromkeys(unseen)
     needed = {name: count for name, count in wanted.items() if name in unseen or not observed.shows(name, count)}
-    leaving = {name: listing.get(name, ()) for name, count in needed.items() if count is None and apart}
-    annotation = render_listing({**_joined(list_devices(figures, listing), kept), **leaving})
+    leaving = {name: memory.get(name, ()) for name, count in needed.items() if count is None and apart}
+    annotation = render_listing({**list_devices(figures, memory, remembered), **leaving})
     if annotation == observed.annotation:
         return needed
-    ours = listing.keys() == figures.by_name.keys()
+    ours = memory.keys() == figures.by_name.keys()
     if ours and not needed and _can_wait(figures, annotation or "", observed.annotation or ""):
         return {}
     return {**needed, WHOLE: annotation}
@@ -222,7 +229,7 @@ def _can_wait(figures: Figures, wanted: str, shown: str) -> bool:
 
 
 def _unlinked(entries: Iterable[dict[str, object]]) -> list[dict[str, object]]:
-    return [{**entry, "link": None} for entry in entries]
+    return [{**entry, "link": None, "links": None} for entry in entries]
 
 
 class Draft:
@@ -239,19 +246,15 @@ class Draft:
         observed: NodeState,
         *,
         apart: AbstractSet[str],
-        kept: Listing,
+        remembered: Listing,
         written: AbstractSet[str],
     ) -> Changes:
         """Return what `changes` does."""
-        asked = (figures.by_name, observed, frozenset(apart), dict(kept), frozenset(written))
+        asked = (figures.by_name, observed, frozenset(apart), dict(remembered), frozenset(written))
         if asked != self._asked:
-            self._answer = changes(figures, observed, apart=apart, kept=kept, written=written)
+            self._answer = changes(figures, observed, apart=apart, remembered=remembered, written=written)
             self._asked = asked
         return self._answer
-
-
-def _joined(listing: Listing, kept: Listing) -> Listing:
-    return {name: tuple(dict.fromkeys((*entries, *kept.get(name, ())))) for name, entries in listing.items()}
 
 
 def portion(wanted: Changes, *, apart: AbstractSet[str], blocked: AbstractSet[str]) -> Changes:

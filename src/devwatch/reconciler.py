@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -19,10 +20,11 @@ from devwatch.plan import Draft, Figures, Tally, changes, portion
 from devwatch.report import Answer, Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from devwatch.config import Config
-    from devwatch.loss import Loss, Losses
+    from devwatch.loss import Incidents, Losses
+    from devwatch.task import Task
 
     Watch = Callable[[], AsyncIterator[NodeState]]
 
@@ -61,6 +63,9 @@ class DeviceSource(Protocol):
 class NodeApi(Protocol):
     """Where the Node is kept."""
 
+    date: str
+    """The server's time in its last answer (RFC 3339, seconds), empty before one."""
+
     async def patch(self, changes: Changes) -> NodeState:
         """Write the changes, none to read, and return the Node as it is then. Raises `ApiError`."""
 
@@ -80,14 +85,11 @@ class _Refusal(Backoff):
     reason: str = ""
 
 
-class Chores(Protocol):
-    """What is done between two patches, one request at a time."""
+class Tasks(Protocol):
+    """What is requested between two patches, one request at a time."""
 
-    def attend(self, losses: Mapping[str, Loss]) -> None:
-        """Take what is lost now, by resource."""
-
-    def chore(self, now: float) -> Callable[[], Awaitable[None]] | None:
-        """Return what is to be done now, None for nothing. It handles its own `ApiError`s."""
+    def task(self, now: float) -> Task | None:
+        """Return the request that is due, None for none."""
 
     def due(self, now: float) -> float | None:
         """Return when there is something to be done."""
@@ -102,7 +104,9 @@ class Cluster:
     """Yields the Node whenever somebody has written to it; without it that is found by the resync alone."""
     losses: Losses | None = None
     """Remembers what was listed; without it nothing is ever lost."""
-    chores: tuple[Chores, ...] = ()
+    attend: Callable[[Incidents], None] = lambda _: None
+    """Takes what is lost and what has returned."""
+    tasks: tuple[Tasks, ...] = ()
 
 
 class Reconciler:
@@ -121,7 +125,8 @@ class Reconciler:
       what is undone again and again is repaired ever more rarely;
     - *grace holds*: what is away for less than its grace lowers no count, nor does a restart within it;
     - *evicts only on certainty*: a pod is evicted only for a device that was listed, that a certain look does not find on the host, and
-      that the Node has not counted for the `after` of its resource.
+      that the Node has not counted for the `after` of its resource; and only if it was there before, or goes on with the file of a device
+      that has another number by now.
 
     `tests/test_promises.py` holds each of them against histories in which everything fails.
     """
@@ -137,21 +142,23 @@ class Reconciler:
         reporter: Reporter,
         clock: Callable[[], float],
         chance: Callable[[], float],
+        wall: Callable[[], float] = time.time,
         once: bool = False,
         turned: Callable[[], None] = lambda: None,
         heartbeat: float | None = None,
     ) -> None:
         """Start with nothing seen.
 
-        `clock` is the loop's time, `chance` a random number in [0, 1). `once` ends when the Node agrees. `turned` is called on every turn
-        of the loop, which comes at least every `heartbeat` seconds.
+        `clock` is the loop's time, `wall` Unix time, `chance` a random number in [0, 1). `once` ends when the Node agrees. `turned` is
+        called on every turn of the loop, which comes at least every `heartbeat` seconds.
         """
         self._source, self._cluster, self._settings, self._reporter = source, cluster, settings, reporter
-        self._node, self._clock, self._chance, self._once = node, clock, chance, once
+        self._node, self._clock, self._wall, self._chance, self._once = node, clock, wall, chance, once
         self._turned, self._heartbeat, self._wakes = turned, heartbeat or math.inf, set[str]()
         self._inventory, self._tally = Inventory(), Tally(())
         self._observed: NodeState | None = None
         self._request: asyncio.Task[None] | None = None
+        self._reading = False  # whether the request that is out can be done without
         self._answer: Answer | None = None
         self._draft, self._backoff, self._drift = Draft(), Backoff(), Drift()
         self._refusals: dict[str, _Refusal] = {}
@@ -210,8 +217,8 @@ class Reconciler:
         look = self._source.look(now)
         self._inventory.observe(look)
         figures = self.figures = self._tally.count(self._inventory, self._observed, now)
-        kept = self._attend(figures, now)
-        wanted = self._wanted(figures, kept)
+        remembered = self._attend(figures, now)
+        wanted = self._wanted(figures, remembered)
         self._forgive(figures, wanted)
         self._report(look, figures, changes(figures, NodeState()) if self._missing else wanted)
         self._time_detection(figures, wanted, now)
@@ -221,20 +228,27 @@ class Reconciler:
         self._turned()
         return self._next(look, figures, wanted)
 
-    def _wanted(self, figures: Figures, kept: Listing) -> Changes:
+    def _wanted(self, figures: Figures, remembered: Listing) -> Changes:
         if self._observed is None:
             return {}
-        return self._draft.changes(figures, self._observed, apart=self._apart, kept=kept, written=self._written)
+        return self._draft.changes(
+            figures, self._observed, apart=self._apart, remembered=remembered, written=self._written
+        )
 
     def _attend(self, figures: Figures, now: float) -> Listing:
-        """Tell the chores what is lost, and return what the annotation goes on listing until they are done with it."""
+        """Report what is lost and what has returned, and return what the annotation has to list so that it is remembered."""
         if self._cluster.losses is None:
             return {}
-        scene = Scene(figures=figures, inventory=self._inventory, observed=self._observed, now=now)
-        losses = self._cluster.losses.update(self._config.for_node(self._node), scene)
-        for chores in self._cluster.chores:
-            chores.attend(losses)
-        return self._cluster.losses.kept()
+        scene = Scene(
+            figures=figures,
+            inventory=self._inventory,
+            observed=self._observed,
+            now=now,
+            wall=self._wall(),
+            date=self._cluster.api.date,
+        )
+        self._cluster.attend(self._cluster.losses.update(self._config.for_node(self._node), scene))
+        return self._cluster.losses.listing(figures)
 
     def _report(self, look: Look, figures: Figures, wanted: Changes) -> None:
         graces = {rule.name: rule.removal_grace for rule in self._config.resources}
@@ -257,8 +271,8 @@ class Reconciler:
                     max(self._refusals.get(name, self._backoff).until, self._drift.due(name)) for name in wanted
                 )
                 dues.append((max(first, self._backoff.until), "retry"))
-            chores = [due for chores in self._cluster.chores if (due := chores.due(look.at)) is not None]
-            dues += [(max(due, self._backoff.until), "retry") for due in chores]
+            tasks = [due for tasks in self._cluster.tasks if (due := tasks.due(look.at)) is not None]
+            dues += [(max(due, self._backoff.until), "retry") for due in tasks]
         return min(*dues, (look.at + self._heartbeat, "sweep"))
 
     # -- the configuration
@@ -289,20 +303,34 @@ class Reconciler:
 
     def _send(self, wanted: Changes, now: float, tasks: asyncio.TaskGroup) -> None:
         """Start a request if one is due: for the newest state, or to read the Node where it is unknown or it is time for a resync."""
-        if self._request is not None or now < self._backoff.until:
+        if now < self._backoff.until:
             return
         blocked = {name for name, refusal in self._refusals.items() if now < refusal.until}
         blocked |= self._drift.waiting(wanted, now)
         body = self._owned(portion(wanted, apart=self._apart, blocked=blocked), wanted)
-        if body or now >= self._resync_at:
-            detected, self._detected = self._detected, None
-            self._written |= body.keys() - {WHOLE}
-            self._seen = None  # the answer will be newer, also where the Node is another by then
-            self._request = tasks.create_task(self._perform(body, detected))
-            return
-        chore = next((chore for chores in self._cluster.chores if (chore := chores.chore(now)) is not None), None)
-        if chore is not None:
-            self._request = tasks.create_task(self._do(chore))
+        if self._request is not None:
+            self._interrupt(body)
+        elif body or now >= self._resync_at:
+            self._patch(body, tasks)
+        else:
+            task = next((task for each in self._cluster.tasks if (task := each.task(now)) is not None), None)
+            if task is not None:
+                self._reading = task.reads
+                self._request = tasks.create_task(self._do(task))
+
+    def _interrupt(self, body: Changes) -> None:
+        """End a request that can be done without where there is something to write: its end wakes the loop."""
+        if body and self._reading and self._request is not None:
+            self._reading = False
+            self._request.cancel()
+
+    def _patch(self, body: Changes, tasks: asyncio.TaskGroup) -> None:
+        detected, self._detected = self._detected, None
+        self._written |= body.keys() - {WHOLE}
+        self._seen = None  # the answer will be newer, also where the Node is another by then
+        if body and self._cluster.losses is not None:
+            self._cluster.losses.send()
+        self._request = tasks.create_task(self._perform(body, detected))
 
     def _owned(self, body: Changes, wanted: Changes) -> Changes:
         """Return the body with the annotation: stored late, when all has changed, its counts are still ours to remove."""
@@ -310,10 +338,12 @@ class Reconciler:
             return body
         return {**body, WHOLE: self._observed.annotation}
 
-    async def _do(self, chore: Callable[[], Awaitable[None]]) -> None:
-        await _to_its_end(chore())
-        self._request = None
-        self.wake("node")
+    async def _do(self, task: Task) -> None:
+        try:
+            await _to_its_end(task.run())
+        finally:
+            self._request, self._reading = None, False
+            self.wake("node")
 
     async def _perform(self, body: Changes, detected: float | None) -> None:
         """Await the answer and leave it for the next turn; an exception that is no `ApiError` ends the program."""
@@ -426,14 +456,14 @@ class Reconciler:
         """
         held = self._observed
         if held is not None:
-            ours = {WHOLE, *held.listing(), *(rule.name for rule in self._config.for_node(self._node))}
+            ours = {WHOLE, *held.memory(), *(rule.name for rule in self._config.for_node(self._node))}
             others = ours - sent.keys() - self._unsure
             self._drift.note((name for name in others if _value(held, name) != _value(state, name)), state)
             self._replace(held.uid, state.uid)
         elif not self._once:
             self._tally.start(state, now)
             if self._cluster.losses is not None:
-                self._cluster.losses.start(state.listing())
+                self._cluster.losses.start(state.memory())
         self._observed, self._missing, self._unsure = state, False, set()
         self._late = {name: until for name, until in self._late.items() if now < until}
         self._written = {name for name in self._written | self._late.keys() if not state.shows(name, None)}

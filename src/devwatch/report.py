@@ -98,7 +98,7 @@ class _Shown:
 class _Gone:
     """A device that was reported as removed and still counts."""
 
-    identity: _Identity
+    shown: _Shown
     since: float
     grace: float
 
@@ -111,8 +111,8 @@ class Reporter:
     metrics: Metrics
     health: Health
     node: str
-    herald: Callable[[str, Device, str], None] = lambda _reason, _device, _resource: None
-    """Takes `DeviceAdded` and `DeviceRemoved` with the device and its resource, to tell the cluster."""
+    record: Callable[[str, Device, str], None] = lambda _reason, _device, _resource: None
+    """Takes `DeviceAdded` and `DeviceRemoved` with the device and its resource, for an Event on the Node."""
     outage: str = ""
     """Why the Node could not be written and since when, for people; empty after an accepted request."""
     _shown: dict[Key, _Shown] = field(default_factory=dict)
@@ -161,7 +161,10 @@ class Reporter:
         gone = [key for key, shown in missing.items() if look.certain or shown.device.devnode in names]
         for shown in (missing.pop(key) for key in gone):
             self._departed(shown, graces.get(shown.owner, 0.0), look.at)
-        self._gone = [gone for gone in self._gone if look.at < gone.since + gone.grace]
+        over = [gone for gone in self._gone if look.at >= gone.since + gone.grace]
+        self._gone = [gone for gone in self._gone if gone not in over]
+        for gone_for_good in over:
+            self.record("DeviceRemoved", gone_for_good.shown.device, gone_for_good.shown.owner)
         for shown in (shown for key, shown in here.items() if key not in self._shown):
             self._arrived(shown, look.at)
         self._shown, self._looked = {**missing, **here}, True
@@ -181,19 +184,18 @@ class Reporter:
                 )
 
     def _arrived(self, shown: _Shown, now: float) -> None:
-        gone = next((gone for gone in self._gone if gone.identity == shown.identity), None)
+        gone = next((gone for gone in self._gone if gone.shown.identity == shown.identity), None)
         if gone is None:
             self.log.info("device.added", **shown.fields())
             if self._looked:  # what was there before the first look was not added now
-                self.herald("DeviceAdded", shown.device, shown.owner)
+                self.record("DeviceAdded", shown.device, shown.owner)
         else:
             self._gone.remove(gone)
             self.log.info("device.returned", **shown.fields(), away_seconds=round(now - gone.since, 3))
 
     def _departed(self, shown: _Shown, grace: float, now: float) -> None:
-        self._gone.append(_Gone(identity=shown.identity, since=now, grace=grace))
+        self._gone.append(_Gone(shown=shown, since=now, grace=grace))
         self.log.info("device.removed", **shown.fields(), counted_for_seconds=grace)
-        self.herald("DeviceRemoved", shown.device, shown.owner)
 
     def difference(self, figures: Figures, observed: NodeState | None, wanted: Changes, now: float) -> None:
         """Take note of what the Node shows, and since when it is not what it should."""

@@ -21,7 +21,7 @@ from devwatch.errors import Unavailable
 _ACTIONS: Final = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")  # kobject_actions, Linux
 _TRIGGERS: Final = ("uevent", "sweep", "resync", "node", "retry", "config", "start")
 _PATCHES: Final = ("changed", "unchanged", "refused", "failed")
-_EVICTIONS: Final = ("evicted", "refused", "failed", "ambiguous", "bare")
+_EVICTIONS: Final = ("evicted", "refused", "failed", "ambiguous", "bare", "spared")
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _DIFFERENCE_LIMIT: Final = 60
 _HEAD_LIMIT: Final = 8192

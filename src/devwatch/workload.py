@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,15 +12,19 @@ from urllib.parse import quote
 
 from devwatch.errors import Retry
 from devwatch.node import quantity
-from devwatch.pods import Pod, effective_request
+from devwatch.pods import Container, Phase, Pod, effective_request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 PAGE = 50
 """Objects asked for in one answer of a list: at 160 KiB each, which few Nodes and Pods ever have, they are still read."""
 _MESSAGE_LENGTH = 1000
-"""Characters of an Event's message; the API allows 1024 bytes of a note."""
+"""Characters of an Event's message; the API allows 1024 bytes of a event."""
+
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+"""A time as the API has it: RFC 3339, in whole seconds of UTC (metav1.Time)."""
 
 
 class Requests(Protocol):
@@ -31,8 +37,8 @@ class Requests(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
-    """An Event to be: what happened to a Node, or to a pod of it."""
+class Event:
+    """An Event to write: what happened to a Node, or to a pod of it."""
 
     reason: str
     message: str
@@ -92,19 +98,19 @@ class Workload:
                 f"the answer to POST {path} is no success: something else than the API server may have answered"
             )
 
-    async def record(self, note: Note) -> None:
+    async def record(self, event: Event) -> None:
         """Write an Event. Raises an `ApiError`."""
-        namespace = note.pod.namespace if note.pod else "default"
+        namespace = event.pod.namespace if event.pod else "default"
         await self.requests.request(
-            "POST", f"/api/v1/namespaces/{quote(namespace, safe='')}/events", body=self._event(note)
+            "POST", f"/api/v1/namespaces/{quote(namespace, safe='')}/events", body=self._body(event)
         )
 
-    def _event(self, note: Note) -> dict[str, Any]:
+    def _body(self, event: Event) -> dict[str, Any]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         # The kubelet gives a Node's name for its uid, and `kubectl describe node` looks for it.
         subject = {"apiVersion": "v1", "kind": "Node", "name": self.node, "uid": self.node}
-        if note.pod:
-            subject |= {"kind": "Pod", "namespace": note.pod.namespace, "name": note.pod.name, "uid": note.pod.uid}
+        if event.pod:
+            subject |= {"kind": "Pod", "namespace": event.pod.namespace, "name": event.pod.name, "uid": event.pod.uid}
         return {
             "apiVersion": "v1",
             "kind": "Event",
@@ -113,9 +119,9 @@ class Workload:
                 "namespace": subject.get("namespace", "default"),
             },
             "involvedObject": subject,
-            "reason": note.reason,
-            "message": note.message[:_MESSAGE_LENGTH],
-            "type": "Warning" if note.warning else "Normal",
+            "reason": event.reason,
+            "message": event.message[:_MESSAGE_LENGTH],
+            "type": "Warning" if event.warning else "Normal",
             "source": {"component": "devwatch", "host": self.node},
             "reportingComponent": "devwatch",
             "reportingInstance": self.node,
@@ -138,9 +144,10 @@ def pod_of(item: Mapping[str, Any]) -> Pod:
             uid=_string(metadata["uid"]),
             phase=_string((item.get("status") or {}).get("phase") or "Unknown"),
             requests=_requests(spec),
-            host_paths=tuple(
-                _string(volume["hostPath"]["path"]) for volume in spec.get("volumes") or () if volume.get("hostPath")
-            ),
+            node=_string(spec.get("nodeName") or ""),
+            host_paths=tuple(_host_paths(spec).values()),
+            containers=tuple(_containers(spec, item.get("status") or {})),
+            scheduled=_scheduled(metadata, item.get("status") or {}),
             owner=_string(owner.get("kind", "")),
             mirror="kubernetes.io/config.mirror" in (metadata.get("annotations") or {}),
             terminating=bool(metadata.get("deletionTimestamp")),
@@ -155,6 +162,46 @@ def _string(value: object) -> str:
         raise TypeError(value)
     value.encode()
     return value
+
+
+def _host_paths(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Return the paths of the hostPath volumes by the name of the volume."""
+    volumes = [volume for volume in spec.get("volumes") or () if volume.get("hostPath")]
+    return {_string(volume.get("name") or ""): _string(volume["hostPath"]["path"]) for volume in volumes}
+
+
+def _containers(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[Container]:
+    """Yield the containers of every kind that mount host paths, with what the kubelet says of each."""
+    paths = _host_paths(spec)
+    for kind in ("container", "initContainer", "ephemeralContainer"):
+        told = {each["name"]: each.get("state") or {} for each in status.get(f"{kind}Statuses") or ()}
+        for container in spec.get(f"{kind}s") or ():
+            mounts = [mount for mount in container.get("volumeMounts") or () if mount.get("name") in paths]
+            if mounts:
+                name = _string(container["name"])
+                phase, started = _state(told.get(name, {}))
+                where = (posixpath.join(paths[mount["name"]], _string(mount.get("subPath") or "")) for mount in mounts)
+                yield Container(name=name, mounts=tuple(where), phase=phase, started=started)
+
+
+def _state(state: Mapping[str, Any]) -> tuple[Phase, int | None]:
+    """Return what a container does, and since when it runs in Unix seconds; a state that is not told is that it waits (ContainerState)."""
+    phase = next((phase for phase in Phase if state.get(phase.value) is not None), Phase.WAITING)
+    text = (state.get("running") or {}).get("startedAt")
+    return phase, int(datetime.fromisoformat(text).timestamp()) if isinstance(text, str) and _TIME.fullmatch(
+        text
+    ) else None
+
+
+def _scheduled(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    """Return when a pod was bound, or without that when it was made; empty where neither is a time in whole seconds."""
+    bound = (
+        condition.get("lastTransitionTime")
+        for condition in status.get("conditions") or ()
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "True"
+    )
+    text = next(bound, None) or metadata.get("creationTimestamp")
+    return text if isinstance(text, str) and _TIME.fullmatch(text) else ""
 
 
 def _requests(spec: Mapping[str, Any]) -> dict[str, int]:

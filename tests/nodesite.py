@@ -73,12 +73,26 @@ def _merge(target: dict[str, Any], body: dict[str, Any]) -> None:
             target[key] = value
 
 
+OURS: dict[str, Any] = {
+    "f:metadata": {"f:annotations": {f"f:{ANNOTATION}": {}}},
+    "f:status": {part: {f"f:{RESOURCE}": {}} for part in ("f:capacity", "f:allocatable")},
+}
+
+
 def node(name: str) -> Node:
     """Return a Node on which devwatch advertises one stick."""
     counts = {"cpu": "4", RESOURCE: "1"}
     annotations = {ANNOTATION: json.dumps({RESOURCE: []})}
     return {
-        "metadata": {"name": name, "uid": f"uid-{name}", "resourceVersion": "5", "annotations": annotations},
+        "metadata": {
+            "name": name,
+            "uid": f"uid-{name}",
+            "resourceVersion": "5",
+            "annotations": annotations,
+            "managedFields": [
+                {"manager": "devwatch", "operation": "Update", "subresource": "status", "fieldsV1": OURS}
+            ],
+        },
         "status": {"capacity": counts, "allocatable": counts},
     }
 

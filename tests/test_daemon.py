@@ -218,6 +218,8 @@ def test_a_dry_run_pretends_that_each_patch_was_stored() -> None:
     """What was printed once is not printed again, also over a server's own answers."""
 
     class Server:
+        date = ""
+
         async def patch(self, _changes: object) -> NodeState:
             return NodeState(uid="u", capacity={"a.io/b": "7", "c.io/d": "1"})
 

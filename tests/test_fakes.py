@@ -12,7 +12,7 @@ from devwatch.config import parse
 from devwatch.errors import ConfigError, Conflict, Forbidden, Gone, Missing, NodeMissing, Refused, Retry
 from devwatch.node import WHOLE, NodeState
 from devwatch.pods import Pod
-from devwatch.workload import Note
+from devwatch.workload import Event
 from fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, Line, RecordingLog
 
 if TYPE_CHECKING:
@@ -321,12 +321,12 @@ def workload() -> FakeWorkload:
 
 def test_an_evicted_pod_is_gone_and_an_event_is_kept() -> None:
     """Each with its time."""
-    work, note = workload(), Note(reason="R", message="m")
+    work, event = workload(), Event(reason="R", message="m")
     assert virtualtime.run(work.pods) == (POD,)
     virtualtime.run(lambda: work.evict(POD))
-    virtualtime.run(lambda: work.record(note))
+    virtualtime.run(lambda: work.record(event))
     assert virtualtime.run(work.pods) == ()
-    assert (work.evicted, work.notes, work.lists, len(work.spans)) == ([(0, "p")], [(0, note)], [0, 0], 4)
+    assert (work.evicted, work.events, work.lists, len(work.spans)) == ([(0, "p")], [(0, event)], [0, 0], 4)
 
 
 def test_an_eviction_fails_as_the_server_lets_it_fail() -> None:

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import virtualtime
 from devwatch.config import parse
 from devwatch.errors import CredentialsError, Forbidden, NodeMissing, Refused, Retry
-from devwatch.node import WHOLE
+from devwatch.node import WHOLE, Writer
 from devwatch.reconciler import Cluster, Reconciler
 from devwatch.report import Reporter
 from devwatch.telemetry import Health, Metrics
@@ -407,7 +407,7 @@ async def test_a_resource_that_was_stored_without_an_answer_and_then_dropped_is_
 async def test_a_request_that_is_stored_when_its_resource_is_dropped_leaves_nothing_behind(
     after: float, left: tuple[str | None, str | None], outage: float
 ) -> None:
-    """A server may go on for a minute with what nobody waits for; what somebody writes later is his own."""
+    """A server may go on for a minute with a request that timed out; what is written later is of someone else."""
     async with living(ZIGBEE) as world:
         await asyncio.sleep(HOUR)
         world.server.error, world.chance = Retry("no answer in time"), 0.999
@@ -419,7 +419,7 @@ async def test_a_request_that_is_stored_when_its_resource_is_dropped_leaves_noth
         await asyncio.sleep(outage)
         world.server.error = None
         await asyncio.sleep(after)
-        world.server.write(ZWAVE, "1")
+        world.server.write(ZWAVE, "1", manager="devwatch")
         world.host.plug(VENDORS[ZIGBEE])
         await asyncio.sleep(5)
         assert world.server.shows(ZWAVE) == left
@@ -553,8 +553,8 @@ async def test_where_the_annotation_is_refused_what_a_stranger_writes_is_drift_a
 
 
 @virtual
-async def test_what_a_stranger_writes_to_a_resource_that_is_about_to_leave_is_drift() -> None:
-    """It is ours until the annotation lets go of it, and who wrote it is told."""
+async def test_what_a_stranger_writes_to_a_resource_that_is_about_to_leave_is_left_alone() -> None:
+    """It is no longer ours to remove, and the annotation lets go of its name."""
     async with living(ZIGBEE, ZWAVE, before=with_sticks) as world:
         await started(world)
         world.server.refused[ZWAVE] = Refused("removal denied")
@@ -565,8 +565,9 @@ async def test_what_a_stranger_writes_to_a_resource_that_is_about_to_leave_is_dr
         await asyncio.sleep(61)
         world.server.refused.clear()
         await asyncio.sleep(61)
-        assert world.server.shows(ZWAVE) == (None, None)
-        assert [line.fields["what"] for line in world.log.of("drift.repaired")] == [[ZWAVE]]
+        assert world.server.shows(ZWAVE) == ("7", "7")
+        assert not world.log.of("drift.repaired")
+        assert set(world.listed) == {ZIGBEE}
 
 
 @virtual
@@ -1006,8 +1007,10 @@ async def test_no_patch_names_anything_that_is_not_ours() -> None:
     def hostile(world: World) -> None:
         with_stick(world)
         world.server.write("vendor.com/gpu", "8")
-        world.server.annotate('{"cpu": [], "kubernetes.io/x": [], "": [], "example.com/old": []}')
-        world.server.write("example.com/old", "1")
+        us = Writer(manager="devwatch", time="")
+        text = '{"cpu": [], "kubernetes.io/x": [], "": [], "example.com/old": [], "vendor.com/gpu": []}'
+        world.server.annotate(text, writer=us)
+        world.server.write("example.com/old", "1", manager="devwatch")
 
     async with living(before=hostile) as world:
         before = world.server.raw

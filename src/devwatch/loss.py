@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import chain
-from os import major, minor
 from typing import TYPE_CHECKING
 
 from devwatch.node import Entry, listed_path
@@ -319,7 +318,8 @@ class KnownDevices:
         """Take in a certain scan. `before` was on the host at the last one."""
         figure = scene.figures.by_name[rule.name]
         claimed = {device.key: device for device in figure.devices}
-        for key in self.here.keys() - {device.key for device in scene.devices}:
+        keys = {device.key for device in scene.devices}
+        for key in [key for key in self.here if key not in keys]:
             self.gone[self.here.pop(key)] = _Departure(at=scene.now, grace=rule.removal_grace, others=before)
         remembered = self._recall(rule, scene)
         found, open_ = self._find(scene, claimed.keys()), scene.open(rule.name)
@@ -352,15 +352,15 @@ class KnownDevices:
 
     def _find(self, scene: Scene, claimed: AbstractSet[Key]) -> dict[Entry, Device]:
         """Return the present devices that are, or may be, gone ones."""
-        remembered = [entry for entry, departure in self.gone.items() if departure.remembered]
-        found = match_remembered(remembered, scene.devices)
-        rest = {entry: departure.others for entry, departure in self.gone.items() if entry not in found}
+        others = {entry: departure.others for entry, departure in self.gone.items()}
         strangers = (device for device in scene.devices if device.key not in self.here)
-        return found | match_replugged(rest, strangers, claimed)
+        found = match_replugged(others, strangers, claimed)
+        rest = (entry for entry, departure in self.gone.items() if departure.remembered and entry not in found)
+        return found | match_remembered(rest, scene.devices)
 
     def _find_again(self, entry: Entry, device: Device, rule: ResourceRule, scene: Scene) -> None:
         """Note that a device is back: a container that opened it before may hold a dead file."""
-        departure, number = self.gone.pop(entry), _number(device)
+        departure, number = self.gone.pop(entry), device.number
         at = _returned_at(device, departure, scene)
         if at is None or entry.rdev is None or (departure.remembered and number == entry.rdev):
             return
@@ -378,7 +378,7 @@ class KnownDevices:
         """Return the entry of a present device, with the number that its pods know as long as they have not been looked at."""
         back = self.returns.get(device.key)
         own = paths.own(device.key) - {listed_path(device.devnode)}
-        return Entry.of(device, links=own, rdev=back.entries[0].rdev if back else _number(device))
+        return Entry.of(device, links=own, rdev=back.entries[0].rdev if back else device.number)
 
     def _advance(self, name: str, scene: Scene) -> None:
         """Move every departure on, as the table of `_Departure` says."""
@@ -449,10 +449,6 @@ class KnownDevices:
             self.gone = {entry: departure for entry, departure in self.gone.items() if entry not in incident.entries}
         else:
             self.returns = {key: back for key, back in self.returns.items() if back.key != incident.key}
-
-
-def _number(device: Device) -> str:
-    return f"{major(device.number)}:{minor(device.number)}"
 
 
 def _returned_at(device: Device, departure: _Departure, scene: Scene) -> float | None:

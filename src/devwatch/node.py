@@ -70,15 +70,15 @@ class Entry:
     link: str | None = None
     links: tuple[str, ...] = ()
     """The links that only this device had while it was there, as `listed_path` writes them."""
-    rdev: str | None = None
-    """The device number (`st_rdev`) as `MAJOR:MINOR`; after a return the former one, until its pods have been looked at."""
+    rdev: int | None = None
+    """The device number (`st_rdev`); after a return the former one, until its pods have been looked at."""
     lost: str | None = None
     """The API server's time before the PATCH that stopped counting the device (RFC 3339, seconds), None before that PATCH."""
 
     @classmethod
-    def of(cls, device: Device, *, links: Iterable[str] = (), rdev: str | None = None) -> Entry:
+    def of(cls, device: Device, *, links: Iterable[str] = (), rdev: int | None = None) -> Entry:
         """Return the entry of a device, its texts cut to `MAX_TEXT` characters, so that it equals what is read back."""
-        texts = {name: _text(getattr(device, name)) for name in ("vendor", "product", "serial", "link")}
+        texts = {name: _text(getattr(device, name)) for name in _IDS}
         return cls(devnode=device.devnode, links=tuple(sorted(links))[:MAX_LINKS], rdev=rdev, **texts)
 
     @property
@@ -179,14 +179,15 @@ def _is_list_of_objects(value: object) -> bool:
 def _entries(entries: list[dict[str, object]]) -> Iterable[Entry]:
     for entry in entries:
         if isinstance(devnode := entry.get("devnode"), str):
-            links = entry.get("links")
-            texts = {name: _text(entry.get(name)) for name in (*_SHOWN, "rdev", "lost")}
+            links, rdev = entry.get("links"), entry.get("rdev")
             known = tuple(filter(None, map(_text, links[:MAX_LINKS]))) if isinstance(links, list) else ()
-            yield Entry(**{**texts, "devnode": devnode[:MAX_TEXT], "links": known})  # type: ignore[arg-type]  # each of its own type
+            texts = {name: _text(entry.get(name)) for name in _IDS}
+            lost, rdev = _text(entry.get("lost")), rdev if isinstance(rdev, int) else None
+            yield Entry(devnode=devnode[:MAX_TEXT], links=known, rdev=rdev, lost=lost, **texts)
 
 
-_SHOWN = ("devnode", "vendor", "product", "serial", "link")
-"""The keys that every entry has; null where there is nothing to say."""
+_IDS = ("vendor", "product", "serial", "link")
+"""The keys that every entry has beside its devnode; null where there is nothing to say."""
 
 
 def _text(value: object) -> str | None:
@@ -225,7 +226,7 @@ def _limited(entries: tuple[Entry, ...], limit: int) -> list[dict[str, object]]:
 
 
 def _content(entry: Entry) -> dict[str, object]:
-    shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in _SHOWN}
+    shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in ("devnode", *_IDS)}
     memory = {"links": list(entry.links), "rdev": entry.rdev, "lost": entry.lost}
     return shown | {name: value for name, value in memory.items() if value}
 

@@ -154,14 +154,13 @@ class Reconciler:
         """
         self._source, self._cluster, self._settings, self._reporter = source, cluster, settings, reporter
         self._node, self._clock, self._wall, self._chance, self._once = node, clock, wall, chance, once
-        self._turned, self._heartbeat, self._wakes = turned, heartbeat or math.inf, set[str]()
+        self._turned, self._heartbeat = turned, heartbeat or math.inf
+        self._wakes, self._woken = set[str](), asyncio.Event()
         self._inventory, self._tally = Inventory(), Tally(())
         self._observed: NodeState | None = None
         self._request: asyncio.Task[None] | None = None
-        self._reading = False  # whether the request that is out can be done without
         self._answer: Answer | None = None
-        self._draft, self._backoff, self._drift = Draft(), Backoff(), Drift()
-        self._refusals: dict[str, _Refusal] = {}
+        self._draft, self._backoff, self._drift, self._refusals = Draft(), Backoff(), Drift(), dict[str, _Refusal]()
         self._seen: NodeState | None = None
         self._former = deque[str](maxlen=16)  # uids of other Nodes
         self._apart, self._unsure, self._written = set[str](), set[str](), set[str]()
@@ -169,8 +168,8 @@ class Reconciler:
         self._detected: float | None = None
         self._lingering: float | None = None
         self._sweep_at = self._resync_at = self._heard_at = float("-inf")
-        self._woken = asyncio.Event()
         self._agreed = self._missing = self._watching = self._denied = False
+        self._reading = False  # whether a patch need not wait for the request that is out
         self._failure, self.figures = "no answer yet", Figures()
         self._use(config)
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from devwatch.cluster import removal, standings
 from devwatch.errors import ApiError
 from devwatch.kube import Credentials, KubeNode
-from devwatch.node import ANNOTATION, patch_body
-from devwatch.pods import fate
+from devwatch.loss import Loss, Return
+from devwatch.node import ANNOTATION, Entry, patch_body
+from devwatch.pods import on_loss, on_return
 from devwatch.workload import Workload
 from fuzz.target import Feed, Target
 from system.certificates import Authority, Pair
@@ -25,6 +26,18 @@ from system.certificates import Authority, Pair
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_USB0 = Entry(devnode="/dev/ttyUSB0")
+_LOSS = Loss(
+    resource="a/b",
+    entries=(_USB0,),
+    left=1,
+    since=0,
+    due=0,
+    there=frozenset(),
+    lost="2030-01-01T00:00:00Z",
+    others=frozenset(),
+)
+_RETURN = Return(resource="a/b", entries=(_USB0,), at=0, second=0, due=0, renumbered=True, paths=_USB0.paths)
 PATIENCE = 5.0
 """Seconds for a request; the server here is never silent, so that none takes them."""
 MOST_EVENTS = 8
@@ -167,7 +180,8 @@ class _World:
     async def _pods(self) -> None:
         work = Workload(requests=self.node, node="n")
         for pod in await work.pods():
-            fate(pod, "a/b", (), left=1)
+            on_loss(pod, _LOSS)
+            on_return(pod, _RETURN)
             assert pod.title
             await work.evict(pod)
 

@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, NodeMissing, Refused, Retry
-from devwatch.kube import MAX_ANSWER, Credentials, KubeNode
+from devwatch.kube import MAX_ANSWER, Credentials, KubeNode, node_state
 from devwatch.node import ANNOTATION, WHOLE, NodeState
 from system.certificates import Authority
 
@@ -309,6 +309,83 @@ def test_the_answer_is_the_observed_node(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("header", "date"),
+    [
+        ({"Date": "Fri, 15 Jan 2027 08:00:00 GMT"}, "2027-01-15T08:00:00Z"),
+        ({"Date": "Fri, 15 Jan 2027 09:00:00 +0100"}, "2027-01-15T08:00:00Z"),
+        ({"Date": "yesterday"}, ""),
+        ({"Date": "Fri, 32 Jan 2027 08:00:00 GMT"}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_time_of_the_server_is_known_from_its_last_answer(
+    header: dict[str, str], date: str, tmp_path: Path
+) -> None:
+    """In the form in which it writes the times of pods."""
+
+    async def scenario() -> None:
+        async with talk(tmp_path, answer(200, NODE, **header)) as (_, api):
+            assert api.date == ""
+            await api.patch({})
+            assert api.date == date
+
+    run(scenario())
+
+
+def fields(*resources: str, maps: tuple[str, ...] = ("f:capacity", "f:allocatable")) -> dict[str, Any]:
+    """Return what a manager has written of a Node's status, as the server records it."""
+    return {"f:status": {part: {f"f:{name}": {} for name in resources} for part in maps}}
+
+
+NOTED: dict[str, Any] = {"f:metadata": {"f:annotations": {f"f:{ANNOTATION}": {}, "f:foreign": {}}}}
+
+
+def managed(*entries: dict[str, Any]) -> NodeState:
+    """Return a Node with these records of who wrote what."""
+    metadata = {**NODE["metadata"], "managedFields": [{"operation": "Update", **entry} for entry in entries]}
+    return node_state({**NODE, "metadata": metadata}, origin="x")
+
+
+def test_who_wrote_each_map_is_known() -> None:
+    """A kubelet takes over the keys whose value it changes, map by map."""
+    state = managed(
+        {"manager": "devwatch", "fieldsV1": {**fields("a.io/b"), **NOTED}},
+        {"manager": "devwatch", "fieldsV1": fields("c.io/d", maps=("f:capacity",))},
+        {"manager": "kubelet", "fieldsV1": fields("c.io/d", "cpu", maps=("f:allocatable",))},
+    )
+    assert state.removable("a.io/b")
+    counts = replace(state, capacity={"c.io/d": "1"}, allocatable={"c.io/d": "1"})
+    assert not counts.removable("c.io/d")
+    assert replace(counts, allocatable={}).removable("c.io/d")
+    assert [writer.manager for writer in state.writers["c.io/d"]] == ["devwatch", "kubelet"]
+    assert "cpu" not in state.writers
+
+
+US = {"manager": "devwatch", "subresource": "status", "fieldsV1": NOTED}
+KUBELET = {"manager": "kubelet", "subresource": "status", "fieldsV1": fields("a.io/b")}
+
+
+@pytest.mark.parametrize(
+    ("entries", "believed"),
+    [
+        ([US], True),
+        ([US, KUBELET], True),
+        ([{"manager": "devwatch", "fieldsV1": NOTED}], True),
+        ([{"manager": "devwatch", "fieldsV1": NOTED}, KUBELET], False),
+        ([{**US, "subresource": ""}], False),
+        ([{**US, "operation": "Apply"}], False),
+        ([{**US, "manager": "kubectl-annotate"}], False),
+        ([US, {**US, "manager": "kubectl-annotate"}], False),
+        ([KUBELET], False),
+        ([], False),
+    ],
+)
+def test_an_annotation_is_believed_where_devwatch_alone_wrote_it(entries: list[dict[str, Any]], believed: bool) -> None:  # noqa: FBT001 - a parameter of pytest
+    """By the status, where the server records that (1.22)."""
+    assert managed(*entries).believed is believed
+
+
 def test_a_node_without_status_and_annotations_is_read(tmp_path: Path) -> None:
     """As a new one is, before its kubelet has written to it."""
     state, _ = ask(tmp_path, answer(200, {"kind": "Node", "metadata": {"uid": "u"}}))
@@ -530,6 +607,21 @@ def test_a_kubelets_credential_on_a_foreign_node_points_to_the_name(tmp_path: Pa
     error, _ = ask(tmp_path, refusal(403, 'nodes "n1" is forbidden: node "n2" is not allowed to modify node "n1"'))
     assert isinstance(error, Forbidden)
     assert "--node-name" in error.hint
+
+
+def test_the_budget_that_forbids_an_eviction_is_named(tmp_path: Path) -> None:
+    """The message does not, its details do."""
+    causes = [
+        {"reason": "DisruptionBudget", "message": "The disruption budget hub needs 1 healthy pods"},
+        {"reason": "Other"},
+        "x",
+    ]
+    for details, said in (({"causes": causes}, "hub"), ({"causes": "x"}, "budget"), ("x", "budget")):
+        error, _ = ask(
+            tmp_path, refusal(429, "Cannot evict pod as it would violate the pod's disruption budget.", details=details)
+        )
+        assert said in str(error)
+        assert "Other" not in str(error)
 
 
 def test_a_policy_that_dislikes_the_content_refuses_it(tmp_path: Path) -> None:

@@ -156,13 +156,12 @@ class Reconciler:
         self._node, self._clock, self._wall, self._chance, self._once = node, clock, wall, chance, once
         self._turned, self._heartbeat = turned, heartbeat or math.inf
         self._wakes, self._woken = set[str](), asyncio.Event()
-        self._inventory, self._tally = Inventory(), Tally(())
+        self._inventory, self._tally, self._former = Inventory(), Tally(()), deque[str](maxlen=16)
         self._observed: NodeState | None = None
         self._request: asyncio.Task[None] | None = None
         self._answer: Answer | None = None
         self._draft, self._backoff, self._drift, self._refusals = Draft(), Backoff(), Drift(), dict[str, _Refusal]()
         self._seen: NodeState | None = None
-        self._former = deque[str](maxlen=16)  # uids of other Nodes
         self._apart, self._unsure, self._written = set[str](), set[str](), set[str]()
         self._late: dict[str, float] = {}  # by name, until when a count may still be stored whose answer never came
         self._detected: float | None = None

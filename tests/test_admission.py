@@ -71,6 +71,19 @@ def test_the_manifests_fit_the_schema_of_the_api(manifest: Object) -> None:
     kubernetes_validate.validate(manifest, "1.30", strict=True)
 
 
+def test_what_the_server_adds_inside_a_list_is_written_out() -> None:
+    """Else `kubectl apply` compares a list with what the server made of it, and reports a change each time.
+
+    Of all defaults of a policy and its binding the scope of a rule is the only one inside a list (pkg/apis/admissionregistration/v1,
+    `SetObjectDefaults_ValidatingAdmissionPolicy`); those of maps, such as `matchPolicy`, are merged.
+    """
+    written, binding = (manifest["spec"] for manifest in manifests())
+    constraints = written["matchConstraints"]
+    assert [rule["scope"] for rule in constraints["resourceRules"]] == ["*", "*"]
+    assert constraints.keys() == {"resourceRules"}
+    assert "matchResources" not in binding
+
+
 def test_the_resources_of_the_base_are_allowed() -> None:
     """Who adds the component to the base as it is gets a daemon that may advertise all of its configuration."""
     unchanged = Policy(manifests()[0])

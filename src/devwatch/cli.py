@@ -312,16 +312,14 @@ def _add_status(commands: _Commands, environ: Mapping[str, str]) -> None:
 
 
 def _add_purge(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = (
-        "Removes what devwatch advertised, as the Node's own annotation lists it, from this node, another or all."
-    )
+    description = "Removes what devwatch advertised, as the Node's own annotation lists it, from this node, another or all. Asks first."
     parser = _command(commands, "purge", "remove what devwatch advertised", description, _PURGE_EXAMPLES)
     option = _Options(parser, environ)
     option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
     option("--node", metavar="NAME", help="the Node (default: NODE_NAME, else the host name)")
-    option.flag("--all-nodes", help="all Nodes of the cluster; asks first on a terminal")
+    option.flag("--all-nodes", help="all Nodes of the cluster")
     option("--dry-run", choices=("client", "server"), const="client", help="show the difference, remove nothing")
-    option.flag("--yes", help="do not ask")
+    option.flag("--yes", help="do not ask; needed where there is no terminal")
     parser.set_defaults(command=_purge)
 
 
@@ -534,12 +532,13 @@ def _status(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from devwatch import admin  # noqa: PLC0415 - the daemon does not need it
 
-    ask = sys.stdin is not None and sys.stdin.isatty() and not arguments.yes
-    task = admin.Purge(
-        node=_purged(arguments, environ),
-        dry_run=arguments.dry_run,
-        confirmed=_confirmed if ask else lambda _count: True,
-    )
+    node = _purged(arguments, environ)
+    if not (arguments.yes or arguments.dry_run or (sys.stdin is not None and sys.stdin.isatty())):
+        raise UsageError(
+            "there is no terminal to ask on: --yes removes without a question, --dry-run shows what would be removed"
+        )
+    confirmed = (lambda _count: True) if arguments.yes else _confirmed
+    task = admin.Purge(node=node, dry_run=arguments.dry_run, confirmed=confirmed)
     (screen, remarks), connection = _screens(environ), _connection(arguments, environ)
     return admin.run(connection, admin.purge(connection, screen, remarks, task))
 

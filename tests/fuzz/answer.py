@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
-from devwatch.cluster import removal, standings
+from devwatch.cluster import overview, removal
 from devwatch.errors import ApiError
 from devwatch.kube import Credentials, KubeNode
 from devwatch.loss import Loss, Return
@@ -186,8 +186,8 @@ class _World:
             await work.evict(pod)
 
     async def _status(self) -> None:
-        for standing in await standings(self.node):
-            assert standing.requested >= 0
+        for standing in (await overview(self.node)).standings:
+            assert standing.requested is None or standing.requested >= 0
             assert all(map(str, (*standing.warnings(), standing.changed, standing.devices)))
 
 

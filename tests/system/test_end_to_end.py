@@ -256,12 +256,13 @@ def test_purge_beside_a_running_daemon_fails(world: World, sticks: Sticks) -> No
     command = [sys.executable, "-m", "devwatch", "purge", "--kubeconfig", str(world.apiserver.admin_kubeconfig)]
     with world.start() as daemon:
         daemon.wait_for(lambda: world.shows("1"))
-        for where in (["--node", world.node], ["--all-nodes", "--yes"]):
+        for where in (["--node", world.node], ["--all-nodes"]):
             done = subprocess.run(
-                [*command, *where], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+                [*command, "--yes", *where], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
             )
             assert done.returncode == 1
             assert f"a devwatch still runs on {world.node}" in done.stderr
+            assert f"{world.node}: left\n  - aeotec/zstick: capacity 1, allocatable 1\n" in done.stdout
             daemon.wait_for(lambda: world.shows("1"))
 
 

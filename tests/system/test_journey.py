@@ -366,12 +366,12 @@ def test_a_successor_that_finds_another_stick_free_stays(journey: Journey) -> No
 def test_who_mounts_the_link_that_twins_share_stays(journey: Journey, pulled: str) -> None:
     """It leads to the one that is left, whichever is pulled; the lost one's own link names it beyond doubt."""
     for tty in ("tty40", "tty41"):
-        journey.plug(tty, "JOURNEY-A", "journey-twins", f"journey-{tty}")
+        journey.plug(tty, "JOURNEY-A", "journey-shared", f"journey-{tty}")
         journey.sticks.settle()
     with journey.a.start() as here:
         here.wait_for(lambda: journey.a.shows("2"))
         shared, own = (
-            journey.deploy(host_path="/dev/journey-twins"),
+            journey.deploy(host_path="/dev/journey-shared"),
             journey.deploy(host_path=f"/dev/journey-{pulled}"),
         )
         journey.sticks.unplug(pulled)
@@ -381,11 +381,11 @@ def test_who_mounts_the_link_that_twins_share_stays(journey: Journey, pulled: st
 
 def test_a_link_that_moved_to_a_twin_and_back_evicts_nobody(journey: Journey) -> None:
     """The second of the twins is plugged, takes the link of the first, and is pulled."""
-    journey.plug("tty40", "JOURNEY-A", "journey-twins")
+    journey.plug("tty40", "JOURNEY-A", "journey-shared")
     with journey.a.start() as here:
         here.wait_for(lambda: journey.a.shows("1"))
-        pod = journey.deploy(host_path="/dev/journey-twins")
-        journey.plug("tty41", "JOURNEY-A", "journey-twins")
+        pod = journey.deploy(host_path="/dev/journey-shared")
+        journey.plug("tty41", "JOURNEY-A", "journey-shared")
         here.wait_for(lambda: journey.a.shows("2"))
         journey.sticks.unplug("tty41")
         here.wait_log("pod.eviction_refused", pod=_title(pod))

@@ -381,6 +381,13 @@ def test_a_listed_device_is_the_one_to_which_its_devnode_or_a_link_leads(entry: 
     assert (entry in match_remembered([entry], (here,))) is found
 
 
+def test_before_the_first_certain_scan_the_annotation_lists_what_it_did() -> None:
+    """Of a resource whose devices were not seen yet nothing better is known."""
+    story = Story(E0)
+    assert story.incidents(0, doubts=("masked",)) == Incidents()
+    assert story.losses.listing(story.figures) == {}
+
+
 def test_what_was_no_longer_counted_at_the_start_without_a_time_is_forgotten() -> None:
     """Who came since cannot be told; what is still counted is ours to count out, with a time."""
     forgotten, counted = Story(E0, lost=False), Story(E0, lost=False)

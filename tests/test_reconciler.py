@@ -88,6 +88,7 @@ class World:
             node="n",
             reporter=Reporter(log=self.log, metrics=self.metrics, health=self.health, node="n"),
             clock=loop.time,
+            wall=lambda: 0.0,
             chance=lambda: self.chance,
             once=once,
             turned=lambda: self.turns.append(loop.time()),

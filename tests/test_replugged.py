@@ -301,3 +301,19 @@ async def test_a_scan_that_comes_late_does_not_date_the_return() -> None:
         await asyncio.sleep(500)
         assert not one.workload.tried
         assert not told(one)
+
+
+@pytest.mark.parametrize("serials", [("another",), ("S0", "S0")], ids=["another serial", "a twin beside it"])
+@virtual
+async def test_after_a_restart_a_stick_that_may_be_another_evicts_nobody(serials: tuple[str, ...]) -> None:
+    """It is at the place of the listed one, which is not lost then; whose files are dead cannot be told."""
+    async with home(holder()) as one:
+        await one.kill()
+        one.host.unplug()
+        for devnode, serial in zip((USB0, USB1), serials, strict=False):
+            properties = {"USEC_INITIALIZED": "110000000"}
+            one.host.plug("0001", devnode, serial=serial, link=BY_ID, properties=properties)
+        await asyncio.sleep(100)
+        one.start(config())
+        await asyncio.sleep(500)
+        assert not one.workload.tried

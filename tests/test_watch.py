@@ -74,6 +74,7 @@ class Site:
             node="n",
             reporter=Reporter(log=self.log, metrics=self.metrics, health=health, node="n"),
             clock=clock,
+            wall=lambda: 0.0,
             chance=lambda: self.chance,
             once=once,
         )

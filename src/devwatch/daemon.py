@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -301,6 +302,7 @@ class Daemon:
             node=self._options.node,
             reporter=reporter,
             clock=loop.time,
+            wall=time.time,
             chance=_chance(),
             once=self._options.once,
             turned=self._turned,

@@ -186,8 +186,9 @@ def match_remembered(entries: Iterable[Entry], devices: Sequence[Device]) -> dic
 
     A serial may read differently after an update of udev's rules, so it does not count; a device may stand for several.
     """
-    found = ((entry, next((device for device in devices if _leads(entry, device)), None)) for entry in entries)
-    return {entry: device for entry, device in found if device is not None}
+    leading = ((entry, [device for device in devices if _leads(entry, device)]) for entry in entries)
+    # A link may lead to another by now, while the one that had it is where it was.
+    return {entry: min(found, key=lambda device: device.devnode != entry.devnode) for entry, found in leading if found}
 
 
 def _leads(entry: Entry, device: Device) -> bool:
@@ -362,7 +363,9 @@ class KnownDevices:
         """Note that a device is back: a container that opened it before may hold a dead file."""
         departure, number = self.gone.pop(entry), device.number
         at = _returned_at(device, departure, scene)
-        if at is None or entry.rdev is None or (departure.remembered and number == entry.rdev):
+        if at is None or entry.rdev is None:
+            return
+        if departure.remembered and (number == entry.rdev or not _is_surely(entry, device, scene)):
             return
         self.returns[device.key] = Return(
             resource=rule.name,
@@ -449,6 +452,12 @@ class KnownDevices:
             self.gone = {entry: departure for entry, departure in self.gone.items() if entry not in incident.entries}
         else:
             self.returns = {key: back for key, back in self.returns.items() if back.key != incident.key}
+
+
+def _is_surely(entry: Entry, device: Device, scene: Scene) -> bool:
+    """Return whether a device is the one that a former daemon listed, and no other may be: its pods are evicted if it was renumbered."""
+    maybe = [each for each in scene.devices if _leads(entry, each) or _ids(entry) == _ids(Entry.of(each))]
+    return maybe == [device] and _ids(entry) == _ids(Entry.of(device))
 
 
 def _returned_at(device: Device, departure: _Departure, scene: Scene) -> float | None:

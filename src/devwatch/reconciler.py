@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -142,7 +141,7 @@ class Reconciler:
         reporter: Reporter,
         clock: Callable[[], float],
         chance: Callable[[], float],
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float],
         once: bool = False,
         turned: Callable[[], None] = lambda: None,
         heartbeat: float | None = None,

@@ -538,6 +538,37 @@ def test_a_policy_that_dislikes_the_content_refuses_it(tmp_path: Path) -> None:
     assert type(error) is Refused
 
 
+DENIED = (
+    "nodes \"n1\" is forbidden: ValidatingAdmissionPolicy 'devwatch' with binding 'devwatch' denied request: "
+    "status.capacity[a.io/b] is not among the resources that the policy allows: x.io/y"
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("1", "add a.io/b to "),
+        (None, "a removal needs the name as well: keep a.io/b in "),
+    ],
+)
+def test_a_name_that_a_policy_does_not_list_is_told_with_the_list(value: str | None, hint: str, tmp_path: Path) -> None:
+    """Where the name has to stand, with both ways to install the policy, and for a removal until when."""
+    error, _ = ask(tmp_path, refusal(403, DENIED), changes={"a.io/b": value, WHOLE: "{}"})
+    assert type(error) is Refused
+    assert error.hint.startswith(hint)
+    assert "spec.variables[0] of ValidatingAdmissionPolicy devwatch" in error.hint
+    assert "admissionPolicy.allowed in the chart's values" in error.hint
+    assert ("until it has been removed from the Node" in error.hint) is (value is None)
+
+
+def test_what_a_policy_dislikes_otherwise_has_no_such_hint(tmp_path: Path) -> None:
+    """Nothing certain can be said of it."""
+    denied = DENIED.replace("not among the resources that the policy allows", "no number")
+    error, _ = ask(tmp_path, refusal(403, denied), changes={"a.io/b": "1"})
+    assert isinstance(error, Refused)
+    assert error.hint == ""
+
+
 def test_other_credentials_are_taken_after_a_missing_right(tmp_path: Path) -> None:
     """A kubeconfig that is corrected to name another user works without a restart."""
 

@@ -57,6 +57,11 @@ _SECRET = re.compile(r"(?<=//)\S*@|\{.*\}", re.DOTALL)
 _REFUSALS = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY})
 _RETRIES: Mapping[int, type[Retry]] = {HTTPStatus.CONFLICT: Conflict, HTTPStatus.GONE: Gone}
 _RBAC = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"')
+_UNLISTED = re.compile(
+    r"ValidatingAdmissionPolicy '(?P<policy>[^']+)'.*"
+    r"status\.(?:capacity|allocatable)\[(?P<name>[^\]]+)\] is not among the resources that the policy allows"
+)
+"""What deploy/components/admission-policy says of a name that is not in its list, as the API server passes it on."""
 
 
 def _lean_import() -> None:
@@ -455,6 +460,8 @@ class Connection:
             content = await self.request("PATCH", path, query=query, body=patch_body(changes), content_type=kind)
         except Missing as error:
             raise NodeMissing(str(error)) from error
+        except Refused as error:
+            raise Refused(str(error), hint=list_hint(str(error), changes)) from error
         return node_state(content, origin=self.origin)
 
     async def stream(self, path: str, *, query: Query, idle: float) -> AsyncIterator[dict[str, Any]]:
@@ -680,6 +687,17 @@ def _forbidden(message: str) -> ApiError:
     if "is not allowed to modify node" in message:
         return Forbidden(message, hint="a kubelet's credential may change its own Node only: check --node-name")
     return Refused(message)
+
+
+def list_hint(message: str, changes: Changes) -> str:
+    """Return which list of a policy to change, empty where the refusal of these changes is not about a list."""
+    refused = _UNLISTED.search(message)
+    if refused is None:
+        return ""
+    place = f"spec.variables[0] of ValidatingAdmissionPolicy {refused['policy']} (admissionPolicy.allowed in the chart's values)"
+    if changes.get(refused["name"], "") is None:
+        return f"a removal needs the name as well: keep {refused['name']} in {place} until it has been removed from the Node"
+    return f"add {refused['name']} to {place}"
 
 
 def _grant(user: str, verb: str, resource: str) -> str:

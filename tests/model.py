@@ -649,6 +649,9 @@ class Uncounted(Metrics):
     def set_capacity(self, counts: Mapping[str, int]) -> None:
         """Forget them."""
 
+    def set_held(self, counts: Mapping[str, int]) -> None:
+        """Forget them."""
+
 
 class Loop(VirtualTimeLoop):
     """Virtual time that may also pass while the program does not run."""

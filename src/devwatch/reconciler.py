@@ -16,7 +16,7 @@ from devwatch.inventory import Inventory, Look
 from devwatch.loss import Scene
 from devwatch.node import WHOLE, Changes, Listing, NodeState
 from devwatch.plan import Draft, Figures, Tally, changes, portion
-from devwatch.report import Answer, Reporter
+from devwatch.report import Answer, Reporter, held_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -74,7 +74,7 @@ class Settings(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class _Refusal(Backoff):
-    """What the server refuses alone: when to try it again, and why it is refused."""
+    """What the server refuses, together with others until it has `failures`: when to try it again, and why it is refused."""
 
     limit: float = REFUSAL_LIMIT
     reason: str = ""
@@ -216,7 +216,8 @@ class Reconciler:
         self._report(look, figures, changes(figures, NodeState()) if self._missing else wanted)
         self._time_detection(figures, wanted, now)
         self._send(wanted, now, tasks)
-        settled = look.certain and not self._inventory.pending and figures.due is None
+        held = any(map(held_up, figures.by_name.values()))
+        settled = look.certain and not self._inventory.pending and figures.due is None and not held
         self._agreed = settled and not wanted and self._request is None and now < self._resync_at
         self._turned()
         return self._next(look, figures, wanted)
@@ -240,7 +241,9 @@ class Reconciler:
         graces = {rule.name: rule.removal_grace for rule in self._config.resources}
         self._reporter.look(look)
         self._reporter.devices(figures, self._inventory.present, graces, look)
-        self._reporter.difference(figures, self._observed, wanted, look.at)
+        observed = None if self._missing else self._observed
+        refused = {name: refusal.reason for name, refusal in self._refusals.items()}
+        self._reporter.difference(figures, observed, wanted, refused, look.at)
 
     def _next(self, look: Look, figures: Figures, wanted: Changes) -> tuple[float, str]:
         """Return the nearest of sweep, grace, arrival, resync and retry."""
@@ -351,6 +354,7 @@ class Reconciler:
                 self._reporter.contested(repaired, rivals)
         self._backoff.succeed()
         self._apart -= answer.sent.keys()
+        self._refusals = {name: refusal for name, refusal in self._refusals.items() if name not in answer.sent}
         self._failure = ""
         self._resync_at = now + self._resync() * (1 - RESYNC_SPREAD * self._chance())
 
@@ -450,14 +454,15 @@ class Reconciler:
         self._backoff.succeed()
         parts = self._parts(answer.sent)
         self._apart |= parts.keys()
+        for name in parts:
+            self._refusals.setdefault(name, _Refusal()).reason = str(error)
         if len(parts) > 1:
             self._detected = self._earliest(answer)
             self._reporter.refused(answer, error, retry_in=None)
             return
         (name,) = parts
-        refusal = self._refusals.setdefault(name, _Refusal())
-        refusal.reason = str(error)
-        self._reporter.refused(replace(answer, sent=parts), error, retry_in=refusal.fail(now, self._chance()))
+        retry_in = self._refusals[name].fail(now, self._chance())
+        self._reporter.refused(replace(answer, sent=parts), error, retry_in=retry_in)
 
     def _parts(self, sent: Changes) -> Changes:
         """Return what of a request may be refused: not the annotation that went along as the Node has it."""
@@ -486,7 +491,7 @@ class Reconciler:
 
     def _time_detection(self, figures: Figures, wanted: Changes, now: float) -> None:
         """Keep since when the change that is about to be sent is known: from its uevent, or from the end of its grace."""
-        ready = wanted.keys() - self._refusals.keys()
+        ready = wanted.keys() - {name for name, refusal in self._refusals.items() if refusal.failures}
         if ready and self._detected is None and self._lingering is not None and self._lingering <= now:
             self._detected = self._lingering
         if not ready:

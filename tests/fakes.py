@@ -6,7 +6,7 @@ import asyncio
 import copy
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from devwatch.device import Device
 from devwatch.errors import ApiError, ConfigError, Conflict, Fault, Forbidden, Missing, NodeMissing, Refused, Retry
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from devwatch.workload import Note
 
 MAPS = ("capacity", "allocatable")
+Told = NodeState | ApiError | Literal["deleted"] | None
+"""What becomes of a watch: it delivers a state or that there is none, fails, or with None ends."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,7 +136,7 @@ class FakeServer:
         """Raised for every watch after the list that it begins with."""
         self.watch_latency = 0.0
         """Seconds by which the watch is late."""
-        self._viewers: list[asyncio.Queue[NodeState | ApiError | None]] = []
+        self._viewers: list[asyncio.Queue[Told]] = []
         self._writers: dict[str, tuple[Writer, ...]] = {}
         self._births = 0
         self._version = 0
@@ -157,6 +159,7 @@ class FakeServer:
     def delete(self) -> None:
         """Delete the Node: requests answer 404 until it is created again."""
         self._node = None
+        self.show("deleted")
 
     def write(self, name: str, value: str | None, *, maps: tuple[str, ...] = MAPS, manager: str = "stranger") -> None:
         """Let a stranger write a resource, or with None remove it."""
@@ -186,29 +189,28 @@ class FakeServer:
 
     # -- what a watch tells
 
-    def show(self, event: NodeState | ApiError | None) -> None:
+    def show(self, event: Told) -> None:
         """Let every watch deliver this, however old it is, fail with it, or with None end."""
         for viewer in self._viewers:
             viewer.put_nowait(event)
 
-    async def watch(self) -> AsyncIterator[NodeState]:
-        """Yield the Node, and again after every write."""
+    async def watch(self) -> AsyncIterator[NodeState | None]:
+        """Yield the Node, and again after every write; None while there is none."""
         self.watches.append(self._clock())
         await asyncio.sleep(self.latency)
         if self.watch_error is not None:
             raise self.watch_error.with_traceback(None)
-        viewer: asyncio.Queue[NodeState | ApiError | None] = asyncio.Queue()
+        viewer: asyncio.Queue[Told] = asyncio.Queue()
         self._viewers.append(viewer)
         try:
-            if self._node is not None:
-                yield self.state
+            yield None if self._node is None else self.state
             if self.stream_error is not None:
                 raise self.stream_error.with_traceback(None)
             while (event := await viewer.get()) is not None:
                 await asyncio.sleep(self.watch_latency)
                 if isinstance(event, ApiError):
                     raise event.with_traceback(None)
-                yield event
+                yield None if event == "deleted" else event
         finally:
             self._viewers.remove(viewer)
 

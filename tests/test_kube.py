@@ -1464,13 +1464,13 @@ def event(kind: str, item: object) -> bytes:
     return json.dumps({"type": kind, "object": item}).encode() + b"\n"
 
 
-async def watched(folder: Path, *answers: bytes) -> tuple[list[str], ApiError | None, list[Request]]:
+async def watched(folder: Path, *answers: bytes) -> tuple[list[int | None], ApiError | None, list[Request]]:
     """Follow a watch to its end: the versions that it yields, the error, and what was asked."""
-    versions: list[str] = []
+    versions: list[int | None] = []
     async with site(*answers) as server, node(_place(folder, server)) as api:
         try:
             async for state in api.watch():
-                versions.append(str(state.version))  # noqa: PERF401 - what came before an error counts too
+                versions.append(None if state is None else state.version)  # noqa: PERF401 - what came before an error counts too
         except ApiError as error:
             return versions, error, server.requests
         return versions, None, server.requests
@@ -1485,12 +1485,26 @@ def test_a_watch_begins_with_a_list_and_goes_on_from_its_version(tmp_path: Path)
     """Of one Node alone; what is no write to it, such as a bookmark or its end, is passed over."""
 
     async def scenario() -> None:
-        stream = event("BOOKMARK", changed("8")) + event("MODIFIED", changed("9")) + event("DELETED", changed("10"))
+        stream = event("BOOKMARK", changed("8")) + event("MODIFIED", changed("9"))
         versions, error, asked = await watched(tmp_path, answer(200, LIST), answer(200, stream))
-        assert (versions[1:], error) == (["9"], None)
+        assert (versions, error) == ([42, 9], None)
         assert all("fieldSelector=metadata.name%3Dn1" in request.line for request in asked)
         assert "watch=1" in asked[1].line
         assert "resourceVersion=7" in asked[1].line
+
+    run(scenario())
+
+
+def test_a_watch_tells_that_there_is_no_node(tmp_path: Path) -> None:
+    """Deleted under its eyes, or, between two watches, no longer in the list."""
+
+    async def scenario() -> None:
+        stream = event("DELETED", changed("8")) + event("ADDED", changed("9"))
+        versions, error, _ = await watched(tmp_path, answer(200, LIST), answer(200, stream))
+        assert (versions, error) == ([42, None, 9], None)
+        empty = {**LIST, "items": []}
+        versions, error, _ = await watched(tmp_path, answer(200, empty), answer(200, event("ADDED", changed("9"))))
+        assert (versions, error) == ([None, 9], None)
 
     run(scenario())
 
@@ -1556,5 +1570,5 @@ def test_a_watch_waits_for_no_plugin_that_hangs(tmp_path: Path) -> None:
     run(scenario())
 
 
-async def _versions(api: KubeNode) -> list[int]:
-    return [state.version async for state in api.watch()]
+async def _versions(api: KubeNode) -> list[int | None]:
+    return [None if state is None else state.version async for state in api.watch()]

@@ -567,21 +567,26 @@ class KubeNode(Connection):
         """Send a patch of the Node's status, or read it without changes. Raises as `request` does."""
         return await self.patch_node(self._name, changes, dry_run=self._dry_run)
 
-    async def watch(self) -> AsyncIterator[NodeState]:
+    async def watch(self) -> AsyncIterator[NodeState | None]:
         """Yield the Node, and again whenever somebody has written to it, until the server ends the watch after `WATCH_TIMEOUT`.
 
-        Raises as `request` does; `Gone` where the server has forgotten the version to begin at.
+        Yields None where there is no Node, or no longer. Raises as `request` does; `Gone` where the server has forgotten the version to
+        begin at.
         """
         selector = ("fieldSelector", f"metadata.name={self._name}")
         listing = await self.request("GET", "/api/v1/nodes", query=(selector,))
         items, version = _listed(listing, self.origin)
         for item in items:
             yield node_state({"kind": "Node", **item}, origin=self.origin)
+        if not items:
+            yield None
         options = (("watch", "1"), ("timeoutSeconds", str(WATCH_TIMEOUT)), ("resourceVersion", version))
         async for event in self.stream("/api/v1/nodes", query=(selector, *options), idle=WATCH_TIMEOUT + self._timeout):
             item = _watched(event)
             if event["type"] in {"ADDED", "MODIFIED"}:
                 yield node_state(item, origin=self.origin)
+            elif event["type"] == "DELETED":
+                yield None
 
 
 def _listed(listing: Mapping[str, Any], origin: str) -> tuple[list[dict[str, Any]], str]:

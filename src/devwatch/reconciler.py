@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from devwatch.config import Config
     from devwatch.loss import Loss, Losses
 
-    Watch = Callable[[], AsyncIterator[NodeState]]
+    Watch = Callable[[], AsyncIterator[NodeState | None]]
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ class Cluster:
 
     api: NodeApi
     watch: Watch | None = None
-    """Yields the Node whenever somebody has written to it; without it that is found by the resync alone."""
+    """Yields the Node whenever somebody has written to it, None when it is not there; without it that is found by the resync alone."""
     losses: Losses | None = None
     """Remembers what was listed; without it nothing is ever lost."""
     chores: tuple[Chores, ...] = ()
@@ -163,7 +163,7 @@ class Reconciler:
         self._lingering: float | None = None
         self._sweep_at = self._resync_at = self._heard_at = float("-inf")
         self._woken = asyncio.Event()
-        self._agreed = self._missing = self._watching = self._denied = False
+        self._agreed = self._missing = self._deleted = self._awaited = self._watching = self._denied = False
         self._failure, self.figures = "no answer yet", Figures()
         self._use(config)
 
@@ -336,6 +336,8 @@ class Reconciler:
             return
         if isinstance(answer.outcome, NodeState):
             self._observe(answer.outcome, answer.sent, now)
+            # It is here (again): the watch is heard about it, whatever it told of it before.
+            self._former = deque((uid for uid in self._former if uid != answer.outcome.uid), self._former.maxlen)
             self._accept(answer, answer.outcome, now)
         elif isinstance(answer.outcome, Refused) and answer.sent:
             self._refuse(answer, answer.outcome, now)
@@ -389,12 +391,14 @@ class Reconciler:
             if listed:
                 self._heard_at = self._clock()
 
-    def _told(self, state: NodeState, *, listed: bool) -> None:
+    def _told(self, state: NodeState | None, *, listed: bool) -> None:
         if not self._watching and (listed or not self._denied):
             self._reporter.watching()
             self._watching = True
         self._denied = self._denied and not listed
-        if state.supersedes(self._seen):
+        if state is None:
+            self._deleted = True
+        elif state.supersedes(self._seen):
             self._seen = state
         self.wake("node")
 
@@ -410,17 +414,25 @@ class Reconciler:
             self.wake("node")
 
     def _take_sight(self, now: float) -> None:
-        """Hold what the watch has seen, unless an answer was newer, or a request is out or was lost that may have changed it."""
-        if self._request is not None or self._unsure:
+        """Hold what the watch has seen, unless an answer was newer, or a request is out or was lost that may have changed it.
+
+        That the Node is gone, or that there is another one, only an answer decides: a watch may lag.
+        """
+        if self._request is not None:
             return
-        state, self._seen = self._seen, None
-        if state is None or state.uid in self._former:
+        if self._deleted:
+            self._deleted, self._resync_at = False, now
+        state, held = self._seen, self._observed
+        another = self._missing or (state is not None and held is not None and state.uid != held.uid)
+        if state is None or (self._unsure and not another):
             return
-        if self._observed is not None and state.uid != self._observed.uid:
-            # It may be the next Node, or, of a watch that lags, one before: the server knows.
+        self._seen = None
+        if another and state.uid not in self._former:
             self._former.append(state.uid)
             self._resync_at = now
-        elif state.supersedes(self._observed):
+            if self._awaited:
+                self._backoff.until = now
+        elif not another and state.uid not in self._former and state.supersedes(held):
             self._observe(state, {}, now)
 
     def _observe(self, state: NodeState, sent: Changes, now: float) -> None:
@@ -443,10 +455,9 @@ class Reconciler:
         self._written = {name for name in self._written | self._late.keys() if not state.shows(name, None)}
 
     def _replace(self, old: str, new: str) -> None:
-        """Pass over what a watch that lags goes on telling of a Node that was replaced, but not of one that is here again."""
+        """Pass over what a watch that lags goes on telling of a Node that was replaced."""
         if old != new:
             self._former.append(old)
-            self._former = deque((uid for uid in self._former if uid != new), self._former.maxlen)
 
     def _refuse(self, answer: Answer, error: Refused, now: float) -> None:
         """Send what was refused together apart, so that one bad part holds up no other; wait before what was refused alone."""
@@ -473,7 +484,8 @@ class Reconciler:
         """Wait before the next request, however much changes meanwhile; the server's Retry-After is honoured within reason."""
         self._failure = str(error)
         self._detected = self._earliest(answer)
-        self._missing = self._missing or isinstance(error, NodeMissing)
+        self._awaited = isinstance(error, NodeMissing)
+        self._missing = self._missing or self._awaited
         self._unsure |= answer.sent.keys()
         self._late |= dict.fromkeys(answer.sent.keys() - {WHOLE}, now + STORED_LATE)
         self._resync_at = now  # what is held may no longer be so: ask, though nothing may be wanted

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from devwatch.cluster import removal, standings
 from devwatch.errors import ApiError
 from devwatch.kube import Credentials, KubeNode
-from devwatch.node import ANNOTATION, patch_body
+from devwatch.node import ANNOTATION, NodeState, patch_body
 from devwatch.pods import fate
 from devwatch.workload import Workload
 from fuzz.target import Feed, Target
@@ -29,6 +29,8 @@ PATIENCE = 5.0
 """Seconds for a request; the server here is never silent, so that none takes them."""
 MOST_EVENTS = 8
 """Events of a watch that are read."""
+END = NodeState()
+"""Stands for the end of a watch."""
 HEAD = b"HTTP/1.1 %d Status\r\nContent-Length: %d\r\n%s\r\n"
 
 _SCALARS = (
@@ -159,10 +161,11 @@ class _World:
         events = self.node.watch()
         async with contextlib.aclosing(events):  # type: ignore[type-var]  # it is a generator, and annotated as less
             for _ in range(MOST_EVENTS):
-                state = await anext(events, None)
-                if state is None:
+                state = await anext(events, END)
+                if state is END:
                     break
-                state.listing()
+                if state is not None:
+                    state.listing()
 
     async def _pods(self) -> None:
         work = Workload(requests=self.node, node="n")

@@ -185,6 +185,22 @@ def test_rights_taken_away_and_given_back(world: World, sticks: Sticks) -> None:
     life.recovers()
 
 
+def test_a_node_that_is_deleted_and_comes_back(world: World) -> None:
+    """The watch tells both, and the daemon asks at once: missing, not ready and without a capacity; then filled, and ready."""
+    life = Life.begin(world)
+    with witnessed(life.probe) as (samples,):
+        world.apiserver.delete_node(world.node)
+        missing = life.daemon.wait_log("node.missing", timeout=5)
+        life.daemon.wait_for(lambda: samples and samples[-1].count("capacity", RESOURCE) is None)
+        assert (samples[-1].ready, samples[-1].healthy) == (False, True)
+        assert f'nodes "{world.node}" not found' in samples[-1].reason
+        assert world.node in missing["error"]
+        world.apiserver.create_node(world.node)
+        life.daemon.wait_for(lambda: world.shows("0"), timeout=5)
+    life.daemon.wait_for(lambda: life.probe.sample().ready)
+    well_told(life.daemon, most={"node.missing": 1, "node.patched": 3})
+
+
 DENIED = (
     "ValidatingAdmissionPolicy 'devwatch' with binding 'devwatch' denied request: "
     f"status.capacity[{RESOURCE}] is not among the resources that the policy allows: example.com/meter"

@@ -151,6 +151,14 @@ def test_what_devwatch_did_not_write_is_left_alone_and_named(cluster: Site) -> N
     ]
 
 
+def test_a_removal_that_a_policy_refuses_is_told_with_the_list_to_change(cluster: Site) -> None:
+    """The name has to stay allowed until it is gone, which nobody guesses."""
+    denied = f"ValidatingAdmissionPolicy 'devwatch' with binding 'b' denied request: status.capacity[{RESOURCE}] is not among"
+    cluster.refusals = {"n1": (403, f"{denied} the resources that the policy allows: x.io/y")}
+    (line,) = purge(cluster).err
+    assert f"keep {RESOURCE} in spec.variables[0] of ValidatingAdmissionPolicy devwatch" in line
+
+
 def test_a_node_that_is_gone_meanwhile_has_nothing_left_to_remove(cluster: Site) -> None:
     """That is no failure, and it is said."""
 

@@ -10,6 +10,7 @@ import pytest
 
 from admission import ALLOWED_PATH, DAEMON, Request, allowed, as_cel, manifests, policy, requests
 from deployment import missing, rendered
+from devwatch.kube import list_hint
 from system import testbed
 
 if TYPE_CHECKING:
@@ -90,6 +91,14 @@ def test_the_resources_of_the_base_are_allowed() -> None:
     for name in ("aeotec/zstick", "rfxcom/rfxtrx433"):
         assert not unchanged.denial(_count_of(name))
     assert unchanged.denial(_count_of("example.com/meter"))
+
+
+def test_the_daemon_knows_the_words_for_a_name_that_is_not_listed() -> None:
+    """It says in which list the name has to stand: other words in the policy would take that hint away."""
+    denial = Policy(manifests()[0]).denial(_count_of("example.com/meter"))
+    message = f"nodes \"n\" is forbidden: ValidatingAdmissionPolicy 'devwatch' with binding 'devwatch' denied request: {denial}"
+    assert "add example.com/meter to " in list_hint(message, {"example.com/meter": "1"})
+    assert "keep example.com/meter in " in list_hint(message, {"example.com/meter": None})
 
 
 def test_an_installer_names_the_resources_in_a_kustomization() -> None:

@@ -630,6 +630,37 @@ def test_a_policy_that_dislikes_the_content_refuses_it(tmp_path: Path) -> None:
     assert type(error) is Refused
 
 
+DENIED = (
+    "nodes \"n1\" is forbidden: ValidatingAdmissionPolicy 'devwatch' with binding 'devwatch' denied request: "
+    "status.capacity[a.io/b] is not among the resources that the policy allows: x.io/y"
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("1", "add a.io/b to "),
+        (None, "a removal needs the name as well: keep a.io/b in "),
+    ],
+)
+def test_a_name_that_a_policy_does_not_list_is_told_with_the_list(value: str | None, hint: str, tmp_path: Path) -> None:
+    """Where the name has to stand, with both ways to install the policy, and for a removal until when."""
+    error, _ = ask(tmp_path, refusal(403, DENIED), changes={"a.io/b": value, WHOLE: "{}"})
+    assert type(error) is Refused
+    assert error.hint.startswith(hint)
+    assert "spec.variables[0] of ValidatingAdmissionPolicy devwatch" in error.hint
+    assert "admissionPolicy.allowed in the chart's values" in error.hint
+    assert ("until it has been removed from the Node" in error.hint) is (value is None)
+
+
+def test_what_a_policy_dislikes_otherwise_has_no_such_hint(tmp_path: Path) -> None:
+    """Nothing certain can be said of it."""
+    denied = DENIED.replace("not among the resources that the policy allows", "no number")
+    error, _ = ask(tmp_path, refusal(403, denied), changes={"a.io/b": "1"})
+    assert isinstance(error, Refused)
+    assert error.hint == ""
+
+
 def test_other_credentials_are_taken_after_a_missing_right(tmp_path: Path) -> None:
     """A kubeconfig that is corrected to name another user works without a restart."""
 
@@ -1525,13 +1556,13 @@ def event(kind: str, item: object) -> bytes:
     return json.dumps({"type": kind, "object": item}).encode() + b"\n"
 
 
-async def watched(folder: Path, *answers: bytes) -> tuple[list[str], ApiError | None, list[Request]]:
+async def watched(folder: Path, *answers: bytes) -> tuple[list[int | None], ApiError | None, list[Request]]:
     """Follow a watch to its end: the versions that it yields, the error, and what was asked."""
-    versions: list[str] = []
+    versions: list[int | None] = []
     async with site(*answers) as server, node(_place(folder, server)) as api:
         try:
             async for state in api.watch():
-                versions.append(str(state.version))  # noqa: PERF401 - what came before an error counts too
+                versions.append(None if state is None else state.version)  # noqa: PERF401 - what came before an error counts too
         except ApiError as error:
             return versions, error, server.requests
         return versions, None, server.requests
@@ -1546,12 +1577,26 @@ def test_a_watch_begins_with_a_list_and_goes_on_from_its_version(tmp_path: Path)
     """Of one Node alone; what is no write to it, such as a bookmark or its end, is passed over."""
 
     async def scenario() -> None:
-        stream = event("BOOKMARK", changed("8")) + event("MODIFIED", changed("9")) + event("DELETED", changed("10"))
+        stream = event("BOOKMARK", changed("8")) + event("MODIFIED", changed("9"))
         versions, error, asked = await watched(tmp_path, answer(200, LIST), answer(200, stream))
-        assert (versions[1:], error) == (["9"], None)
+        assert (versions, error) == ([42, 9], None)
         assert all("fieldSelector=metadata.name%3Dn1" in request.line for request in asked)
         assert "watch=1" in asked[1].line
         assert "resourceVersion=7" in asked[1].line
+
+    run(scenario())
+
+
+def test_a_watch_tells_that_there_is_no_node(tmp_path: Path) -> None:
+    """Deleted under its eyes, or, between two watches, no longer in the list."""
+
+    async def scenario() -> None:
+        stream = event("DELETED", changed("8")) + event("ADDED", changed("9"))
+        versions, error, _ = await watched(tmp_path, answer(200, LIST), answer(200, stream))
+        assert (versions, error) == ([42, None, 9], None)
+        empty = {**LIST, "items": []}
+        versions, error, _ = await watched(tmp_path, answer(200, empty), answer(200, event("ADDED", changed("9"))))
+        assert (versions, error) == ([None, 9], None)
 
     run(scenario())
 
@@ -1617,5 +1662,5 @@ def test_a_watch_waits_for_no_plugin_that_hangs(tmp_path: Path) -> None:
     run(scenario())
 
 
-async def _versions(api: KubeNode) -> list[int]:
-    return [state.version async for state in api.watch()]
+async def _versions(api: KubeNode) -> list[int | None]:
+    return [None if state is None else state.version async for state in api.watch()]

@@ -284,6 +284,24 @@ def test_an_open_verdict_needs_something_unknown(rule: ResourceRule, device: Dev
     assert rule.verdict(known) is not UNKNOWN
 
 
+@given(_rules, _devices)
+def test_what_is_unknown_is_named_exactly_for_an_open_verdict(rule: ResourceRule, device: Device) -> None:
+    """With the key and the reason, so that somebody can do something about it."""
+    unknowns = rule.unknowns(device)
+    assert bool(unknowns) is (rule.verdict(device) is UNKNOWN)
+    assert all(finding.key and finding.reason for finding in unknowns)
+
+
+def test_only_what_leaves_the_verdict_open_is_named() -> None:
+    """An entry that is decided has nothing to say, nor has the match of a device that only an exclusion leaves open."""
+    port, model = _test("port", "*"), _test("properties", "*", name="ID_MODEL")
+    decided = Matcher(tests=(_test("vendor", "0658"), model))
+    rule = ResourceRule(name="x/a", match=(decided, Matcher(tests=(port,))))
+    assert [finding.key for finding in rule.unknowns(BARE)] == ["port"]
+    matched = _rule("x/a", _test("vendor", "10c4"), port, exclude=[model])
+    assert [finding.key for finding in matched.unknowns(BARE)] == ["properties.ID_MODEL"]
+
+
 def test_a_rule_applies_to_its_nodes() -> None:
     """Without `nodes` to all, else to those that a glob matches."""
     assert _rule("x/a").applies_to("nuc-1")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from devwatch import cluster, display
-from devwatch.errors import ApiError, Forbidden, NodeMissing, Unavailable
+from devwatch.errors import ApiError, NodeMissing, Unavailable
 from devwatch.lock import NodeLock
 from devwatch.node import WHOLE
 from devwatch.resolver import Resolver
@@ -35,10 +35,8 @@ def run(connection: Connection, work: Coroutine[Any, Any, int]) -> int:
         asyncio.get_running_loop().set_default_executor(Resolver())
         try:
             return await work
-        except Forbidden as error:
-            raise Unavailable(f"{error}; {error.hint}" if error.hint else str(error)) from error
         except ApiError as error:
-            raise Unavailable(str(error)) from error
+            raise Unavailable(_with_hint(error)) from error
         finally:
             await connection.close()
 
@@ -190,11 +188,13 @@ async def _patch_each(
             answers[name] = await connection.patch_node(name, changes, dry_run=dry_run)
         except NodeMissing:
             continue
-        except Forbidden as error:
-            failures[name] = f"{error}; {error.hint}" if error.hint else str(error)
         except ApiError as error:
-            failures[name] = str(error)
+            failures[name] = _with_hint(error)
     return answers, failures
+
+
+def _with_hint(error: ApiError) -> str:
+    return f"{error}; {error.hint}" if error.hint else str(error)
 
 
 def _daemon_beside(node: str) -> Holder | None:

@@ -166,7 +166,13 @@ class Daemon:
         loop.set_exception_handler(self._stray)
         self._health = Health(sweep=self._config.sweep, last_turn=loop.time())
         self._ears = Ears(self._log, self._metrics)
-        self._reporter = Reporter(log=self._log, metrics=self._metrics, health=self._health, node=self._options.node)
+        self._reporter = Reporter(
+            log=self._log,
+            metrics=self._metrics,
+            health=self._health,
+            node=self._options.node,
+            dry_run=bool(self._options.dry_run),
+        )
         work = loop.create_task(self._work(loop))
         with _signals(
             loop,
@@ -220,7 +226,8 @@ class Daemon:
         """Return why the Node does not show what is present."""
         if self._reconciler is None:
             return f"another daemon holds the node: {self._health.waiting}"
-        return self._reconciler.failure or self._health.uncertain or "the devices did not settle"
+        differs = self._health.differs
+        return self._reconciler.failure or self._health.uncertain or differs or "the devices did not settle"
 
     async def _serve(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> str:
         """Answer for metrics and health, and return where. Raises `Unavailable` where the port cannot be had."""

@@ -59,6 +59,11 @@ _SECRET = re.compile(r"(?<=//)\S*@|\{.*\}", re.DOTALL)
 _REFUSALS = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY})
 _RETRIES: Mapping[int, type[Retry]] = {HTTPStatus.CONFLICT: Conflict, HTTPStatus.GONE: Gone}
 _RBAC = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"')
+_UNLISTED = re.compile(
+    r"ValidatingAdmissionPolicy '(?P<policy>[^']+)'.*"
+    r"status\.(?:capacity|allocatable)\[(?P<name>[^\]]+)\] is not among the resources that the policy allows"
+)
+"""What deploy/components/admission-policy says of a name that is not in its list, as the API server passes it on."""
 
 
 def _lean_import() -> None:
@@ -461,6 +466,8 @@ class Connection:
             content = await self.request("PATCH", path, query=query, body=patch_body(changes), content_type=kind)
         except Missing as error:
             raise NodeMissing(str(error)) from error
+        except Refused as error:
+            raise Refused(str(error), hint=list_hint(str(error), changes)) from error
         return node_state(content, origin=self.origin)
 
     async def stream(self, path: str, *, query: Query, idle: float) -> AsyncIterator[dict[str, Any]]:
@@ -566,21 +573,26 @@ class KubeNode(Connection):
         """Send a patch of the Node's status, or read it without changes. Raises as `request` does."""
         return await self.patch_node(self._name, changes, dry_run=self._dry_run)
 
-    async def watch(self) -> AsyncIterator[NodeState]:
+    async def watch(self) -> AsyncIterator[NodeState | None]:
         """Yield the Node, and again whenever somebody has written to it, until the server ends the watch after `WATCH_TIMEOUT`.
 
-        Raises as `request` does; `Gone` where the server has forgotten the version to begin at.
+        Yields None where there is no Node, or no longer. Raises as `request` does; `Gone` where the server has forgotten the version to
+        begin at.
         """
         selector = ("fieldSelector", f"metadata.name={self._name}")
         listing = await self.request("GET", "/api/v1/nodes", query=(selector,))
         items, version = _listed(listing, self.origin)
         for item in items:
             yield node_state({"kind": "Node", **item}, origin=self.origin)
+        if not items:
+            yield None
         options = (("watch", "1"), ("timeoutSeconds", str(WATCH_TIMEOUT)), ("resourceVersion", version))
         async for event in self.stream("/api/v1/nodes", query=(selector, *options), idle=WATCH_TIMEOUT + self._timeout):
             item = _watched(event)
             if event["type"] in {"ADDED", "MODIFIED"}:
                 yield node_state(item, origin=self.origin)
+            elif event["type"] == "DELETED":
+                yield None
 
 
 def _listed(listing: Mapping[str, Any], origin: str) -> tuple[list[dict[str, Any]], str]:
@@ -702,6 +714,17 @@ def _forbidden(message: str) -> ApiError:
     if "is not allowed to modify node" in message:
         return Forbidden(message, hint="a kubelet's credential may change its own Node only: check --node-name")
     return Refused(message)
+
+
+def list_hint(message: str, changes: Changes) -> str:
+    """Return which list of a policy to change, empty where the refusal of these changes is not about a list."""
+    refused = _UNLISTED.search(message)
+    if refused is None:
+        return ""
+    place = f"spec.variables[0] of ValidatingAdmissionPolicy {refused['policy']} (admissionPolicy.allowed in the chart's values)"
+    if changes.get(refused["name"], "") is None:
+        return f"a removal needs the name as well: keep {refused['name']} in {place} until it has been removed from the Node"
+    return f"add {refused['name']} to {place}"
 
 
 def _grant(user: str, verb: str, resource: str) -> str:

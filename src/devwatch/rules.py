@@ -214,6 +214,16 @@ class ResourceRule:
             return wanted
         return all_of((wanted, negation(any_of(entry.verdict(device) for entry in self.exclude))))
 
+    def unknowns(self, device: Device) -> tuple[Finding, ...]:
+        """Return the findings that leave open whether the resource wants the device."""
+        if self.verdict(device) is not Verdict.UNKNOWN:
+            return ()
+        matched = any_of(entry.verdict(device) for entry in self.match) is Verdict.MATCHED
+        entries = self.exclude if matched else (*self.match, *self.exclude)
+        open_ = (entry for entry in entries if entry.verdict(device) is Verdict.UNKNOWN)
+        findings = (finding for entry in open_ for finding in entry.findings(device))
+        return tuple(finding for finding in findings if finding.verdict is Verdict.UNKNOWN)
+
     def applies_to(self, node: str) -> bool:
         """Return whether the resource exists on the node of this name."""
         return self.nodes is None or any(pattern.matches(node) for pattern in self.nodes)

@@ -17,7 +17,7 @@ from devwatch.cluster import overview, removal
 from devwatch.errors import ApiError
 from devwatch.kube import Credentials, KubeNode
 from devwatch.loss import Loss, Return
-from devwatch.node import ANNOTATION, Entry, patch_body
+from devwatch.node import ANNOTATION, Entry, NodeState, patch_body
 from devwatch.pods import on_loss, on_return
 from devwatch.workload import Workload
 from fuzz.target import Feed, Target
@@ -42,6 +42,8 @@ PATIENCE = 5.0
 """Seconds for a request; the server here is never silent, so that none takes them."""
 MOST_EVENTS = 8
 """Events of a watch that are read."""
+END = NodeState()
+"""Stands for the end of a watch."""
 HEAD = b"HTTP/1.1 %d Status\r\nContent-Length: %d\r\n%s\r\n"
 
 _SCALARS = (
@@ -172,10 +174,11 @@ class _World:
         events = self.node.watch()
         async with contextlib.aclosing(events):  # type: ignore[type-var]  # it is a generator, and annotated as less
             for _ in range(MOST_EVENTS):
-                state = await anext(events, None)
-                if state is None:
+                state = await anext(events, END)
+                if state is END:
                     break
-                state.listing()
+                if state is not None:
+                    state.listing()
 
     async def _pods(self) -> None:
         work = Workload(requests=self.node, node="n")

@@ -12,7 +12,7 @@ import pytest
 from devwatch import admin
 from devwatch.display import Screen
 from devwatch.kube import Connection, Credentials
-from devwatch.node import ANNOTATION, Entry
+from devwatch.node import ANNOTATION
 from nodesite import RESOURCE, site
 
 if TYPE_CHECKING:
@@ -167,7 +167,6 @@ def test_without_the_right_to_list_pods_all_else_is_shown(cluster: Site) -> None
     assert {(entry["requested"], entry["pods"]) for entry in status(cluster, "json").resources} == {(None, None)}
 
 
-@pytest.mark.xfail(not hasattr(Entry, "lost"), reason="nothing reads when a listed device was lost", strict=True)
 def test_a_lost_device_is_marked(cluster: Site) -> None:
     """It is listed until its pods are gone, and is no device that anybody could use."""
     stick = {"devnode": "/dev/ttyUSB0", "serial": "DW0001", "lost": "2026-01-02T03:04:05Z"}

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from devwatch.daemon import Ears
 from devwatch.device import Device
 from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, NodeMissing, Refused, Retry
-from devwatch.evictor import Evictor, Herald
+from devwatch.events import EventRecorder
+from devwatch.evictor import Evictor
 from devwatch.inventory import Look
 from devwatch.lock import NodeLock
 from devwatch.loss import Losses
@@ -26,7 +27,7 @@ from devwatch.pods import Pod
 from devwatch.reconciler import Cluster, Reconciler
 from devwatch.report import Reporter
 from devwatch.telemetry import Health, Metrics
-from fakes import MAPS, RIGHTS, FakeServer, FakeSettings, FakeWorkload, RecordingLog
+from fakes import EPOCH, MAPS, RIGHTS, FakeServer, FakeSettings, FakeWorkload, RecordingLog, date
 from model_contract import Contract, Plan, Tty, Want
 from virtualtime import VirtualTimeLoop
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from devwatch.config import Config
-    from devwatch.workload import Note
+    from devwatch.workload import Event
 
 Ids = tuple[str, str | None]
 """Vendor and serial."""
@@ -537,6 +538,10 @@ class Line:
     world: World
     judge: Judge
 
+    @property
+    def date(self) -> str:
+        return self.world.server.date
+
     async def patch(self, changes: Changes) -> NodeState:
         """Send a patch. What is sent is sent: the server goes on with it, whatever becomes of the daemon."""
         with self.judge.request():
@@ -577,7 +582,7 @@ class Line:
             self.judge.evicts(pod)
             await self.world.workload.evict(pod)
 
-    async def record(self, note: Note) -> None:
+    async def record(self, note: Event) -> None:
         """Write an Event."""
         with self.judge.request():
             await self.world.workload.record(note)
@@ -626,16 +631,21 @@ class Daemon:
     def _wire(self) -> Reconciler:
         world, line = self.world, Line(world=self.world, judge=self.judge)
         health = Health(sweep=10, last_turn=world.loop.time())
-        herald = Herald(api=line, log=self.log, node="n", clock=world.loop.time)
-        evictor = Evictor(herald=herald, losses=Losses(), metrics=world.metrics, chance=lambda: world.chance)
+        recorder, losses = EventRecorder(api=line, log=self.log, node="n", clock=world.loop.time), Losses()
+        evictor = Evictor(
+            api=line, recorder=recorder, losses=losses, metrics=world.metrics, chance=lambda: world.chance
+        )
         return Reconciler(
             source=Eye(world=world, judge=self.judge),
-            cluster=Cluster(api=line, watch=line.watch, losses=evictor.losses, chores=(evictor, herald)),
+            cluster=Cluster(
+                api=line, watch=line.watch, losses=losses, attend=evictor.attend, tasks=(evictor, recorder)
+            ),
             settings=self.file,
             config=self.judge.contract.plan.config,
             node="n",
-            reporter=Reporter(log=self.log, metrics=world.metrics, health=health, node="n", herald=herald.device),
+            reporter=Reporter(log=self.log, metrics=world.metrics, health=health, node="n", record=recorder.device),
             clock=world.loop.time,
+            wall=lambda: EPOCH + world.loop.time(),
             chance=lambda: world.chance,
         )
 
@@ -659,14 +669,14 @@ class Loop(VirtualTimeLoop):
 
 
 PODS = (
-    Pod(namespace="home", name="hub", uid="u1", owner="ReplicaSet", requests={ZIGBEE: 1}),
+    Pod(namespace="home", name="hub", uid="u1", node="n", scheduled=date(-60), owner="ReplicaSet", requests={ZIGBEE: 1}),
     Pod(
-        namespace="home", name="path", uid="u2", owner="ReplicaSet", requests={ZIGBEE: 1}, host_paths=("/dev/ttyUSB1",)
+        namespace="home", name="path", uid="u2", node="n", scheduled=date(-60), owner="ReplicaSet", requests={ZIGBEE: 1}, host_paths=("/dev/ttyUSB1",)
     ),
-    Pod(namespace="home", name="bare", uid="u3", requests={ZIGBEE: 1}),
-    Pod(namespace="home", name="everywhere", uid="u4", owner="DaemonSet", requests={ZIGBEE: 1}),
-    Pod(namespace="home", name="wave", uid="u5", owner="StatefulSet", requests={ZWAVE: 1}),
-    Pod(namespace="home", name="metering", uid="u6", owner="ReplicaSet", requests={METER: 1}),
+    Pod(namespace="home", name="bare", uid="u3", node="n", scheduled=date(-60), requests={ZIGBEE: 1}),
+    Pod(namespace="home", name="everywhere", uid="u4", node="n", scheduled=date(-60), owner="DaemonSet", requests={ZIGBEE: 1}),
+    Pod(namespace="home", name="wave", uid="u5", node="n", scheduled=date(-60), owner="StatefulSet", requests={ZWAVE: 1}),
+    Pod(namespace="home", name="metering", uid="u6", node="n", scheduled=date(-60), owner="ReplicaSet", requests={METER: 1}),
 )
 """Pods of every fate; those that are evicted come back, as a controller would have it."""
 

@@ -187,8 +187,11 @@ def match_remembered(entries: Iterable[Entry], devices: Sequence[Device]) -> dic
 
     A serial may read differently after an update of udev's rules, so it does not count; a device may stand for several.
     """
-    found = ((entry, next((device for device in devices if _leads(entry, device)), None)) for entry in entries)
-    return {entry: device for entry, device in found if device is not None}
+    leading = ((entry, [device for device in devices if _leads(entry, device)]) for entry in entries)
+    # A link may lead to another by now, while the one that had it is where it was.
+    return {
+        entry: min(found, key=lambda device: device.devnode != entry.devnode) for entry, found in leading if found
+    }
 
 
 def _leads(entry: Entry, device: Device) -> bool:

@@ -467,7 +467,8 @@ def _returned_at(device: Device, departure: _Departure, scene: Scene) -> float |
     initialized = int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _LONG else None
     if departure.remembered:
         return initialized if initialized is not None and initialized <= scene.now else None
-    return initialized if initialized is not None and departure.at <= initialized <= seen else seen
+    # The departure may have been noticed after the return, where scans were uncertain or uevents were lost.
+    return initialized if initialized is not None and initialized <= seen else seen
 
 
 class Losses:

@@ -73,6 +73,8 @@ class Places:
 
     had: set[str] = field(default_factory=set)
     shared: set[str] = field(default_factory=set)
+    doubtful: set[str] = field(default_factory=set)
+    """Those that another one of the same time had at any time: there the contract leaves a doubt."""
 
     @property
     def own(self) -> set[str]:
@@ -140,15 +142,25 @@ class Ledger:
     places: dict[int, Places] = field(default_factory=dict)
     replugged: dict[tuple[int, str | None], list[float]] = field(default_factory=dict)
     """By stick and its serial at that time: when a pod was evicted because it had returned."""
+    _noted: frozenset[Tty] = frozenset()
 
     def note(self, listed: Iterable[Tty]) -> None:
         """Take in the listed devices of one look."""
-        owners: dict[str, int] = {}
-        for tty in listed:
+        there = frozenset(listed)
+        if there == self._noted:
+            return
+        self._noted = there
+        now: dict[str, int] = {}
+        ever: dict[str, int] = {}
+        for tty in there:
             mine = self.places.setdefault(tty.birth, Places())
             mine.had |= tty.claims
             for path in mine.had:
-                if (other := owners.setdefault(path, tty.birth)) != tty.birth:
+                if (other := ever.setdefault(path, tty.birth)) != tty.birth:
+                    mine.doubtful.add(path)
+                    self.places[other].doubtful.add(path)
+            for path in tty.claims:
+                if (other := now.setdefault(path, tty.birth)) != tty.birth:
                     mine.shared.add(path)
                     self.places[other].shared.add(path)
 
@@ -438,8 +450,7 @@ class Bailiff:
             return f"it has returned {now - at:.1f} s ago"
         if self._in_peace(now_is, at):
             return "a pod was evicted for a return of it within the 10 minutes before"
-        places = [self.ledger.places.get(tty.birth, Places()) for tty in (was, now_is)]
-        own = set().union(*(each.own for each in places))
+        own = self.ledger.places.get(was.birth, Places()).own
         faults = [self._has_dead_file(*mount, own, at, now) for mount in life.exact()]
         return (
             next((fault for fault in faults if not fault), "")
@@ -500,7 +511,7 @@ class Bailiff:
 
     def _orphans(self, known: Known, want: Want) -> Iterator[Life]:
         none_left = self.contract.present.get(want.name, 0) == 0
-        own = self.ledger.own(known)
+        own = self.ledger.own(known) - self.ledger.places[known.tty.birth].doubtful
         for life in self.ledger.town.here:
             if life.pod.finished or life.pod.terminating or life.template.owner in {"", "DaemonSet", "Node"}:
                 continue

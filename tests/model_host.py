@@ -85,7 +85,8 @@ class Host:
     def _register(self, model: list[Tty], socket: str, number: int) -> None:
         """Give each tty its name, its number and a place of its own behind the socket."""
         taken = {tty.slot for tty in self.ttys.values() if tty.socket == socket}
-        slot = next(slot for slot in itertools.count() if slot not in taken)
+        before = [tty.slot for tty in model if tty.socket == socket]
+        slot = next(slot for slot in itertools.chain(before, itertools.count()) if slot not in taken)
         free = (name for index in itertools.count(number) if (name := f"/dev/ttyUSB{index}") not in self.ttys)
         for tty, devnode in zip(model, free, strict=False):
             self.nodes.pop(devnode, None)

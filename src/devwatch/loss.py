@@ -522,8 +522,11 @@ class Losses:
         return self._known[rule.name].losses(rule, scene, others)
 
     def _return(self, key: Key, back: Return) -> Return:
-        """Return it with its paths, before and now; those that name another device as well decide nothing."""
-        paths, others = back.paths | self._paths.own(key), self._paths.others(key)
+        """Return it with the paths that it had before: through no other can a container have a file of it that is dead now.
+
+        Those that name another device as well decide nothing.
+        """
+        paths, others = back.paths, self._paths.others(key)
         shared = self._paths.shared(key) | (paths & others)
         return replace(back, paths=paths - shared, shared=shared)
 

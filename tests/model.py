@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import itertools
 import json
 import math
 import os
@@ -15,30 +13,31 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from devwatch.daemon import Ears
-from devwatch.device import Device
 from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, NodeMissing, Refused, Retry
-from devwatch.evictor import Evictor, Herald
+from devwatch.events import EventRecorder
+from devwatch.evictor import Evictor
 from devwatch.inventory import Look
 from devwatch.lock import NodeLock
 from devwatch.loss import Losses
-from devwatch.node import WHOLE, Changes, NodeState, patch_body
-from devwatch.pods import Pod
+from devwatch.node import WHOLE, Changes, NodeState, Writer, patch_body
 from devwatch.reconciler import Cluster, Reconciler
 from devwatch.report import Reporter
 from devwatch.telemetry import Health, Metrics
-from fakes import MAPS, RIGHTS, FakeServer, FakeSettings, FakeWorkload, RecordingLog
+from fakes import MAPS, RIGHTS, FakeServer, FakeSettings, RecordingLog, date
 from model_contract import Contract, Plan, Tty, Want
+from model_eviction import Bailiff, Cut, Ledger, believed, listing, removable
+from model_host import UNSURE, Host, device, leading
+from model_pods import METER, NODE, SPARE, ZIGBEE, ZWAVE, Town, host_date
 from virtualtime import VirtualTimeLoop
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Mapping, Sequence
 
     from devwatch.config import Config
-    from devwatch.workload import Note
+    from devwatch.device import Device
+    from devwatch.pods import Pod
+    from devwatch.workload import Event
 
-Ids = tuple[str, str | None]
-"""Vendor and serial."""
-METER, ZWAVE, ZIGBEE, SPARE = (f"example.com/{name}" for name in ("meter", "zwave", "zigbee", "spare"))
 NAMES = (METER, ZWAVE, ZIGBEE, SPARE)
 CONTESTED = (METER, ZWAVE, ZIGBEE)
 STRANGER = "stranger.io/thing"
@@ -55,13 +54,6 @@ QUIET = 70.0
 """Seconds for which nothing may be written afterwards."""
 SOON = 1e-6
 """Seconds: two moments so near are the same."""
-GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
-"""What the kernel says of a devnode that is not there."""
-UNSURE = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENOMEM, errno.ELOOP)
-"""What it says where nobody knows."""
-FILE = -1
-"""A devnode whose place a file has taken."""
-
 PLANS = (
     Plan(
         wants=(
@@ -96,23 +88,8 @@ class Promise(Enum):
     CERTAINTY = "evicts only on certainty"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
-    """A sort of stick: one interface for each tty."""
-
-    vendor: str
-    interfaces: tuple[str, ...] = ("00",)
-    serial: str | None = None
-
-
-KINDS = {
-    "zigbee": Kind(vendor="0001", serial="Z1"),
-    "twin": Kind(vendor="0001", serial="Z1"),
-    "nameless": Kind(vendor="0001"),
-    "composite": Kind(vendor="0002", interfaces=("00", "01"), serial="C1"),
-    "modem": Kind(vendor="0003", interfaces=("00", "01", "02"), serial="M1"),
-    "mouse": Kind(vendor="0009"),
-}
+Served = tuple[NodeState, str]
+"""An answer with its Date."""
 
 
 class Hearing(Enum):
@@ -125,70 +102,14 @@ class Hearing(Enum):
 
 
 @dataclass(slots=True, kw_only=True)
-class Host:
-    """The sticks as they truly are, and what is wrong with looking at them."""
-
-    ttys: dict[str, Tty] = field(default_factory=dict)
-    nodes: dict[str, int] = field(default_factory=dict)
-    """By devnode: the errno that `stat` answers, or `FILE`."""
-    blind: bool = False
-    """Whether a listing comes out empty without an error, as with no file descriptor left."""
-    hidden: bool = False
-    """Whether `/run/udev` is not there."""
-    births: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-
-    def plug(self, kind: Kind, socket: str, number: int, *, record: bool) -> None:
-        """Plug a stick; the first free names from `number` on are its own."""
-        stick = next(self.births)
-        free = (name for index in itertools.count(number) if (name := f"/dev/ttyUSB{index}") not in self.ttys)
-        for face, devnode in zip(kind.interfaces, free, strict=False):
-            self.nodes.pop(devnode, None)
-            self.ttys[devnode] = Tty(
-                birth=next(self.births),
-                devnode=devnode,
-                stick=stick,
-                vendor=kind.vendor,
-                interface=face,
-                socket=socket,
-                serial=kind.serial,
-                record=record,
-            )
-
-    def pull(self, stick: int) -> None:
-        """Pull a stick with all its ttys."""
-        for tty in [tty for tty in self.ttys.values() if tty.stick == stick]:
-            del self.ttys[tty.devnode]
-            self.nodes.pop(tty.devnode, None)
-
-    def finish(self) -> None:
-        """Let udev complete its records."""
-        self.ttys = {name: replace(tty, record=True) for name, tty in self.ttys.items()}
-
-    def heal(self) -> None:
-        """Let everything be seen."""
-        self.nodes.clear()
-        self.blind = self.hidden = False
-        self.finish()
-
-    @property
-    def sticks(self) -> list[int]:
-        """The plugged sticks."""
-        return sorted({tty.stick for tty in self.ttys.values()})
-
-    @property
-    def present(self) -> tuple[Tty, ...]:
-        """The ttys that a program could open."""
-        return tuple(tty for tty in self.ttys.values() if self.nodes.get(tty.devnode, 0) not in {FILE, *GONE})
-
-
-@dataclass(slots=True, kw_only=True)
 class Eye:
     """The `DeviceSource` of one daemon: it tells what a look would find, and the judge what that was."""
 
     world: World
     judge: Judge
-    records: set[int] = field(default_factory=set)
-    """The ttys whose record was read, which holds until they go."""
+    records: dict[int, Tty] = field(default_factory=dict)
+    """By birth: the ttys whose record was read, as it was then, which holds until they go."""
+    _made: dict[tuple[Tty, tuple[str, ...]], Device] = field(default_factory=dict)
 
     def expect(self, paths: frozenset[str]) -> None:
         """Follow no link: the paths of `PLANS` are devnodes."""
@@ -201,37 +122,24 @@ class Eye:
         ttys = () if host.blind else tuple(map(self._read, host.present))
         seen = tuple(tty for tty in ttys if host.nodes.get(tty.devnode, 0) == 0)
         if not host.blind:
-            self.records = {tty.birth for tty in ttys if tty.record}
+            self.records = {tty.birth: tty for tty in ttys if tty.record}
         self.judge.looked(seen, now, certain=not doubts)
-        return Look(at=now, devices=tuple(map(_device, seen)), doubts=doubts, udevd=not host.hidden)
+        return Look(at=now, devices=self._devices(seen), doubts=doubts, udevd=not host.hidden)
 
     def _read(self, tty: Tty) -> Tty:
-        known = tty.birth in self.records
-        return replace(tty, record=known or (tty.record and not self.world.host.hidden))
+        """Return a tty as it is read now: a record that is no longer to be had still tells what it told last."""
+        if tty.record and not self.world.host.hidden:
+            return tty
+        return self.records.get(tty.birth) or replace(tty, record=False)
 
-
-def _births(ttys: Iterable[Tty]) -> dict[Ids, set[int]]:
-    """Return the registrations by ids."""
-    births: dict[Ids, set[int]] = {}
-    for tty in ttys:
-        births.setdefault(tty.ids, set()).add(tty.birth)
-    return births
-
-
-def _device(tty: Tty) -> Device:
-    return Device(
-        devnode=tty.devnode,
-        devpath=f"/devices/{tty.socket}/{tty.stick}/{tty.devnode}",
-        number=tty.birth,
-        incarnation=tty.birth,
-        physical=f"/devices/{tty.socket}/{tty.stick}",
-        vendor=tty.vendor,
-        product="0001",
-        serial=tty.serial,
-        interface=tty.interface,
-        port=tty.socket if tty.record else None,
-        properties={"ID_PATH": tty.socket} if tty.record else None,
-    )
+    def _devices(self, seen: tuple[Tty, ...]) -> tuple[Device, ...]:
+        links: dict[str, list[str]] = {tty.devnode: [] for tty in seen}
+        for path, tty in leading(self.world.host.present).items():
+            if tty.devnode in links and path != tty.devnode:
+                links[tty.devnode].append(path)
+        keys = [(tty, tuple(sorted(links[tty.devnode]))) for tty in seen]
+        self._made = {key: self._made.get(key) or device(*key) for key in keys}
+        return tuple(self._made.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,26 +184,17 @@ class Judge:
     answered: bool = False
     out: int = 0
     not_before: float = -math.inf
-    certain: bool = False
-    _most: dict[str, Counter[Ids]] = field(default_factory=dict)
-    """By resource: how many sticks of some ids it ever had, as far as they were seen beside each other."""
-    _had: dict[str, set[int]] = field(default_factory=dict)
-    """By resource: the ttys that it ever had."""
-    _others: dict[str, set[int]] = field(default_factory=dict)
-    """By resource: the ttys that were there beside all that it had: they are none of those."""
-    _limits: dict[tuple[str, Ids], dict[frozenset[int], int]] = field(default_factory=dict)
-    """By resource and ids: which ttys were there beside some that it had, and how many of them may be what was missing then."""
-    _places: dict[str, set[str]] = field(default_factory=dict)
-    """By resource: the devnodes that it ever had."""
-    _complete: dict[str, float] = field(default_factory=dict)
-    """By resource: when the last look found no less than that on the host."""
-    _here: tuple[Tty, ...] = ()
-    _due: dict[str, float] = field(default_factory=dict)
-    """By resource: when the last of its ttys was seen, whose pods have to be evicted in the end if nothing excuses that."""
+    date: str = ""
+    """The API server's time in the last answer."""
+    bailiff: Bailiff = field(init=False)
     _written: set[str] = field(default_factory=set)
     _unanswered: set[str] = field(default_factory=set)
     """What may have been stored without an answer."""
     _looks: Counter[float] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        """Judge evictions by what is true of the world."""
+        self.bailiff = Bailiff(ledger=self.world.ledger, contract=self.contract)
 
     @property
     def now(self) -> float:
@@ -314,75 +213,13 @@ class Judge:
         if self._looks[now] > SPINNING:
             raise RuntimeError("the loop spins")
         self.contract.look(seen, now, certain=certain, udevd=not self.world.host.hidden)
-        self.certain = certain
-        if certain:
-            self._here = tuple(seen)
-        for want in self.contract.plan.wants:
-            self._account(want, seen, now, certain=certain)
-
-    def _account(self, want: Want, seen: Sequence[Tty], now: float, *, certain: bool) -> None:
-        """Take note of what a resource has, and whether that is all that it ever had."""
-        most, had = self._most.setdefault(want.name, Counter()), self._had.setdefault(want.name, set())
-        others = self._others.setdefault(want.name, set())
-        owned = {tty.birth for tty in seen if self.contract.plan.owner(tty)[0] is want}
-        # Who was there beside all that it had is one more, even if those are gone by the time that it is claimed.
-        most.update(tty.ids for tty in seen if tty.birth in owned & others - had)
-        had |= owned
-        self._places.setdefault(want.name, set()).update(tty.devnode for tty in seen if tty.birth in owned)
-        mine = Counter(tty.ids for tty in seen if tty.birth in had)
-        most |= mine
-        if certain:
-            others |= {tty.birth for tty in seen if most[tty.ids] == mine[tty.ids] and tty.birth not in had}
-            self._limit(want.name, seen, most - mine)
-            self._excuse(want, seen, owned, now)
-        # Without a record nobody can tell whether it is the same one: that stops no clock, but no pod is evicted meanwhile.
-        if certain and most <= self._found(want.name, (tty for tty in seen if tty.record)):
-            self._complete[want.name] = now
-
-    def _found(self, name: str, seen: Iterable[Tty]) -> Counter[Ids]:
-        """Return how many of these may be what the resource had."""
-        had, others = self._had.get(name, set()), self._others.get(name, set())
-        found = Counter[Ids]()
-        for ids, births in _births(seen).items():
-            rest = births - had - others
-            limits = self._limits.get((name, ids), {}).items()
-            found[ids] = len(births & had) + min([len(rest), *(len(rest - beside) + limit for beside, limit in limits)])
-        return found
-
-    def _limit(self, name: str, seen: Iterable[Tty], missing: Counter[Ids]) -> None:
-        """Take note of strangers beside some of what a resource had: no more of them than were missing then may be what it had."""
-        for ids, births in _births(tty for tty in seen if tty.birth not in self._had[name]).items():
-            limits, beside = self._limits.setdefault((name, ids), {}), frozenset(births)
-            limits[beside] = min(missing[ids], limits.get(beside, len(beside)))
-
-    def _excuse(self, want: Want, seen: Sequence[Tty], owned: set[int], now: float) -> None:
-        """Take note of what will have to be evicted, unless something is there that may be the lost one."""
-        maybe = {tty.birth for tty in seen if tty.ids in self._most[want.name]} - self._others[want.name]
-        maybe |= {tty.birth for tty in seen if self._untold(want.name, tty)}
-        counted = {tty.birth for tty in seen if tty.birth in owned and self.contract.counts(tty)}
-        if self.answered and counted and maybe == counted:
-            self._due[want.name] = now
-        elif maybe:
-            self._due.pop(want.name, None)
-
-    def _untold(self, name: str, tty: Tty) -> bool:
-        """Return whether a tty is at the place of one that a resource had, and differs in no more than a serial that one of them lacks."""
-        alike = any(vendor == tty.vendor and None in {serial, tty.serial} for vendor, serial in self._most[name])
-        return alike and tty.devnode in self._places[name]
-
-    def forgotten(self, pods: Sequence[Pod], since: Mapping[str, float]) -> list[str]:
-        """Return the pods that should have been evicted in the end; `since` tells when each was started last."""
-        wants = [want for want in self.contract.plan.wants if want.evict is not None and want.name in self._due]
-        gone = [want.name for want in wants if not self.contract.present.get(want.name)]
-        bound = {
-            pod.name for name in gone for pod in pods if name in pod.requests and since[pod.name] < self._due[name]
-        }
-        return sorted(pod.name for pod in pods if pod.name in bound and pod.owner not in {"", "DaemonSet"})
+        self.bailiff.looked(seen, now, certain=certain, date=self.date, answered=self.answered)
+        self.bailiff.learned(self.known, now)
 
     def configured(self, plan: Plan) -> None:
         """Take note that another configuration is read."""
         self.contract.configure(plan)
-        self._due.clear()
+        self.bailiff.configured(self.now)
         # What the watch told before the first answer may be taken in only now: then it is the start of what this one asks for.
         for state in [] if self.answered else self.known:
             self.contract.start(state.count, self.now)
@@ -393,6 +230,7 @@ class Judge:
             self.known.append(state)
         if not self.answered:
             self._began(state)
+        self.bailiff.learned(self.known, self.now)
 
     def told(self, state: NodeState) -> None:
         """Take note of an answer."""
@@ -402,6 +240,7 @@ class Judge:
         self._unanswered.clear()
         newer = [seen for seen in self.known[-1:] if seen.uid != state.uid or seen.version > state.version]
         self.known = [state, *newer]
+        self.bailiff.learned(self.known, self.now)
 
     def _begun(self) -> None:
         if not self.answered:
@@ -410,10 +249,7 @@ class Judge:
 
     def _began(self, state: NodeState) -> None:
         self.contract.start(state.count, self.now)
-        for name, entries in _listing(state).items():
-            ids = Counter((str(entry.get("vendor")), entry.get("serial")) for entry in entries)
-            self._most[name] = self._most.get(name, Counter()) | ids
-            self._places.setdefault(name, set()).update(str(entry["devnode"]) for entry in entries)
+        self.bailiff.began(state)
 
     # -- what the daemon does
 
@@ -430,12 +266,12 @@ class Judge:
         finally:
             self.out -= 1
 
-    def sent(self, changes: Changes) -> None:
-        """Judge a PATCH."""
+    def sent(self, changes: Changes) -> list[Cut]:
+        """Judge a PATCH, and return what it stops counting, to be marked once it is stored."""
         if self.now < self.not_before - SOON:
             self.broken(Promise.QUIET, f"a request {self.not_before - self.now:.1f} s before the end of Retry-After")
         if not changes:
-            return
+            return []
         self._begun()
         if self._unanswered.isdisjoint(changes) and all(state.reflects(changes) for state in self.known):
             self.broken(Promise.QUIET, f"writes what the Node is known to show: {changes}")
@@ -450,6 +286,10 @@ class Judge:
         self._rest(changes)
         self._written |= changes.keys() - {WHOLE}
         self._unanswered |= changes.keys()
+        cuts, fault = self.bailiff.sending(changes, self.date, self.now)
+        if fault:
+            self.broken(Promise.CERTAINTY, fault)
+        return cuts
 
     def _own(self, body: dict[str, object]) -> None:
         status = body.get("status", {"capacity": 0, "allocatable": 0})
@@ -464,8 +304,10 @@ class Judge:
     def _removed(self, name: str, value: str | None) -> None:
         if value is not None:
             self.broken(Promise.OWN, f"writes {name}, which is not configured")
-        elif name not in self._written and not any(name in _listing(state) for state in self.known):
-            self.broken(Promise.OWN, f"removes {name}, which the annotation does not own")
+        elif name not in self._written and not any(name in believed(state) for state in self.known):
+            self.broken(Promise.OWN, f"removes {name}, which no annotation of devwatch owns")
+        elif not any(removable(state, name) for state in self.known):
+            self.broken(Promise.OWN, f"removes {name}, which somebody else has written")
 
     def _counted(self, name: str, value: str | None) -> None:
         if value is None:
@@ -489,45 +331,17 @@ class Judge:
     def _annotated(self, text: str | None) -> None:
         names = json.loads(text or "{}").keys()
         wanted = {want.name for want in self.contract.plan.wants}
-        owned = self._written.union(*(_listing(state) for state in self.known))
+        owned = self._written.union(*(believed(state) for state in self.known))
         if not wanted <= names <= wanted | owned:
             self.broken(Promise.OWN, f"claims to own {sorted(names)}")
 
     def evicts(self, pod: Pod) -> None:
         """Judge an eviction."""
-        name = next(iter(pod.requests), "")
-        want = self.contract.plan.want(name)
-        wrong = self._wrongly(pod, want) if want is not None and want.evict is not None else "its resource never evicts"
-        if wrong:
+        if wrong := self.bailiff.wrongly(pod, self.now):
             self.broken(Promise.CERTAINTY, f"evicts {pod.name}: {wrong}")
-
-    def _wrongly(self, pod: Pod, want: Want) -> str:
-        left = self.contract.present.get(want.name, 0)
-        since = self._complete.get(want.name, -math.inf)
-        faults = {
-            "the last look was not certain": not self.certain,
-            "all of its devices are here": self._most.get(want.name, Counter()) <= self._found(want.name, self._here),
-            f"all of its devices were here {self.now - since:.1f} s ago": self.now < since + (want.evict or 0) - SOON,
-            "such a pod never is": pod.owner in {"", "DaemonSet"} or pod.mirror or pod.terminating,
-            f"{left} devices are left and it names none": left > 0 and not pod.host_paths,
-            "the Node does not show the loss": not any(state.shows(want.name, str(left)) for state in self.known),
-        }
-        return next((fault for fault, found in faults.items() if found), "")
 
 
 _ANNOTATION = "devwatch.io/devices"
-
-
-def _listing(state: NodeState) -> dict[str, list[dict[str, str | None]]]:
-    """Return what the annotation owns, nothing where it is no such thing."""
-    try:
-        content = json.loads(state.annotation or "{}")
-    except ValueError:
-        return {}
-    fine = isinstance(content, dict) and all(
-        isinstance(item, list) and all(isinstance(entry, dict) for entry in item) for item in content.values()
-    )
-    return content if fine else {}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -537,14 +351,19 @@ class Line:
     world: World
     judge: Judge
 
+    @property
+    def date(self) -> str:
+        """The API server's time in the last answer."""
+        return self.judge.date
+
     async def patch(self, changes: Changes) -> NodeState:
         """Send a patch. What is sent is sent: the server goes on with it, whatever becomes of the daemon."""
         with self.judge.request():
-            self.judge.sent(changes)
-            served = self.world.spawn(self.world.serve(changes))
+            cuts = self.judge.sent(changes)
+            served = self.world.spawn(self.world.serve(changes, cuts))
             try:
                 async with asyncio.timeout(TIMEOUT):
-                    state = await asyncio.shield(served)
+                    state, self.judge.date = await asyncio.shield(served)
             except TimeoutError:
                 raise Retry("the API server did not answer in time") from None
             except Retry as error:
@@ -571,18 +390,27 @@ class Line:
     async def pods(self) -> tuple[Pod, ...]:
         """List the pods."""
         with self.judge.request():
-            return await self.world.workload.pods()
+            pods = await self.world.town.pods()
+            self._answered()
+            self.judge.bailiff.answered(pods, self.judge.now)
+            return pods
 
     async def evict(self, pod: Pod) -> None:
         """Evict a pod."""
         with self.judge.request():
             self.judge.evicts(pod)
-            await self.world.workload.evict(pod)
+            await self.world.town.evict(pod)
+            self._answered()
+            self.judge.bailiff.evicted(self.world.town.lives[pod.uid], self.judge.now)
 
-    async def record(self, note: Note) -> None:
+    async def record(self, event: Event) -> None:
         """Write an Event."""
         with self.judge.request():
-            await self.world.workload.record(note)
+            await self.world.town.record(event)
+            self._answered()
+
+    def _answered(self) -> None:
+        self.judge.date = date(self.judge.now)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -628,16 +456,21 @@ class Daemon:
     def _wire(self) -> Reconciler:
         world, line = self.world, Line(world=self.world, judge=self.judge)
         health = Health(sweep=10, last_turn=world.loop.time())
-        herald = Herald(api=line, log=self.log, node="n", clock=world.loop.time)
-        evictor = Evictor(herald=herald, losses=Losses(), metrics=world.metrics, chance=lambda: world.chance)
+        recorder, losses = EventRecorder(api=line, log=self.log, node=NODE, clock=world.loop.time), Losses()
+        evictor = Evictor(
+            api=line, recorder=recorder, losses=losses, metrics=world.metrics, chance=lambda: world.chance
+        )
         return Reconciler(
             source=Eye(world=world, judge=self.judge),
-            cluster=Cluster(api=line, watch=line.watch, losses=evictor.losses, chores=(evictor, herald)),
+            cluster=Cluster(
+                api=line, watch=line.watch, losses=losses, attend=evictor.attend, tasks=(evictor, recorder)
+            ),
             settings=self.file,
             config=self.judge.contract.plan.config,
-            node="n",
-            reporter=Reporter(log=self.log, metrics=world.metrics, health=health, node="n", herald=herald.device),
+            node=NODE,
+            reporter=Reporter(log=self.log, metrics=world.metrics, health=health, node=NODE, record=recorder.device),
             clock=world.loop.time,
+            wall=lambda: host_date(world.loop.time()),
             chance=lambda: world.chance,
         )
 
@@ -663,19 +496,6 @@ class Loop(VirtualTimeLoop):
         self._virtual.now += seconds
 
 
-PODS = (
-    Pod(namespace="home", name="hub", uid="u1", owner="ReplicaSet", requests={ZIGBEE: 1}),
-    Pod(
-        namespace="home", name="path", uid="u2", owner="ReplicaSet", requests={ZIGBEE: 1}, host_paths=("/dev/ttyUSB1",)
-    ),
-    Pod(namespace="home", name="bare", uid="u3", requests={ZIGBEE: 1}),
-    Pod(namespace="home", name="everywhere", uid="u4", owner="DaemonSet", requests={ZIGBEE: 1}),
-    Pod(namespace="home", name="wave", uid="u5", owner="StatefulSet", requests={ZWAVE: 1}),
-    Pod(namespace="home", name="metering", uid="u6", owner="ReplicaSet", requests={METER: 1}),
-)
-"""Pods of every fate; those that are evicted come back, as a controller would have it."""
-
-
 class World:
     """Everything around the daemons of one node, and the time in it."""
 
@@ -684,9 +504,10 @@ class World:
         self.metrics = metrics
         self.loop = Loop(end=1e6)
         self.name = f"model-{os.getpid()}-{id(self)}"
-        self.host, self.hearing = Host(), Hearing.ONCE
+        self.host, self.hearing = Host(clock=self.loop.time), Hearing.ONCE
         self.server = FakeServer(self.loop.time)
-        self.workload = FakeWorkload(self.loop.time)
+        self.town = Town(self.loop, self.server, self.host)
+        self.ledger = Ledger(host=self.host, town=self.town)
         self.plan = PLANS[0]
         self.chance = 0.5
         self.faults: deque[Fault] = deque()
@@ -696,18 +517,13 @@ class World:
         self.broken: list[tuple[Promise, str]] = []
         self.daemons: list[Daemon] = []
         self.holder: Daemon | None = None
-        self.served: set[asyncio.Task[NodeState]] = set()
-        self.started: dict[str, float] = {}
-        """When each pod was started last."""
-        self.start_pods()
+        self.served: set[asyncio.Task[Served]] = set()
         self.forbidden: Forbidden | None = None
         """Why nobody may watch the Node, for good: that is no fault."""
         self.meddled = False
         """Whether anybody but the daemon writes, or is in the way when it writes everything at once."""
         self.tampered = False
         """Whether a stranger wrote what cannot be told from ours."""
-        self.strange: set[str] = set()
-        """The resources of ours that a stranger was the last to write."""
         self.begin()
 
     # -- time
@@ -736,7 +552,7 @@ class World:
                 self.broken.append((Promise.CONVERGES, f"the daemon ended: {daemon.task}"))
                 self.daemons = [other for other in self.daemons if other is not daemon]
 
-    def spawn(self, served: Coroutine[None, None, NodeState]) -> asyncio.Task[NodeState]:
+    def spawn(self, served: Coroutine[None, None, Served]) -> asyncio.Task[Served]:
         """Let the server work on a request."""
         task = self.loop.create_task(served)
         self.served.add(task)
@@ -772,13 +588,16 @@ class World:
 
     # -- the API server
 
-    async def serve(self, changes: Changes) -> NodeState:
+    async def serve(self, changes: Changes, cuts: Sequence[Cut]) -> Served:
         """Answer a request, or do to it what is to be done."""
         fault = self.faults.popleft() if self.faults else self.climate or Fault()
         await (asyncio.sleep(fault.before) if fault.before < math.inf else self.loop.create_future())
         state = await self.server.patch(changes) if fault.stored else None
+        stamp = date(self.loop.time())
         if state is not None:
-            self._disown(changes, state)
+            self.town.schedule()
+            for cut in cuts:
+                cut.stored = True
         # Stored after its time and unseen, it is overwritten before anybody can know that it was ours.
         unseen = not self.watched or self.deaf or self.server.watch_latency > 0
         self.tampered |= fault.stored and fault.before > TIMEOUT and unseen
@@ -788,20 +607,13 @@ class World:
         if fault.error is not None or state is None:
             raise (fault.error or Retry("no answer")).with_traceback(None)
         self.history.append(state)
-        return state
-
-    def _disown(self, changes: Changes, state: NodeState) -> None:
-        """Take note of what strangers wrote, unseen, before the annotation let go of its name: it is theirs."""
-        self.strange -= changes.keys()
-        shown = {*state.capacity, *state.allocatable}
-        self.tampered |= WHOLE in changes and bool(self.strange & shown - {STRANGER, *_listing(state)})
+        return state, stamp
 
     def foreign(self, name: str, value: str | None, maps: tuple[str, ...]) -> None:
         """Let a stranger write a resource of the Node, if there is one."""
         if self.server.exists:
-            self.tampered |= name not in {STRANGER, *_listing(self.server.state)}
-            self.strange.add(name)
             self.server.write(name, value, maps=maps)
+            self.town.schedule()
 
     def war(self, seconds: float) -> None:
         """Let a stranger write the same again whenever it is put right; and judge that it is put right ever more rarely."""
@@ -819,17 +631,11 @@ class World:
         """How often the daemon has put right what strangers wrote; where a part is refused each counts."""
         return len(self.holder.log.of("drift.repaired")) if self.holder else 0
 
-    def start_pods(self) -> None:
-        """Start all pods, as their controllers would."""
-        running = {pod.name for pod in self.workload.running}
-        self.started |= {pod.name: self.loop.time() for pod in PODS if pod.name not in running}
-        self.workload.run(*PODS)
-
-    def annotate(self, text: str | None) -> None:
+    def annotate(self, text: str | None, writer: Writer | None = None) -> None:
         """Let a stranger write our annotation."""
         if self.server.exists:
             self.tampered = True
-            self.server.annotate(text)
+            self.server.annotate(text, writer=writer)
 
     def relieve(self) -> None:
         """Let the API server be well again; a connection that was dead is found to be so."""
@@ -851,8 +657,8 @@ class World:
         self.host.heal()
         self.hearing = Hearing.ONCE
         self.relieve()
-        self.workload.rights, self.workload.error = set(RIGHTS), None
-        self.workload.budgets.clear()
+        self.town.rights, self.town.error = set(RIGHTS), None
+        self.town.budgets.clear()
         if not self.server.exists:
             self.server.create()
         if not self.daemons:
@@ -879,7 +685,7 @@ class World:
 
     def _evicted(self) -> None:
         """Judge that no pod goes on without its device."""
-        if self.holder is not None and (left := self.holder.judge.forgotten(self.workload.running, self.started)):
+        if self.holder is not None and (left := self.holder.judge.bailiff.forgotten()):
             self.broken.append((Promise.CONVERGES, f"{left} were never evicted"))
 
     def _truce(self) -> float:
@@ -897,17 +703,18 @@ class World:
             if shown != (str(count), str(count)):
                 self.broken.append((Promise.CONVERGES, f"{name} is {shown}, not {count}"))
         self._listed(plan, state)
-        left = {name for name in (*state.capacity, *state.allocatable) if name in NAMES and plan.want(name) is None}
+        names = {*state.capacity, *state.allocatable} & set(NAMES)
+        left = {name for name in names if plan.want(name) is None and removable(state, name)}
         if left and not self.tampered:
             self.broken.append((Promise.OWN, f"{sorted(left)} are left behind"))
 
     def _listed(self, plan: Plan, state: NodeState) -> None:
-        listing = _listing(state)
-        if listing.keys() != {want.name for want in plan.wants}:
-            self.broken.append((Promise.OWN, f"the annotation owns {sorted(listing)}"))
+        content = listing(state)
+        if content.keys() != {want.name for want in plan.wants}:
+            self.broken.append((Promise.OWN, f"the annotation owns {sorted(content)}"))
         for want in plan.wants:
             here = {tty.devnode for tty in self.host.present if plan.owner(tty)[0] is want}
-            listed = {str(entry["devnode"]) for entry in listing.get(want.name, ())}
+            listed = {str(entry.get("devnode")) for entry in content.get(want.name, ())}
             if here != listed and (want.evict is None or not here <= listed):
                 self.broken.append((Promise.CONVERGES, f"{want.name} lists {sorted(listed)}, not {sorted(here)}"))
 

@@ -34,13 +34,44 @@ class Tty:
     interface: str
     socket: str
     serial: str | None = None
+    """What udev says that it is."""
+    plain: str | None = None
+    """What the stick itself says that it is."""
+    slot: int = 0
+    """Its place behind the socket, which no other has."""
     record: bool = True
     """Whether the udev record is complete."""
+    plugged: float = 0.0
+    handled: float | None = None
+    """When udev handled it, None before."""
 
     @property
-    def ids(self) -> tuple[str, str | None]:
-        """What makes a stick the same stick in another socket."""
-        return (self.vendor, self.serial)
+    def number(self) -> int:
+        """The minor device number, which follows the name."""
+        return int(self.devnode.removeprefix("/dev/ttyUSB"))
+
+    @property
+    def face(self) -> tuple[int, str]:
+        """What it truly is, whatever it is called."""
+        return (self.stick, self.interface)
+
+    @property
+    def looks(self) -> tuple[str, str, str | None]:
+        """What it is as far as anybody can tell: twins look alike."""
+        return (self.vendor, self.interface, self.plain)
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """The paths by which it may be found: its name, and once udev has handled it the links that udev makes for it."""
+        if self.handled is None:
+            return frozenset((self.devnode,))
+        return _claims(self.devnode, self.vendor, self.serial, self.interface, f"{self.socket}.{self.slot}")
+
+
+@cache
+def _claims(devnode: str, vendor: str, serial: str | None, interface: str, place: str) -> frozenset[str]:
+    by_id = f"/dev/serial/by-id/usb-{vendor}_{serial or 'none'}-if{interface}"
+    return frozenset((devnode, by_id, f"/dev/serial/by-path/{place}:{interface}", f"/dev/custom-{vendor}-{interface}"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -9,28 +10,18 @@ from typing import TYPE_CHECKING
 from hypothesis import strategies as st
 
 from devwatch.errors import ApiError, Forbidden, Gone, Refused, Retry
+from devwatch.node import Writer
 from fakes import MAPS, RIGHTS
-from model import (
-    FAULTS,
-    FILE,
-    GONE,
-    KINDS,
-    NAMES,
-    PLANS,
-    PODS,
-    SPARE,
-    STRANGER,
-    UNSURE,
-    ZIGBEE,
-    Hearing,
-    Promise,
-    World,
-)
+from model import FAULTS, NAMES, PLANS, STRANGER, Hearing, Promise, World
+from model_eviction import listing
+from model_host import FILE, GONE, KINDS, UNSURE
+from model_pods import SPARE, TEMPLATES, ZIGBEE, Placing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from devwatch.telemetry import Metrics
+    from model_pods import Life
 
 Argument = str | float | bool | tuple[str, ...] | None
 MOMENTS = (0.0, 0.001, 0.05, 0.5, 1.5, 2.5, 6.0, 6.0, 11.0, 11.0, 35.0, 65.0)
@@ -108,12 +99,52 @@ def replug(world: World, index: int, socket: str, number: int, away: float) -> N
     if not (sticks := world.host.sticks):
         return
     stick = sticks[index % len(sticks)]
-    first = next(tty for tty in world.host.ttys.values() if tty.stick == stick)
-    pull(world, index)
-    world.wait(away)
-    kind = next(kind for kind in KINDS.values() if (kind.vendor, kind.serial) == first.ids)
-    world.host.plug(kind, socket, number, record=True)
+    pulled = world.host.pull(stick)
     world.hear()
+    world.wait(away)
+    world.host.replug(pulled, socket, number)
+    world.hear()
+
+
+def bounce(world: World, index: int, shift: int, away: float) -> None:
+    """Pull a stick and plug it again where it was: under its name if that is free, or one that comes after it."""
+    if not (sticks := world.host.sticks):
+        return
+    pulled = world.host.pull(sticks[index % len(sticks)])
+    world.hear()
+    world.wait(away)
+    world.host.replug(pulled, pulled[0].socket, pulled[0].number + shift)
+    world.hear()
+
+
+def swap(world: World, index: int, name: str, away: float) -> None:
+    """Let another stick take the place and the name of one."""
+    if not (sticks := world.host.sticks):
+        return
+    pulled = world.host.pull(sticks[index % len(sticks)])
+    world.hear()
+    world.wait(away)
+    world.host.plug(KINDS[name], pulled[0].socket, pulled[0].number, record=True)
+    world.hear()
+
+
+def respell(world: World, index: int, serial: str | None) -> None:
+    """Let udev write another serial for a stick that nobody touches."""
+    if sticks := world.host.sticks:
+        world.host.respell(sticks[index % len(sticks)], serial)
+        world.hear()
+
+
+def furnish(world: World, *names: str) -> None:
+    """Plug some sticks, and let all pods run on them."""
+    for number, (name, socket) in enumerate(zip(names, SOCKETS, strict=False)):
+        if len(world.host.ttys) <= 4:
+            world.host.plug(KINDS[name], socket, number, record=True)
+    world.hear()
+    world.wait(12)
+    for life in world.town.here:
+        world.town.restart(life, 0.1)
+    world.wait(2)
 
 
 def hearing(world: World, how: str) -> None:
@@ -193,6 +224,18 @@ def annotate(world: World, text: str | None) -> None:
     world.annotate(text)
 
 
+def forge(world: World, what: str, writer: str) -> None:
+    """Let a stranger add something to our annotation, under whatever name."""
+    if world.server.exists:
+        content = listing(world.server.state)
+        leading = sorted(path for path in world.host.leading if path.startswith("/dev/serial/by-path"))
+        entry = {"devnode": "/dev/ttyUSB7", "vendor": "0001", "product": "0001", "serial": "Z1", "link": None}
+        lost = {**entry, "links": leading[:1], "rdev": "188:7", "lost": "2030-01-01T00:00:00Z"}
+        old = {**entry, "devnode": "/dev/ttyUSB0", "rdev": "188:7"}
+        more = {"a resource": {STRANGER: []}, "a loss": {ZIGBEE: [lost]}, "a number": {ZIGBEE: [old]}}[what]
+        world.annotate(json.dumps({**content, **more}), WRITERS[writer])
+
+
 def zero(world: World) -> None:
     """Let the kubelet zero all extended resources."""
     if world.server.exists:
@@ -249,22 +292,67 @@ def old_event(world: World, index: int) -> None:
 
 def take(world: World, right: str) -> None:
     """Take a right away."""
-    world.workload.rights.discard(right)
+    world.town.rights.discard(right)
 
 
 def grant(world: World) -> None:
     """Grant every right."""
-    world.workload.rights = set(RIGHTS)
+    world.town.rights = set(RIGHTS)
 
 
 def budget(world: World, name: str, number: int) -> None:
     """Forbid the eviction of a pod by so many budgets."""
-    world.workload.budgets[name] = number
+    world.town.budgets[name] = number
+
+
+def restart(world: World, index: int, seconds: float) -> None:
+    """Let the containers of a pod start again in place."""
+    for life in _some(world, index):
+        world.town.restart(life, seconds)
+
+
+def forget_start(world: World, index: int) -> None:
+    """Let a pod's status no longer tell when its containers started."""
+    for life in _some(world, index):
+        world.town.forget_start(life)
+
+
+def complete(world: World, index: int) -> None:
+    """Let a pod end by itself."""
+    for life in _some(world, index):
+        world.town.complete(life)
+
+
+def terminate(world: World, index: int) -> None:
+    """Let a user delete a pod, which ends later."""
+    for life in _some(world, index):
+        world.town.terminate(life)
+
+
+def remove(world: World, index: int) -> None:
+    """Let a user delete a pod at once."""
+    for life in _some(world, index):
+        world.town.remove(life)
+
+
+def _some(world: World, index: int) -> list[Life]:
+    here = world.town.here
+    return here[index % len(here) :][:1] if here else []
+
+
+def place(world: World, where: str) -> None:
+    """Let successors come to run here, later, or on another node."""
+    world.town.placing = Placing(where)
+
+
+def leak(world: World, leaky: bool) -> None:  # noqa: FBT001 - an argument of a move
+    """Let lists hold the pods of other nodes, or no longer."""
+    world.town.leaky = leaky
 
 
 def pods(world: World) -> None:
     """Start the pods that were evicted."""
-    world.start_pods()
+    world.town.fill()
 
 
 def configure(world: World, index: int) -> None:
@@ -284,7 +372,13 @@ def hup(world: World) -> None:
         daemon.ears.wake("config")
 
 
+WRITERS = {
+    "kubectl": Writer(manager="kubectl-annotate", time="", subresource=""),
+    "by our name": Writer(manager="devwatch", time="", subresource=""),
+    "applied": Writer(manager="devwatch", time="", operation="Apply"),
+}
 MEDDLING = {
+    forge,
     fail,
     climate,
     refuse,
@@ -299,14 +393,27 @@ MEDDLING = {
     watch_deaf,
     old_event,
 }
+HOMES = (
+    ("zigbee",),
+    ("zigbee", "nameless"),
+    ("zigbee", "twin"),
+    ("zigbee", "composite"),
+    ("composite", "twin", "modem"),
+)
+PEOPLE = tuple(range(11))
+"""Pods of this node."""
 SOCKETS = ("socket-1", "socket-2", "socket-3")
 BOOLEANS = (False, True)
 INDEXES = (0, 1, 2, 3, 4)
 FUNCTIONS: tuple[tuple[Callable[..., None], int, tuple[Sequence[Argument], ...]], ...] = (
     (nothing, 1, ()),
+    *((furnish, 1, tuple((name,) for name in names)) for names in HOMES),
     (plug, 6, (tuple(KINDS), SOCKETS, (0, 1, 2), (True, True, True, False))),
     (pull, 5, (INDEXES,)),
     (replug, 5, (INDEXES, SOCKETS, (0, 1, 2), (0.0, 0.5, 1.9, 2.1, 4.5))),
+    (bounce, 4, (INDEXES, (0, 1), (0.0, 0.5, 1.9, 2.1, 4.5, 8.0, 12.0))),
+    (swap, 2, (INDEXES, ("zigbee", "nameless", "composite"), (0.0, 0.5, 2.5, 8.0))),
+    (respell, 1, (INDEXES, (None, "Z1", "Z2"))),
     (finish, 2, ()),
     (relief, 5, ()),
     (hearing, 2, (tuple(how.value for how in Hearing),)),
@@ -327,6 +434,7 @@ FUNCTIONS: tuple[tuple[Callable[..., None], int, tuple[Sequence[Argument], ...]]
     (create, 2, ()),
     (foreign, 3, ((*NAMES, STRANGER), (None, "0", "1", "3", "1k"), MAPS_CHOICES)),
     (annotate, 1, ((None, *TEXTS),)),
+    (forge, 1, (("a resource", "a loss", "a number"), tuple(WRITERS))),
     (zero, 2, ()),
     (war, 1, ((3.0, 30.0),)),
     (watch, 2, (tuple(ENDS),)),
@@ -338,8 +446,15 @@ FUNCTIONS: tuple[tuple[Callable[..., None], int, tuple[Sequence[Argument], ...]]
     (old_event, 2, (tuple(range(12)),)),
     (take, 1, (RIGHTS,)),
     (grant, 1, ()),
-    (budget, 1, (tuple(pod.name for pod in PODS), (0, 1, 2))),
+    (budget, 1, (tuple(template.name for template in TEMPLATES), (0, 1, 2))),
     (pods, 2, ()),
+    (restart, 3, (PEOPLE, (0.0, 1.0, 5.0))),
+    (forget_start, 1, (PEOPLE,)),
+    (complete, 1, (PEOPLE,)),
+    (terminate, 1, (PEOPLE,)),
+    (remove, 1, (PEOPLE,)),
+    (place, 1, (tuple(each.value for each in Placing),)),
+    (leak, 1, (BOOLEANS,)),
     (configure, 3, (tuple(range(len(PLANS))),)),
     (spoil, 1, ()),
     (hup, 1, ()),

@@ -16,12 +16,14 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import devwatch
-from model import KINDS, PODS, ZIGBEE, Hearing, Promise, Uncounted, World
+from model import Hearing, Promise, Uncounted, World
+from model_host import KINDS
 from model_moves import (
     Move,
     annotate,
     begin,
     blind,
+    bounce,
     climate,
     configure,
     create,
@@ -31,6 +33,8 @@ from model_moves import (
     finish,
     forbid,
     foreign,
+    forge,
+    furnish,
     hearing,
     hup,
     kill,
@@ -38,19 +42,21 @@ from model_moves import (
     old_event,
     play,
     plug,
-    pods,
     pull,
     records,
     refuse,
     replug,
+    restart,
     step,
     streams,
+    swap,
     undo,
     war,
     watch,
     watch_late,
     zero,
 )
+from model_pods import ZIGBEE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +104,7 @@ def test_never_oversells() -> None:
 
 def test_touches_only_its_own() -> None:
     """Strangers write what they like, configurations come and go, and a second daemon waits."""
-    hold(configure, annotate, foreign, begin, kill)
+    hold(configure, annotate, forge, foreign, begin, kill)
 
 
 def test_quiet() -> None:
@@ -113,7 +119,7 @@ def test_grace_holds() -> None:
 
 def test_evicts_only_on_certainty() -> None:
     """No pod is evicted for a device that is there, that may be there, or that was not away for long enough."""
-    hold(replug, pods, devnode, configure, kill)
+    hold(replug, bounce, swap, furnish, restart, kill)
 
 
 KNOWN = {
@@ -330,7 +336,7 @@ def test_a_patch_that_lowers_on_ignorance_is_seen(world: World) -> None:
 def test_a_wrong_eviction_is_seen(world: World) -> None:
     """The stick is there."""
     assert world.holder is not None
-    world.holder.judge.evicts(PODS[0])
+    world.holder.judge.evicts(world.town.here[0].pod)
     assert verdicts(world) == {Promise.CERTAINTY}
 
 

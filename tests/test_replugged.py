@@ -243,6 +243,31 @@ async def test_a_list_that_fails_is_asked_for_again() -> None:
         assert one.evicted == ["p"]
 
 
+@virtual
+async def test_a_path_that_the_device_has_only_since_its_return_names_no_holder_of_it() -> None:
+    """It came to the socket of another stick, whose pod mounts that socket's link and still has a good file."""
+    socket = "/dev/serial/by-path/pci-usb-0:1"
+    async with home(holder(path=socket)) as one:
+        await away(one, 1)
+        one.host.change(links=(BY_ID, socket))
+        await asyncio.sleep(500)
+        assert not one.workload.tried
+
+
+@virtual
+async def test_one_scan_that_finds_both_departure_and_return_dates_the_return_by_udev() -> None:
+    """Scans were uncertain meanwhile; the container has found its stick again since."""
+    async with home(holder(started=105)) as one:
+        one.host.unheard = True
+        one.host.doubts = ("EMFILE",)
+        await away(one, 1)
+        one.host.change(properties={"USEC_INITIALIZED": "101000000"})
+        await asyncio.sleep(20)
+        one.host.doubts = ()
+        await asyncio.sleep(500)
+        assert not one.workload.tried
+
+
 # -- a daemon that is not always there
 
 

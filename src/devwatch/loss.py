@@ -469,7 +469,8 @@ def _returned_at(device: Device, departure: _Departure, scene: Scene) -> float |
     initialized = int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _LONG else None
     if departure.remembered:
         return initialized if initialized is not None and initialized <= scene.now else None
-    return initialized if initialized is not None and departure.at <= initialized <= seen else seen
+    # The departure may have been noticed after the return, where scans were uncertain or uevents were lost.
+    return initialized if initialized is not None and initialized <= seen else seen
 
 
 class Losses:
@@ -523,8 +524,11 @@ class Losses:
         return self._known[rule.name].losses(rule, scene, others)
 
     def _return(self, key: Key, back: Return) -> Return:
-        """Return it with its paths, before and now; those that name another device as well decide nothing."""
-        paths, others = back.paths | self._paths.own(key), self._paths.others(key)
+        """Return it with the paths that it had before: through no other can a container have a file of it that is dead now.
+
+        Those that name another device as well decide nothing.
+        """
+        paths, others = back.paths, self._paths.others(key)
         shared = self._paths.shared(key) | (paths & others)
         return replace(back, paths=paths - shared, shared=shared)
 

@@ -62,8 +62,9 @@ class DeviceSource(Protocol):
 class NodeApi(Protocol):
     """Where the Node is kept."""
 
-    date: str
-    """The server's time in its last answer (RFC 3339, seconds), empty before one."""
+    @property
+    def date(self) -> str:
+        """The server's time in its last answer (RFC 3339, seconds), empty before one."""
 
     async def patch(self, changes: Changes) -> NodeState:
         """Write the changes, none to read, and return the Node as it is then. Raises `ApiError`."""

@@ -1,0 +1,520 @@
+"""The contract's rules of eviction, restated apart from src over what is true: which stick is gone, who was there, whose file is dead."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING
+
+from devwatch.pods import Phase
+from fakes import EPOCH
+from model_pods import NODE, host_date
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from devwatch.node import Changes, NodeState
+    from devwatch.pods import Container, Pod
+    from model_contract import Contract, Tty, Want
+    from model_host import Host
+    from model_pods import Life, Town
+
+SOON = 1e-6
+"""Seconds: two moments so near are the same."""
+PEACE = 600.0
+"""Seconds after an eviction for a return in which further returns of that device evict nobody."""
+STALE = 2.0
+"""Seconds: a status that was read longer ago is not read anew right before."""
+
+Content = dict[str, list[dict[str, str | None]]]
+
+
+@cache
+def _content(text: str | None) -> Content:
+    try:
+        content = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    fine = isinstance(content, dict) and all(
+        isinstance(item, list) and all(isinstance(entry, dict) for entry in item) for item in content.values()
+    )
+    return content if fine else {}
+
+
+def listing(state: NodeState) -> Content:
+    """Return what the annotation lists, nothing where it is no such thing, whoever wrote it."""
+    return _content(state.annotation)
+
+
+def believed(state: NodeState) -> Content:
+    """Return what the annotation lists if it is the memory of a devwatch."""
+    writers = [(each.manager, each.operation, each.subresource) for each in state.writers.get("", ())]
+    return listing(state) if writers == [("devwatch", "Update", "status")] else {}
+
+
+def removable(state: NodeState, name: str) -> bool:
+    """Return whether devwatch was the last to write each key of a resource that there is."""
+    mine = [each.maps for each in state.writers.get(name, ()) if each.manager == "devwatch"]
+    held = [part for part in ("capacity", "allocatable") if name in getattr(state, part)]
+    return all(any(part in maps for maps in mine) for part in held)
+
+
+def _moment(text: str) -> float:
+    """Return when the API server's clock showed this."""
+    return datetime.fromisoformat(text).timestamp() - EPOCH
+
+
+@dataclass(slots=True, kw_only=True)
+class Places:
+    """The paths of one registration over its life, and those of them that another listed one had at the same time."""
+
+    had: set[str] = field(default_factory=set)
+    shared: set[str] = field(default_factory=set)
+    doubtful: set[str] = field(default_factory=set)
+    """Those that another one of the same time had at any time: there the contract leaves a doubt."""
+
+    @property
+    def own(self) -> set[str]:
+        """The paths that name it alone."""
+        return self.had - self.shared
+
+
+@dataclass(slots=True, kw_only=True)
+class Cut:
+    """A PATCH that stopped counting a device, and what was known when it was sent."""
+
+    date: str
+    listed: frozenset[str]
+    """The uids in all lists that were answered before."""
+    stored: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Known:
+    """A registration that was listed for a resource, as far as one daemon can know."""
+
+    want: str
+    tty: Tty
+    remembered: bool = False
+    """Whether only the annotation tells of it."""
+    lost: str | None = None
+    """What the annotation of the former daemon says."""
+    missing: float | None = None
+    """Since when no look has found it."""
+    grace: float = 0.0
+    accepted: float | None = None
+    """When it was known first that the Node counts it no longer."""
+    over: bool = False
+    """Whether the stick has come back since, so that it is not lost."""
+    cuts: list[Cut] = field(default_factory=list)
+    victims: set[str] = field(default_factory=set)
+    counted: float = -math.inf
+    """When it was last seen and counted."""
+    listed: bool = False
+    """Whether the Node has surely listed it."""
+    dated: str = ""
+    """The API server's time in the last answer before it was last seen."""
+
+    @property
+    def valid(self) -> Iterator[Cut]:
+        """Yield the attempts to stop counting it, up to the one that was stored."""
+        for cut in self.cuts:
+            yield cut
+            if cut.stored:
+                return
+
+    def seen(self) -> None:
+        """Take note that it is there."""
+        self.missing = self.accepted = self.lost = None
+        self.remembered = self.over = False
+        self.cuts, self.victims = [], set()
+
+
+@dataclass(slots=True, kw_only=True)
+class Ledger:
+    """What outlives a daemon: the paths of every registration, and who was evicted for a return."""
+
+    host: Host
+    town: Town
+    places: dict[int, Places] = field(default_factory=dict)
+    replugged: dict[tuple[int, str | None], list[float]] = field(default_factory=dict)
+    """By stick and its serial at that time: when a pod was evicted because it had returned."""
+    _noted: frozenset[Tty] = frozenset()
+
+    def note(self, listed: Iterable[Tty]) -> None:
+        """Take in the listed devices of one look."""
+        there = frozenset(listed)
+        if there == self._noted:
+            return
+        self._noted = there
+        now: dict[str, int] = {}
+        ever: dict[str, int] = {}
+        for tty in there:
+            mine = self.places.setdefault(tty.birth, Places())
+            mine.had |= tty.claims
+            for path in mine.had:
+                if (other := ever.setdefault(path, tty.birth)) != tty.birth:
+                    mine.doubtful.add(path)
+                    self.places[other].doubtful.add(path)
+            for path in tty.claims:
+                if (other := now.setdefault(path, tty.birth)) != tty.birth:
+                    mine.shared.add(path)
+                    self.places[other].shared.add(path)
+
+    def own(self, known: Known) -> set[str]:
+        """Return the paths that named a registration alone."""
+        return self.places[known.tty.birth].own if known.tty.birth in self.places else set()
+
+
+@dataclass(slots=True, kw_only=True)
+class Bailiff:
+    """Judges the evictions of one daemon."""
+
+    ledger: Ledger
+    contract: Contract
+    known: dict[tuple[str, int], Known] = field(default_factory=dict)
+    certain: bool = False
+    here: dict[int, Tty] = field(default_factory=dict)
+    """By birth: what the last look that found anything out has found."""
+    first_seen: dict[int, float] = field(default_factory=dict)
+    returns: dict[tuple[str, int, int], float] = field(default_factory=dict)
+    """By resource, birth before and birth now: when a device returned, as far as that can be known."""
+    roster: dict[str, Pod] = field(default_factory=dict)
+    listed_at: float = -math.inf
+    met: set[str] = field(default_factory=set)
+    """The uids in every list so far."""
+    configured_at: float = -math.inf
+
+    def began(self, state: NodeState) -> None:
+        """Take the memory of a former daemon."""
+        for name, entries in believed(state).items():
+            for entry in entries:
+                for tty in self._meant(entry):
+                    known = Known(want=name, tty=tty, remembered=True, lost=entry.get("lost"))
+                    self.known.setdefault((name, tty.birth), known)
+
+    def _meant(self, entry: Mapping[str, str | None]) -> Iterator[Tty]:
+        """Yield the registrations that an entry may tell of, also by the number that their pods know; one that never was evicts nobody."""
+        for tty in self.ledger.host.past.values():
+            named = tty.devnode == entry.get("devnode") or f"188:{tty.number}" == entry.get("rdev")
+            if named and tty.vendor == entry.get("vendor"):
+                yield tty
+
+    def configured(self, now: float) -> None:
+        """Take note that another configuration is in force: what it does not list is no loss."""
+        names = {want.name for want in self.contract.plan.wants}
+        self.known = {key: known for key, known in self.known.items() if key[0] in names}
+        self.configured_at = now
+
+    # -- what is there
+
+    def looked(self, seen: Sequence[Tty], now: float, *, certain: bool, date: str, answered: bool) -> None:
+        """Take in a look, after the contract has done so."""
+        plan = self.contract.plan
+        self.certain = certain
+        births = {tty.birth: tty for tty in seen}
+        self.here = births if certain else self.here | births
+        for birth in births:
+            self.first_seen.setdefault(birth, now)
+        owners = {tty.birth: plan.owner(tty) for tty in seen}
+        listed = [tty for tty in seen if owners[tty.birth][0] is not None]
+        self.ledger.note(self.ledger.host.past[tty.birth] for tty in listed)
+        for tty in listed:
+            want, _ = owners[tty.birth]
+            assert want is not None
+            known = self.known.setdefault((want.name, tty.birth), Known(want=want.name, tty=tty))
+            known.tty = self.ledger.host.past[tty.birth]
+            known.seen()
+            if certain and answered and self.contract.counts(tty):
+                known.counted, known.dated = now, date
+        for key in [key for key in self.known if key[1] in births]:
+            owner, open_ = owners[key[1]]
+            if (owner is None or owner.name != key[0]) and key[0] not in open_:
+                del self.known[key]  # it is present and unmatched: whatever becomes of it, it is no loss
+        if certain:
+            self._miss(now)
+            self._find_returned(now)
+
+    def _miss(self, now: float) -> None:
+        faces = {tty.face for tty in self.here.values()}
+        for known in self.known.values():
+            if known.tty.birth in self.here:
+                continue
+            if known.missing is None:
+                want = self.contract.plan.want(known.want)
+                known.missing, known.grace = now, want.grace if want else 0.0
+                if known.lost:
+                    known.accepted = min(now, _moment(known.lost))
+            if known.tty.face in faces:
+                known.over = True
+                known.victims.clear()
+
+    def _find_returned(self, now: float) -> None:
+        for known in self.known.values():
+            for tty in self.here.values():
+                key = (known.want, known.tty.birth, tty.birth)
+                if known.missing is not None and key not in self.returns and self._same(known, tty):
+                    self.returns[key] = min(self.first_seen[tty.birth], tty.handled or now)
+
+    def _same(self, known: Known, tty: Tty) -> bool:
+        """Return whether a device is, or cannot be told from, one that was there before."""
+        before = known.tty
+        if tty.birth == before.birth or (tty.vendor, tty.interface) != (before.vendor, before.interface):
+            return False
+        return (
+            tty.face == before.face or tty.looks == before.looks or (known.remembered and bool(self._leads(known, tty)))
+        )
+
+    def _leads(self, known: Known, tty: Tty) -> set[str]:
+        had = self.ledger.places.get(known.tty.birth, Places()).had | known.tty.claims
+        return had & tty.claims
+
+    def learned(self, states: Sequence[NodeState], now: float) -> None:
+        """Take note of what the Node is known to show."""
+        for known in self.known.values():
+            if known.missing is None:
+                listed = [entry for state in states[:1] for entry in believed(state).get(known.want, ())]
+                known.listed = known.listed or any(entry.get("devnode") == known.tty.devnode for entry in listed)
+            elif known.accepted is None and now >= known.missing + known.grace - SOON:
+                most = self._without(known, now)
+                if any(state.count(known.want) <= most for state in states):
+                    known.accepted = now
+
+    def _without(self, lost: Known, now: float) -> int:
+        """Return what a resource may be counted as without a lost device: with the others that are away for less than their grace."""
+        lingering = (
+            known
+            for known in self.known.values()
+            if known.want == lost.want and known.missing is not None and now < known.missing + known.grace
+        )
+        return self.contract.present.get(lost.want, 0) + sum(1 for _ in lingering)
+
+    # -- what is sent
+
+    def sending(self, changes: Changes, date: str, now: float) -> tuple[list[Cut], str]:
+        """Return what a PATCH stops counting, to be marked once it is stored; and what is wrong with its memory."""
+        cut = Cut(date=date, listed=frozenset(self.met))
+        entries = _content(changes.get(""))
+        for known in self.known.values():
+            if known.missing is None or now < known.missing + known.grace - SOON:
+                continue
+            lower = changes.get(known.want)
+            marked = [
+                entry.get("lost")
+                for entry in entries.get(known.want, ())
+                if entry.get("lost") and entry.get("devnode") == known.tty.devnode
+            ]
+            if marked or (lower is not None and int(lower) <= self._without(known, now)):
+                known.cuts.append(cut)
+        return [cut], self._misdated(entries)
+
+    def _misdated(self, entries: Content) -> str:
+        """Return what is wrong with the times of losses: each is that of the last answer before a PATCH that told of it."""
+        for name, items in entries.items():
+            for entry in items:
+                same = [
+                    known
+                    for known in self.known.values()
+                    if known.want == name and known.tty.devnode == entry.get("devnode")
+                ]
+                dates = {cut.date for known in same for cut in known.cuts} | {known.lost for known in same}
+                if same and entry.get("lost") and entry["lost"] not in dates:
+                    return f"{name} at {entry['devnode']} was not lost at {entry['lost']}, but at one of {sorted(map(str, dates))}"
+        return ""
+
+    # -- who goes
+
+    def answered(self, pods: Sequence[Pod], now: float) -> None:
+        """Take in a list of pods, of which the victims of each loss may be chosen now."""
+        self.roster = {pod.uid: pod for pod in pods}
+        self.listed_at = now
+        self.met |= self.roster.keys()
+        for want in self.contract.plan.wants:
+            ripe = self._ripe(want, now) if want.evict is not None else []
+            for pod in pods if ripe else ():
+                life = self.ledger.town.lives[pod.uid]
+                for known in ripe:
+                    if self._bereaved(life, known, ripe, want, now):
+                        known.victims.add(pod.uid)
+
+    def wrongly(self, pod: Pod, now: float) -> str:
+        """Return why an eviction is wrong, empty where the contract asks for it or may do so."""
+        life = self.ledger.town.lives[pod.uid]
+        if fault := self._never(life):
+            return fault
+        faults = []
+        for name in life.template.requests:
+            want = self.contract.plan.want(name)
+            if want is None or want.evict is None:
+                faults.append("its resource never evicts")
+                continue
+            if self._is_lost(life, want, now):
+                return ""
+            fault = self._replugged(life, want, now)
+            if not fault:
+                return ""
+            faults.append(f"nothing that it had is lost, and {fault}")
+        return "; ".join(faults) or "it requests nothing"
+
+    def _never(self, life: Life) -> str:
+        told = self.roster.get(life.uid)
+        if told is None:
+            return "the last list does not hold it"
+        faults = {
+            "it is on another node": life.template.node != NODE,
+            f"such a pod never is ({life.template.owner or 'bare'})": life.template.owner in {"", "DaemonSet", "Node"},
+            "it is finished": told.phase in {"Succeeded", "Failed"},
+            "it is terminating": told.terminating,
+            "the last look was not certain": not self.certain,
+        }
+        return next((fault for fault, found in faults.items() if found), "")
+
+    # lost
+
+    def _ripe(self, want: Want, now: float) -> list[Known]:
+        """Return the lost devices of a resource whose time has come."""
+        return [
+            known
+            for known in self._gone(want)
+            if known.accepted is not None and now >= known.accepted + (want.evict or 0.0) - SOON
+        ]
+
+    def _gone(self, want: Want) -> list[Known]:
+        return [
+            known
+            for known in self.known.values()
+            if known.want == want.name and known.missing is not None and not known.over
+        ]
+
+    def _bereaved(self, life: Life, lost: Known, ripe: Sequence[Known], want: Want, now: float) -> bool:
+        """Return whether a pod is to be evicted for a loss, of all that are ripe."""
+        if want.name not in life.template.requests or not self._was_there(life, lost):
+            return False
+        paths = set(life.pod.host_paths)
+        named = any(paths & self._names(each) for each in ripe if each is lost or each.tty.looks == lost.tty.looks)
+        if self.contract.present.get(want.name, 0) == 0:
+            young = [known for known in self._gone(want) if known not in ripe]
+            return named or not any(paths & self.ledger.own(known) for known in young)
+        return named and not self._is_well(life, want, lost)
+
+    def _names(self, lost: Known) -> set[str]:
+        """Return the paths that name a lost device, or any that cannot be told from it."""
+        alike = (
+            known
+            for known in self.known.values()
+            if known.want == lost.want and known.missing is not None and known.tty.looks == lost.tty.looks
+        )
+        return set().union(*(self.ledger.own(known) for known in (lost, *alike)))
+
+    def _was_there(self, life: Life, lost: Known) -> bool:
+        if lost.remembered and lost.lost:
+            return life.pod.scheduled < lost.lost
+        return any(life.uid in cut.listed or life.pod.scheduled < cut.date for cut in lost.valid)
+
+    def _is_well(self, life: Life, want: Want, lost: Known) -> bool:
+        """Return whether all that a pod has opened is where it was when its container started, which was before the loss."""
+        exact = list(life.exact())
+        return bool(exact) and all(
+            tty is not None
+            and tty.birth in self.here
+            and self.contract.plan.owner(self.here[tty.birth])[0] is want
+            and (container.started or 0) < int(host_date(lost.missing or 0.0))
+            for container, _, tty in exact
+        )
+
+    def _is_lost(self, life: Life, want: Want, now: float) -> bool:
+        ripe = self._ripe(want, now)
+        return any(life.uid in known.victims or self._bereaved(life, known, ripe, want, now) for known in ripe)
+
+    # replugged
+
+    def _replugged(self, life: Life, want: Want, now: float) -> str:
+        """Return why a pod is not to be evicted for a return."""
+        fault = "nothing has returned"
+        for (name, before, after), at in self.returns.items():
+            if name != want.name or after not in self.here:
+                continue
+            was, now_is = self.ledger.host.past[before], self.here[after]
+            fault = self._after_return(life, was, now_is, at, want, now)
+            if not fault:
+                return ""
+        return fault
+
+    def _after_return(self, life: Life, was: Tty, now_is: Tty, at: float, want: Want, now: float) -> str:
+        if was.number == now_is.number:
+            return "it has the same number"
+        if now < at + (want.evict or 0.0) - SOON:
+            return f"it has returned {now - at:.1f} s ago"
+        if self._in_peace(now_is, at):
+            return "a pod was evicted for a return of it within the 10 minutes before"
+        own = self.ledger.places.get(was.birth, Places()).own
+        faults = [self._has_dead_file(*mount, own, at, now) for mount in life.exact()]
+        return (
+            next((fault for fault in faults if not fault), "")
+            if "" in faults
+            else "; ".join(faults) or "it has no file"
+        )
+
+    def _in_peace(self, tty: Tty, at: float) -> bool:
+        return any(then < at < then + PEACE - 1 for then in self.ledger.replugged.get((tty.stick, tty.serial), ()))
+
+    def _has_dead_file(
+        self, container: Container, path: str, opened: Tty | None, own: set[str], at: float, now: float
+    ) -> str:
+        """Return why a container does not have the dead file of a returned device."""
+        if path not in own:
+            return f"{path} does not name it alone"
+        if container.phase is not Phase.RUNNING and now > self.listed_at + STALE:
+            return "the container does not run"
+        if container.started is not None and container.started >= int(host_date(at)):
+            return "the container has started since"
+        if opened is not None and any(
+            (tty.face, tty.number) == (opened.face, opened.number) for tty in self.here.values()
+        ):
+            return "its file is good"
+        return ""
+
+    def evicted(self, life: Life, now: float) -> None:
+        """Take note of a pod that was evicted, where nothing but a return can be the cause."""
+        for name in life.template.requests:
+            want = self.contract.plan.want(name)
+            if want is None or want.evict is None or self._is_lost(life, want, now):
+                continue
+            for (resource, _, after), at in self.returns.items():
+                if resource == name and (tty := self.here.get(after)) and not self._in_peace(tty, at):
+                    self.ledger.replugged.setdefault((tty.stick, tty.serial), []).append(now)
+
+    # -- who should have gone
+
+    def forgotten(self) -> list[str]:
+        """Return the pods that should have been evicted in the end, beyond doubt."""
+        left: set[str] = set()
+        for want in self.contract.plan.wants:
+            for known in self.known.values():
+                if known.want == want.name and want.evict is not None and self._surely_lost(known):
+                    left |= {life.pod.name for life in self._orphans(known, want)}
+        return sorted(left)
+
+    def _surely_lost(self, known: Known) -> bool:
+        """Return whether a device is lost, with nothing that came later to be taken for it."""
+        if not known.listed or known.missing is None or known.counted < self.configured_at or not known.dated:
+            return False
+        later = (
+            tty
+            for tty in self.ledger.host.past.values()
+            if tty.vendor == known.tty.vendor and tty.plugged >= known.counted - SOON
+        )
+        return next(later, None) is None
+
+    def _orphans(self, known: Known, want: Want) -> Iterator[Life]:
+        none_left = self.contract.present.get(want.name, 0) == 0
+        own = self.ledger.own(known) - self.ledger.places[known.tty.birth].doubtful
+        for life in self.ledger.town.here:
+            if life.pod.finished or life.pod.terminating or life.template.owner in {"", "DaemonSet", "Node"}:
+                continue
+            concerned = want.name in life.template.requests and life.pod.scheduled < known.dated
+            if concerned and (none_left or own & set(life.pod.host_paths)):
+                yield life

@@ -39,7 +39,7 @@ class Member:
 
     @property
     def shown(self) -> AbstractSet[str]:
-        """The resources that are in one of its maps, whoever wrote them."""
+        """The resources that are in one of its maps, whichever client wrote them."""
         return {*self.state.capacity, *self.state.allocatable}
 
 

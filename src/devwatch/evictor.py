@@ -140,7 +140,7 @@ class Evictor:
             return  # the device is back, or a scan is uncertain
         judged = [(pod, self._judge(pod, incident)) for pod in pods]
         concerned = {pod.uid for pod, what in judged if what is Disposition.EVICT}
-        # Who has started since a return has the device as it is now; who has come since a loss is no victim.
+        # A container that started since a return has the device as it is now; a pod that came since a loss is not a victim.
         chosen = self.losses.choose(incident, concerned) if isinstance(incident, Loss) else concerned
         for pod, what in judged:
             # Where the holder of the lost device is known, the others use those that are left.

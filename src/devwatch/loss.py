@@ -479,7 +479,7 @@ class Losses:
     What the annotation lists is remembered: from the first observation, if a former daemon wrote it, and from what is claimed now. A device
     that this daemon has seen is known by its registration with the kernel, whatever udev says of it later; one of which only the annotation
     tells, by its devnode, links and ids. The annotation keeps a lost device until its pods are gone, so that a daemon that is killed
-    meanwhile leaves the task to the next one. What anyone else writes into the annotation is never believed.
+    meanwhile leaves the task to the next one. what another client writes into the annotation is never believed.
     """
 
     def __init__(self) -> None:

@@ -153,7 +153,7 @@ class NodeState:
         return all(quantity(text) == int(count) for text in pair)
 
     def listing(self) -> Listing:
-        """Return what the annotation lists, whoever wrote it. Malformed content lists nothing."""
+        """Return what the annotation lists, whichever client wrote it. Malformed content lists nothing."""
         return parse_listing(self.annotation or "")
 
     def memory(self) -> Listing:

@@ -199,7 +199,7 @@ def changes(
     """Return what must be written so that the Node shows the figures; empty where it does.
 
     A resource that the configuration no longer has is removed where the annotation is believed to own it, or it was `written` since it was
-    last observed to be gone, and nobody else has written its count; what anybody else put there is left alone. While anything is written
+    last observed to be gone, and no other client has written its count; what another one put there is left alone. While anything is written
     `apart` (in a request of its own), the annotation keeps the name until the removal was observed, so that it is never forgotten. While a
     devnode is away for less than its grace, the list of its resource and the links of others are no reason to write the annotation: back
     again, they are as before. What was `written` may be on the Node though neither its state nor its annotation says so.

@@ -101,13 +101,13 @@ class Disposition(Enum):
     WAITING = "waiting"
     """Its container is about to start, and then mounts the device as it is now."""
     UNKNOWN_START = "unknown start"
-    """Nobody knows whether it started before the device returned."""
+    """Its status does not say whether it started before the device returned."""
     RECENT = "recent"
     """A pod was evicted for such a return a moment ago: the device seems to return whenever it is used."""
 
 
 def was_there(pod: Pod, loss: Loss) -> bool:
-    """Return whether a pod was on the node before the device was no longer counted: whoever came later is a successor.
+    """Return whether a pod was on the node before the device was no longer counted: a later one is a successor.
 
     Either a list that was answered before that PATCH holds it, or it was bound in an earlier second than the server's last answer before
     that PATCH (all times in pods are whole seconds).

@@ -239,6 +239,13 @@ def test_a_twin_that_was_there_all_along_stands_for_nobody() -> None:
     assert story.turn(2, TWIN1, device("ttyUSB2"), **NONE) is None
 
 
+def test_what_was_there_with_other_ids_may_be_the_lost_stick_now() -> None:
+    """A registration that udev gives the ids of a stick was none of its twins before."""
+    story, console = Story(), device("ttyUSB1", vendor=None, product=None)
+    story.turn(0, USB0, console, present=1, advertised=1, devices=(USB0,), shown=1)
+    assert story.turn(1, device("ttyUSB1", serial="S0")) is None
+
+
 def test_of_twins_that_were_listed_before_the_start_the_one_that_is_gone_stays_lost() -> None:
     """The other one is at its place, and stands for itself alone, at every look."""
     story = Story(Entry.of(TWIN0), Entry.of(TWIN1))

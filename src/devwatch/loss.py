@@ -274,6 +274,14 @@ class Scene:
         return {device.key for device in unclear} - claimed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Before:
+    """The last certain scan."""
+
+    at: float = float("-inf")
+    devices: tuple[Device, ...] = ()
+
+
 @dataclass(slots=True, kw_only=True)
 class _Departure:
     """A listed device that a certain scan did not find.
@@ -290,8 +298,10 @@ class _Departure:
 
     at: float
     grace: float
+    seen: float = float("-inf")
+    """When it was last there for certain."""
     others: AbstractSet[Key] = frozenset()
-    """The registrations that were there beside it: they are other devices."""
+    """The registrations with the same ids that were there beside it: they are other devices."""
     remembered: bool = False
     """Whether only the annotation of a former daemon tells of it."""
     over: bool = False
@@ -315,13 +325,14 @@ class KnownDevices:
         self.sure: tuple[Entry, ...] = ()
         """The gone devices that no present device may be."""
 
-    def observe(self, rule: ResourceRule, scene: Scene, before: AbstractSet[Key], paths: Paths) -> None:
-        """Take in a certain scan. `before` was on the host at the last one."""
+    def observe(self, rule: ResourceRule, scene: Scene, before: _Before, paths: Paths) -> None:
+        """Take in a certain scan; `before` is the last one."""
         figure = scene.figures.by_name[rule.name]
         claimed = {device.key: device for device in figure.devices}
         keys = {device.key for device in scene.devices}
-        for key in [key for key in self.here if key not in keys]:
-            self.gone[self.here.pop(key)] = _Departure(at=scene.now, grace=rule.removal_grace, others=before)
+        for entry in [self.here.pop(key) for key in list(self.here) if key not in keys]:
+            twins = frozenset(device.key for device in before.devices if _ids(Entry.of(device)) == _ids(entry))
+            self.gone[entry] = _Departure(at=scene.now, seen=before.at, grace=rule.removal_grace, others=twins)
         remembered = self._recall(rule, scene)
         found, open_ = self._find(scene, claimed.keys()), scene.open(rule.name)
         for entry in remembered if figure.advertised <= figure.present else ():
@@ -469,8 +480,9 @@ def _returned_at(device: Device, departure: _Departure, scene: Scene) -> float |
     initialized = int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _LONG else None
     if departure.remembered:
         return initialized if initialized is not None and initialized <= scene.now else None
-    # The departure may have been noticed after the return, where scans were uncertain or uevents were lost.
-    return initialized if initialized is not None and initialized <= seen else seen
+    # The departure may have been noticed after the return, where scans were uncertain or uevents were lost. What udev wrote down before
+    # the device was last there is of another registration.
+    return initialized if initialized is not None and departure.seen <= initialized <= seen else seen
 
 
 class Losses:
@@ -486,7 +498,7 @@ class Losses:
         """Start with nothing listed."""
         self._known: dict[str, KnownDevices] = {}
         self._paths = Paths()
-        self._before: AbstractSet[Key] = frozenset()
+        self._before = _Before()
         self._there: set[str] = set()
         self._called_at = float("-inf")
 
@@ -508,7 +520,7 @@ class Losses:
             self._paths.observe(tuple(device for figure in figures for device in figure.devices))
         for rule in evicting:
             self._known[rule.name].observe(rule, scene, self._before, self._paths)
-        self._before = frozenset(device.key for device in scene.devices)
+        self._before = _Before(at=scene.now, devices=scene.devices)
         if not self._waiting:
             self._there.clear()
         return Incidents(

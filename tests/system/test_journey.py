@@ -7,7 +7,7 @@ import signal
 import time
 import uuid
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -431,6 +431,43 @@ def test_an_annotation_that_a_user_wrote_evicts_nobody_and_removes_nothing(journ
         assert gpu not in journey.a.devices()
         assert _stays_for_a_witness(journey, here, pod)
         assert journey.a.shows("2", gpu)
+
+
+@pytest.mark.parametrize("away", [0.0, 1.2], ids=["within the grace", "after it"])
+def test_a_stick_that_returns_under_another_number_ends_who_has_the_dead_file(journey: Journey, away: float) -> None:
+    """Its container started long before; the successor's starts after the return, and stays. One that mounts /dev is told, and stays."""
+    journey.a.configure(after="2s")
+    journey.plug("tty40", "JOURNEY-A1", "journey-stick")
+    journey.plug("tty42", "JOURNEY-A2")
+    with journey.a.start() as here:
+        here.wait_for(lambda: journey.a.shows("2"))
+        dead, whole = journey.deploy(host_path="/dev/journey-stick"), journey.deploy(host_path="/dev")
+        for pod in (dead, whole):
+            _started(journey.apiserver, pod, seconds_ago=60)
+        journey.sticks.unplug("tty40")
+        time.sleep(away)
+        journey.plug("tty41", "JOURNEY-A1", "journey-stick")
+        evicted = here.wait_log("pod.evicted")
+        assert (evicted["pod"], evicted["reason"], evicted["returned"]) == (_title(dead), "replugged", ["/dev/tty40"])
+        successor = here.wait_for(lambda: journey.successor(dead), what="bound successor")
+        _started(journey.apiserver, successor, seconds_ago=0)
+        here.wait_log("pod.eviction_refused", pod=_title(whole))
+        assert _stays_for_a_witness(journey, here, successor)
+        assert journey.stays(whole)
+
+
+def _started(apiserver: ApiServer, pod: Object, *, seconds_ago: int) -> None:
+    """Say when the container of a pod started, as its kubelet would."""
+    at = datetime.fromtimestamp(time.time() - seconds_ago, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    state = {
+        "name": "c",
+        "image": "i",
+        "imageID": "",
+        "ready": True,
+        "restartCount": 0,
+        "state": {"running": {"startedAt": at}},
+    }
+    _must(apiserver, "PATCH", f"{PODS}/{pod['metadata']['name']}/status", {"status": {"containerStatuses": [state]}})
 
 
 def _stays_for_a_witness(journey: Journey, here: Daemon, pod: Object) -> bool:

@@ -416,8 +416,7 @@ class Reconciler:
                 self._told(state, listed=listed)
                 listed = True
         finally:
-            if listed:
-                self._heard_at = self._clock()
+            self._heard_at = self._clock() if listed else self._heard_at
 
     def _told(self, state: NodeState | None, *, listed: bool) -> None:
         if not self._watching and (listed or not self._denied):

@@ -83,6 +83,38 @@ class Places:
 
 
 @dataclass(slots=True, kw_only=True)
+class Paths:
+    """The paths of all registrations that were listed."""
+
+    places: dict[int, Places] = field(default_factory=dict)
+    _noted: frozenset[Tty] = frozenset()
+
+    def note(self, listed: Iterable[Tty]) -> None:
+        """Take in the listed devices of one look."""
+        there = frozenset(listed)
+        if there == self._noted:
+            return
+        self._noted = there
+        now: dict[str, int] = {}
+        ever: dict[str, int] = {}
+        for tty in there:
+            mine = self.places.setdefault(tty.birth, Places())
+            mine.had |= tty.claims
+            for path in mine.had:
+                if (other := ever.setdefault(path, tty.birth)) != tty.birth:
+                    mine.doubtful.add(path)
+                    self.places[other].doubtful.add(path)
+            for path in tty.claims:
+                if (other := now.setdefault(path, tty.birth)) != tty.birth:
+                    mine.shared.add(path)
+                    self.places[other].shared.add(path)
+
+    def had(self, birth: int) -> set[str]:
+        """Return the paths that a registration ever had."""
+        return self.places[birth].had if birth in self.places else set()
+
+
+@dataclass(slots=True, kw_only=True)
 class Cut:
     """A PATCH that stopped counting a device, and what was known when it was sent."""
 
@@ -139,34 +171,9 @@ class Ledger:
 
     host: Host
     town: Town
-    places: dict[int, Places] = field(default_factory=dict)
+    paths: Paths = field(default_factory=lambda: Paths())
     replugged: dict[tuple[int, str | None], list[float]] = field(default_factory=dict)
     """By stick and its serial at that time: when a pod was evicted because it had returned."""
-    _noted: frozenset[Tty] = frozenset()
-
-    def note(self, listed: Iterable[Tty]) -> None:
-        """Take in the listed devices of one look."""
-        there = frozenset(listed)
-        if there == self._noted:
-            return
-        self._noted = there
-        now: dict[str, int] = {}
-        ever: dict[str, int] = {}
-        for tty in there:
-            mine = self.places.setdefault(tty.birth, Places())
-            mine.had |= tty.claims
-            for path in mine.had:
-                if (other := ever.setdefault(path, tty.birth)) != tty.birth:
-                    mine.doubtful.add(path)
-                    self.places[other].doubtful.add(path)
-            for path in tty.claims:
-                if (other := now.setdefault(path, tty.birth)) != tty.birth:
-                    mine.shared.add(path)
-                    self.places[other].shared.add(path)
-
-    def own(self, known: Known) -> set[str]:
-        """Return the paths that named a registration alone."""
-        return self.places[known.tty.birth].own if known.tty.birth in self.places else set()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -175,6 +182,8 @@ class Bailiff:
 
     ledger: Ledger
     contract: Contract
+    paths: Paths = field(default_factory=Paths)
+    """As far as this daemon was there."""
     known: dict[tuple[str, int], Known] = field(default_factory=dict)
     certain: bool = False
     here: dict[int, Tty] = field(default_factory=dict)
@@ -221,7 +230,8 @@ class Bailiff:
             self.first_seen.setdefault(birth, now)
         owners = {tty.birth: plan.owner(tty) for tty in seen}
         listed = [tty for tty in seen if owners[tty.birth][0] is not None]
-        self.ledger.note(self.ledger.host.past[tty.birth] for tty in listed)
+        for paths in (self.paths, self.ledger.paths):
+            paths.note([self.ledger.host.past[tty.birth] for tty in listed])
         for tty in listed:
             want, _ = owners[tty.birth]
             assert want is not None
@@ -264,13 +274,9 @@ class Bailiff:
         before = known.tty
         if tty.birth == before.birth or (tty.vendor, tty.interface) != (before.vendor, before.interface):
             return False
-        return (
-            tty.face == before.face or tty.looks == before.looks or (known.remembered and bool(self._leads(known, tty)))
-        )
-
-    def _leads(self, known: Known, tty: Tty) -> set[str]:
-        had = self.ledger.places.get(known.tty.birth, Places()).had | known.tty.claims
-        return had & tty.claims
+        alike = None in {tty.plain, before.plain} or tty.plain == before.plain
+        had = self.ledger.paths.had(before.birth) | before.claims
+        return tty.face == before.face or alike or (known.remembered and bool(had & tty.claims))
 
     def learned(self, states: Sequence[NodeState], now: float) -> None:
         """Take note of what the Node is known to show."""
@@ -359,6 +365,11 @@ class Bailiff:
             faults.append(f"nothing that it had is lost, and {fault}")
         return "; ".join(faults) or "it requests nothing"
 
+    def _own(self, tty: Tty) -> set[str]:
+        """Return the paths that named a registration alone; of one that only a former daemon saw, those that it knew."""
+        places = self.paths.places.get(tty.birth) or self.ledger.paths.places.get(tty.birth)
+        return places.own if places else set()
+
     def _never(self, life: Life) -> str:
         told = self.roster.get(life.uid)
         if told is None:
@@ -397,7 +408,7 @@ class Bailiff:
         named = any(paths & self._names(each) for each in ripe if each is lost or each.tty.looks == lost.tty.looks)
         if self.contract.present.get(want.name, 0) == 0:
             young = [known for known in self._gone(want) if known not in ripe]
-            return named or not any(paths & self.ledger.own(known) for known in young)
+            return named or not any(paths & self._own(known.tty) for known in young)
         return named and not self._is_well(life, want, lost)
 
     def _names(self, lost: Known) -> set[str]:
@@ -407,7 +418,7 @@ class Bailiff:
             for known in self.known.values()
             if known.want == lost.want and known.missing is not None and known.tty.looks == lost.tty.looks
         )
-        return set().union(*(self.ledger.own(known) for known in (lost, *alike)))
+        return set().union(*(self._own(known.tty) for known in (lost, *alike)))
 
     def _was_there(self, life: Life, lost: Known) -> bool:
         if lost.remembered and lost.lost:
@@ -450,7 +461,7 @@ class Bailiff:
             return f"it has returned {now - at:.1f} s ago"
         if self._in_peace(now_is, at):
             return "a pod was evicted for a return of it within the 10 minutes before"
-        own = self.ledger.places.get(was.birth, Places()).own
+        own = self._own(was) | self._own(now_is)
         faults = [self._has_dead_file(*mount, own, at, now) for mount in life.exact()]
         return (
             next((fault for fault in faults if not fault), "")
@@ -511,7 +522,7 @@ class Bailiff:
 
     def _orphans(self, known: Known, want: Want) -> Iterator[Life]:
         none_left = self.contract.present.get(want.name, 0) == 0
-        own = self.ledger.own(known) - self.ledger.places[known.tty.birth].doubtful
+        own = self._own(known.tty) - self.ledger.paths.places[known.tty.birth].doubtful
         for life in self.ledger.town.here:
             if life.pod.finished or life.pod.terminating or life.template.owner in {"", "DaemonSet", "Node"}:
                 continue

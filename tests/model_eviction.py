@@ -142,6 +142,8 @@ class Known:
     over: bool = False
     """Whether the stick has come back since, so that it is not lost."""
     cuts: list[Cut] = field(default_factory=list)
+    dates: set[str] = field(default_factory=set)
+    """The API server's time before each PATCH since its grace was over."""
     victims: set[str] = field(default_factory=set)
     counted: float = -math.inf
     """When it was last seen and counted."""
@@ -162,7 +164,7 @@ class Known:
         """Take note that it is there."""
         self.missing = self.accepted = self.lost = None
         self.remembered = self.over = False
-        self.cuts, self.victims = [], set()
+        self.cuts, self.dates, self.victims = [], set(), set()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -172,8 +174,6 @@ class Ledger:
     host: Host
     town: Town
     paths: Paths = field(default_factory=lambda: Paths())
-    replugged: dict[tuple[int, str | None], list[float]] = field(default_factory=dict)
-    """By stick and its serial at that time: when a pod was evicted because it had returned."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -184,6 +184,8 @@ class Bailiff:
     contract: Contract
     paths: Paths = field(default_factory=Paths)
     """As far as this daemon was there."""
+    replugged: dict[tuple[int, str | None], list[float]] = field(default_factory=dict)
+    """By stick and its serial at that time: when this daemon evicted a pod because it had returned."""
     known: dict[tuple[str, int], Known] = field(default_factory=dict)
     certain: bool = False
     here: dict[int, Tty] = field(default_factory=dict)
@@ -307,6 +309,7 @@ class Bailiff:
         for known in self.known.values():
             if known.missing is None or now < known.missing + known.grace - SOON:
                 continue
+            known.dates.add(date)
             lower = changes.get(known.want)
             marked = [
                 entry.get("lost")
@@ -326,7 +329,7 @@ class Bailiff:
                     for known in self.known.values()
                     if known.want == name and known.tty.devnode == entry.get("devnode")
                 ]
-                dates = {cut.date for known in same for cut in known.cuts} | {known.lost for known in same}
+                dates = set[str | None]().union(*(known.dates | {known.lost} for known in same))
                 if same and entry.get("lost") and entry["lost"] not in dates:
                     return f"{name} at {entry['devnode']} was not lost at {entry['lost']}, but at one of {sorted(map(str, dates))}"
         return ""
@@ -407,7 +410,7 @@ class Bailiff:
         paths = set(life.pod.host_paths)
         named = any(paths & self._names(each) for each in ripe if each is lost or each.tty.looks == lost.tty.looks)
         if self.contract.present.get(want.name, 0) == 0:
-            young = [known for known in self._gone(want) if known not in ripe]
+            young = [known for known in self._gone(want) if known not in ripe and not known.remembered]
             return named or not any(paths & self._own(known.tty) for known in young)
         return named and not self._is_well(life, want, lost)
 
@@ -432,7 +435,8 @@ class Bailiff:
             tty is not None
             and tty.birth in self.here
             and self.contract.plan.owner(self.here[tty.birth])[0] is want
-            and (container.started or 0) < int(host_date(lost.missing or 0.0))
+            and (container.started or 0)
+            < int(host_date(self.ledger.host.pulled.get(lost.tty.birth, lost.missing or 0.0)))
             for container, _, tty in exact
         )
 
@@ -470,7 +474,7 @@ class Bailiff:
         )
 
     def _in_peace(self, tty: Tty, at: float) -> bool:
-        return any(then < at < then + PEACE - 1 for then in self.ledger.replugged.get((tty.stick, tty.serial), ()))
+        return any(then < at < then + PEACE - 1 for then in self.replugged.get((tty.stick, tty.serial), ()))
 
     def _has_dead_file(
         self, container: Container, path: str, opened: Tty | None, own: set[str], at: float, now: float
@@ -494,9 +498,15 @@ class Bailiff:
             want = self.contract.plan.want(name)
             if want is None or want.evict is None or self._is_lost(life, want, now):
                 continue
-            for (resource, _, after), at in self.returns.items():
-                if resource == name and (tty := self.here.get(after)) and not self._in_peace(tty, at):
-                    self.ledger.replugged.setdefault((tty.stick, tty.serial), []).append(now)
+            for (resource, before, after), at in self.returns.items():
+                was, tty = self.ledger.host.past[before], self.here.get(after)
+                if (
+                    resource == name
+                    and tty
+                    and was.looks == tty.looks
+                    and not self._after_return(life, was, tty, at, want, now)
+                ):
+                    self.replugged.setdefault((tty.stick, tty.serial), []).append(now)
 
     # -- who should have gone
 

@@ -87,27 +87,26 @@ class Paths:
     """The paths of all registrations that were listed."""
 
     places: dict[int, Places] = field(default_factory=dict)
-    _noted: frozenset[Tty] = frozenset()
+    _noted: dict[int, frozenset[str]] = field(default_factory=dict)
 
-    def note(self, listed: Iterable[Tty]) -> None:
-        """Take in the listed devices of one look."""
-        there = frozenset(listed)
+    def note(self, there: dict[int, frozenset[str]]) -> None:
+        """Take in the paths of the listed devices of one look, by birth."""
         if there == self._noted:
             return
         self._noted = there
         now: dict[str, int] = {}
         ever: dict[str, int] = {}
-        for tty in there:
-            mine = self.places.setdefault(tty.birth, Places())
-            mine.had |= tty.claims
-            for path in mine.had:
-                if (other := ever.setdefault(path, tty.birth)) != tty.birth:
-                    mine.doubtful.add(path)
-                    self.places[other].doubtful.add(path)
-            for path in tty.claims:
-                if (other := now.setdefault(path, tty.birth)) != tty.birth:
-                    mine.shared.add(path)
-                    self.places[other].shared.add(path)
+        for birth, paths in there.items():
+            mine = self.places.setdefault(birth, Places())
+            mine.had |= paths
+            self._share(birth, paths, now, "shared")
+            self._share(birth, mine.had, ever, "doubtful")
+
+    def _share(self, birth: int, paths: Iterable[str], owners: dict[str, int], which: str) -> None:
+        for path in paths:
+            if (other := owners.setdefault(path, birth)) != birth:
+                getattr(self.places[birth], which).add(path)
+                getattr(self.places[other], which).add(path)
 
     def had(self, birth: int) -> set[str]:
         """Return the paths that a registration ever had."""
@@ -145,6 +144,8 @@ class Known:
     dates: set[str] = field(default_factory=set)
     """The API server's time before each PATCH since its grace was over."""
     victims: set[str] = field(default_factory=set)
+    told: bool = True
+    """Whether its record was known whenever it was seen."""
     counted: float = -math.inf
     """When it was last seen and counted."""
     listed: bool = False
@@ -232,14 +233,16 @@ class Bailiff:
             self.first_seen.setdefault(birth, now)
         owners = {tty.birth: plan.owner(tty) for tty in seen}
         listed = [tty for tty in seen if owners[tty.birth][0] is not None]
-        for paths in (self.paths, self.ledger.paths):
-            paths.note([self.ledger.host.past[tty.birth] for tty in listed])
+        self.ledger.paths.note({tty.birth: self.ledger.host.past[tty.birth].claims for tty in listed})
+        if certain and answered:
+            self.paths.note({tty.birth: tty.claims if tty.record else self._bare(tty) for tty in listed})
         for tty in listed:
             want, _ = owners[tty.birth]
             assert want is not None
             known = self.known.setdefault((want.name, tty.birth), Known(want=want.name, tty=tty))
             known.tty = self.ledger.host.past[tty.birth]
             known.seen()
+            known.told = known.told and tty.record
             if certain and answered and self.contract.counts(tty):
                 known.counted, known.dated = now, date
         for key in [key for key in self.known if key[1] in births]:
@@ -250,8 +253,16 @@ class Bailiff:
             self._miss(now)
             self._find_returned(now)
 
+    def _bare(self, tty: Tty) -> frozenset[str]:
+        """Return the paths of a device that can be known without its record: what leads to it."""
+        leading = self.ledger.host.leading
+        paths = {
+            path for path, found in leading.items() if found.birth == tty.birth and path.startswith("/dev/serial/")
+        }
+        return frozenset({tty.devnode} | paths)
+
     def _miss(self, now: float) -> None:
-        faces = {tty.face for tty in self.here.values()}
+        faces = {(tty.face, tty.serial) for tty in self.here.values()}
         for known in self.known.values():
             if known.tty.birth in self.here:
                 continue
@@ -260,9 +271,15 @@ class Bailiff:
                 known.missing, known.grace = now, want.grace if want else 0.0
                 if known.lost:
                     known.accepted = min(now, _moment(known.lost))
-            if known.tty.face in faces:
+            if (known.tty.face, known.tty.serial) in faces:
                 known.over = True
                 known.victims.clear()
+            elif known.over and not any(other.tty.face == known.tty.face for other in self._others(known)):
+                # It was back and not listed: now it is lost anew.
+                known.over, known.missing, known.accepted = False, now, None
+
+    def _others(self, known: Known) -> Iterator[Known]:
+        return (other for other in self.known.values() if other is not known and other.want == known.want)
 
     def _find_returned(self, now: float) -> None:
         for known in self.known.values():
@@ -434,10 +451,11 @@ class Bailiff:
         return bool(exact) and all(
             tty is not None
             and tty.birth in self.here
+            and path in self.paths.had(tty.birth)
             and self.contract.plan.owner(self.here[tty.birth])[0] is want
             and (container.started or 0)
             < int(host_date(self.ledger.host.pulled.get(lost.tty.birth, lost.missing or 0.0)))
-            for container, _, tty in exact
+            for container, path, tty in exact
         )
 
     def _is_lost(self, life: Life, want: Want, now: float) -> bool:
@@ -532,7 +550,7 @@ class Bailiff:
 
     def _orphans(self, known: Known, want: Want) -> Iterator[Life]:
         none_left = self.contract.present.get(want.name, 0) == 0
-        own = self._own(known.tty) - self.ledger.paths.places[known.tty.birth].doubtful
+        own = self._own(known.tty) - self.ledger.paths.places[known.tty.birth].doubtful if known.told else set()
         for life in self.ledger.town.here:
             if life.pod.finished or life.pod.terminating or life.template.owner in {"", "DaemonSet", "Node"}:
                 continue

@@ -144,6 +144,8 @@ class Known:
     dates: set[str] = field(default_factory=set)
     """The API server's time before each PATCH since its grace was over."""
     victims: set[str] = field(default_factory=set)
+    back: float = -math.inf
+    """When it was last found again after it was missing."""
     told: bool = True
     """Whether its record was known whenever it was seen."""
     counted: float = -math.inf
@@ -241,6 +243,7 @@ class Bailiff:
             assert want is not None
             known = self.known.setdefault((want.name, tty.birth), Known(want=want.name, tty=tty))
             known.tty = self.ledger.host.past[tty.birth]
+            known.back = now if known.missing is not None else known.back
             known.seen()
             known.told = known.told and tty.record
             if certain and answered and self.contract.counts(tty):
@@ -483,7 +486,8 @@ class Bailiff:
             return f"it has returned {now - at:.1f} s ago"
         if self._in_peace(now_is, at):
             return "a pod was evicted for a return of it within the 10 minutes before"
-        own = self._own(was) | self._own(now_is)
+        chain = (tty for tty in self.ledger.host.past.values() if tty.face in {was.face, now_is.face})
+        own = set().union(*map(self._own, chain))
         faults = [self._has_dead_file(*mount, own, at, now) for mount in life.exact()]
         return (
             next((fault for fault in faults if not fault), "")
@@ -546,7 +550,12 @@ class Bailiff:
             for tty in self.ledger.host.past.values()
             if tty.vendor == known.tty.vendor and tty.plugged >= known.counted - SOON
         )
-        return next(later, None) is None
+        again = (
+            other
+            for other in self.known.values()
+            if other.tty.vendor == known.tty.vendor and other.back >= known.counted - SOON
+        )
+        return next(later, None) is None and next(again, None) is None
 
     def _orphans(self, known: Known, want: Want) -> Iterator[Life]:
         none_left = self.contract.present.get(want.name, 0) == 0

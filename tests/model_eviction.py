@@ -83,6 +83,37 @@ class Places:
 
 
 @dataclass(slots=True, kw_only=True)
+class Paths:
+    """The paths of all registrations that were listed."""
+
+    places: dict[int, Places] = field(default_factory=dict)
+    _noted: dict[int, frozenset[str]] = field(default_factory=dict)
+
+    def note(self, there: dict[int, frozenset[str]]) -> None:
+        """Take in the paths of the listed devices of one look, by birth."""
+        if there == self._noted:
+            return
+        self._noted = there
+        now: dict[str, int] = {}
+        ever: dict[str, int] = {}
+        for birth, paths in there.items():
+            mine = self.places.setdefault(birth, Places())
+            mine.had |= paths
+            self._share(birth, paths, now, "shared")
+            self._share(birth, mine.had, ever, "doubtful")
+
+    def _share(self, birth: int, paths: Iterable[str], owners: dict[str, int], which: str) -> None:
+        for path in paths:
+            if (other := owners.setdefault(path, birth)) != birth:
+                getattr(self.places[birth], which).add(path)
+                getattr(self.places[other], which).add(path)
+
+    def had(self, birth: int) -> set[str]:
+        """Return the paths that a registration ever had."""
+        return self.places[birth].had if birth in self.places else set()
+
+
+@dataclass(slots=True, kw_only=True)
 class Cut:
     """A PATCH that stopped counting a device, and what was known when it was sent."""
 
@@ -110,7 +141,13 @@ class Known:
     over: bool = False
     """Whether the stick has come back since, so that it is not lost."""
     cuts: list[Cut] = field(default_factory=list)
+    dates: set[str] = field(default_factory=set)
+    """The API server's time before each PATCH since its grace was over."""
     victims: set[str] = field(default_factory=set)
+    back: float = -math.inf
+    """When it was last found again after it was missing."""
+    told: bool = True
+    """Whether its record was known whenever it was seen."""
     counted: float = -math.inf
     """When it was last seen and counted."""
     listed: bool = False
@@ -130,7 +167,7 @@ class Known:
         """Take note that it is there."""
         self.missing = self.accepted = self.lost = None
         self.remembered = self.over = False
-        self.cuts, self.victims = [], set()
+        self.cuts, self.dates, self.victims = [], set(), set()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,34 +176,7 @@ class Ledger:
 
     host: Host
     town: Town
-    places: dict[int, Places] = field(default_factory=dict)
-    replugged: dict[tuple[int, str | None], list[float]] = field(default_factory=dict)
-    """By stick and its serial at that time: when a pod was evicted because it had returned."""
-    _noted: frozenset[Tty] = frozenset()
-
-    def note(self, listed: Iterable[Tty]) -> None:
-        """Take in the listed devices of one look."""
-        there = frozenset(listed)
-        if there == self._noted:
-            return
-        self._noted = there
-        now: dict[str, int] = {}
-        ever: dict[str, int] = {}
-        for tty in there:
-            mine = self.places.setdefault(tty.birth, Places())
-            mine.had |= tty.claims
-            for path in mine.had:
-                if (other := ever.setdefault(path, tty.birth)) != tty.birth:
-                    mine.doubtful.add(path)
-                    self.places[other].doubtful.add(path)
-            for path in tty.claims:
-                if (other := now.setdefault(path, tty.birth)) != tty.birth:
-                    mine.shared.add(path)
-                    self.places[other].shared.add(path)
-
-    def own(self, known: Known) -> set[str]:
-        """Return the paths that named a registration alone."""
-        return self.places[known.tty.birth].own if known.tty.birth in self.places else set()
+    paths: Paths = field(default_factory=lambda: Paths())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -175,6 +185,10 @@ class Bailiff:
 
     ledger: Ledger
     contract: Contract
+    paths: Paths = field(default_factory=Paths)
+    """As far as this daemon was there."""
+    replugged: dict[tuple[int, str | None], list[float]] = field(default_factory=dict)
+    """By stick and its serial at that time: when this daemon evicted a pod because it had returned."""
     known: dict[tuple[str, int], Known] = field(default_factory=dict)
     certain: bool = False
     here: dict[int, Tty] = field(default_factory=dict)
@@ -221,13 +235,17 @@ class Bailiff:
             self.first_seen.setdefault(birth, now)
         owners = {tty.birth: plan.owner(tty) for tty in seen}
         listed = [tty for tty in seen if owners[tty.birth][0] is not None]
-        self.ledger.note(self.ledger.host.past[tty.birth] for tty in listed)
+        self.ledger.paths.note({tty.birth: self.ledger.host.past[tty.birth].claims for tty in listed})
+        if certain and answered:
+            self.paths.note({tty.birth: tty.claims if tty.record else self._bare(tty) for tty in listed})
         for tty in listed:
             want, _ = owners[tty.birth]
             assert want is not None
             known = self.known.setdefault((want.name, tty.birth), Known(want=want.name, tty=tty))
             known.tty = self.ledger.host.past[tty.birth]
+            known.back = now if known.missing is not None else known.back
             known.seen()
+            known.told = known.told and tty.record
             if certain and answered and self.contract.counts(tty):
                 known.counted, known.dated = now, date
         for key in [key for key in self.known if key[1] in births]:
@@ -238,8 +256,16 @@ class Bailiff:
             self._miss(now)
             self._find_returned(now)
 
+    def _bare(self, tty: Tty) -> frozenset[str]:
+        """Return the paths of a device that can be known without its record: what leads to it."""
+        leading = self.ledger.host.leading
+        paths = {
+            path for path, found in leading.items() if found.birth == tty.birth and path.startswith("/dev/serial/")
+        }
+        return frozenset({tty.devnode} | paths)
+
     def _miss(self, now: float) -> None:
-        faces = {tty.face for tty in self.here.values()}
+        faces = {(tty.face, tty.serial) for tty in self.here.values()}
         for known in self.known.values():
             if known.tty.birth in self.here:
                 continue
@@ -248,9 +274,15 @@ class Bailiff:
                 known.missing, known.grace = now, want.grace if want else 0.0
                 if known.lost:
                     known.accepted = min(now, _moment(known.lost))
-            if known.tty.face in faces:
+            if (known.tty.face, known.tty.serial) in faces:
                 known.over = True
                 known.victims.clear()
+            elif known.over and not any(other.tty.face == known.tty.face for other in self._others(known)):
+                # It was back and not listed: now it is lost anew.
+                known.over, known.missing, known.accepted = False, now, None
+
+    def _others(self, known: Known) -> Iterator[Known]:
+        return (other for other in self.known.values() if other is not known and other.want == known.want)
 
     def _find_returned(self, now: float) -> None:
         for known in self.known.values():
@@ -264,13 +296,9 @@ class Bailiff:
         before = known.tty
         if tty.birth == before.birth or (tty.vendor, tty.interface) != (before.vendor, before.interface):
             return False
-        return (
-            tty.face == before.face or tty.looks == before.looks or (known.remembered and bool(self._leads(known, tty)))
-        )
-
-    def _leads(self, known: Known, tty: Tty) -> set[str]:
-        had = self.ledger.places.get(known.tty.birth, Places()).had | known.tty.claims
-        return had & tty.claims
+        alike = None in {tty.plain, before.plain} or tty.plain == before.plain
+        had = self.ledger.paths.had(before.birth) | before.claims
+        return tty.face == before.face or alike or (known.remembered and bool(had & tty.claims))
 
     def learned(self, states: Sequence[NodeState], now: float) -> None:
         """Take note of what the Node is known to show."""
@@ -301,6 +329,7 @@ class Bailiff:
         for known in self.known.values():
             if known.missing is None or now < known.missing + known.grace - SOON:
                 continue
+            known.dates.add(date)
             lower = changes.get(known.want)
             marked = [
                 entry.get("lost")
@@ -320,7 +349,7 @@ class Bailiff:
                     for known in self.known.values()
                     if known.want == name and known.tty.devnode == entry.get("devnode")
                 ]
-                dates = {cut.date for known in same for cut in known.cuts} | {known.lost for known in same}
+                dates = set[str | None]().union(*(known.dates | {known.lost} for known in same))
                 if same and entry.get("lost") and entry["lost"] not in dates:
                     return f"{name} at {entry['devnode']} was not lost at {entry['lost']}, but at one of {sorted(map(str, dates))}"
         return ""
@@ -359,6 +388,11 @@ class Bailiff:
             faults.append(f"nothing that it had is lost, and {fault}")
         return "; ".join(faults) or "it requests nothing"
 
+    def _own(self, tty: Tty) -> set[str]:
+        """Return the paths that named a registration alone; of one that only a former daemon saw, those that it knew."""
+        places = self.paths.places.get(tty.birth) or self.ledger.paths.places.get(tty.birth)
+        return places.own if places else set()
+
     def _never(self, life: Life) -> str:
         told = self.roster.get(life.uid)
         if told is None:
@@ -396,8 +430,8 @@ class Bailiff:
         paths = set(life.pod.host_paths)
         named = any(paths & self._names(each) for each in ripe if each is lost or each.tty.looks == lost.tty.looks)
         if self.contract.present.get(want.name, 0) == 0:
-            young = [known for known in self._gone(want) if known not in ripe]
-            return named or not any(paths & self.ledger.own(known) for known in young)
+            young = [known for known in self._gone(want) if known not in ripe and not known.remembered]
+            return named or not any(paths & self._own(known.tty) for known in young)
         return named and not self._is_well(life, want, lost)
 
     def _names(self, lost: Known) -> set[str]:
@@ -407,7 +441,7 @@ class Bailiff:
             for known in self.known.values()
             if known.want == lost.want and known.missing is not None and known.tty.looks == lost.tty.looks
         )
-        return set().union(*(self.ledger.own(known) for known in (lost, *alike)))
+        return set().union(*(self._own(known.tty) for known in (lost, *alike)))
 
     def _was_there(self, life: Life, lost: Known) -> bool:
         if lost.remembered and lost.lost:
@@ -420,9 +454,11 @@ class Bailiff:
         return bool(exact) and all(
             tty is not None
             and tty.birth in self.here
+            and path in self.paths.had(tty.birth)
             and self.contract.plan.owner(self.here[tty.birth])[0] is want
-            and (container.started or 0) < int(host_date(lost.missing or 0.0))
-            for container, _, tty in exact
+            and (container.started or 0)
+            < int(host_date(self.ledger.host.pulled.get(lost.tty.birth, lost.missing or 0.0)))
+            for container, path, tty in exact
         )
 
     def _is_lost(self, life: Life, want: Want, now: float) -> bool:
@@ -450,7 +486,8 @@ class Bailiff:
             return f"it has returned {now - at:.1f} s ago"
         if self._in_peace(now_is, at):
             return "a pod was evicted for a return of it within the 10 minutes before"
-        own = self.ledger.places.get(was.birth, Places()).own
+        chain = (tty for tty in self.ledger.host.past.values() if tty.face in {was.face, now_is.face})
+        own = set().union(*map(self._own, chain))
         faults = [self._has_dead_file(*mount, own, at, now) for mount in life.exact()]
         return (
             next((fault for fault in faults if not fault), "")
@@ -459,7 +496,7 @@ class Bailiff:
         )
 
     def _in_peace(self, tty: Tty, at: float) -> bool:
-        return any(then < at < then + PEACE - 1 for then in self.ledger.replugged.get((tty.stick, tty.serial), ()))
+        return any(then < at < then + PEACE - 1 for then in self.replugged.get((tty.stick, tty.serial), ()))
 
     def _has_dead_file(
         self, container: Container, path: str, opened: Tty | None, own: set[str], at: float, now: float
@@ -483,9 +520,15 @@ class Bailiff:
             want = self.contract.plan.want(name)
             if want is None or want.evict is None or self._is_lost(life, want, now):
                 continue
-            for (resource, _, after), at in self.returns.items():
-                if resource == name and (tty := self.here.get(after)) and not self._in_peace(tty, at):
-                    self.ledger.replugged.setdefault((tty.stick, tty.serial), []).append(now)
+            for (resource, before, after), at in self.returns.items():
+                was, tty = self.ledger.host.past[before], self.here.get(after)
+                if (
+                    resource == name
+                    and tty
+                    and was.looks == tty.looks
+                    and not self._after_return(life, was, tty, at, want, now)
+                ):
+                    self.replugged.setdefault((tty.stick, tty.serial), []).append(now)
 
     # -- who should have gone
 
@@ -507,11 +550,16 @@ class Bailiff:
             for tty in self.ledger.host.past.values()
             if tty.vendor == known.tty.vendor and tty.plugged >= known.counted - SOON
         )
-        return next(later, None) is None
+        again = (
+            other
+            for other in self.known.values()
+            if other.tty.vendor == known.tty.vendor and other.back >= known.counted - SOON
+        )
+        return next(later, None) is None and next(again, None) is None
 
     def _orphans(self, known: Known, want: Want) -> Iterator[Life]:
         none_left = self.contract.present.get(want.name, 0) == 0
-        own = self.ledger.own(known) - self.ledger.places[known.tty.birth].doubtful
+        own = self._own(known.tty) - self.ledger.paths.places[known.tty.birth].doubtful if known.told else set()
         for life in self.ledger.town.here:
             if life.pod.finished or life.pod.terminating or life.template.owner in {"", "DaemonSet", "Node"}:
                 continue

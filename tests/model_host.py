@@ -49,6 +49,8 @@ class Host:
     ttys: dict[str, Tty] = field(default_factory=dict)
     past: dict[int, Tty] = field(default_factory=dict)
     """By birth: every tty that there ever was, as it was last."""
+    pulled: dict[int, float] = field(default_factory=dict)
+    """By birth: when it was pulled."""
     nodes: dict[str, int] = field(default_factory=dict)
     """By devnode: the errno that `stat` answers, or `FILE`."""
     blind: bool = False
@@ -100,6 +102,7 @@ class Host:
         pulled = [tty for tty in self.ttys.values() if tty.stick == stick]
         for tty in pulled:
             del self.ttys[tty.devnode]
+            self.pulled[tty.birth] = self.clock()
             self.nodes.pop(tty.devnode, None)
         return pulled
 

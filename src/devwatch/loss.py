@@ -511,10 +511,11 @@ class Losses:
 
         An uncertain scan changes nothing, and nothing is lost by it; nor before the first observation of the Node.
         """
+        evicting = [rule for rule in rules if rule.evict_after is not None]
+        # A resource that leaves the configuration and returns to it starts anew, also where every scan meanwhile was uncertain.
+        self._known = {rule.name: self._known.get(rule.name) or KnownDevices() for rule in evicting}
         if scene.inventory.doubts or scene.observed is None:
             return Incidents()
-        evicting = [rule for rule in rules if rule.evict_after is not None]
-        self._known = {rule.name: self._known.get(rule.name) or KnownDevices() for rule in evicting}
         if evicting:
             figures = scene.figures.by_name.values()
             self._paths.observe(tuple(device for figure in figures for device in figure.devices))

@@ -100,7 +100,17 @@ class FakeHost:
 
     def unplug(self, devnode: str = "/dev/ttyUSB0") -> None:
         """Pull a stick."""
-        del self._devices[devnode]
+        self.take(devnode)
+
+    def take(self, devnode: str) -> Device:
+        """Let a device vanish and return it; `put` brings back the same registration."""
+        device = self._devices.pop(devnode)
+        self._announce()
+        return device
+
+    def put(self, device: Device) -> None:
+        """Let a device that vanished be there again."""
+        self._devices[device.devnode] = device
         self._announce()
 
     def _announce(self) -> None:

@@ -209,6 +209,19 @@ async def test_a_stick_that_is_pulled_again_before_its_turn_is_judged_by_its_las
 
 
 @virtual
+async def test_a_container_that_healed_at_the_first_of_two_returns_has_a_good_file_after_the_second() -> None:
+    """It has opened the number that the stick has again; one that did not heal has a dead file all the same."""
+    async with home(holder("dead"), holder("healed")) as one:
+        await away(one, 1, number=7)
+        await asyncio.sleep(5)
+        one.workload.run(holder("healed", started=now()))
+        await asyncio.sleep(5)
+        await away(one, 1, number=7)
+        await asyncio.sleep(500)
+        assert one.evicted == ["dead"]
+
+
+@virtual
 async def test_a_path_that_leads_to_another_stick_by_now_is_ambiguous() -> None:
     """The other one took the name while the stick was away: the container may work with that one."""
     async with home(holder(path=USB0)) as one:

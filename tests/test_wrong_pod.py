@@ -133,6 +133,19 @@ async def test_a_patch_that_is_repeated_makes_nobody_a_victim_who_came_meanwhile
         assert one.evicted == ["old"]
 
 
+@virtual
+async def test_a_devnode_that_a_scan_missed_while_udev_wrote_another_serial_is_no_loss() -> None:
+    """The kernel has registered nothing else, and udev has not handled it again: it never left."""
+    async with home(pod(paths=(USB0,)), sticks=()) as one:
+        one.host.plug("0001", USB0, serial="S0", properties={"USEC_INITIALIZED": "1000"})
+        await asyncio.sleep(10)
+        missed = one.host.take(USB0)
+        await asyncio.sleep(1)
+        one.host.put(replace(missed, serial="reads differently"))
+        await asyncio.sleep(500)
+        assert not one.workload.tried
+
+
 # -- twins
 
 

@@ -72,8 +72,8 @@ class Return:
     """When it returned, in Unix seconds by the clock of this host, which is also the kubelet's."""
     due: float
     """When its pods are to be looked at."""
-    renumbered: bool
-    """Whether it has another device number, so that a file opened before opens it no more."""
+    numbers: tuple[tuple[int, int], ...]
+    """Each return since its pods were looked at last: its second and the device number that it brought; before them that of the entry."""
     paths: frozenset[str]
     """The paths that name the device, before or now, and no other."""
     shared: frozenset[str] = frozenset()
@@ -83,6 +83,18 @@ class Return:
     def key(self) -> tuple[object, ...]:
         """What stays the same from one scan to the next."""
         return ("return", self.resource, self.at, *self.entries)
+
+    def is_dead(self, started: int) -> bool:
+        """Return whether a file that was opened then opens the device no more: it has another number now."""
+        opened = self.entries[0].rdev
+        for second, number in self.numbers:
+            opened = number if started >= second else opened
+        return opened != self.numbers[-1][1]
+
+    @property
+    def renumbered(self) -> bool:
+        """Whether there may be such a file."""
+        return any(number != self.entries[0].rdev for _, number in self.numbers)
 
     @property
     def ids(self) -> tuple[object, ...]:
@@ -300,10 +312,12 @@ class _Departure:
     grace: float
     seen: float = float("-inf")
     """When it was last there for certain."""
+    device: Device | None = None
+    """As the last scan found it, None where only the annotation of a former daemon tells of it."""
+    numbers: tuple[tuple[int, int], ...] = ()
+    """The returns before, of which the pods have not been looked at."""
     others: AbstractSet[Key] = frozenset()
     """The registrations with the same ids that were there beside it: they are other devices."""
-    remembered: bool = False
-    """Whether only the annotation of a former daemon tells of it."""
     over: bool = False
     lost: str | None = None
     there: frozenset[str] | None = None
@@ -317,7 +331,7 @@ class KnownDevices:
 
     def __init__(self, remembered: Iterable[Entry] = ()) -> None:
         """Start with what the annotation of a former daemon lists."""
-        self._remembered = tuple(remembered)
+        self._remembered, self._begun = tuple(remembered), False
         self.here: dict[Key, Entry] = {}
         """By registration: those on the host that it has, or had, and may have again."""
         self.gone: dict[Entry, _Departure] = {}
@@ -330,9 +344,9 @@ class KnownDevices:
         figure = scene.figures.by_name[rule.name]
         claimed = {device.key: device for device in figure.devices}
         keys = {device.key for device in scene.devices}
-        for entry in [self.here.pop(key) for key in list(self.here) if key not in keys]:
-            twins = frozenset(device.key for device in before.devices if _ids(Entry.of(device)) == _ids(entry))
-            self.gone[entry] = _Departure(at=scene.now, seen=before.at, grace=rule.removal_grace, others=twins)
+        for device in before.devices:
+            if device.key in self.here and device.key not in keys:
+                self._depart(device, rule, scene, before)
         remembered = self._recall(rule, scene)
         found, open_ = self._find(scene, claimed.keys()), scene.open(rule.name)
         for entry in remembered if figure.advertised <= figure.present else ():
@@ -346,12 +360,23 @@ class KnownDevices:
         self.sure = tuple(entry for entry in self.gone if entry not in found)
         self._advance(rule.name, scene)
 
+    def _depart(self, device: Device, rule: ResourceRule, scene: Scene, before: _Before) -> None:
+        entry, back = self.here.pop(device.key), self.returns.get(device.key)
+        self.gone[entry] = _Departure(
+            at=scene.now,
+            grace=rule.removal_grace,
+            seen=before.at,
+            device=device,
+            numbers=back.numbers if back else (),
+            others=frozenset(other.key for other in before.devices if _ids(Entry.of(other)) == _ids(entry)),
+        )
+
     def _recall(self, rule: ResourceRule, scene: Scene) -> tuple[Entry, ...]:
         """Take what a former daemon listed for departures, of which those end at once that are here. The first scan needs it once."""
-        remembered, self._remembered = self._remembered, ()
+        remembered, self._remembered, self._begun = self._remembered, (), True
         for entry in remembered:
             grace = 0.0 if entry.lost else max(rule.removal_grace, START_GRACE)
-            departure = _Departure(at=scene.now, grace=grace, remembered=True)
+            departure = _Departure(at=scene.now, grace=grace)
             if entry.lost:
                 departure.over, departure.lost, departure.there = True, entry.lost, frozenset()
             self.gone[replace(entry, lost=None)] = departure
@@ -367,8 +392,18 @@ class KnownDevices:
         others = {entry: departure.others for entry, departure in self.gone.items()}
         strangers = (device for device in scene.devices if device.key not in self.here)
         found = match_replugged(others, strangers, claimed)
-        rest = (entry for entry, departure in self.gone.items() if departure.remembered and entry not in found)
-        return found | match_remembered(rest, scene.devices)
+        rest = (entry for entry, departure in self.gone.items() if departure.device is None and entry not in found)
+        return found | match_remembered(rest, scene.devices) | self._unchanged(scene)
+
+    def _unchanged(self, scene: Scene) -> dict[Entry, Device]:
+        """Return the devices of which a scan missed only the devnode: udev has not handled the same registration again since."""
+        here = {device.key: device for device in scene.devices}
+        pairs = ((entry, departure.device) for entry, departure in self.gone.items() if departure.device is not None)
+        return {
+            entry: here[device.key]
+            for entry, device in pairs
+            if device.key in here and _initialized(here[device.key]) == _initialized(device) is not None
+        }
 
     def _find_again(self, entry: Entry, device: Device, rule: ResourceRule, scene: Scene) -> None:
         """Note that a device is back: a container that opened it before may hold a dead file."""
@@ -376,15 +411,16 @@ class KnownDevices:
         at = _returned_at(device, departure, scene)
         if at is None or entry.rdev is None:
             return
-        if departure.remembered and (number == entry.rdev or not _is_surely(entry, device, scene)):
+        if departure.device is None and (number == entry.rdev or not _is_surely(entry, device, scene)):
             return
+        second = int(scene.wall - (scene.now - at))
         self.returns[device.key] = Return(
             resource=rule.name,
             entries=(entry,),
             at=at,
-            second=int(scene.wall - (scene.now - at)),
+            second=second,
             due=at + (rule.evict_after or 0.0),
-            renumbered=number != entry.rdev,
+            numbers=(*departure.numbers, (second, number)),
             paths=entry.paths,
         )
 
@@ -409,7 +445,7 @@ class KnownDevices:
 
     def listing(self, devices: Iterable[Device]) -> tuple[Entry, ...] | None:
         """Return what the annotation should list beside these present devices; None before the first certain scan."""
-        if self._remembered:
+        if not self._begun:
             return None
         new = (Entry.of(device) for device in devices if device.key not in self.here)
         gone = (replace(entry, lost=departure.lost) for entry, departure in self.gone.items())
@@ -471,14 +507,19 @@ def _is_surely(entry: Entry, device: Device, scene: Scene) -> bool:
     return maybe == [device] and _ids(entry) == _ids(Entry.of(device))
 
 
+def _initialized(device: Device) -> float | None:
+    """Return when udev first handled a registration, in seconds of the monotonic clock (USEC_INITIALIZED), None where it does not say."""
+    text = (device.properties or {}).get("USEC_INITIALIZED", "")
+    return int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _LONG else None
+
+
 def _returned_at(device: Device, departure: _Departure, scene: Scene) -> float | None:
     """Return when a device returned, None where a daemon that did not see it cannot tell.
 
-    A scan may be late. udev writes down when it first handled the device (USEC_INITIALIZED, microseconds of the monotonic clock).
+    A scan may be late; udev writes down when it first handled the device.
     """
-    text, seen = (device.properties or {}).get("USEC_INITIALIZED", ""), scene.inventory.seen_since(device.key)
-    initialized = int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _LONG else None
-    if departure.remembered:
+    initialized, seen = _initialized(device), scene.inventory.seen_since(device.key)
+    if departure.device is None:
         return initialized if initialized is not None and initialized <= scene.now else None
     # The departure may have been noticed after the return, where scans were uncertain or uevents were lost. What udev wrote down before
     # the device was last there is of another registration.

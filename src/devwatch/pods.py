@@ -168,7 +168,7 @@ def _after_return(container: Container, back: Return) -> Disposition | None:
         return None
     if not named:
         return Disposition.DIRECTORY
-    if not back.renumbered:
+    if not (back.renumbered if container.started is None else back.is_dead(container.started)):
         return Disposition.SAME_NUMBER
     return _with_dead_file(container) if exact else Disposition.AMBIGUOUS
 

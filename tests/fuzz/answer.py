@@ -37,7 +37,7 @@ _LOSS = Loss(
     lost="2030-01-01T00:00:00Z",
     others=frozenset(),
 )
-_RETURN = Return(resource="a/b", entries=(_USB0,), at=0, second=0, due=0, renumbered=True, paths=_USB0.paths)
+_RETURN = Return(resource="a/b", entries=(_USB0,), at=0, second=0, due=0, numbers=((0, 7),), paths=_USB0.paths)
 PATIENCE = 5.0
 """Seconds for a request; the server here is never silent, so that none takes them."""
 MOST_EVENTS = 8

@@ -184,7 +184,8 @@ def _explain_device(scene: Scene, screen: Screen, device: Device) -> None:
 
 
 def _gap(key: str, device: Device) -> str:
-    return " (unknown: there is no complete udev record)" if key == "port" and not device.complete else ""
+    unknown = key == "port" and not device.complete and not device.virtual
+    return " (unknown: there is no complete udev record)" if unknown else ""
 
 
 def _decision(decided: Claim, scene: Scene) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -880,6 +881,124 @@ def test_the_serial_is_read_once_for_a_registration(host: Host) -> None:
     serial.unlink()
     serial.symlink_to("/proc/self/mem")
     assert host.look().certain
+
+
+# A directory in the place of a device
+
+
+def blocked(host: Host) -> set[str]:
+    """Return the paths that a look finds blocked; such a look is certain, and tells each as a trouble too."""
+    look = host.look()
+    assert look.certain
+    assert look.troubles == look.blocked
+    assert all("rmdir" in line and "mount /dev" in line for line in look.blocked)
+    return {line.partition(": ")[0] for line in look.blocked}
+
+
+def test_a_directory_where_the_devnode_belongs_is_told(host: Host) -> None:
+    """A container was restarted without its stick: the kernel cannot make the node of the stick that is back."""
+    assert blocked(host) == set()
+    host.stick()
+    host.node("ttyUSB0").unlink()
+    host.node("ttyUSB0").mkdir()
+    assert blocked(host) == {str(host.node("ttyUSB0"))}
+    assert host.found() == {}
+    host.node("ttyUSB0").rmdir()
+    host.node("ttyUSB0").symlink_to(NUMBERS[0])
+    assert blocked(host) == set()
+    assert list(host.found()) == ["ttyUSB0"]
+
+
+@pytest.mark.parametrize("path", ["serial/by-id/usb-stick", "serial/by-path/usb-0:1", "zigbee", "my dongle"])
+def test_a_directory_where_a_link_belongs_is_told(host: Host, path: str) -> None:
+    """Listed in /dev/serial, or named by the configuration; the cure can be pasted into a shell."""
+    (host.dev / path).mkdir()
+    host.lister.paths = frozenset({f"{host.dev}/zigbee", f"{host.dev}/my dongle"})
+    assert blocked(host) == {f"{host.dev}/{path}"}
+    (line,) = host.look().blocked
+    assert f"`rmdir {shlex.quote(f'{host.dev}/{path}')}`" in line
+    (host.dev / path).rmdir()
+    assert blocked(host) == set()
+
+
+def test_a_directory_where_the_record_wants_a_link_is_told(host: Host) -> None:
+    """The stick is back under its name, and udevd cannot make one of its links (`node_symlink`)."""
+    host.stick()
+    host.rules_run("ttyUSB0", DEVLINKS=f"{host.dev}/zigbee")
+    (host.dev / "zigbee").mkdir()
+    assert blocked(host) == {f"{host.dev}/zigbee"}
+    assert host.found()["ttyUSB0"].links == ()
+
+
+def test_a_directory_where_a_device_was_is_told_while_the_device_is_away(host: Host) -> None:
+    """Its devnode and every link of it are remembered, until something is there again."""
+    host.stick()
+    link = host.link("zigbee", "ttyUSB0")
+    host.rules_run("ttyUSB0", DEVLINKS=link)
+    assert host.found()["ttyUSB0"].links == (link,)
+    host.unregister("ttyUSB0")
+    Path(link).unlink()
+    assert blocked(host) == set()
+    Path(link).mkdir()
+    host.node("ttyUSB0").mkdir()
+    assert blocked(host) == {link, str(host.node("ttyUSB0"))}
+    Path(link).rmdir()
+    host.node("ttyUSB0").rmdir()
+    host.stick("ttyUSB0", at="usb1/1-2")
+    host.link("zigbee", "ttyUSB0")
+    assert blocked(host) == set()
+
+
+def test_a_place_is_forgotten_when_something_is_there_again(host: Host) -> None:
+    """What becomes of a link that led to the stick after its return is for who took it away."""
+    host.stick()
+    link = host.link("zigbee", "ttyUSB0")
+    host.rules_run("ttyUSB0", DEVLINKS=link)
+    host.found()
+    host.unregister("ttyUSB0")
+    host.found()
+    host.stick()
+    assert blocked(host) == set()
+    Path(link).unlink()
+    Path(link).mkdir()
+    assert blocked(host) == set()
+
+
+def test_a_directory_is_told_where_the_node_of_a_listed_tty_was(host: Host) -> None:
+    """The entry in sysfs may stay when a node goes."""
+    host.stick()
+    link = host.link("zigbee", "ttyUSB0")
+    host.rules_run("ttyUSB0", DEVLINKS=link)
+    host.found()
+    host.node("ttyUSB0").unlink()
+    Path(link).unlink()
+    Path(link).mkdir()
+    assert blocked(host) == {link}
+
+
+def test_a_directory_of_a_ttys_name_is_told_from_the_start(host: Host) -> None:
+    """A daemon that was restarted meanwhile has not seen the stick that was there."""
+    for name in ("ttyUSB7", "pts"):
+        (host.dev / name).mkdir()
+    assert blocked(host) == {f"{host.dev}/ttyUSB7"}
+
+
+def test_no_more_places_are_looked_at_than_a_few(host: Host) -> None:
+    """Sticks of a flapping hub get ever new names."""
+    for number in range(200):
+        host.stick(f"ttyUSB{number}", at=f"usb1/{number}")
+        host.found()
+        host.unregister(f"ttyUSB{number}")
+    for number in range(200):
+        host.node(f"ttyUSB{number}").mkdir()
+    assert blocked(host) == {str(host.node(f"ttyUSB{number}")) for number in range(200 - 64, 200)}
+
+
+def test_a_link_to_a_directory_is_in_nobodys_way(host: Host) -> None:
+    """`rmdir` would not remove it, and udevd would."""
+    (host.dev / "serial/by-id/usb-stick").symlink_to(host.dev)
+    host.lister.paths = frozenset({f"{host.dev}/serial/by-id/usb-stick"})
+    assert blocked(host) == set()
 
 
 # Serials

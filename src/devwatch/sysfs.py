@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,8 @@ _ATTRIBUTE_SIZE = 4096
 """The size of a sysfs attribute, one page (sysfs(5))."""
 _SERIAL_SIZE = 511
 """What systemd's usb_id keeps of a serial (`UDEV_NAME_SIZE` less the final NUL)."""
+_REMEMBERED = 64
+"""Paths of devices that have gone at which a directory is looked for; the oldest are forgotten."""
 _TEMPORARY = re.compile(r"/\.#[^/]*$|\.tmp-c[0-9]+:[0-9]+$")
 """The links that udevd makes to rename them over others: those of systemd since 251 (`tempfn_random`), and before (`node_symlink`)."""
 _UNFIT = re.compile(r"(\\x)|[^0-9A-Za-z#+.:=@_-]")
@@ -98,11 +102,16 @@ class Lister:
     _dev: tuple[tuple[int, int], bool] | None = None
     _former: dict[int, tuple[int, Stamp]] = field(default_factory=dict)
     """By device number the last registration that has gone and its record, which udevd may not have removed yet."""
+    _places: dict[str, None] = field(default_factory=dict)
+    """Where devices that have gone had their devnode and links."""
+    _blocked: set[str] = field(default_factory=set)
+    """Where the present look has found a directory in place of a devnode or link."""
 
     def look(self, now: float) -> Look:
         """Return what is there now. Never raises `OSError`: what cannot be read makes the look uncertain."""
         troubles: tuple[str, ...] = ()
         doubts: list[str] = []
+        self._blocked = set()
         try:
             devtmpfs, troubles = self._host()
             entries = _entries(f"{self.roots.sys}/class/tty")
@@ -114,7 +123,15 @@ class Lister:
         found = list(self._devices(entries, links, doubts, now, devtmpfs=devtmpfs))
         for name in self._known.keys() - entries.keys():
             self._depart(self._known.pop(name))
-        return Look(at=now, devices=tuple(found), doubts=tuple(doubts), udevd=self.roots.udevd, troubles=troubles)
+        blocked = self._obstructions()
+        return Look(
+            at=now,
+            devices=tuple(found),
+            doubts=tuple(doubts),
+            udevd=self.roots.udevd,
+            troubles=(*troubles, *blocked),
+            blocked=blocked,
+        )
 
     def _devices(
         self,
@@ -142,6 +159,7 @@ class Lister:
             # What is new about it may be that it has gone since: then its links lead nowhere.
             if device is held or self._present(known, devtmpfs=devtmpfs):
                 return device
+        self._remember(known)
         known.forget()
         known.device = None
         return None
@@ -170,6 +188,15 @@ class Lister:
         """Remember of a registration that has gone what it may leave behind."""
         if known.stamp is not None:
             self._former[known.bare.number] = (known.incarnation, known.stamp)
+        self._remember(known)
+
+    def _remember(self, known: _Known) -> None:
+        """Remember where a device was that is not there now."""
+        if known.device is None:
+            return
+        self._places |= dict.fromkeys((known.device.devnode, *known.device.links))
+        for path in list(self._places)[:-_REMEMBERED]:
+            del self._places[path]
 
     def _register(self, name: str, path: str, incarnation: int, entry: int) -> _Known | None:
         real = os.path.realpath(path)
@@ -212,6 +239,7 @@ class Lister:
         try:
             status = os.stat(known.bare.devnode)
             here = stat.S_ISCHR(status.st_mode) and status.st_rdev == known.bare.number
+            self._note_directory(known.bare.devnode, status)
         except OSError as error:
             if error.errno not in GONE:
                 raise
@@ -300,7 +328,23 @@ class Lister:
             if error.errno in NOWHERE:
                 return None
             raise
+        self._note_directory(path, status)
         return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
+
+    def _note_directory(self, path: str, status: os.stat_result) -> None:
+        """Note that a directory is where a device or link belongs. A link that leads to one is in nobody's way."""
+        if stat.S_ISDIR(status.st_mode) and not os.path.islink(path):
+            self._blocked.add(path)
+
+    def _obstructions(self) -> tuple[str, ...]:
+        """Return what to do about each directory in the place of a device or link, also of one that has gone."""
+        for path in list(self._places):
+            with contextlib.suppress(OSError):  # nothing is there, or nothing that can be told
+                if stat.S_ISDIR(os.lstat(path).st_mode):
+                    self._blocked.add(path)
+                else:
+                    del self._places[path]
+        return tuple(obstruction(path) for path in sorted(self._blocked))
 
     def _host(self) -> tuple[bool, tuple[str, ...]]:
         """Return whether /dev is the kernel's own, and what is missing on this host, each with what to do."""
@@ -321,6 +365,7 @@ class Lister:
         # The mount table of a busy node is long: read it when /dev has changed.
         if self._dev is None or self._dev[0] != mounted:
             self._dev = (mounted, is_devtmpfs(self.roots))
+            self._places |= dict.fromkeys(_tty_directories(self.roots.dev))
         return self._dev[1]
 
 
@@ -433,6 +478,22 @@ def _entries(folder: str) -> dict[str, int]:
     """Return the names in a folder with their inodes. Raises `OSError`."""
     with os.scandir(folder) as entries:
         return {entry.name: entry.inode() for entry in entries}
+
+
+def _tty_directories(dev: str) -> Iterator[str]:
+    """Yield the directories in /dev that are named like a tty; no driver makes one."""
+    with contextlib.suppress(OSError), os.scandir(dev) as entries:
+        yield from (
+            entry.path for entry in entries if entry.name.startswith("tty") and entry.is_dir(follow_symlinks=False)
+        )
+
+
+def obstruction(path: str) -> str:
+    """Return what a directory in the place of a device or link means, and what to do."""
+    return (
+        f"{path}: a directory is in the place of a device or of a link to one: run `rmdir {shlex.quote(path)}` on this host, then plug"
+        " the device again. A container that mounts this path was restarted without the device; let it mount /dev instead"
+    )
 
 
 def _serial_links(dev: str) -> Iterable[str]:

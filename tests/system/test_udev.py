@@ -319,6 +319,37 @@ def flap(terminal: Terminal, pause: float) -> None:
         time.sleep(pause + number % 5 * 0.01)
 
 
+def test_a_directory_in_the_place_of_a_stick_is_told_until_it_is_removed(ears: Ears, sticks: Sticks) -> None:
+    """As containerd leaves one at each path of a pod that is restarted without its stick: udevd and kernel cannot make theirs."""
+    link = Path("/dev/serial/by-id/usb-a1")
+    places = {link, plug(sticks, links=["serial/by-id/usb-a1"])}
+    sticks.settle()
+    assert ears.device("tty40") is not None
+    sticks.unplug("tty40")
+    sticks.settle()
+    assert blocked(ears) == set()
+    for place in places:
+        place.mkdir(parents=True)
+    try:
+        assert blocked(ears) == places
+        plug(sticks, links=["serial/by-id/usb-a1"])
+        sticks.settle()
+        assert ears.device("tty40") is None
+        assert blocked(ears) == places
+    finally:
+        for place in places:
+            place.rmdir()
+    plug(sticks, links=["serial/by-id/usb-a1"])
+    sticks.settle()
+    assert getattr(ears.device("tty40"), "link", None) == str(link)
+    assert blocked(ears) == set()
+
+
+def blocked(ears: Ears) -> set[Path]:
+    """Return the paths of which a look tells that a directory is in the way."""
+    return {Path(line.partition(": ")[0]) for line in ears.source.look(ears.now).blocked}
+
+
 def test_a_link_that_the_configuration_names_is_followed(ears: Ears, sticks: Sticks, tmp_path: Path) -> None:
     """Also outside /dev."""
     (tmp_path / "zigbee").symlink_to(plug(sticks))

@@ -177,6 +177,17 @@ def test_an_uncertain_look_misses_the_one_whose_name_another_has() -> None:
     assert seen == [("device.removed", "/dev/ttyUSB0"), ("device.returned", "/dev/ttyUSB0")]
 
 
+def test_a_directory_in_the_place_of_a_device_makes_the_daemon_unready_until_it_is_removed() -> None:
+    """The stick cannot come back under that name: whoever probes the daemon reads the cure."""
+    desk = Desk()
+    desk.health.shown = True
+    for blocked, ready in (((), True), (("/dev/ttyUSB0: run `rmdir /dev/ttyUSB0`",), False), ((), True)):
+        desk.reporter.look(look(blocked=blocked))
+        good, line = desk.health.readyz(0)
+        assert good is ready
+        assert ("rmdir" in line) is not ready
+
+
 def test_an_uncertain_look_is_told_counted_and_makes_the_daemon_unready() -> None:
     """With the reason, and what it means for the counts."""
     desk = Desk()

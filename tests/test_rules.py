@@ -79,7 +79,7 @@ _close_rules = st.builds(
 _devices = st.builds(
     Device,
     devnode=st.sampled_from(DEVNODES),
-    devpath=st.just("/devices/x/tty/ttyUSB0"),
+    devpath=st.sampled_from(("/devices/x/tty/ttyUSB0", "/devices/virtual/tty/ttyUSB0")),
     number=st.just(1),
     incarnation=st.just(1),
     physical=st.none() | st.just("/devices/x"),
@@ -212,6 +212,27 @@ def test_the_plain_cases_of_covering_are_seen() -> None:
 def test_what_the_host_cannot_supply_is_unknown(test: KeyTest, of_stick: Verdict, of_bare: Verdict) -> None:
     """Without a udev record ids are still known; port, properties and links are neither matched nor not."""
     assert (test.finding(STICK).verdict, test.finding(BARE).verdict) == (of_stick, of_bare)
+
+
+@pytest.mark.parametrize(
+    ("test", "bare", "complete"),
+    [
+        (_test("vendor", "0403"), NOT, NOT),
+        (_test("serial", ""), MATCHED, MATCHED),
+        (_test("interface", "00"), NOT, NOT),
+        (_test("port", "*"), NOT, MATCHED),
+        (_test("port", ""), MATCHED, NOT),
+        (_test("properties", "*", name="ID_MODEL"), NOT, MATCHED),
+        (_test("properties", "", name="ID_BUS"), MATCHED, MATCHED),
+        (_test("properties", "*", name="SYSTEMD_WANTS"), UNKNOWN, NOT),
+        (_test("properties", "*", name="MY_ID_MODEL"), UNKNOWN, NOT),
+    ],
+)
+def test_a_virtual_console_surely_has_no_hardware(test: KeyTest, bare: Verdict, complete: Verdict) -> None:
+    """Without a record it holds up no count by what hardware alone has; a record decides, as of a rule that gave it some."""
+    console = Device(devnode="/dev/tty9", devpath="/devices/virtual/tty/tty9", number=1033, incarnation=1)
+    read = dataclasses.replace(console, port="virtual", properties={"ID_PATH": "virtual", "ID_MODEL": "vt"})
+    assert (test.finding(console).verdict, test.finding(read).verdict) == (bare, complete)
 
 
 @pytest.mark.parametrize(

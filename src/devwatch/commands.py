@@ -15,6 +15,7 @@ from devwatch.config import MAX_BYTES
 from devwatch.configfile import ConfigFile
 from devwatch.errors import ConfigError
 from devwatch.host import Host
+from devwatch.sysfs import obstruction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -184,7 +185,8 @@ def _explain_device(scene: Scene, screen: Screen, device: Device) -> None:
 
 
 def _gap(key: str, device: Device) -> str:
-    return " (unknown: there is no complete udev record)" if key == "port" and not device.complete else ""
+    unknown = key == "port" and not device.complete and not device.virtual
+    return " (unknown: there is no complete udev record)" if unknown else ""
 
 
 def _decision(decided: Claim, scene: Scene) -> str:
@@ -215,10 +217,13 @@ def _explain_absence(scene: Scene, screen: Screen, path: str) -> None:
 def _what_is_there(path: str) -> str:
     try:
         status = os.stat(path)  # noqa: PTH116 - its error is the answer
+        empty = stat.S_ISDIR(status.st_mode) and not os.listdir(path)  # noqa: PTH208 - beside the stat above
     except FileNotFoundError:
         return "dangling link: what it led to is gone" if Path(path).is_symlink() else "there is nothing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    if empty and path.startswith("/dev/"):
+        return obstruction(path).removeprefix(f"{path}: ")
     if stat.S_ISDIR(status.st_mode):
         return "a directory without a tty below it" if path.startswith("/sys") else "a directory"
     return "a character device, but no present tty" if stat.S_ISCHR(status.st_mode) else "not a character device"

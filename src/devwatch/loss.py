@@ -427,7 +427,8 @@ class KnownDevices:
     def _entry(self, device: Device, paths: Paths) -> Entry:
         """Return the entry of a present device, with the number that its pods know as long as they have not been looked at."""
         back = self.returns.get(device.key)
-        own = paths.own(device.key) - {listed_path(device.devnode)}
+        # Until udev's record is complete the links may still change.
+        own = paths.own(device.key) - {listed_path(device.devnode)} if device.complete else ()
         return Entry.of(device, links=own, rdev=back.entries[0].rdev if back else device.number)
 
     def _advance(self, name: str, scene: Scene) -> None:

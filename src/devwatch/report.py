@@ -142,7 +142,7 @@ class Reporter:
         for trouble in look.troubles:
             self._warn_once("host.limited", reason=trouble)
         doubts = _joined(look.doubts)
-        self.health.uncertain = doubts or None
+        self.health.uncertain, self.health.blocked = doubts or None, _joined(look.blocked)
         if look.certain:
             self._stories.pop("look", None)
             return

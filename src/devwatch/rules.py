@@ -20,6 +20,8 @@ _DEVNODE = re.compile(
     r"/dev/(?:tty(?:ACM|AMA|AT|GS|HS|LP|MSM|MXUSB|O|S|SAC|SC|THS|UL|USB|XRUSB|mxc)?|gsmtty|hvc|rfcomm)[0-9*?\[\]!-]+"
 )
 """What the kernel's drivers name their ttys (Documentation/admin-guide/devices.txt, n_gsm.c); whatever else is in /dev may be a link."""
+_HARDWARE = "ID_"
+"""What udev's rules name the properties by that they take from hardware (60-serial.rules, `usb_id`, `path_id`)."""
 _LISTED = ("/dev/serial/by-id/", "/dev/serial/by-path/")
 """The folders whose links every look lists, so that no udev record is needed to know them."""
 
@@ -151,11 +153,16 @@ class KeyTest:
         """Return the values to match, and why they may not be all, empty where they are."""
         if self.key == "path":
             return (device.devnode, *device.links), self._gap(device)
-        if self.key in {"port", "properties"} and device.properties is None:
+        if self.key in {"port", "properties"} and not self._readable(device):
             return (), "there is no complete udev record of it"
         if self.key == "properties":
             return ((device.properties or {}).get(self.property_name),), ""
         return (getattr(device, self.key),), ""
+
+    def _readable(self, device: Device) -> bool:
+        """Whether port or property is known: from the record, or because a virtual device surely has none of hardware."""
+        hardware = self.key == "port" or self.property_name.startswith(_HARDWARE)
+        return device.complete or (device.virtual and hardware)
 
     def _gap(self, device: Device) -> str:
         """Return why links to the device that these patterns may match are not all known, empty where they are."""

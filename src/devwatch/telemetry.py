@@ -135,6 +135,8 @@ class Health:
     """What of the Node is refused, and why; empty where nothing is."""
     uncertain: str | None = None
     """Why the last look could not see everything."""
+    blocked: str = ""
+    """Where a directory is in the place of a device, with the cure; empty where none is."""
     shown: bool = False
     """Whether the Node has been seen to show what is present."""
     differs: str = ""
@@ -167,6 +169,8 @@ class Health:
             yield self.refused
         if self.uncertain is not None:
             yield f"the devices cannot be seen for certain: {self.uncertain}"
+        if self.blocked:
+            yield self.blocked
         why = "".join(f": {text}" for text in (self.differs, self.error) if text)
         if not self.shown:
             yield f"the Node has not been seen to show what is present{why}"

@@ -32,6 +32,8 @@ BATCH = 256
 TEND_INTERVAL = 1.0
 """Seconds between two checks of the monitor, however often the devices are looked at."""
 _ELSEWHERE = "udevd runs in another network namespace (hostNetwork is missing) or has ended: a daemon here hears the kernel alone"
+_PROCESSING = "ID_PROCESSING"
+"""What udevd of systemd 255 and later adds to a complete record while it handles an event: it says nothing of the device."""
 _PROTOCOL = "15"
 """NETLINK_KOBJECT_UEVENT (include/uapi/linux/netlink.h), as the table of sockets prints it."""
 _KERNEL_GROUP = 1
@@ -66,6 +68,8 @@ def read_record(context: pyudev.Context, path: str) -> Record | None:
 def _properties(device: pyudev.Device) -> Record:
     record = {}
     for name in device.properties:
+        if name == _PROCESSING:
+            continue
         with contextlib.suppress(UnicodeDecodeError, KeyError):  # no pattern in UTF-8 could match such a value
             record[name] = device.properties[name]
     return record

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import importlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 import shlex
 import ssl
 import sys
 import tempfile
+import time
 import types
 import warnings
 from collections import Counter
@@ -51,6 +54,8 @@ DEFAULT_KUBECONFIG = ".kube/config"
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where the kubelet mounts the credentials of a pod (ServiceAccount admission plugin)."""
 _SERVICE_HOST = "KUBERNETES_SERVICE_HOST"
+_EXPIRY_DELTA = 10.0
+"""Seconds before its end at which an ID token counts as expired (client-go, oidc `expiryDelta`)."""
 
 _ANONYMOUS = "system:anonymous"
 _UNSHAPELY = (AssertionError, AttributeError, IndexError, KeyError, TypeError)
@@ -237,9 +242,28 @@ class _Loader(kube_config.KubeConfigLoader):
             raise ConfigException(f"its tokenFile {file} is empty")
         return content or str(otherwise)
 
-    async def _refresh_oidc(self, provider: Any) -> None:  # noqa: ANN401, ARG002 - as it is there
-        # The library would show client secret and refresh token to a server whose certificate nobody verifies, and forget the next token.
-        raise ConfigException("oidc: there is no valid id-token, and devwatch fetches none: use an exec plugin")
+    async def _load_oid_token(self) -> str:
+        """Take the ID token of an OpenID Connect provider while it is valid. Raises `ConfigException` where there is none.
+
+        The library's own function reads the time by functions that Python deprecates, and fetches the next token: it would show client
+        secret and refresh token to a server whose certificate nobody verifies, and forget what it was given.
+        """
+        user: dict[str, Any] = self._user.value if self._user else {}
+        token = (user["auth-provider"].get("config") or {}).get("id-token")
+        if not token or _expiry(str(token)) < time.time() + _EXPIRY_DELTA:
+            raise ConfigException("oidc: there is no valid id-token, and devwatch fetches none: use an exec plugin")
+        self.token = f"Bearer {token}"
+        return self.token
+
+
+def _expiry(token: str) -> float:
+    """Return when an ID token expires, in Unix time (RFC 7519, `exp`), infinity where it does not say. Raises `ConfigException`."""
+    try:
+        _, payload, _ = token.split(".")
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return float(claims.get("exp", math.inf))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigException("oidc: its id-token is not a JSON Web Token (header.payload.signature)") from error
 
 
 def _write_copy(self: kube_config.FileOrData, content: str | bytes) -> str:

@@ -160,7 +160,9 @@ class Reporter:
         # Where another one has its name it is gone, however little else is certain.
         gone = [key for key, shown in missing.items() if look.certain or shown.device.devnode in names]
         for shown in (missing.pop(key) for key in gone):
-            self._departed(shown, graces.get(shown.owner, 0.0), look.at)
+            figure = figures.by_name.get(shown.owner)
+            start = (figure and figure.start_until) or look.at
+            self._departed(shown, max(graces.get(shown.owner, 0.0), round(start - look.at, 3)), look.at)
         self._gone = [gone for gone in self._gone if look.at < gone.since + gone.grace]
         for shown in (shown for key, shown in here.items() if key not in self._shown):
             self._arrived(shown, look.at)

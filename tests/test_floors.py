@@ -34,7 +34,8 @@ FLOORS = (
         ),
         ordered=True,
     ),
-    Floor(rooms=("sysfs", "configfile", "resolver", "output", "program", "proxy")),  # the world, without a library
+    Floor(rooms=("early", "resolver", "files"), ordered=True),
+    Floor(rooms=("sysfs", "configfile", "output", "program", "proxy")),  # the world, without a library
     Floor(rooms=("udev", "kube", "systemd", "telemetry", "logs", "lock", "display")),
     Floor(rooms=("host", "workload", "cluster", "report", "events", "evictor", "reconciler"), ordered=True),
     Floor(rooms=("daemon", "commands", "admin")),

@@ -279,6 +279,27 @@ def test_a_device_that_goes_is_told_with_how_long_it_still_counts() -> None:
     assert desk.shows(f'devwatch_devices{{resource="{ZIGBEE}"}} 0.0')
 
 
+def test_a_device_that_goes_soon_after_the_start_counts_as_long_as_the_figure_of_the_start() -> None:
+    """That is longer than its own grace, and the line says so; a return within that time is one."""
+    desk = Desk([rule(removal_grace=0.5)])
+    desk.tally.start(NodeState(capacity={ZIGBEE: "1"}, allocatable={ZIGBEE: "1"}), 0)
+    desk.see(0, STICK)
+    (line,) = desk.see(2.4)
+    assert (line.event, line.fields["counted_for_seconds"]) == ("device.removed", 7.6)
+    assert desk.events(9.9, STICK) == [("device.returned", STICK.devnode)]
+    (line,) = desk.see(11)
+    assert line.fields["counted_for_seconds"] == 0.5
+
+
+def test_a_device_that_the_figure_of_the_start_does_not_count_goes_with_its_own_grace() -> None:
+    """There were more than the Node showed: when one of them goes, as many as that are left."""
+    desk = Desk([rule(removal_grace=0.5)])
+    desk.tally.start(NodeState(capacity={ZIGBEE: "1"}, allocatable={ZIGBEE: "1"}), 0)
+    desk.see(0, STICK, device("ttyUSB5"))
+    (line,) = desk.see(2.4, STICK)
+    assert line.fields["counted_for_seconds"] == 0.5
+
+
 def test_a_device_that_comes_back_within_its_grace_has_returned() -> None:
     """Also through another socket and under another name."""
     desk = Desk()

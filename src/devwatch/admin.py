@@ -10,7 +10,7 @@ from devwatch import cluster, display
 from devwatch.errors import ApiError, NodeMissing, Unavailable
 from devwatch.lock import NodeLock
 from devwatch.node import WHOLE
-from devwatch.resolver import Resolver
+from devwatch.resolver import new_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -32,7 +32,6 @@ def run(connection: Connection, work: Coroutine[Any, Any, int]) -> int:
     """Run a command to its end, which no name server delays. Raises `Unavailable` with one line for whatever the API server does not do."""
 
     async def closing() -> int:
-        asyncio.get_running_loop().set_default_executor(Resolver())
         try:
             return await work
         except ApiError as error:
@@ -40,7 +39,11 @@ def run(connection: Connection, work: Coroutine[Any, Any, int]) -> int:
         finally:
             await connection.close()
 
-    return asyncio.run(closing())
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(closing())
+    finally:
+        work.close()  # where no loop could be made, it has not begun
 
 
 # -- status

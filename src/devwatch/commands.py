@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 import time
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devwatch import display, inspection
-from devwatch.config import MAX_BYTES
 from devwatch.configfile import ConfigFile
 from devwatch.errors import ConfigError
 from devwatch.host import Host
@@ -233,8 +231,9 @@ def check(file: Path, screen: Screen, *, form: str) -> int:
     """Show the faults of a configuration, or what it says."""
     config: Config | None = None
     faults: tuple[Fault, ...] = ()
+    source = ConfigFile(path=file)
     try:
-        config = ConfigFile(path=file).load()
+        config = source.load()
     except ConfigError as error:
         faults = error.faults
     warnings = config.warnings if config else ()
@@ -247,24 +246,11 @@ def check(file: Path, screen: Screen, *, form: str) -> int:
         screen.document({"file": str(file), "valid": config is not None, **problems, "resources": names}, "json")
         return CONFIGURATION if faults else DONE
     shown = [*((fault, "") for fault in faults), *((fault, "warning: ") for fault in warnings)]
-    text = _text(file) if shown and screen.width is not None else ""
     for fault, kind in shown:
-        display.show_fault(screen, fault, str(file), text, kind=kind)
+        display.show_fault(screen, fault, str(file), source.text, kind=kind)
     if config:
         screen.line(_summary(file, config))
     return CONFIGURATION if faults else DONE
-
-
-def _text(file: Path) -> str:
-    """Return the file for the lines that are shown below the faults; empty where it cannot be read, which is a fault itself.
-
-    A pipe gives its content only once, and has given it by now.
-    """
-    try:
-        with file.open("rb") if file.is_file() else io.BytesIO() as content:
-            return content.read(MAX_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def _fault_document(fault: Fault) -> dict[str, object]:

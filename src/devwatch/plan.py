@@ -55,6 +55,8 @@ class Figure:
     """Whether a devnode of it has been away for less than the grace, so that what is listed may be as it was in a moment."""
     due: float | None = None
     """When `advertised` falls or `away` ends if nothing changes."""
+    start_until: float | None = None
+    """Until when the Node's own figure at the start counts, None where more is present, or that is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +150,15 @@ class Tally:
         # Apart from what was counted here: a stranger's figure is held no longer than the Node shows it.
         shown = observed.count(rule.name) if held and observed else 0
         dues = (counts.due(grace), devnodes.due(grace), until)
+        present = quantity_of(rule, devices)
         return Figure(
-            present=quantity_of(rule, devices),
+            present=present,
             advertised=max(self._last[rule.name], shown),
             devices=devices,
             held=held,
             away=away,
             due=min((due for due in dues if due is not None), default=None),
+            start_until=until if start > present else None,
         )
 
     def _started(self, rule: ResourceRule, now: float) -> tuple[int, float | None]:

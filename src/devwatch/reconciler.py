@@ -74,7 +74,7 @@ class Settings(Protocol):
     """Where the configuration comes from."""
 
     def poll(self, *, force: bool) -> Config | None:
-        """Return the configuration if it is new, or in any case with `force`. Raises `ConfigError`."""
+        """Return the configuration if it is new, with `force` the one that was asked for. Never blocks. Raises `ConfigError`."""
 
 
 @dataclass(slots=True, kw_only=True)

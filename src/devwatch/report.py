@@ -168,7 +168,9 @@ class Reporter:
         # Where another one has its name it is gone, however little else is certain.
         gone = [key for key, shown in missing.items() if look.certain or shown.device.devnode in names]
         for shown in (missing.pop(key) for key in gone):
-            self._departed(shown, graces.get(shown.owner, 0.0), look.at)
+            figure = figures.by_name.get(shown.owner)
+            start = (figure and figure.start_until) or look.at
+            self._departed(shown, max(graces.get(shown.owner, 0.0), round(start - look.at, 3)), look.at)
         over = [gone for gone in self._gone if look.at >= gone.since + gone.grace]
         self._gone = [gone for gone in self._gone if gone not in over]
         for gone_for_good in over:

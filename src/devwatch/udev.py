@@ -307,8 +307,22 @@ def record_reader() -> Callable[[str], Record | None]:
 def _context() -> pyudev.Context:
     try:
         return pyudev.Context()
-    except ImportError as error:
-        raise Unavailable(f"libudev is missing ({error}): install the package libudev1, or systemd-libs") from error
+    except (ImportError, OSError) as error:
+        raise Unavailable(_why_no_libudev(error)) from error
+
+
+def _why_no_libudev(error: Exception) -> str:
+    """Tell a missing library from a shortage: Python looks for one by running programs, and says "not found" where it could not."""
+    try:
+        ctypes.CDLL("libudev.so.1")
+    except OSError as reason:
+        if "No such file" in str(reason):
+            return f"libudev is missing ({error}): install the package libudev1, or systemd-libs"
+        return (
+            f"libudev cannot be loaded: {reason} (ulimit -n and LimitNOFILE limit the open files, ulimit -v the memory)"
+        )
+    limits = "raise the limits of open files (ulimit -n, LimitNOFILE) and of processes (ulimit -u, TasksMax)"
+    return f"libudev is here, but neither ldconfig nor gcc could be run to find it: {limits}, or install one of them"
 
 
 def hearing_troubles(roots: Roots, table: str = "/proc/self/net/netlink") -> tuple[str, ...]:

@@ -150,6 +150,8 @@ class Known:
     victims: set[str] = field(default_factory=set)
     back: float = -math.inf
     """When it was last found again after it was missing."""
+    serial: str | None = None
+    """As it was read last."""
     told: bool = True
     """Whether its record was known whenever it was seen."""
     counted: float = -math.inf
@@ -214,7 +216,15 @@ class Bailiff:
             for entry in entries:
                 for tty in self._meant(entry):
                     lost = entry.get("lost")
-                    known = Known(want=name, tty=tty, remembered=True, lost=lost, listed=bool(lost), dated=lost or "")
+                    known = Known(
+                        want=name,
+                        tty=tty,
+                        remembered=True,
+                        lost=lost,
+                        listed=bool(lost),
+                        dated=lost or "",
+                        serial=entry.get("serial"),
+                    )
                     known.counted = _moment(lost) if lost else -math.inf
                     self.known.setdefault((name, tty.birth), known)
 
@@ -227,7 +237,7 @@ class Bailiff:
 
     def configured(self, now: float) -> None:
         """Take note that another configuration is in force: what it does not list is no loss."""
-        names = {want.name for want in self.contract.plan.wants}
+        names = {want.name for want in self.contract.plan.wants if want.evict is not None}
         self.known = {key: known for key, known in self.known.items() if key[0] in names}
         self.configured_at = now
 
@@ -248,12 +258,13 @@ class Bailiff:
             self.paths.note({tty.birth: tty.claims if tty.record else self._bare(tty) for tty in listed})
         for tty in listed:
             want, _ = owners[tty.birth]
-            assert want is not None
+            if want is None or want.evict is None:
+                continue
             known = self.known.setdefault((want.name, tty.birth), Known(want=want.name, tty=tty))
             known.tty = self.ledger.host.past[tty.birth]
             known.back = now if known.missing is not None else known.back
             known.seen()
-            known.told = known.told and tty.record
+            known.told, known.serial = known.told and tty.record, tty.serial
             if certain and answered and self.contract.counts(tty):
                 known.counted, known.dated = now, date
         for key in [key for key in self.known if key[1] in births]:
@@ -282,7 +293,7 @@ class Bailiff:
                 known.missing, known.grace = now, want.grace if want else 0.0
                 if known.lost:
                     known.accepted = min(now, _moment(known.lost))
-            if (known.tty.face, known.tty.serial) in faces:
+            if (known.tty.face, known.serial) in faces:
                 known.over = True
                 known.victims.clear()
             elif known.over and not any(other.tty.face == known.tty.face for other in self._others(known)):
@@ -524,11 +535,17 @@ class Bailiff:
             return "nobody knows when the container started"
         if container.started >= int(host_date(at)):
             return "the container has started since"
-        if opened is not None and any(
+        good = opened is not None and any(
             (tty.face, tty.number) == (opened.face, opened.number) for tty in self.here.values()
-        ):
+        )
+        if opened is not None and good and self._can_know(opened, path):
             return "its file is good"
         return ""
+
+    def _can_know(self, tty: Tty, path: str) -> bool:
+        """Return whether this daemon can know that a path led to a device."""
+        known = [each for (_, birth), each in self.known.items() if birth == tty.birth]
+        return path in self.paths.had(tty.birth) or any(each.remembered and path in tty.claims for each in known)
 
     def evicted(self, life: Life, now: float) -> None:
         """Take note of a pod that was evicted, where nothing but a return can be the cause."""

@@ -19,11 +19,11 @@ from devwatch.evictor import Evictor
 from devwatch.inventory import Look
 from devwatch.lock import NodeLock
 from devwatch.loss import Losses
-from devwatch.node import WHOLE, Changes, NodeState, Writer, patch_body
+from devwatch.node import MAPS, WHOLE, Changes, NodeState, Writer, patch_body
 from devwatch.reconciler import Cluster, Reconciler
 from devwatch.report import Reporter
 from devwatch.telemetry import Health, Metrics
-from fakes import MAPS, RIGHTS, FakeServer, FakeSettings, RecordingLog, date
+from fakes import RIGHTS, FakeServer, FakeSettings, RecordingLog, date
 from model_contract import Contract, Plan, Tty, Want
 from model_eviction import Bailiff, Cut, Ledger, believed, listing, removable
 from model_host import UNSURE, Host, device, leading
@@ -351,10 +351,8 @@ class Line:
     world: World
     judge: Judge
 
-    @property
-    def date(self) -> str:
-        """The API server's time in the last answer."""
-        return self.judge.date
+    date: str = ""
+    """The API server's time in the last answer."""
 
     async def patch(self, changes: Changes) -> NodeState:
         """Send a patch. What is sent is sent: the server goes on with it, whatever becomes of the daemon."""
@@ -363,12 +361,13 @@ class Line:
             served = self.world.spawn(self.world.serve(changes, cuts))
             try:
                 async with asyncio.timeout(TIMEOUT):
-                    state, self.judge.date = await asyncio.shield(served)
+                    state, stamp = await asyncio.shield(served)
             except TimeoutError:
                 raise Retry("the API server did not answer in time") from None
             except Retry as error:
                 self.judge.not_before = self.judge.now + min(error.after or 0.0, 60.0)
                 raise
+            self._answered(stamp)
             self.judge.told(state)
             return state
 
@@ -409,8 +408,8 @@ class Line:
             await self.world.town.record(event)
             self._answered()
 
-    def _answered(self) -> None:
-        self.judge.date = date(self.judge.now)
+    def _answered(self, stamp: str | None = None) -> None:
+        self.date = self.judge.date = stamp or date(self.judge.now)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -29,6 +29,8 @@ PEACE = 600.0
 STALE = 2.0
 """Seconds: a status that was read longer ago is not read anew right before."""
 
+Returned = tuple["Tty", "Tty", float]
+"""A device before and now, and when it returned."""
 Content = dict[str, list[dict[str, str | None]]]
 
 
@@ -133,6 +135,8 @@ class Known:
     """Whether only the annotation tells of it."""
     lost: str | None = None
     """What the annotation of the former daemon says."""
+    judged: bool = False
+    """Whether it is known what the Node showed when it was first missed."""
     missing: float | None = None
     """Since when no look has found it."""
     grace: float = 0.0
@@ -146,6 +150,8 @@ class Known:
     victims: set[str] = field(default_factory=set)
     back: float = -math.inf
     """When it was last found again after it was missing."""
+    serial: str | None = None
+    """As it was read last."""
     told: bool = True
     """Whether its record was known whenever it was seen."""
     counted: float = -math.inf
@@ -176,7 +182,9 @@ class Ledger:
 
     host: Host
     town: Town
-    paths: Paths = field(default_factory=lambda: Paths())
+    paths: Paths = field(default_factory=Paths)
+    replugged: set[int] = field(default_factory=set)
+    """The sticks for whose return any daemon evicted a pod."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -207,7 +215,17 @@ class Bailiff:
         for name, entries in believed(state).items():
             for entry in entries:
                 for tty in self._meant(entry):
-                    known = Known(want=name, tty=tty, remembered=True, lost=entry.get("lost"))
+                    lost = entry.get("lost")
+                    known = Known(
+                        want=name,
+                        tty=tty,
+                        remembered=True,
+                        lost=lost,
+                        listed=bool(lost),
+                        dated=lost or "",
+                        serial=entry.get("serial"),
+                    )
+                    known.counted = _moment(lost) if lost else -math.inf
                     self.known.setdefault((name, tty.birth), known)
 
     def _meant(self, entry: Mapping[str, str | None]) -> Iterator[Tty]:
@@ -219,7 +237,7 @@ class Bailiff:
 
     def configured(self, now: float) -> None:
         """Take note that another configuration is in force: what it does not list is no loss."""
-        names = {want.name for want in self.contract.plan.wants}
+        names = {want.name for want in self.contract.plan.wants if want.evict is not None}
         self.known = {key: known for key, known in self.known.items() if key[0] in names}
         self.configured_at = now
 
@@ -240,12 +258,13 @@ class Bailiff:
             self.paths.note({tty.birth: tty.claims if tty.record else self._bare(tty) for tty in listed})
         for tty in listed:
             want, _ = owners[tty.birth]
-            assert want is not None
+            if want is None or want.evict is None:
+                continue
             known = self.known.setdefault((want.name, tty.birth), Known(want=want.name, tty=tty))
             known.tty = self.ledger.host.past[tty.birth]
             known.back = now if known.missing is not None else known.back
             known.seen()
-            known.told = known.told and tty.record
+            known.told, known.serial = known.told and tty.record, tty.serial
             if certain and answered and self.contract.counts(tty):
                 known.counted, known.dated = now, date
         for key in [key for key in self.known if key[1] in births]:
@@ -274,7 +293,7 @@ class Bailiff:
                 known.missing, known.grace = now, want.grace if want else 0.0
                 if known.lost:
                     known.accepted = min(now, _moment(known.lost))
-            if (known.tty.face, known.tty.serial) in faces:
+            if (known.tty.face, known.serial) in faces:
                 known.over = True
                 known.victims.clear()
             elif known.over and not any(other.tty.face == known.tty.face for other in self._others(known)):
@@ -306,6 +325,10 @@ class Bailiff:
             if known.missing is None:
                 listed = [entry for state in states[:1] for entry in believed(state).get(known.want, ())]
                 known.listed = known.listed or any(entry.get("devnode") == known.tty.devnode for entry in listed)
+            elif known.remembered and not known.lost and not known.cuts and not known.judged:
+                known.judged = bool(states)
+                # A former daemon, or a kubelet, has stopped counting it without a date: who came afterwards cannot be told.
+                known.over = known.over or any(state.count(known.want) <= self._without(known, now) for state in states)
             elif known.accepted is None and now >= known.missing + known.grace - SOON:
                 most = self._without(known, now)
                 if any(state.count(known.want) <= most for state in states):
@@ -366,7 +389,7 @@ class Bailiff:
             for pod in pods if ripe else ():
                 life = self.ledger.town.lives[pod.uid]
                 for known in ripe:
-                    if self._bereaved(life, known, ripe, want, now):
+                    if self._bereaved(life, known, ripe, want):
                         known.victims.add(pod.uid)
 
     def wrongly(self, pod: Pod, now: float) -> str:
@@ -423,7 +446,7 @@ class Bailiff:
             if known.want == want.name and known.missing is not None and not known.over
         ]
 
-    def _bereaved(self, life: Life, lost: Known, ripe: Sequence[Known], want: Want, now: float) -> bool:
+    def _bereaved(self, life: Life, lost: Known, ripe: Sequence[Known], want: Want) -> bool:
         """Return whether a pod is to be evicted for a loss, of all that are ripe."""
         if want.name not in life.template.requests or not self._was_there(life, lost):
             return False
@@ -463,7 +486,7 @@ class Bailiff:
 
     def _is_lost(self, life: Life, want: Want, now: float) -> bool:
         ripe = self._ripe(want, now)
-        return any(life.uid in known.victims or self._bereaved(life, known, ripe, want, now) for known in ripe)
+        return any(life.uid in known.victims or self._bereaved(life, known, ripe, want) for known in ripe)
 
     # replugged
 
@@ -474,45 +497,55 @@ class Bailiff:
             if name != want.name or after not in self.here:
                 continue
             was, now_is = self.ledger.host.past[before], self.here[after]
-            fault = self._after_return(life, was, now_is, at, want, now)
+            fault = self._after_return(life, (was, now_is, at), want.evict or 0.0, now)
             if not fault:
                 return ""
         return fault
 
-    def _after_return(self, life: Life, was: Tty, now_is: Tty, at: float, want: Want, now: float) -> str:
+    def _after_return(self, life: Life, back: Returned, after: float, now: float) -> str:
+        was, now_is, at = back
         if was.number == now_is.number:
             return "it has the same number"
-        if now < at + (want.evict or 0.0) - SOON:
+        if now < at + after - SOON:
             return f"it has returned {now - at:.1f} s ago"
         if self._in_peace(now_is, at):
             return "a pod was evicted for a return of it within the 10 minutes before"
         chain = (tty for tty in self.ledger.host.past.values() if tty.face in {was.face, now_is.face})
         own = set().union(*map(self._own, chain))
-        faults = [self._has_dead_file(*mount, own, at, now) for mount in life.exact()]
-        return (
-            next((fault for fault in faults if not fault), "")
-            if "" in faults
-            else "; ".join(faults) or "it has no file"
-        )
+        faults = [self._has_dead_file(*mount, own, at) for mount in self._mounts(life, now)]
+        return "" if "" in faults else "; ".join(faults) or "it has no file"
+
+    def _mounts(self, life: Life, now: float) -> Iterator[tuple[Container, str, Tty | None]]:
+        """Yield each file of a pod with its container, as the last list tells of it if that was right before."""
+        told = self.roster.get(life.uid, life.pod) if now <= self.listed_at + STALE else life.pod
+        for container, opened in zip(told.containers, life.opened, strict=True):
+            for path, tty in opened.items():
+                yield container, path, tty if told is life.pod else None
 
     def _in_peace(self, tty: Tty, at: float) -> bool:
         return any(then < at < then + PEACE - 1 for then in self.replugged.get((tty.stick, tty.serial), ()))
 
-    def _has_dead_file(
-        self, container: Container, path: str, opened: Tty | None, own: set[str], at: float, now: float
-    ) -> str:
+    def _has_dead_file(self, container: Container, path: str, opened: Tty | None, own: set[str], at: float) -> str:
         """Return why a container does not have the dead file of a returned device."""
         if path not in own:
             return f"{path} does not name it alone"
-        if container.phase is not Phase.RUNNING and now > self.listed_at + STALE:
+        if container.phase is not Phase.RUNNING:
             return "the container does not run"
-        if container.started is not None and container.started >= int(host_date(at)):
+        if container.started is None:
+            return "nobody knows when the container started"
+        if container.started >= int(host_date(at)):
             return "the container has started since"
-        if opened is not None and any(
+        good = opened is not None and any(
             (tty.face, tty.number) == (opened.face, opened.number) for tty in self.here.values()
-        ):
+        )
+        if opened is not None and good and self._can_know(opened, path):
             return "its file is good"
         return ""
+
+    def _can_know(self, tty: Tty, path: str) -> bool:
+        """Return whether this daemon can know that a path led to a device."""
+        known = [each for (_, birth), each in self.known.items() if birth == tty.birth]
+        return path in self.paths.had(tty.birth) or any(each.remembered and path in tty.claims for each in known)
 
     def evicted(self, life: Life, now: float) -> None:
         """Take note of a pod that was evicted, where nothing but a return can be the cause."""
@@ -526,20 +559,54 @@ class Bailiff:
                     resource == name
                     and tty
                     and was.looks == tty.looks
-                    and not self._after_return(life, was, tty, at, want, now)
+                    and not self._after_return(life, (was, tty, at), want.evict, now)
                 ):
                     self.replugged.setdefault((tty.stick, tty.serial), []).append(now)
+                    self.ledger.replugged.add(tty.stick)
 
     # -- who should have gone
 
     def forgotten(self) -> list[str]:
         """Return the pods that should have been evicted in the end, beyond doubt."""
         left: set[str] = set()
-        for want in self.contract.plan.wants:
-            for known in self.known.values():
-                if known.want == want.name and want.evict is not None and self._surely_lost(known):
-                    left |= {life.pod.name for life in self._orphans(known, want)}
+        for known in self.known.values():
+            want = self.contract.plan.want(known.want)
+            if want is not None and want.evict is not None:
+                found = self._orphans(known, want) if self._surely_lost(known) else self._with_dead_files(known)
+                left |= {life.pod.name for life in found if not self._stays(life)}
         return sorted(left)
+
+    def _stays(self, life: Life) -> bool:
+        return life.pod.finished or life.pod.terminating or life.template.owner in {"", "DaemonSet", "Node"}
+
+    def _with_dead_files(self, known: Known) -> Iterator[Life]:
+        """Yield the pods that go on with a file of a stick that has surely come back under another number."""
+        alike = [
+            tty
+            for tty in self.ledger.host.past.values()
+            if tty.vendor == known.tty.vendor and tty.interface == known.tty.interface
+        ]
+        back = next((tty for tty in self.here.values() if tty.face == known.tty.face), None)
+        since = self.returns.get((known.want, known.tty.birth, back.birth)) if back else None
+        if (
+            back is None
+            or since is None
+            or known.tty.number == back.number
+            or len({(tty.face, tty.serial) for tty in alike}) > 1
+        ):
+            return
+        now_known = self.known.get((known.want, back.birth))
+        if not (known.listed and known.told and now_known and now_known.told and known.counted > self.configured_at):
+            return
+        if known.tty.stick in self.ledger.replugged:
+            return
+        own = self._own(known.tty) - self.ledger.paths.places[known.tty.birth].doubtful
+        for life in self.ledger.town.here:
+            for container, path, opened in life.exact() if known.want in life.template.requests else ():
+                dead = opened is not None and opened.birth == known.tty.birth and path in own
+                running = container.phase is Phase.RUNNING and container.started is not None
+                if dead and running and (container.started or 0) < int(host_date(since)):
+                    yield life
 
     def _surely_lost(self, known: Known) -> bool:
         """Return whether a device is lost, with nothing that came later to be taken for it."""
@@ -559,10 +626,10 @@ class Bailiff:
 
     def _orphans(self, known: Known, want: Want) -> Iterator[Life]:
         none_left = self.contract.present.get(want.name, 0) == 0
-        own = self._own(known.tty) - self.ledger.paths.places[known.tty.birth].doubtful if known.told else set()
+        places = self.ledger.paths.places.get(known.tty.birth)
+        own = self._own(known.tty) - places.doubtful if places and known.told and not known.lost else set()
         for life in self.ledger.town.here:
-            if life.pod.finished or life.pod.terminating or life.template.owner in {"", "DaemonSet", "Node"}:
-                continue
-            concerned = want.name in life.template.requests and life.pod.scheduled < known.dated
+            listed = bool(known.cuts) and all(life.uid in cut.listed for cut in known.cuts)
+            concerned = want.name in life.template.requests and (listed or life.pod.scheduled < known.dated)
             if concerned and (none_left or own & set(life.pod.host_paths)):
                 yield life

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from hypothesis import strategies as st
 
 from devwatch.errors import ApiError, Forbidden, Gone, Refused, Retry
-from devwatch.node import Writer
-from fakes import MAPS, RIGHTS
+from devwatch.node import MAPS, Writer
+from fakes import RIGHTS
 from model import FAULTS, NAMES, PLANS, STRANGER, Hearing, Promise, World
 from model_eviction import listing
 from model_host import FILE, GONE, KINDS, UNSURE
@@ -227,7 +227,7 @@ def annotate(world: World, text: str | None) -> None:
 def forge(world: World, what: str, writer: str) -> None:
     """Let a stranger add something to our annotation, under whatever name."""
     if world.server.exists:
-        content = listing(world.server.state)
+        content: dict[str, object] = {**listing(world.server.state)}
         leading = sorted(path for path in world.host.leading if path.startswith("/dev/serial/by-path"))
         entry = {"devnode": "/dev/ttyUSB7", "vendor": "0001", "product": "0001", "serial": "Z1", "link": None}
         lost = {**entry, "links": leading[:1], "rdev": "188:7", "lost": "2030-01-01T00:00:00Z"}

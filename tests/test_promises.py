@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import devwatch
-from model import Hearing, Promise, Uncounted, World
+from devwatch.node import MAPS
+from model import STRANGER, Hearing, Promise, Uncounted, World
 from model_host import KINDS
 from model_moves import (
     Move,
@@ -34,10 +35,13 @@ from model_moves import (
     forbid,
     foreign,
     forge,
+    forget_start,
     furnish,
+    grant,
     hearing,
     hup,
     kill,
+    leak,
     moves,
     old_event,
     play,
@@ -45,12 +49,15 @@ from model_moves import (
     pull,
     records,
     refuse,
+    remove,
     replug,
     respell,
     restart,
     step,
     streams,
     swap,
+    take,
+    terminate,
     undo,
     war,
     watch,
@@ -295,7 +302,7 @@ KNOWN = {
         Move(furnish, ("zigbee", "nameless")),
         Move(furnish, ("zigbee", "nameless")),
         Move(replug, (0, "socket-3", 0, 4.5)),
-        Move(replug, (2, "socket-1", 4, 0.5)),
+        Move(replug, (3, "socket-1", 4, 0.5)),
     ),
     "a resource that left the configuration has lost nothing when it is back": (
         Move(furnish, ("composite", "twin", "modem")),
@@ -316,6 +323,100 @@ KNOWN = {
         Move(furnish, ("zigbee",)),
         Move(devnode, (3, 19)),
         Move(respell, (3, "Z2")),
+    ),
+    "a successor that was bound in the second of the loss is spared": (
+        Move(take, ("list pods",)),
+        Move(plug, ("zigbee", "socket-1", 0, True), 0.05),
+        Move(remove, (1,), 2.5),
+        Move(pull, (0,), 2.5),
+        Move(grant, ()),
+    ),
+    "a successor that a list for another loss holds is none of the first": (
+        Move(furnish, ("zigbee", "nameless")),
+        Move(pull, (0,), 2.5),
+        Move(remove, (2,), 0.5),
+        Move(bounce, (0, 0, 0.5)),
+    ),
+    "who was bound within the grace was there": (
+        Move(furnish, ("zigbee",)),
+        Move(pull, (0,), 1.2),
+        Move(remove, (2,)),
+    ),
+    "who was there before a restart is evicted after it": (
+        Move(furnish, ("zigbee",)),
+        Move(pull, (0,), 2.5),
+        Move(kill, (0, 0)),
+    ),
+    "a successor that finds another stick in the place of the lost one stays": (
+        Move(furnish, ("zigbee",)),
+        Move(swap, (0, "composite", 0.5), 35.0),
+        Move(swap, (0, "zigbee", 0.5), 35.0),
+        Move(kill, (0, 0)),
+        Move(begin, (), 35.0),
+    ),
+    "who starts in the second of the return has healed": (
+        Move(furnish, ("zigbee",)),
+        Move(bounce, (0, 1, 0.5)),
+        Move(restart, (4, 0.0)),
+    ),
+    "a stick that returns whenever it is used costs one round of pods": (
+        Move(furnish, ("zigbee",)),
+        Move(bounce, (0, 1, 0.5), 35.0),
+        Move(bounce, (0, 1, 0.5), 35.0),
+    ),
+    "a container that waits has nothing to lose": (
+        Move(furnish, ("zigbee",)),
+        Move(restart, (4, 35.0)),
+        Move(bounce, (0, 1, 0.5)),
+    ),
+    "who started nobody knows when is spared": (
+        Move(furnish, ("zigbee",)),
+        Move(forget_start, (4,)),
+        Move(bounce, (0, 1, 0.5)),
+    ),
+    "without the acceptance of the lower count nobody is evicted": (
+        Move(furnish, ("zigbee",)),
+        Move(refuse, (ZIGBEE,)),
+        Move(pull, (0,), 35.0),
+    ),
+    "who ends anyway is not evicted": (
+        Move(furnish, ("zigbee",)),
+        Move(pull, (0,), 6.0),
+        Move(terminate, (4,)),
+    ),
+    "another serial text is no other stick": (
+        Move(furnish, ("zigbee",)),
+        Move(respell, (0, "Z2"), 35.0),
+        Move(kill, (0, 0)),
+        Move(respell, (0, "Z1")),
+        Move(begin, (), 35.0),
+    ),
+    "what nobody counted any more before a daemon began evicts nobody": (
+        Move(furnish, ("zigbee",)),
+        Move(kill, (0, 0)),
+        Move(zero, ()),
+        Move(pull, (0,)),
+        Move(begin, (), 35.0),
+    ),
+    "twins that share a link: who mounts it stays": (
+        Move(furnish, ("zigbee", "twin")),
+        Move(pull, (1,), 35.0),
+    ),
+    "the pods of another node are nobody's": (
+        Move(furnish, ("zigbee",)),
+        Move(leak, (True,)),
+        Move(pull, (0,), 35.0),
+    ),
+    "a resource that a user has added to the annotation is not removed": (
+        Move(furnish, ("zigbee",)),
+        Move(foreign, (STRANGER, "2", MAPS)),
+        Move(forge, ("a resource", "kubectl")),
+    ),
+    "a loss that a user has invented evicts nobody": (
+        Move(furnish, ("zigbee", "nameless")),
+        Move(kill, (0, 0)),
+        Move(forge, ("a loss", "by our name")),
+        Move(begin, (), 35.0),
     ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose."""

@@ -379,6 +379,8 @@ class FakeWorkload:
         """Raised for every request."""
         self.budgets: dict[str, int] = {}
         """By the name of a pod: how many budgets forbid its eviction."""
+        self.hanging: set[str] = set()
+        """What is asked and not answered: `lists`, `evictions`, `Events`."""
         self.denied: dict[str, ApiError] = {}
         """By the name of a pod: how its eviction is refused."""
         self.lists: list[float] = []
@@ -434,11 +436,14 @@ class FakeWorkload:
 
     async def _answer(self, right: str) -> None:
         start = self._clock()
+        kind = {"list pods": "lists", "create pods/eviction": "evictions"}.get(right, "Events")
         try:
-            await asyncio.sleep(self.latency)
+            await asyncio.sleep(10 if kind in self.hanging else self.latency)
             self.at_answer()
         finally:
             self.spans.append((start, self._clock()))
+        if kind in self.hanging:
+            raise Retry("the API server did not answer within 10 s")
         if self.error is not None:
             raise self.error.with_traceback(None)
         if right not in self.rights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -231,7 +232,7 @@ class Bailiff:
     def _meant(self, entry: Mapping[str, str | None]) -> Iterator[Tty]:
         """Yield the registrations that an entry may tell of, also by the number that their pods know; one that never was evicts nobody."""
         for tty in self.ledger.host.past.values():
-            named = tty.devnode == entry.get("devnode") or f"188:{tty.number}" == entry.get("rdev")
+            named = tty.devnode == entry.get("devnode") or os.makedev(188, tty.number) == entry.get("rdev")
             if named and tty.vendor == entry.get("vendor"):
                 yield tty
 

@@ -87,6 +87,7 @@ LOSS = Loss(
     due=0,
     there=frozenset(),
     lost="",
+    accepted="",
     others=frozenset(),
 )
 

@@ -21,6 +21,7 @@ LOSS = Loss(
     due=0,
     there=frozenset({"1"}),
     lost="2026-01-01T00:00:05Z",
+    accepted="2026-01-01T00:00:07Z",
     others=frozenset({"/dev/ttyUSB7"}),
 )
 
@@ -73,9 +74,9 @@ def test_a_pod_requests_the_most_that_it_ever_runs_at_once(containers: list[int]
         ({"phase": "Succeeded"}, 0, None),
         ({"phase": "Failed"}, 0, None),
         ({"phase": "Pending"}, 0, Disposition.EVICT),
-        ({"terminating": True}, 0, Disposition.EXEMPT),
-        ({"mirror": True, "owner": "Node"}, 0, Disposition.EXEMPT),
-        ({"owner": "DaemonSet"}, 0, Disposition.EXEMPT),
+        ({"terminating": True}, 0, None),
+        ({"mirror": True, "owner": "Node"}, 0, Disposition.PINNED),
+        ({"owner": "DaemonSet"}, 0, Disposition.PINNED),
         ({}, 1, Disposition.AMBIGUOUS),
         ({"owner": ""}, 1, Disposition.AMBIGUOUS),
         ({"host_paths": ("/dev/ttyUSB0",)}, 1, Disposition.EVICT),
@@ -86,11 +87,13 @@ def test_a_pod_requests_the_most_that_it_ever_runs_at_once(containers: list[int]
         ({"host_paths": ("/dev/ttyUSB7",)}, 1, None),
         ({"host_paths": ("/dev/ttyUSB7", "/dev/ttyUSB0")}, 1, Disposition.EVICT),
         ({"host_paths": ("/dev/ttyUSB7",)}, 0, Disposition.EVICT),
-        ({"host_paths": ("/dev/ttyUSB0",), "owner": "DaemonSet"}, 1, Disposition.EXEMPT),
+        ({"host_paths": ("/dev/ttyUSB0",), "owner": "DaemonSet"}, 1, Disposition.PINNED),
         ({"uid": "2"}, 0, None),
         ({"uid": "2", "scheduled": "2026-01-01T00:00:04Z"}, 0, Disposition.EVICT),
-        ({"uid": "2", "scheduled": "2026-01-01T00:00:05Z"}, 0, None),
-        ({"uid": "2", "scheduled": "2026-01-01T00:00:06Z"}, 0, None),
+        ({"uid": "2", "scheduled": "2026-01-01T00:00:05Z"}, 0, Disposition.LATE),
+        ({"uid": "2", "scheduled": "2026-01-01T00:00:06Z"}, 0, Disposition.LATE),
+        ({"uid": "2", "scheduled": "2026-01-01T00:00:06Z", "host_paths": ("/dev/ttyUSB7",)}, 1, None),
+        ({"uid": "2", "scheduled": "2026-01-01T00:00:07Z"}, 0, None),
     ],
 )
 def test_whom_a_lost_device_concerns(fields: dict[str, object], left: int, what: Disposition | None) -> None:

@@ -90,6 +90,7 @@ SPARED = {
     "waiting": holder(phase=Phase.WAITING, started=None),
     "directory": holder(path="/dev"),
     "bare": pod("p", owner="", paths=(BY_ID,), containers=holder().containers),
+    "pinned": pod("p", owner="DaemonSet", paths=(BY_ID,), containers=holder().containers),
 }
 
 
@@ -116,7 +117,6 @@ async def test_who_may_have_healed_is_spared_and_told(reason: str) -> None:
         pod("p", resource=ZWAVE, paths=(BY_ID,), containers=holder().containers),
         pod("p", phase="Succeeded", paths=(BY_ID,), containers=holder().containers),
         pod("p", terminating=True, paths=(BY_ID,), containers=holder().containers),
-        pod("p", owner="DaemonSet", paths=(BY_ID,), containers=holder().containers),
         pod("p", node="other", paths=(BY_ID,), containers=holder().containers),
     ],
 )
@@ -193,6 +193,24 @@ async def test_a_device_that_returns_whenever_it_is_used_evicts_once_in_ten_minu
         await away(one, 1)
         await asyncio.sleep(AFTER + 5)
         assert one.evicted == ["p", "q"]
+
+
+@virtual
+async def test_a_restart_does_not_forget_for_which_device_a_pod_was_evicted_a_moment_ago() -> None:
+    """A daemon that is updated, or crashes again and again, would make the loop that the ten minutes are to prevent."""
+    async with home(holder()) as one:
+        await away(one, 1)
+        await asyncio.sleep(AFTER + 5)
+        assert one.evicted == ["p"]
+        one.workload.run(holder("q", started=now()))
+        await asyncio.sleep(10)
+        await one.kill()
+        one.start(config())
+        await asyncio.sleep(20)
+        await away(one, 1)
+        await asyncio.sleep(200)
+        assert one.evicted == ["p"]
+        assert "recent" in told(one)[-1]
 
 
 @virtual

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ROLL_CALL_LEAD = 0.5
 """Seconds before the end of a grace at which the pods are listed once more; the PATCH at its end waits for no list."""
+REPLUG_PEACE = 600
+"""Seconds after an eviction for a return in which further returns of the device evict no pod: it returns whenever it is used."""
 ROLL_CALL_PACE = 1.0
 """Seconds between two lists of pods because of departures, at least: a contact may bounce ten times a second."""
 
@@ -49,6 +51,8 @@ class Loss:
     """The UIDs of the pods in a list that was answered before the PATCH that stopped counting the devices."""
     lost: str
     """The API server's time before that PATCH (RFC 3339, seconds), empty where it is unknown."""
+    accepted: str
+    """The API server's time when the Node showed the count without them; a later pod has come since. Empty where it is unknown."""
     others: frozenset[str]
     """The paths that name a present device of the resource, and no other."""
     victims: frozenset[str] | None = None
@@ -75,7 +79,9 @@ class Return:
     numbers: tuple[tuple[int, int], ...]
     """Each return since its pods were looked at last: its second and the device number that it brought; before them that of the entry."""
     paths: frozenset[str]
-    """The paths that name the device, before or now, and no other."""
+    """The paths that named the device, and no other."""
+    recent: bool = False
+    """Whether a pod was evicted for such a return of the device within `REPLUG_PEACE` before."""
     shared: frozenset[str] = frozenset()
     """The paths that name it as well as another."""
 
@@ -95,11 +101,6 @@ class Return:
     def renumbered(self) -> bool:
         """Whether there may be such a file."""
         return any(number != self.entries[0].rdev for _, number in self.numbers)
-
-    @property
-    def ids(self) -> tuple[object, ...]:
-        """What makes it the same device at its next return."""
-        return (self.resource, *map(_ids, self.entries))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,10 +319,14 @@ class _Departure:
     """The returns before, of which the pods have not been looked at."""
     others: AbstractSet[Key] = frozenset()
     """The registrations with the same ids that were there beside it: they are other devices."""
+    recalled: bool = False
+    """Whether a former daemon sent that PATCH."""
     over: bool = False
     lost: str | None = None
     there: frozenset[str] | None = None
     since: float | None = None
+    accepted: str = ""
+    """The API server's time then, empty where a former daemon saw that moment."""
     choice: Loss | None = None
     """The loss as it was when its victims were chosen."""
 
@@ -336,6 +341,8 @@ class KnownDevices:
         """By registration: those on the host that it has, or had, and may have again."""
         self.gone: dict[Entry, _Departure] = {}
         self.returns: dict[Key, Return] = {}
+        self.replugged: dict[Key, int] = {}
+        """When a pod was last evicted for a return of a present device, in Unix seconds."""
         self.sure: tuple[Entry, ...] = ()
         """The gone devices that no present device may be."""
 
@@ -355,6 +362,7 @@ class KnownDevices:
             if device.key not in open_:
                 self._find_again(entry, device, rule, scene)
         self.returns = {key: back for key, back in self.returns.items() if key in claimed}
+        self.replugged = {key: at for key, at in self.replugged.items() if key in claimed}
         kept = {key: entry for key, entry in self.here.items() if key in open_}
         self.here = kept | {key: self._entry(device, paths) for key, device in claimed.items()}
         self.sure = tuple(entry for entry in self.gone if entry not in found)
@@ -378,7 +386,8 @@ class KnownDevices:
             grace = 0.0 if entry.lost else max(rule.removal_grace, START_GRACE)
             departure = _Departure(at=scene.now, grace=grace)
             if entry.lost:
-                departure.over, departure.lost, departure.there = True, entry.lost, frozenset()
+                departure.recalled = departure.over = True
+                departure.lost, departure.there = entry.lost, frozenset()
             self.gone[replace(entry, lost=None)] = departure
         return remembered
 
@@ -409,6 +418,8 @@ class KnownDevices:
         """Note that a device is back: a container that opened it before may hold a dead file."""
         departure, number = self.gone.pop(entry), device.number
         at = _returned_at(device, departure, scene)
+        if entry.replugged is not None:
+            self.replugged[device.key] = entry.replugged
         if at is None or entry.rdev is None:
             return
         if departure.device is None and (number == entry.rdev or not _is_surely(entry, device, scene)):
@@ -422,6 +433,7 @@ class KnownDevices:
             due=at + (rule.evict_after or 0.0),
             numbers=(*departure.numbers, (second, number)),
             paths=entry.paths,
+            recent=entry.replugged is not None and second < entry.replugged + REPLUG_PEACE,
         )
 
     def _entry(self, device: Device, paths: Paths) -> Entry:
@@ -429,7 +441,8 @@ class KnownDevices:
         back = self.returns.get(device.key)
         # Until udev's record is complete the links may still change.
         own = paths.own(device.key) - {listed_path(device.devnode)} if device.complete else ()
-        return Entry.of(device, links=own, rdev=back.entries[0].rdev if back else device.number)
+        number = back.entries[0].rdev if back else device.number
+        return Entry.of(device, links=own, rdev=number, replugged=self.replugged.get(device.key))
 
     def _advance(self, name: str, scene: Scene) -> None:
         """Move every departure on, as the table of `_Departure` says."""
@@ -442,7 +455,7 @@ class KnownDevices:
                 departure.over = counted_out and scene.now >= departure.at + departure.grace
                 departure.lost = scene.date or None if departure.over else None
             elif departure.since is None and counted_out and shown:
-                departure.since = scene.now
+                departure.since, departure.accepted = scene.now, "" if departure.recalled else scene.date
 
     def listing(self, devices: Iterable[Device]) -> tuple[Entry, ...] | None:
         """Return what the annotation should list beside these present devices; None before the first certain scan."""
@@ -478,6 +491,7 @@ class KnownDevices:
                 due=since + after,
                 there=there,
                 lost=lost,
+                accepted=self.gone[entries[0]].accepted,
                 others=others,
             )
             yield self._as_chosen(loss)
@@ -488,6 +502,11 @@ class KnownDevices:
         if choice is None or choice.entries == loss.entries:
             return choice or loss
         return replace(loss, victims=choice.victims)
+
+    def note_eviction(self, back: Return, now: float) -> None:
+        """Remember that a pod was evicted for a return."""
+        second = back.second + int(now - back.at)
+        self.replugged |= {key: second for key, held in self.returns.items() if held.key == back.key}
 
     def choose(self, loss: Loss) -> None:
         """Remember a loss with its victims."""
@@ -608,6 +627,11 @@ class Losses:
         victims = frozenset(concerned)
         self._known[loss.resource].choose(replace(loss, victims=victims))
         return victims
+
+    def note_eviction(self, back: Return, now: float) -> None:
+        """Remember that a pod was evicted for a return, so that the device does not evict whenever it is used."""
+        if (known := self._known.get(back.resource)) is not None:
+            known.note_eviction(back, now)
 
     # -- who was there
 

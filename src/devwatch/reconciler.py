@@ -43,6 +43,8 @@ WATCH_RETRY_LIMIT = 60.0
 """Seconds until a watch that may not be, or fails again and again, is tried again."""
 WATCH_LASTS = 10.0
 """Seconds after which the end of a watch is no failure of it: servers end them now and then."""
+TASK_PATIENCE = 1.0
+"""Seconds for which a patch waits for an eviction or an Event that is out; it is asked for again afterwards."""
 STORED_LATE = 60.0
 """Seconds for which an API server may go on with a request that nobody waits for any more (kube-apiserver, `--request-timeout`)."""
 RESYNC_SPREAD = 0.1
@@ -168,7 +170,7 @@ class Reconciler:
         self._lingering: float | None = None
         self._sweep_at = self._resync_at = self._heard_at = float("-inf")
         self._agreed = self._missing = self._deleted = self._awaited = self._watching = self._denied = False
-        self._reading = False  # whether a patch need not wait for the request that is out
+        self._yields_at = math.inf  # from when on a patch waits no longer for the request that is out
         self._failure, self.figures = "no answer yet", Figures()
         self._use(config)
 
@@ -274,6 +276,8 @@ class Reconciler:
                 dues.append((max(first, self._backoff.until), "retry"))
             tasks = [due for tasks in self._cluster.tasks if (due := tasks.due(look.at)) is not None]
             dues += [(max(due, self._backoff.until), "retry") for due in tasks]
+        elif wanted and look.at < self._yields_at < math.inf:
+            dues.append((self._yields_at, "retry"))
         return min(*dues, (look.at + self._heartbeat, "sweep"))
 
     # -- the configuration
@@ -310,19 +314,19 @@ class Reconciler:
         blocked |= self._drift.waiting(wanted, now)
         body = self._owned(portion(wanted, apart=self._apart, blocked=blocked), wanted)
         if self._request is not None:
-            self._interrupt(body)
+            self._interrupt(body, now)
         elif body or now >= self._resync_at:
             self._patch(body, tasks)
         else:
             task = next((task for each in self._cluster.tasks if (task := each.task(now)) is not None), None)
             if task is not None:
-                self._reading = task.reads
+                self._yields_at = now + (0.0 if task.reads else TASK_PATIENCE)
                 self._request = tasks.create_task(self._do(task))
 
-    def _interrupt(self, body: Changes) -> None:
-        """End a request that can be done without where there is something to write: its end wakes the loop."""
-        if body and self._reading and self._request is not None:
-            self._reading = False
+    def _interrupt(self, body: Changes, now: float) -> None:
+        """End a request that is no patch where there is something to write: its end wakes the loop. It is repeated later."""
+        if body and now >= self._yields_at and self._request is not None:
+            self._yields_at = math.inf
             self._request.cancel()
 
     def _patch(self, body: Changes, tasks: asyncio.TaskGroup) -> None:
@@ -343,7 +347,7 @@ class Reconciler:
         try:
             await _to_its_end(task.run())
         finally:
-            self._request, self._reading = None, False
+            self._request, self._yields_at = None, math.inf
             self.wake("node")
 
     async def _perform(self, body: Changes, detected: float | None) -> None:

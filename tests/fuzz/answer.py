@@ -35,6 +35,7 @@ _LOSS = Loss(
     due=0,
     there=frozenset(),
     lost="2030-01-01T00:00:00Z",
+    accepted="",
     others=frozenset(),
 )
 _RETURN = Return(resource="a/b", entries=(_USB0,), at=0, second=0, due=0, numbers=((0, 7),), paths=_USB0.paths)

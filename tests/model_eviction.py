@@ -229,7 +229,7 @@ class Bailiff:
                     known.counted = _moment(lost) if lost else -math.inf
                     self.known.setdefault((name, tty.birth), known)
 
-    def _meant(self, entry: Mapping[str, str | None]) -> Iterator[Tty]:
+    def _meant(self, entry: Mapping[str, object]) -> Iterator[Tty]:
         """Yield the registrations that an entry may tell of, also by the number that their pods know; one that never was evicts nobody."""
         for tty in self.ledger.host.past.values():
             named = tty.devnode == entry.get("devnode") or os.makedev(188, tty.number) == entry.get("rdev")
@@ -329,7 +329,8 @@ class Bailiff:
             elif known.remembered and not known.lost and not known.cuts and not known.judged:
                 known.judged = bool(states)
                 # A former daemon, or a kubelet, has stopped counting it without a date: who came afterwards cannot be told.
-                known.over = known.over or any(state.count(known.want) <= self._without(known, now) for state in states)
+                present = self.contract.present.get(known.want, 0)
+                known.over = known.over or any(state.count(known.want) <= present for state in states)
             elif known.accepted is None and now >= known.missing + known.grace - SOON:
                 most = self._without(known, now)
                 if any(state.count(known.want) <= most for state in states):
@@ -373,7 +374,7 @@ class Bailiff:
                     for known in self.known.values()
                     if known.want == name and known.tty.devnode == entry.get("devnode")
                 ]
-                dates = set[str | None]().union(*(known.dates | {known.lost} for known in same))
+                dates = {date for known in same for date in (*known.dates, known.lost)}
                 if same and entry.get("lost") and entry["lost"] not in dates:
                     return f"{name} at {entry['devnode']} was not lost at {entry['lost']}, but at one of {sorted(map(str, dates))}"
         return ""

@@ -233,8 +233,8 @@ def forge(world: World, what: str, writer: str) -> None:
         entry = {"devnode": "/dev/ttyUSB7", "vendor": "0001", "product": "0001", "serial": "Z1", "link": None}
         lost = {**entry, "links": leading[:1], "rdev": os.makedev(188, 7), "lost": "2030-01-01T00:00:00Z"}
         old = {**entry, "devnode": "/dev/ttyUSB0", "rdev": os.makedev(188, 7)}
-        more = {"a resource": {STRANGER: []}, "a loss": {ZIGBEE: [lost]}, "a number": {ZIGBEE: [old]}}[what]
-        world.annotate(json.dumps({**content, **more}), WRITERS[writer])
+        name, added = {"a resource": (STRANGER, []), "a loss": (ZIGBEE, [lost]), "a number": (ZIGBEE, [old])}[what]
+        world.annotate(json.dumps({**content, name: added}), WRITERS[writer])
 
 
 def zero(world: World) -> None:

@@ -35,6 +35,14 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Let the programs that a test starts take INT, also where the tests run in the background of a shell, which has it ignored."""
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, held)
+
+
 def test_check_sums_up_a_valid_configuration(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Status 0 and a summary."""
     assert main(["check", str(config)], {}) == 0
@@ -425,9 +433,12 @@ def halted(folder: Path, module: str, argv: Sequence[str], **variables: str) -> 
         command, env=environ, pass_fds=[telling], stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT
     ) as program:
         os.close(telling)
-        assert os.read(told, 1) == b"!"
-        yield program
-    os.close(told)
+        try:
+            assert os.read(told, 1) == b"!"
+            yield program
+        finally:
+            program.kill()
+            os.close(told)
 
 
 @pytest.mark.parametrize("entry", ["script", "module"])

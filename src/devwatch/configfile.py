@@ -115,7 +115,7 @@ class BackgroundConfigFile:
 
     @property
     def busy(self) -> bool:
-        """Whether a reading has not ended, or has brought news that nobody has taken."""
+        """Whether a reading has not ended, or has brought news that was not taken yet."""
         return self._task is not None or self._news is not None
 
     def reload(self) -> None:

@@ -398,6 +398,8 @@ class KnownDevices:
 
     def _find(self, scene: Scene, claimed: AbstractSet[Key]) -> dict[Entry, Device]:
         """Return the present devices that are, or may be, gone ones."""
+        if not self.gone:
+            return {}
         others = {entry: departure.others for entry, departure in self.gone.items()}
         strangers = (device for device in scene.devices if device.key not in self.here)
         found = match_replugged(others, strangers, claimed)
@@ -573,7 +575,7 @@ class Losses:
         An uncertain scan changes nothing, and nothing is lost by it; nor before the first observation of the Node.
         """
         evicting = [rule for rule in rules if rule.evict_after is not None]
-        # A resource that leaves the configuration and returns to it starts anew, also where every scan meanwhile was uncertain.
+        # A resource that leaves the configuration and returns to it starts from nothing, also where every scan meanwhile was uncertain.
         self._known = {rule.name: self._known.get(rule.name) or KnownDevices() for rule in evicting}
         if scene.inventory.doubts or scene.observed is None:
             return Incidents()

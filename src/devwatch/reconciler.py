@@ -103,7 +103,7 @@ class Cluster:
 
     api: NodeApi
     watch: Watch | None = None
-    """Yields the Node whenever somebody has written to it, None when it is not there; without it that is found by the resync alone."""
+    """Yields the Node after every write to it, None when it is not there; without it that is found by the resync alone."""
     losses: Losses | None = None
     """Remembers what was listed; without it nothing is ever lost."""
     attend: Callable[[Incidents], None] = lambda _: None

@@ -71,7 +71,7 @@ class _Known:
 
     incarnation: int
     entry: int
-    """The inode of its entry in the class, which the kernel makes anew for every registration."""
+    """The inode of its entry in the class, which the kernel makes for every registration."""
     bare: Device
     typed: bool
     """Whether it is a port of the kernel's serial core, which says by `type` whether there is one."""
@@ -332,7 +332,7 @@ class Lister:
         return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
 
     def _note_directory(self, path: str, status: os.stat_result) -> None:
-        """Note that a directory is where a device or link belongs. A link that leads to one is in nobody's way."""
+        """Note that a directory is where a device or link belongs. A link that leads to one is not in the way."""
         if stat.S_ISDIR(status.st_mode) and not os.path.islink(path):
             self._blocked.add(path)
 

@@ -37,7 +37,9 @@ class Cluster:
         self.apiserver = apiserver
         self.ours, self.other = (f"{kind}-{uuid.uuid4().hex[:6]}" for kind in ("ours", "other"))
         apiserver.create_node(self.other, {"example.com/foreign": "3"})
-        apiserver.create_node(self.ours, {"a.io/stick": "1", "b.io/stick": "0", "example.com/foreign": "3"})
+        apiserver.create_node(self.ours, {"example.com/foreign": "3"})
+        counts = {"a.io/stick": "1", "b.io/stick": "0"}
+        self._write({"status": {"capacity": counts, "allocatable": counts}})
         self.annotate(LISTING)
 
     def purge(self, node: str = "") -> subprocess.CompletedProcess[str]:
@@ -46,7 +48,9 @@ class Cluster:
 
     def annotate(self, listing: dict[str, Any]) -> None:
         """Write the annotation as a daemon does."""
-        body = {"metadata": {"annotations": {"devwatch.io/devices": json.dumps(listing)}}}
+        self._write({"metadata": {"annotations": {"devwatch.io/devices": json.dumps(listing)}}})
+
+    def _write(self, body: dict[str, Any]) -> None:
         path = f"/api/v1/nodes/{self.ours}/status?fieldManager=devwatch"
         assert self.apiserver.request("PATCH", path, body, content_type="application/merge-patch+json")[0] == 200
 
@@ -196,10 +200,13 @@ def test_purge_of_all_nodes(cluster: Cluster) -> None:
 
 
 def test_purge_believes_no_hostile_annotation(cluster: Cluster) -> None:
-    """A key that no Pod could ask for is never removed, whatever the annotation says."""
-    cluster.annotate({"cpu": [], "kubernetes.io/x": [], "a.io/stick": []})
-    assert cluster.purge().returncode == 0
+    """What no Pod could ask for, or what devwatch did not write, is never removed, whatever the annotation says."""
+    cluster.annotate({"cpu": [], "kubernetes.io/x": [], "a.io/stick": [], "example.com/foreign": []})
+    done = cluster.purge()
+    assert done.returncode == 0
+    assert "example.com/foreign is listed and left alone" in done.stdout
     assert "cpu" in cluster.apiserver.node(cluster.ours)["status"]["capacity"]
+    assert cluster.capacity(cluster.ours) == {"b.io/stick": "0", "example.com/foreign": "3"}
 
 
 def test_a_missing_node_and_a_missing_right_are_one_line(cluster: Cluster) -> None:

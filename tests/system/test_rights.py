@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,12 @@ def test_what_the_hints_grant_is_used_without_a_restart(make_world: MakeWorld, s
     with ExitStack() as running:
         daemons = {world: running.enter_context(world.start()) for world in missing}
         pods = {world: _used_stick(world, daemon) for world, daemon in daemons.items()}
+        bound = int(time.time())
+        daemons[unlisting].wait_for(lambda: int(time.time()) > bound)
+        # Without a list of pods only an answer of the server in a later second tells that they were there before.
+        for world, daemon in daemons.items():
+            world.write({"status": {"capacity": {RESOURCE: "7"}}})
+            daemon.wait_log("drift.repaired")
         sticks.unplug("tty40")
         for world, daemon in daemons.items():
             _grant(world.apiserver, daemon.wait_log("pod.eviction_refused")["hint"], missing[world])

@@ -146,7 +146,7 @@ class Known:
     """Whether the stick has come back since, so that it is not lost."""
     cuts: list[Cut] = field(default_factory=list)
     dates: set[str] = field(default_factory=set)
-    """The API server's time before each PATCH since its grace was over."""
+    """The API server's time before each PATCH since it is missing."""
     victims: set[str] = field(default_factory=set)
     back: float = -math.inf
     """When it was last found again after it was missing."""
@@ -319,14 +319,16 @@ class Bailiff:
         had = self.ledger.paths.had(before.birth) | before.claims
         return tty.face == before.face or alike or (known.remembered and bool(had & tty.claims))
 
-    def learned(self, states: Sequence[NodeState], now: float) -> None:
-        """Take note of what the Node is known to show."""
+    def learned(self, states: Sequence[NodeState], now: float, *, answered: bool) -> None:
+        """Take note of what the Node is known to show; before the first answer nobody knows whether that is so still."""
         for known in self.known.values():
             if known.missing is None:
                 listed = [entry for state in states[:1] for entry in believed(state).get(known.want, ())]
                 known.listed = known.listed or any(entry.get("devnode") == known.tty.devnode for entry in listed)
             elif known.remembered and not known.lost and not known.cuts and not known.judged:
-                known.judged = bool(states)
+                if not answered:
+                    continue
+                known.judged = True
                 # A former daemon, or a kubelet, has stopped counting it without a date: who came afterwards cannot be told.
                 known.over = known.over or any(state.count(known.want) <= self._without(known, now) for state in states)
             elif known.accepted is None and now >= known.missing + known.grace - SOON:
@@ -350,9 +352,11 @@ class Bailiff:
         cut = Cut(date=date, listed=frozenset(self.met))
         entries = _content(changes.get(""))
         for known in self.known.values():
-            if known.missing is None or now < known.missing + known.grace - SOON:
+            if known.missing is None:
                 continue
             known.dates.add(date)
+            if now < known.missing + known.grace - SOON:
+                continue
             lower = changes.get(known.want)
             marked = [
                 entry.get("lost")

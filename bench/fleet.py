@@ -101,6 +101,7 @@ class Publisher:
             node=name,
             reporter=Reporter(log=Silence(), metrics=Metrics(__version__), health=health, node=name),
             clock=loop.time,
+            wall=lambda: 0.0,
             chance=random.random,
         )
         self.wake = reconciler.wake

@@ -229,6 +229,7 @@ def _reconciler(source: _Source, node: _Node, config: Config) -> Reconciler:
         node="n",
         reporter=Reporter(log=Silence(), metrics=metrics, health=health, node="n"),
         clock=clock,
+        wall=lambda: 0.0,
         chance=random.random,
         turned=source.turned,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -80,6 +81,13 @@ def _plain(components: tuple[str, ...]) -> str:
 def _objects(text: str) -> list[Object]:
     """Return the objects of a stream, new ones each time: a test may change its own."""
     return [item for item in yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if item]
+
+
+def readme_block(command: str) -> str:
+    """Return the only block of commands in the README in which this stands."""
+    blocks = re.findall(r"^```\n(.*?)^```$", (DEPLOY.parent / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    (found,) = (block for block in blocks if command in block)
+    return str(found)
 
 
 def of_kind(objects: Iterable[Object], kind: str) -> Iterator[Object]:

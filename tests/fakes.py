@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from devwatch.device import Device
 from devwatch.errors import ApiError, ConfigError, Conflict, Fault, Forbidden, Missing, NodeMissing, Refused, Retry
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 EPOCH = 1_800_000_000
 """Unix time at the start of every virtual clock."""
+Told = NodeState | ApiError | Literal["deleted"] | None
+"""What becomes of a watch: it delivers a state or that there is none, fails, or with None ends."""
 
 
 def date(now: float) -> str:
@@ -98,7 +100,17 @@ class FakeHost:
 
     def unplug(self, devnode: str = "/dev/ttyUSB0") -> None:
         """Pull a stick."""
-        del self._devices[devnode]
+        self.take(devnode)
+
+    def take(self, devnode: str) -> Device:
+        """Let a device vanish and return it; `put` brings back the same registration."""
+        device = self._devices.pop(devnode)
+        self._announce()
+        return device
+
+    def put(self, device: Device) -> None:
+        """Let a device that vanished be there again."""
+        self._devices[device.devnode] = device
         self._announce()
 
     def _announce(self) -> None:
@@ -151,7 +163,7 @@ class FakeServer:
         self.watch_latency = 0.0
         """Seconds by which the watch is late."""
         self.date = ""
-        self._viewers: list[asyncio.Queue[NodeState | ApiError | None]] = []
+        self._viewers: list[asyncio.Queue[Told]] = []
         self._writers: dict[str, dict[str, Writer]] = {}
         """By resource, and `WHOLE` for the annotation: who wrote it in which map."""
         self._births = 0
@@ -175,6 +187,7 @@ class FakeServer:
     def delete(self) -> None:
         """Delete the Node: requests answer 404 until it is created again."""
         self._node = None
+        self.show("deleted")
 
     def write(self, name: str, value: str | None, *, maps: tuple[str, ...] = MAPS, manager: str = "stranger") -> None:
         """Let a stranger write a resource, or with None remove it."""
@@ -214,29 +227,28 @@ class FakeServer:
 
     # -- what a watch tells
 
-    def show(self, event: NodeState | ApiError | None) -> None:
+    def show(self, event: Told) -> None:
         """Let every watch deliver this, however old it is, fail with it, or with None end."""
         for viewer in self._viewers:
             viewer.put_nowait(event)
 
-    async def watch(self) -> AsyncIterator[NodeState]:
-        """Yield the Node, and again after every write."""
+    async def watch(self) -> AsyncIterator[NodeState | None]:
+        """Yield the Node, and again after every write; None while there is none."""
         self.watches.append(self._clock())
         await asyncio.sleep(self.latency)
         if self.watch_error is not None:
             raise self.watch_error.with_traceback(None)
-        viewer: asyncio.Queue[NodeState | ApiError | None] = asyncio.Queue()
+        viewer: asyncio.Queue[Told] = asyncio.Queue()
         self._viewers.append(viewer)
         try:
-            if self._node is not None:
-                yield self.state
+            yield None if self._node is None else self.state
             if self.stream_error is not None:
                 raise self.stream_error.with_traceback(None)
             while (event := await viewer.get()) is not None:
                 await asyncio.sleep(self.watch_latency)
                 if isinstance(event, ApiError):
                     raise event.with_traceback(None)
-                yield event
+                yield None if event == "deleted" else event
         finally:
             self._viewers.remove(viewer)
 
@@ -367,6 +379,8 @@ class FakeWorkload:
         """Raised for every request."""
         self.budgets: dict[str, int] = {}
         """By the name of a pod: how many budgets forbid its eviction."""
+        self.hanging: set[str] = set()
+        """What is asked and not answered: `lists`, `evictions`, `Events`."""
         self.denied: dict[str, ApiError] = {}
         """By the name of a pod: how its eviction is refused."""
         self.lists: list[float] = []
@@ -422,11 +436,14 @@ class FakeWorkload:
 
     async def _answer(self, right: str) -> None:
         start = self._clock()
+        kind = {"list pods": "lists", "create pods/eviction": "evictions"}.get(right, "Events")
         try:
-            await asyncio.sleep(self.latency)
+            await asyncio.sleep(10 if kind in self.hanging else self.latency)
             self.at_answer()
         finally:
             self.spans.append((start, self._clock()))
+        if kind in self.hanging:
+            raise Retry("the API server did not answer within 10 s")
         if self.error is not None:
             raise self.error.with_traceback(None)
         if right not in self.rights:

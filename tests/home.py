@@ -45,7 +45,7 @@ def config(
     return parse(f"resources:\n{first}{silent}{more}".encode(), file="config.yaml")
 
 
-def pod(name: str = "p", *, paths: tuple[str, ...] = (), resource: str = ZIGBEE, **fields: str | bool) -> Pod:
+def pod(name: str = "p", *, paths: tuple[str, ...] = (), resource: str = ZIGBEE, **fields: object) -> Pod:
     """Return a pod of a Deployment that requests one device."""
     own = {
         "namespace": "home",

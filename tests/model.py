@@ -371,15 +371,17 @@ class Line:
             self.judge.told(state)
             return state
 
-    async def watch(self) -> AsyncIterator[NodeState]:
+    async def watch(self) -> AsyncIterator[NodeState | None]:
         """Yield the Node, unless the connection is dead and nobody knows."""
         self.world.watched = False
         try:
             async for state in self.world.server.watch():
-                self.world.history.append(state)
+                if state is not None:
+                    self.world.history.append(state)
                 if not self.world.deaf:
                     self.world.watched = True
-                    self.judge.saw(state)
+                    if state is not None:
+                        self.judge.saw(state)
                     yield state
         finally:
             self.world.watched = False
@@ -479,6 +481,9 @@ class Uncounted(Metrics):
         """Forget them."""
 
     def set_capacity(self, counts: Mapping[str, int]) -> None:
+        """Forget them."""
+
+    def set_held(self, counts: Mapping[str, int]) -> None:
         """Forget them."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -228,10 +229,10 @@ class Bailiff:
                     known.counted = _moment(lost) if lost else -math.inf
                     self.known.setdefault((name, tty.birth), known)
 
-    def _meant(self, entry: Mapping[str, str | None]) -> Iterator[Tty]:
+    def _meant(self, entry: Mapping[str, object]) -> Iterator[Tty]:
         """Yield the registrations that an entry may tell of, also by the number that their pods know; one that never was evicts nobody."""
         for tty in self.ledger.host.past.values():
-            named = tty.devnode == entry.get("devnode") or f"188:{tty.number}" == entry.get("rdev")
+            named = tty.devnode == entry.get("devnode") or os.makedev(188, tty.number) == entry.get("rdev")
             if named and tty.vendor == entry.get("vendor"):
                 yield tty
 
@@ -330,7 +331,8 @@ class Bailiff:
                     continue
                 known.judged = True
                 # A former daemon, or a kubelet, has stopped counting it without a date: who came afterwards cannot be told.
-                known.over = known.over or any(state.count(known.want) <= self._without(known, now) for state in states)
+                present = self.contract.present.get(known.want, 0)
+                known.over = known.over or any(state.count(known.want) <= present for state in states)
             elif known.accepted is None and now >= known.missing + known.grace - SOON:
                 most = self._without(known, now)
                 if any(state.count(known.want) <= most for state in states):
@@ -376,7 +378,7 @@ class Bailiff:
                     for known in self.known.values()
                     if known.want == name and known.tty.devnode == entry.get("devnode")
                 ]
-                dates = set[str | None]().union(*(known.dates | {known.lost} for known in same))
+                dates = {date for known in same for date in (*known.dates, known.lost)}
                 if same and entry.get("lost") and entry["lost"] not in dates:
                     return f"{name} at {entry['devnode']} was not lost at {entry['lost']}, but at one of {sorted(map(str, dates))}"
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -230,10 +231,10 @@ def forge(world: World, what: str, writer: str) -> None:
         content: dict[str, object] = {**listing(world.server.state)}
         leading = sorted(path for path in world.host.leading if path.startswith("/dev/serial/by-path"))
         entry = {"devnode": "/dev/ttyUSB7", "vendor": "0001", "product": "0001", "serial": "Z1", "link": None}
-        lost = {**entry, "links": leading[:1], "rdev": "188:7", "lost": "2030-01-01T00:00:00Z"}
-        old = {**entry, "devnode": "/dev/ttyUSB0", "rdev": "188:7"}
-        more = {"a resource": {STRANGER: []}, "a loss": {ZIGBEE: [lost]}, "a number": {ZIGBEE: [old]}}[what]
-        world.annotate(json.dumps({**content, **more}), WRITERS[writer])
+        lost = {**entry, "links": leading[:1], "rdev": os.makedev(188, 7), "lost": "2030-01-01T00:00:00Z"}
+        old = {**entry, "devnode": "/dev/ttyUSB0", "rdev": os.makedev(188, 7)}
+        name, added = {"a resource": (STRANGER, []), "a loss": (ZIGBEE, [lost]), "a number": (ZIGBEE, [old])}[what]
+        world.annotate(json.dumps({**content, name: added}), WRITERS[writer])
 
 
 def zero(world: World) -> None:

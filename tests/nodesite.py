@@ -1,4 +1,4 @@
-"""An API server as far as Nodes go, over real HTTP on loopback: it lists them, merges patches of their status, and refuses on request."""
+"""An API server as far as Nodes go, over real HTTP on loopback: it lists them and pods, merges patches of status, refuses on request."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ class Site:
     kubeconfig: str
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     """By Node: the status and message by which a patch that changes it is refused."""
+    pods: list[dict[str, Any]] = field(default_factory=list)
+    """The pods of the cluster."""
+    unlisted: str = ""
+    """The message by which a list of the pods is refused, empty where it is answered."""
     removed: list[str] = field(default_factory=list)
     """The Nodes whose annotation was taken away, in this order."""
     asked: list[str] = field(default_factory=list)
@@ -37,6 +41,8 @@ class Site:
     def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Return status and object for a request."""
         route, _, query = path.partition("?")
+        if route == "/api/v1/pods":
+            return (403, _status(403, self.unlisted)) if self.unlisted else (200, {"metadata": {}, "items": self.pods})
         if method == "GET":
             return 200, {"kind": "NodeList", "metadata": {}, "items": list(self.nodes.values())}
         name = route.split("/")[4]
@@ -73,13 +79,27 @@ def _merge(target: dict[str, Any], body: dict[str, Any]) -> None:
             target[key] = value
 
 
+OURS: dict[str, Any] = {
+    "f:metadata": {"f:annotations": {f"f:{ANNOTATION}": {}}},
+    "f:status": {part: {f"f:{RESOURCE}": {}} for part in ("f:capacity", "f:allocatable")},
+}
+
+
 def node(name: str) -> Node:
     """Return a Node on which devwatch advertises one stick."""
-    counts = {"cpu": "4", RESOURCE: "1"}
+    counts, same = ({"cpu": "4", RESOURCE: "1"} for _ in range(2))
     annotations = {ANNOTATION: json.dumps({RESOURCE: []})}
     return {
-        "metadata": {"name": name, "uid": f"uid-{name}", "resourceVersion": "5", "annotations": annotations},
-        "status": {"capacity": counts, "allocatable": counts},
+        "metadata": {
+            "name": name,
+            "uid": f"uid-{name}",
+            "resourceVersion": "5",
+            "annotations": annotations,
+            "managedFields": [
+                {"manager": "devwatch", "operation": "Update", "subresource": "status", "fieldsV1": OURS}
+            ],
+        },
+        "status": {"capacity": counts, "allocatable": same},
     }
 
 

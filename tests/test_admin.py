@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +20,8 @@ from devwatch import admin
 from devwatch.cli import main
 from devwatch.display import Screen
 from devwatch.kube import Connection, Credentials
+from devwatch.lock import NodeLock
+from devwatch.node import ANNOTATION
 from nodesite import RESOURCE, node, site
 from system.waiting import eventually
 
@@ -129,6 +133,32 @@ def test_a_node_that_cannot_be_written_keeps_no_other_from_being_purged(cluster:
     assert second.startswith("devwatch: n2: try later \\x1b[31m")
 
 
+def test_what_devwatch_did_not_write_is_left_alone_and_named(cluster: Site) -> None:
+    """A key in the annotation gives no right to the GPUs of another plugin; nor does an annotation that a user wrote."""
+    gpu = "nvidia.com/gpu"
+    for name in ("n1", "n2"):
+        held = cluster.nodes[name]
+        held["metadata"]["annotations"][ANNOTATION] = json.dumps({RESOURCE: [], gpu: []})
+        for part in ("capacity", "allocatable"):
+            held["status"][part][gpu] = "2"
+    cluster.nodes["n2"]["metadata"]["managedFields"][0]["manager"] = "kubectl-annotate"
+    done = purge(cluster)
+    assert done.status == 0
+    assert [cluster.nodes[name]["status"]["capacity"].get(gpu) for name in ("n1", "n2")] == ["2", "2"]
+    assert advertising(cluster) == ["n2"]
+    assert [line for line in done.out if "left alone" in line] == [
+        f"  {name} is listed and left alone: its count is not devwatch's to remove" for name in (gpu, RESOURCE, gpu)
+    ]
+
+
+def test_a_removal_that_a_policy_refuses_is_told_with_the_list_to_change(cluster: Site) -> None:
+    """The name has to stay allowed until it is gone, which nobody guesses."""
+    denied = f"ValidatingAdmissionPolicy 'devwatch' with binding 'b' denied request: status.capacity[{RESOURCE}] is not among"
+    cluster.refusals = {"n1": (403, f"{denied} the resources that the policy allows: x.io/y")}
+    (line,) = purge(cluster).err
+    assert f"keep {RESOURCE} in spec.variables[0] of ValidatingAdmissionPolicy devwatch" in line
+
+
 def test_a_node_that_is_gone_meanwhile_has_nothing_left_to_remove(cluster: Site) -> None:
     """That is no failure, and it is said."""
 
@@ -156,7 +186,41 @@ def test_a_daemon_that_writes_again_is_told_beside_what_was_done(cluster: Site) 
     assert done.status == 1
     assert done.err[0].startswith("devwatch: n2: removed, but whether it stays away is unknown: ")
     assert done.err[1:] == ["devwatch: n3: a devwatch still runs on n3: stop it first"]
-    assert done.out[-1] == "removed from 1 node"
+    left, removed = done.out[-4:-1], done.out[-1]
+    assert left == ["n3: left", f"  - {RESOURCE}: capacity 1, allocatable 1", "  - the annotation devwatch.io/devices"]
+    assert removed == "removed from 1 node"
+
+
+def test_what_comes_back_without_the_annotation_is_named_too(cluster: Site) -> None:
+    """A count alone, in one map or both, is left as well; what stayed away is not named."""
+
+    def meddle(name: str) -> None:
+        cluster.nodes[name]["status"]["allocatable"][RESOURCE] = "1"
+
+    cluster.at_removal = meddle
+    done = purge(cluster)
+    assert done.status == 1
+    assert done.out[-2:] == ["n3: left", f"  - {RESOURCE}: capacity none, allocatable 1"]
+
+
+def test_beside_the_daemon_of_this_host_nothing_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is known by its lock: what is left is named, and the status is 1."""
+    name = f"n-{uuid.uuid4().hex[:8]}"
+    lock = NodeLock(name)
+    with site(tmp_path, name) as alone:
+        assert lock.acquire_once() is None
+        try:
+            assert main(["purge", "--yes", "--node", name, "--kubeconfig", alone.kubeconfig], {}) == 1
+        finally:
+            lock.release()
+        assert alone.removed == []
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        f"{name}: left",
+        f"  - {RESOURCE}: capacity 1, allocatable 1",
+        "  - the annotation devwatch.io/devices",
+    ]
+    assert shown.err == f"devwatch: a devwatch still runs on {name} (pid {os.getpid()}): stop it first\n"
 
 
 def test_a_dry_run_asks_the_server_about_every_node(cluster: Site) -> None:
@@ -192,16 +256,17 @@ class Terminal:
 
 
 @contextmanager
-def watched(cluster: Site, folder: Path) -> Iterator[Terminal]:
-    """Start `purge --all-nodes` on a terminal of its own, with stdout redirected, and wait for the question."""
+def watched(cluster: Site, folder: Path, *options: str, count: str = "3 nodes") -> Iterator[Terminal]:
+    """Start `purge` on a terminal of its own, of all nodes by default, with stdout redirected, and wait for the question."""
     ours, its = pty.openpty()
     os.set_blocking(ours, False)
-    command = [sys.executable, "-m", "devwatch", "purge", "--all-nodes", "--kubeconfig", cluster.kubeconfig]
+    given = [*(options or ("--all-nodes",)), "--kubeconfig", cluster.kubeconfig]
+    command = [sys.executable, "-m", "devwatch", "purge", *given]
     with (folder / "out").open("wb") as out:
         program = subprocess.Popen(command, stdin=its, stdout=out, stderr=its, start_new_session=True)
     terminal = Terminal(program=program, keyboard=ours)
     try:
-        eventually(lambda: terminal.shows(b"Remove all this from 3 nodes? [y/N] "))
+        eventually(lambda: terminal.shows(f"Remove all this from {count}? [y/N] ".encode()))
         yield terminal
     finally:
         program.kill()
@@ -217,6 +282,49 @@ def test_the_question_is_seen_where_the_results_go_into_a_file(cluster: Site, tm
         assert terminal.program.wait(30) == 1
     assert (tmp_path / "out").read_text().splitlines()[-1] == "nothing was removed"
     assert cluster.asked == []
+
+
+def test_one_node_is_asked_about_as_all_are(cluster: Site, tmp_path: Path) -> None:
+    """Without a `y` nothing is removed from it."""
+    with watched(cluster, tmp_path, "--node", "n1", count="1 node") as terminal:
+        terminal.type(b"\n")
+        assert terminal.program.wait(30) == 1
+    assert (cluster.removed, advertising(cluster)) == ([], ALL)
+
+
+def off_terminal(cluster: Site, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `purge` where nobody can be asked."""
+    command = [sys.executable, "-m", "devwatch", "purge", *options, "--kubeconfig", cluster.kubeconfig]
+    environ = {**os.environ, **variables}
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environ, timeout=60
+    )
+
+
+@pytest.mark.parametrize("where", [("--node", "n1"), ("--all-nodes",)], ids=lambda where: where[0])
+def test_where_nobody_can_be_asked_nothing_is_removed(where: tuple[str, ...], cluster: Site) -> None:
+    """A script that forgets `--yes` gets one line and status 2, for one node as for all, and no request is sent."""
+    done = off_terminal(cluster, *where)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "--yes" in line
+    assert (cluster.asked, advertising(cluster)) == ([], ALL)
+
+
+def test_a_dry_run_neither_asks_nor_refuses(cluster: Site) -> None:
+    """It removes nothing, so there is nothing to agree to."""
+    for way in ("client", "server"):
+        done = off_terminal(cluster, "--all-nodes", f"--dry-run={way}")
+        assert done.returncode == 0, done.stderr
+    assert (cluster.removed, advertising(cluster)) == ([], ALL)
+
+
+def test_the_variable_agrees_as_the_option_does(cluster: Site) -> None:
+    """`DEVWATCH_YES` stands for `--yes`, and the command line wins."""
+    assert off_terminal(cluster, "--node", "n1", "--no-yes", DEVWATCH_YES="1").returncode == 2
+    done = off_terminal(cluster, "--node", "n1", DEVWATCH_YES="1")
+    assert done.returncode == 0, done.stderr
+    assert cluster.removed == ["n1"]
 
 
 def test_yes_removes_from_all_nodes(cluster: Site, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from admission import ALLOWED_PATH, DAEMON, Request, allowed, as_cel, manifests, policy, requests
 from deployment import missing, rendered
+from devwatch.kube import list_hint
 from system import testbed
 
 if TYPE_CHECKING:
@@ -71,12 +72,33 @@ def test_the_manifests_fit_the_schema_of_the_api(manifest: Object) -> None:
     kubernetes_validate.validate(manifest, "1.30", strict=True)
 
 
+def test_what_the_server_adds_inside_a_list_is_written_out() -> None:
+    """Else `kubectl apply` compares a list with what the server made of it, and reports a change each time.
+
+    Of all defaults of a policy and its binding the scope of a rule is the only one inside a list (pkg/apis/admissionregistration/v1,
+    `SetObjectDefaults_ValidatingAdmissionPolicy`); those of maps, such as `matchPolicy`, are merged.
+    """
+    written, binding = (manifest["spec"] for manifest in manifests())
+    constraints = written["matchConstraints"]
+    assert [rule["scope"] for rule in constraints["resourceRules"]] == ["*", "*"]
+    assert constraints.keys() == {"resourceRules"}
+    assert "matchResources" not in binding
+
+
 def test_the_resources_of_the_base_are_allowed() -> None:
     """Who adds the component to the base as it is gets a daemon that may advertise all of its configuration."""
     unchanged = Policy(manifests()[0])
     for name in ("aeotec/zstick", "rfxcom/rfxtrx433"):
         assert not unchanged.denial(_count_of(name))
     assert unchanged.denial(_count_of("example.com/meter"))
+
+
+def test_the_daemon_knows_the_words_for_a_name_that_is_not_listed() -> None:
+    """It says in which list the name has to stand: other words in the policy would take that hint away."""
+    denial = Policy(manifests()[0]).denial(_count_of("example.com/meter"))
+    message = f"nodes \"n\" is forbidden: ValidatingAdmissionPolicy 'devwatch' with binding 'devwatch' denied request: {denial}"
+    assert "add example.com/meter to " in list_hint(message, {"example.com/meter": "1"})
+    assert "keep example.com/meter in " in list_hint(message, {"example.com/meter": None})
 
 
 def test_an_installer_names_the_resources_in_a_kustomization() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from devwatch.cli import main
 from devwatch.display import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 GOOD = 'resources:\n- {name: a.io/b, match: [{vendor: "dead"}]}\n'
@@ -30,6 +33,14 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(GOOD)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Let the programs that a test starts take INT, also where the tests run in the background of a shell, which has it ignored."""
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, held)
 
 
 def test_check_sums_up_a_valid_configuration(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +86,7 @@ def test_check_warns_of_a_shadowed_resource(config: Path, capsys: pytest.Capture
         ["run", "--listen", "a..b:80"],
         ["run", "--listen", f"{'a' * 64}.io:80"],
         ["run", "--node-name", "no/name"],
+        ["check", ""],
         ["devices", "-o", "xml"],
         ["completion", "tcsh"],
     ],
@@ -204,12 +216,12 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 @pytest.mark.parametrize("argv", [["devices", "--all"], ["run", "--once", "--dry-run"], ["check"], ["--help"]])
 def test_results_that_cannot_be_written_are_one_line(argv: list[str], config: Path) -> None:
-    """A full disk, or a closed descriptor, is told in a line on stderr with status 1."""
+    """A full disk, or a closed descriptor, is told in a line on stderr with status 1, beside warnings about the host."""
     environ = {**os.environ, "DEVWATCH_CONFIG": str(config)}
     for redirection, unbuffered in product((">/dev/full", ">&-"), ("", "1")):
         command = f"PYTHONUNBUFFERED={unbuffered} {sys.executable} -m devwatch {' '.join(argv)} {redirection}"
         done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=environ)  # noqa: S602 - the shell redirects
-        errors = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+        errors = [line for line in done.stderr.splitlines() if not line.startswith(("{", "warning: "))]
         assert (done.returncode, len(errors)) == (1, 1) or argv == ["--help"], (command, done.stderr)
         assert "Traceback" not in done.stderr
 
@@ -236,6 +248,32 @@ def test_only_what_cannot_be_written_is_told_so(capsys: pytest.CaptureFixture[st
     """An error of the system that nobody foresaw is one line too, with the file that it is about, and status 1."""
     assert main(["check"], Unreadable()) == 1
     assert capsys.readouterr().err == f"devwatch: /some/file: {os.strerror(errno.EIO)}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "out of memory: raise the limit (ulimit -v)"),
+        (SystemError("error return without exception set"), "out of memory: raise the limit (ulimit -v)"),
+        (ImportError("failed to map segment"), "a part of the program cannot be loaded: failed to map segment: raise "),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files: raise the limit of open files (ulimit -n"),
+    ],
+)
+def test_a_shortage_is_one_line_with_what_to_raise(
+    error: Exception, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it strikes; never a traceback."""
+
+    class Exhausted(dict[str, str]):
+        """An environment that takes the last there was."""
+
+        def get(self, *_: object) -> NoReturn:
+            """Fail."""
+            raise error
+
+    assert main(["check"], Exhausted()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"devwatch: {told}")
 
 
 def test_a_removed_working_directory_keeps_nothing_from_view(tmp_path: Path) -> None:
@@ -289,8 +327,11 @@ def test_a_daemon_that_prints_nothing_needs_no_standard_output(config: Path) -> 
     assert "there is no kubeconfig /nonexistent" in told
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("options", "status"), [((), 0), (("--once",), 1)])
-def test_term_ends_the_daemon_while_it_starts(options: tuple[str, ...], status: int, tmp_path: Path) -> None:
+def test_a_signal_ends_the_daemon_while_it_starts(
+    options: tuple[str, ...], status: int, number: signal.Signals, tmp_path: Path
+) -> None:
     """By its own will: as the first process of a container it would not die of the signal (pid_namespaces(7))."""
     pipe = tmp_path / "config.yaml"
     os.mkfifo(pipe)
@@ -301,9 +342,170 @@ def test_term_ends_the_daemon_while_it_starts(options: tuple[str, ...], status: 
     with subprocess.Popen([sys.executable, "-m", "devwatch", *argv], stdout=subprocess.DEVNULL) as daemon:
         opening.join(timeout=30)
         assert opened, "nobody reads the configuration"
-        daemon.terminate()
+        daemon.send_signal(number)
         assert daemon.wait(timeout=30) == status
     opened[0].close()
+
+
+@pytest.mark.parametrize(("argv", "status"), [(["check"], 78), (["run", "--node-name", "n", "--config"], 78)])
+def test_a_configuration_that_does_not_answer_is_one_line(argv: list[str], status: int, tmp_path: Path) -> None:
+    """A pipe that no process writes to is given up, and the line says what to do."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = subprocess.run(
+        [sys.executable, "-m", "devwatch", *argv, str(pipe)], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == status
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert line.startswith(
+        f"{pipe}:1:1: cannot be read: it is not a regular file, and it did not end within 5 s (let the"
+    )
+
+
+def test_int_ends_a_command_that_waits_for_a_file(tmp_path: Path) -> None:
+    """With status 130 and without a word."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    opened: list[TextIO] = []
+    opening = Thread(target=lambda: opened.append(pipe.open("w")), daemon=True)
+    opening.start()
+    command = [sys.executable, "-m", "devwatch", "check", str(pipe)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as check:
+        opening.join(timeout=30)
+        check.send_signal(signal.SIGINT)
+        out, _ = check.communicate(timeout=30)
+    opened[0].close()
+    assert (check.returncode, out) == (130, b"")
+
+
+def test_int_leaves_nothing_running(tmp_path: Path) -> None:
+    """A command that waits for the plugin of a kubeconfig ends with status 130, and the plugin with it."""
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    plugin = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": "sh",
+        "args": ["-c", f"exec 3>{started}; sleep 60"],
+    }
+    kubeconfig = {
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "u", "user": {"exec": plugin}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+    command = [sys.executable, "-m", "devwatch", "status", "--kubeconfig", str(tmp_path / "kubeconfig")]
+    writers_gone = select.poll()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as status, started.open() as pipe:
+        writers_gone.register(pipe, 0)
+        status.send_signal(signal.SIGINT)
+        out, _ = status.communicate(timeout=30)
+        assert writers_gone.poll(20_000), "the plugin runs on"
+    assert (status.returncode, out) == (130, b"")
+
+
+SCRIPT = """import sys
+from devwatch.cli import main
+sys.exit(main())
+"""
+"""What pip makes of the entry point."""
+HALTS = {
+    "argparse": """import os, signal
+os.write({0}, b"!")
+while True:
+    signal.pause()
+""",
+    "sitecustomize": """import atexit, os
+atexit.register(lambda: (os.write({0}, b"!"), os.read(0, 1)))
+""",
+}
+"""Modules that tell how far the program has come, and let it go no further: in its imports, and at the end of Python."""
+
+
+@contextlib.contextmanager
+def halted(folder: Path, module: str, argv: Sequence[str], **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program that comes as far as a module of `HALTS`."""
+    told, telling = os.pipe()
+    (folder / f"{module}.py").write_text(HALTS[module].format(telling))
+    environ = {**os.environ, "PYTHONPATH": str(folder), **variables}
+    command, pipe = [sys.executable, *argv], subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environ, pass_fds=[telling], stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT
+    ) as program:
+        os.close(telling)
+        try:
+            assert os.read(told, 1) == b"!"
+            yield program
+        finally:
+            program.kill()
+            os.close(told)
+
+
+@pytest.mark.parametrize("entry", ["script", "module"])
+@pytest.mark.parametrize(
+    ("line", "number", "status"),
+    [
+        ("run", signal.SIGTERM, 0),
+        ("run", signal.SIGINT, 0),
+        ("run --once", signal.SIGTERM, 1),
+        ("run --once", signal.SIGINT, 1),
+        ("DEVWATCH_ONCE=true run", signal.SIGTERM, 1),
+        ("DEVWATCH_ONCE=true run --no-once", signal.SIGTERM, 0),
+        ("check", signal.SIGINT, 130),
+        ("check", signal.SIGTERM, -signal.SIGTERM),
+        ("--help", signal.SIGINT, 130),
+    ],
+)
+def test_a_signal_during_the_imports_ends_the_program_as_later(
+    line: str, number: signal.Signals, status: int, entry: str, tmp_path: Path
+) -> None:
+    """Without a traceback, and the daemon by its own will: as the first process of a container it would not die of TERM."""
+    script = tmp_path / "devwatch"
+    script.write_text(SCRIPT)
+    program = [str(script)] if entry == "script" else ["-m", "devwatch"]
+    variables = dict(word.split("=") for word in line.split() if "=" in word)
+    argv = [word for word in line.split() if "=" not in word]
+    with halted(tmp_path, "argparse", [*program, *argv], **variables) as running:
+        if argv[0] == "run":
+            running.send_signal(signal.SIGHUP)  # which must not end it
+        running.send_signal(number)
+        out, _ = running.communicate(timeout=30)
+    assert (running.returncode, out) == (status, b"")
+
+
+def test_a_signal_while_python_ends_changes_no_status(tmp_path: Path) -> None:
+    """All is done and written by then."""
+    with halted(tmp_path, "sitecustomize", ["-m", "devwatch", "--version"]) as running:
+        running.send_signal(signal.SIGTERM)
+        running.send_signal(signal.SIGINT)
+        out, _ = running.communicate(b".", timeout=30)
+    assert (running.returncode, out.decode()) == (0, f"devwatch {__version__}\n")
+
+
+def test_another_program_keeps_its_signals() -> None:
+    """One that imports the command line is not ended by it."""
+    numbers = "(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)"
+    code = f"import signal, devwatch.cli; print([signal.getsignal(n) is signal.default_int_handler for n in {numbers}])"
+    done = subprocess.run([sys.executable, "-c", code, "run"], capture_output=True, text=True, check=True)
+    assert done.stdout == "[True, False, False]\n"
+
+
+@pytest.mark.parametrize("limit", [5, 6, 7, 12])
+@pytest.mark.parametrize("command", ["check", "devices", "status", "run"])
+def test_few_descriptors_are_one_line(command: str, limit: int, config: Path) -> None:
+    """Of the limit to raise, or the command does what it should; 5 is the least with which Python itself starts."""
+    options = {
+        "check": f"{config}",
+        "status": "--kubeconfig /nonexistent",
+        "run": f"--once --dry-run --node-name few --config {config}",
+    }
+    script = f"ulimit -n {limit}; exec {sys.executable} -m devwatch {command} {options.get(command, '')}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(("{", "warning: "))]
+    assert "Traceback" not in done.stderr
+    assert done.returncode in {0, 1}
+    assert len(lines) == done.returncode, done.stderr
+    assert all("limit" in line or "there is no kubeconfig" in line for line in lines)
 
 
 def test_a_daemon_leaves_the_signals_as_they_were() -> None:

@@ -7,25 +7,23 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import tracemalloc
 from functools import partial
+from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from build import device, look, rule
 from devwatch import commands
 from devwatch.config import MAX_BYTES, Config
+from devwatch.device import Device
 from devwatch.display import Screen
 from devwatch.host import Host
 from devwatch.sysfs import Lister
 from test_sysfs import POWERLESS
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from devwatch.device import Device
 
 SHOW = """
 import sys
@@ -113,6 +111,42 @@ def test_a_suggestion_avoids_the_names_of_all_nodes() -> None:
     assert "name: aeotec/zstick-2\n" in out.getvalue()
 
 
+def explained(path: str, *devices: Device) -> str:
+    """Return what `explain` writes."""
+    out = io.StringIO()
+    commands.explain(scene(*devices), Screen(out=out), Screen(out=io.StringIO()), path)
+    return out.getvalue()
+
+
+def test_a_virtual_console_without_a_record_has_no_port_for_certain() -> None:
+    """As the rules have it; of hardware nothing is known yet."""
+    console = Device(devnode="/dev/tty9", devpath="/devices/virtual/tty/tty9", number=1033, incarnation=1)
+    assert "port: none\n" in explained("/dev/tty9", console)
+    stick = device(devnode="/dev/ttyUSB0", properties=None)
+    assert "port: none (unknown: there is no complete udev record)\n" in explained("/dev/ttyUSB0", stick)
+
+
+def test_a_directory_in_the_place_of_a_device_is_explained_with_the_cure() -> None:
+    """An empty one in /dev is what a container leaves there; any other is only a directory."""
+    told = "a directory is in the place of a device or of a link to one"
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
+        first, *_ = explained(path).splitlines()
+        assert first.startswith(f"{path}: {told}")
+        assert f"`rmdir {path}`" in first
+        Path(path, "file").touch()
+        assert explained(path).splitlines()[0] == f"{path}: a directory"
+    with tempfile.TemporaryDirectory() as path:
+        assert explained(path).splitlines()[0] == f"{path}: a directory"
+
+
+def test_explain_tells_what_blocks_a_device_on_this_host() -> None:
+    """Whatever is asked for."""
+    out = io.StringIO()
+    seen = scene(troubles=("/dev/ttyUSB0: a directory",), blocked=("/dev/ttyUSB0: a directory",))
+    commands.explain(seen, Screen(out=out), Screen(out=io.StringIO()), "/dev/null")
+    assert "\nthis host:\n  - /dev/ttyUSB0: a directory\n" in out.getvalue()
+
+
 @pytest.mark.parametrize("width", [None, 80])
 def test_a_check_holds_no_more_than_the_limit(width: int | None, tmp_path: Path) -> None:
     """However large the file is, on a terminal and in a pipe."""
@@ -130,8 +164,8 @@ def test_a_check_holds_no_more_than_the_limit(width: int | None, tmp_path: Path)
     assert f"more than {MAX_BYTES} bytes" in out.getvalue()
 
 
-def test_a_fault_in_a_pipe_is_shown_without_its_line(tmp_path: Path) -> None:
-    """On a terminal too: what a pipe has given is not asked for again."""
+def test_a_fault_in_a_pipe_is_shown_with_its_line(tmp_path: Path) -> None:
+    """On a terminal; what a pipe has given is not asked for again."""
     out, statuses, pipe = io.StringIO(), list[int](), tmp_path / "pipe"
     os.mkfifo(pipe)
     check = partial(commands.check, pipe, Screen(out=out, width=200), form="text")
@@ -144,4 +178,4 @@ def test_a_fault_in_a_pipe_is_shown_without_its_line(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(30)
     assert statuses == [78]
-    assert len(out.getvalue().splitlines()) == 1
+    assert out.getvalue().splitlines()[1:] == ["    resources: nonsense", "               ^"]

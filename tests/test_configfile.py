@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devwatch.config import MAX_BYTES
-from devwatch.configfile import ConfigFile
+from devwatch.configfile import BackgroundConfigFile, ConfigFile
 from devwatch.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from devwatch.config import Config
 
 GOOD = "resources: [{name: a.io/b, match: [{vendor: abcd}]}]\n"
 BETTER = GOOD.replace("a.io/b", "a.io/c")
@@ -247,3 +251,156 @@ def assert_told_once(file: ConfigFile, reason: str) -> None:
         with pytest.raises(ConfigError, match=f"cannot be read: {reason}"):
             file.poll(force=force)
         assert names(file) is None
+
+
+# -- in the background
+
+
+class Desk:
+    """A file that is read in the background, and how often it had news. It counts as one that hangs after `patience` seconds."""
+
+    def __init__(self, path: Path, patience: float = 30) -> None:
+        """Read it once, as the daemon does at its start."""
+        self.woken = asyncio.Event()
+        self.file = BackgroundConfigFile(loaded(path), self.woken.set, patience=patience)
+
+    async def news(self) -> list[str]:
+        """Wait for news and return its resources. Raises `ConfigError`."""
+        async with asyncio.timeout(30):
+            await self.woken.wait()
+        self.woken.clear()
+        config = self.file.poll(force=True)
+        assert config is not None
+        return [rule.name for rule in config.resources]
+
+    async def silence(self) -> None:
+        """Wait until nothing is read any more, and see that there was no news."""
+        async with asyncio.timeout(30):
+            while self.file.busy:  # noqa: ASYNC110 - no news is told to nobody
+                await asyncio.sleep(0)
+        assert not self.woken.is_set()
+
+
+def run(scenario: Coroutine[object, object, None]) -> None:
+    """Run a scenario on real time, since threads take part in it."""
+    asyncio.run(scenario)
+
+
+def replaced(path: Path, text: str | None) -> None:
+    """Put another file in its place, by rename; None for a pipe that no process writes to."""
+    fresh = path.with_suffix(".new")
+    if text is None:
+        os.mkfifo(fresh)
+    else:
+        fresh.write_text(text)
+    fresh.rename(path)
+
+
+def test_a_sweep_finds_what_has_changed(path: Path) -> None:
+    """It asks, and is told when the file was read; without news nobody is woken, and a faulty file is told once."""
+
+    async def scenario() -> None:
+        desk = Desk(path)
+        assert desk.file.poll(force=False) is None
+        await desk.silence()
+        replaced(path, BETTER)
+        assert desk.file.poll(force=False) is None
+        assert await desk.news() == ["a.io/c"]
+        replaced(path, BAD)
+        desk.file.poll(force=False)
+        with pytest.raises(ConfigError, match="nonsense"):
+            await desk.news()
+        desk.file.poll(force=False)
+        await desk.silence()
+
+    run(scenario())
+
+
+def test_a_reload_brings_news_in_any_case(path: Path) -> None:
+    """Also of a file that nobody has changed, and it is busy until the news is taken: so long the reload lasts."""
+
+    async def scenario() -> None:
+        desk = Desk(path)
+        assert not desk.file.busy
+        desk.file.reload()
+        assert desk.file.busy
+        await desk.woken.wait()
+        assert desk.file.busy
+        assert await desk.news() == ["a.io/b"]
+        assert not desk.file.busy
+        assert desk.file.poll(force=True) is None
+
+    run(scenario())
+
+
+def test_news_is_taken_by_whichever_turn_comes_first(path: Path) -> None:
+    """A sweep that finds news does not read the file again before it is taken."""
+
+    async def scenario() -> None:
+        desk = Desk(path)
+        desk.file.reload()
+        await desk.woken.wait()
+        config = desk.file.poll(force=False)
+        assert config is not None
+        assert desk.file.poll(force=True) is None
+
+    run(scenario())
+
+
+def test_a_pipe_in_place_of_the_file_stops_nothing_and_is_told(path: Path) -> None:
+    """Once for all sweeps, and for each reload; it gathers no threads."""
+
+    async def scenario() -> None:
+        desk, threads = Desk(path, patience=0.05), threading.active_count()
+        replaced(path, None)
+        desk.file.poll(force=False)
+        with pytest.raises(ConfigError, match="cannot be read: its file system did not answer"):
+            await desk.news()
+        for _ in range(3):
+            desk.file.poll(force=False)
+            await desk.silence()
+        assert threading.active_count() <= threads + 1
+        desk.file.reload()
+        with pytest.raises(ConfigError, match="cannot be read"):
+            await desk.news()
+
+    run(scenario())
+
+
+def test_a_reload_waits_for_no_reading_that_hangs(path: Path) -> None:
+    """Who has put a good file in place of a pipe, or of a mount that hangs, and says so, is heard at once."""
+
+    async def scenario() -> None:
+        desk = Desk(path)
+        replaced(path, None)
+        desk.file.poll(force=False)
+        await asyncio.sleep(0)
+        replaced(path, BETTER)
+        desk.file.reload()
+        assert await desk.news() == ["a.io/c"]
+        desk.file.poll(force=False)
+        await desk.silence()
+
+    run(scenario())
+
+
+def test_what_nobody_foresaw_is_raised_where_the_configuration_is_asked_for(path: Path) -> None:
+    """And so ends the daemon, with its traceback in the log; no reading dies unseen."""
+
+    class Broken(ConfigFile):
+        """A file whose content breaks the program."""
+
+        def take(self, found: object, *, force: bool) -> Config | None:  # noqa: ARG002 - as it is there
+            """Break."""
+            raise ZeroDivisionError
+
+    async def scenario() -> None:
+        woken = asyncio.Event()
+        file = BackgroundConfigFile(Broken(path=path), woken.set)
+        file.reload()
+        async with asyncio.timeout(30):
+            await woken.wait()
+        with pytest.raises(ZeroDivisionError):
+            file.poll(force=True)
+
+    run(scenario())

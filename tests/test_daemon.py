@@ -6,11 +6,13 @@ import asyncio
 import io
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +27,6 @@ from test_output import Pipe, in_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 GOOD = "resources:\n- {name: a.io/b, match: [{path: /dev/ttyNONE0}]}\n"
 
@@ -137,6 +138,67 @@ def test_a_reload_is_told_from_its_beginning_to_its_end(tmp_path: Path) -> None:
     assert "a.io/c" in out.splitlines()[-1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_file_that_does_not_answer_holds_up_neither_the_loop_nor_the_end(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """A pipe in place of the configuration, and somebody asks for a reload, which lasts until it is given up."""
+    with service(tmp_path, WATCHDOG_USEC="100000") as running:
+        running.hear("STATUS=")
+        running.config.unlink()
+        os.mkfifo(running.config)
+        running.process.send_signal(signal.SIGHUP)
+        running.hear("RELOADING=1")
+        assert [running.hear("")[:12] for _ in range(10)] == ["WATCHDOG=1"] * 10
+        running.process.send_signal(number)
+        assert running.process.wait(2) == 0
+
+
+def test_a_pipe_in_place_of_the_configuration_is_told(tmp_path: Path) -> None:
+    """After five seconds, with what to do; the old one stays in force, and a good file is taken at once."""
+    with service(tmp_path) as running:
+        running.hear("STATUS=")
+        running.config.unlink()
+        os.mkfifo(running.config)
+        running.process.send_signal(signal.SIGHUP)
+        running.hear("RELOADING=1")
+        running.hear("READY=1")
+        running.config.unlink()
+        running.config.write_text(GOOD.replace("a.io/b", "a.io/c"))
+        running.process.send_signal(signal.SIGHUP)
+        running.hear("RELOADING=1")
+        running.hear("READY=1")
+        running.process.send_signal(signal.SIGTERM)
+        _, out, log = running.end()
+    assert "a.io/c" in out.splitlines()[-1]
+    (rejected,) = [record for record in log if record["event"] == "config.rejected"]
+    assert "it did not end within 5 s (let the writer of a pipe write and close it" in rejected["faults"][0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_changes_no_status(number: signal.Signals, tmp_path: Path) -> None:
+    """Whoever is impatient: the daemon has said that it stops, and Python itself has not ended yet."""
+    with service(tmp_path) as running:
+        running.hear("STATUS=")
+        running.process.send_signal(number)
+        running.hear("STOPPING=1")
+        running.process.send_signal(number)
+        status, _, log = running.end()
+    assert (status, log[-1]["event"]) == (0, "daemon.stopped")
+
+
+def test_a_daemon_without_memory_for_a_thread_ends_like_any_other(tmp_path: Path) -> None:
+    """TERM starts none; it has status 0, and no traceback."""
+    with service(tmp_path) as running:
+        running.hear("STATUS=")
+        assert "a.io/b" in running.printed()
+        size = int(Path(f"/proc/{running.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(running.process.pid, resource.RLIMIT_AS, (size + 2**20, size + 2**20))
+        running.process.send_signal(signal.SIGTERM)
+        status, _, log = running.end()
+    assert (status, log[-1]["event"]) == (0, "daemon.stopped")
+
+
 def test_a_systemd_that_is_busy_hears_everything_later(tmp_path: Path) -> None:
     """A queue that was full at the wrong moment leaves no unit "activating" or "reloading" for ever."""
     with service(tmp_path, busy=True, WATCHDOG_USEC="100000") as running:
@@ -218,6 +280,8 @@ def test_a_dry_run_pretends_that_each_patch_was_stored() -> None:
     """What was printed once is not printed again, also over a server's own answers."""
 
     class Server:
+        date = ""
+
         async def patch(self, _changes: object) -> NodeState:
             return NodeState(uid="u", capacity={"a.io/b": "7", "c.io/d": "1"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -169,6 +170,14 @@ def test_the_old_daemon_ends_before_the_new_one_starts(base: list[Object]) -> No
     assert strategy["rollingUpdate"].get("maxSurge", 0) == 0
 
 
+@pytest.mark.parametrize("nodes", [1, 2, 3, 10, 1000])
+def test_an_update_reaches_every_node_that_runs(base: list[Object], nodes: int) -> None:
+    """However many others are off: their daemons count as unavailable, and some room has to be left (apps/v1, RollingUpdateDaemonSet)."""
+    share = daemonset(base)["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"]
+    room = math.ceil(nodes * int(share.removesuffix("%")) / 100)  # rounded up, as Kubernetes does
+    assert all(room > off for off in range(nodes))
+
+
 def test_memory_is_limited_and_time_is_not(base: list[Object]) -> None:
     """A limit of the CPU would delay the answer to a uevent."""
     resources = container(base)["resources"]
@@ -302,7 +311,9 @@ def _relabelled(address: str, node: str) -> dict[str, str]:
         "__meta_kubernetes_pod_node_name": node,
     }
     for rule in endpoint["relabelings"]:
-        assert rule.keys() <= {"sourceLabels", "regex", "replacement", "targetLabel"}
+        assert rule.keys() <= {"sourceLabels", "regex", "replacement", "targetLabel", "action"}
+        # The operator's schema adds it where it is left out, and `kubectl apply` would report a change each time.
+        assert rule["action"] == "replace"
         (source,) = rule["sourceLabels"]
         if found := re.fullmatch(rule.get("regex", "(.*)"), labels[source]):
             labels[rule["targetLabel"]] = rule.get("replacement", "$1").replace("$1", found[1])

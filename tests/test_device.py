@@ -5,7 +5,14 @@ from devwatch.device import Device, by_stability, natural
 PHYSICAL = "/devices/pci0000:00/usb1/1-4"
 
 
-def _tty(name: str, *, physical: str | None = PHYSICAL, incarnation: int = 1, links: tuple[str, ...] = ()) -> Device:
+def _tty(
+    name: str,
+    *,
+    physical: str | None = PHYSICAL,
+    incarnation: int = 1,
+    links: tuple[str, ...] = (),
+    properties: dict[str, str] | None = None,
+) -> Device:
     return Device(
         devnode=f"/dev/{name}",
         devpath=f"{PHYSICAL}/1-4:1.0/{name}/tty/{name}",
@@ -13,6 +20,7 @@ def _tty(name: str, *, physical: str | None = PHYSICAL, incarnation: int = 1, li
         incarnation=incarnation,
         physical=physical,
         links=links,
+        properties=properties,
     )
 
 
@@ -48,8 +56,13 @@ def test_virtual_consoles_are_told_from_hardware() -> None:
 
 def test_the_first_link_is_the_one_to_name() -> None:
     """A device is named by its most stable link, by none without any."""
-    assert _tty("ttyUSB0", links=("/dev/serial/by-id/x", "/dev/zigbee")).link == "/dev/serial/by-id/x"
-    assert _tty("ttyUSB0").link is None
+    assert _tty("ttyUSB0", links=("/dev/serial/by-id/x", "/dev/zigbee"), properties={}).link == "/dev/serial/by-id/x"
+    assert _tty("ttyUSB0", properties={}).link is None
+
+
+def test_no_link_is_named_until_the_record_is_complete() -> None:
+    """Udev may still make a better one: what matches a rule is no reason to show it to others."""
+    assert _tty("ttyUSB0", links=("/dev/serial/by-id/x",)).link is None
 
 
 def test_links_that_follow_the_stick_come_first() -> None:

@@ -373,11 +373,28 @@ async def test_a_bare_pod_is_told_and_spared() -> None:
         assert "bare" in [note.pod.name for _, note in one.workload.events if note.pod]
 
 
-@pytest.mark.parametrize(
-    "fields", [{"mirror": True}, {"owner": "DaemonSet"}, {"terminating": True}, {"phase": "Succeeded"}]
-)
+@pytest.mark.parametrize("fields", [{"mirror": True}, {"owner": "DaemonSet"}, {"owner": ""}])
 @virtual
-async def test_mirror_daemonset_terminating_and_finished_pods_are_spared(fields: dict[str, str | bool]) -> None:
+async def test_a_pod_that_is_never_evicted_keeps_the_lost_device_for_as_long_as_it_lives(
+    fields: dict[str, object],
+) -> None:
+    """It is told once, and `status` goes on showing what it has lost, also after a restart."""
+    async with home(pod(**fields)) as one:  # type: ignore[arg-type]  # mypy takes them for `paths`, too
+        one.host.unplug()
+        await asyncio.sleep(2000)
+        assert not one.workload.tried
+        assert len(one.refusals()) == 1
+        assert [event.reason for _, event in one.workload.events if event.pod] == ["DeviceLost"]
+        assert USB0 in (one.server.state.annotation or "")
+        assert len(one.workload.lists) < 12
+        one.workload.end("home/p")
+        await asyncio.sleep(400)
+        assert USB0 not in (one.server.state.annotation or "")
+
+
+@pytest.mark.parametrize("fields", [{"terminating": True}, {"phase": "Succeeded"}])
+@virtual
+async def test_terminating_and_finished_pods_are_spared(fields: dict[str, str | bool]) -> None:
     """Without a word."""
     async with home(pod(**fields)) as one:  # type: ignore[arg-type]  # mypy takes them for `paths`, too
         one.host.unplug()
@@ -399,7 +416,7 @@ async def test_without_evict_no_pod_is_ever_listed() -> None:
 # -- what the server says
 
 
-@pytest.mark.parametrize("now", [pod("other"), pod(uid="another", owner="DaemonSet")], ids=["gone", "another uid"])
+@pytest.mark.parametrize("now", [pod("other"), pod(uid="another", scheduled="")], ids=["gone", "another uid"])
 @virtual
 async def test_a_pod_that_is_gone_or_has_another_uid_is_a_success(now: Pod) -> None:
     """Somebody else was first: no line, no backoff, and nobody else is evicted in its place."""
@@ -500,6 +517,26 @@ async def test_an_eviction_delays_a_patch_by_no_more_than_the_request_in_flight(
         assert one.server.writes[-1].at - plugged < 8
         await asyncio.sleep(60)
         assert one.evicted == ["p"]
+
+
+@pytest.mark.parametrize("what", ["evictions", "lists", "Events"])
+@virtual
+async def test_a_server_that_hangs_holds_up_no_count(what: str) -> None:
+    """A webhook of evictions or Events that times out must not leave the Node wrong: a patch waits for a second at most."""
+    async with home(pod(), used=config(names=(ZIGBEE, ZWAVE))) as one:
+        one.workload.hanging = {what}
+        one.host.unplug()
+        await asyncio.sleep({"Events": GRACE + 0.1}.get(what, GRACE + AFTER + 0.1))
+        plugged = asyncio.get_running_loop().time()
+        one.host.plug("0002", USB1)
+        await asyncio.sleep(1.5)
+        assert one.server.shows(ZWAVE) == ("1", "1")
+        assert one.server.writes[-1].at - plugged < 1.1
+        one.workload.hanging = set()
+        await asyncio.sleep(AFTER + 60)
+        assert one.evicted == ["p"]
+        reasons = [(event.reason, bool(event.pod)) for _, event in one.workload.events]
+        assert reasons.count(("DeviceRemoved", False)) == 1
 
 
 @virtual

@@ -12,7 +12,7 @@ from devwatch.config import parse
 from devwatch.errors import ConfigError, Conflict, Forbidden, Gone, Missing, NodeMissing, Refused, Retry
 from devwatch.node import WHOLE, NodeState
 from devwatch.pods import Pod
-from devwatch.workload import Note
+from devwatch.workload import Event
 from fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, Line, RecordingLog
 
 if TYPE_CHECKING:
@@ -244,27 +244,29 @@ def test_the_log_remembers_level_event_and_fields() -> None:
 def test_a_watch_shows_the_node_and_every_write_late_or_not() -> None:
     """And what it is told to, until it is told to end; a watch that nobody reads any more is forgotten."""
 
-    async def main() -> tuple[list[int], float]:
+    async def main() -> tuple[list[int | None], float]:
         node = FakeServer(asyncio.get_running_loop().time)
         node.watch_latency = 3
         first = node.state
-        seen: list[int] = []
+        seen: list[int | None] = []
 
         async def follow() -> None:
-            seen.extend([state.version async for state in node.watch()])
+            seen.extend([None if state is None else state.version async for state in node.watch()])
 
         task = asyncio.create_task(follow())
         await asyncio.sleep(1)
         await node.patch({A: "1"})
         node.write(A, "2", manager="rival")
         node.show(first)
+        node.delete()
+        node.create()
         node.show(None)
         await task
         node.write(A, "3")
         return seen, asyncio.get_running_loop().time()
 
     seen, ended = virtualtime.run(main)
-    assert seen == [1, 2, 3, 1]
+    assert seen == [1, 2, 3, 1, None, 4]
     assert ended > 1 + 3 * 3
 
 
@@ -293,7 +295,7 @@ def test_a_watch_fails_after_its_list() -> None:
         node = FakeServer(asyncio.get_running_loop().time)
         node.stream_error = Forbidden("cannot watch nodes")
         watch = node.watch()
-        assert (await anext(watch)).version == 1
+        assert await anext(watch) == node.state
         with pytest.raises(Forbidden):
             await anext(watch)
 
@@ -321,12 +323,12 @@ def workload() -> FakeWorkload:
 
 def test_an_evicted_pod_is_gone_and_an_event_is_kept() -> None:
     """Each with its time."""
-    work, note = workload(), Note(reason="R", message="m")
+    work, event = workload(), Event(reason="R", message="m")
     assert virtualtime.run(work.pods) == (POD,)
     virtualtime.run(lambda: work.evict(POD))
-    virtualtime.run(lambda: work.record(note))
+    virtualtime.run(lambda: work.record(event))
     assert virtualtime.run(work.pods) == ()
-    assert (work.evicted, work.notes, work.lists, len(work.spans)) == ([(0, "p")], [(0, note)], [0, 0], 4)
+    assert (work.evicted, work.events, work.lists, len(work.spans)) == ([(0, "p")], [(0, event)], [0, 0], 4)
 
 
 def test_an_eviction_fails_as_the_server_lets_it_fail() -> None:

@@ -30,13 +30,14 @@ FLOORS = (
     Floor(
         rooms=(
             *("errors", "device", "backoff", "rules", "inventory", "config", "node", "plan"),
-            *("drift", "pods", "loss", "sticks", "inspection"),
+            *("drift", "task", "loss", "pods", "sticks", "inspection"),
         ),
         ordered=True,
     ),
-    Floor(rooms=("sysfs", "configfile", "resolver", "output", "program", "proxy")),  # the world, without a library
+    Floor(rooms=("early", "resolver", "files"), ordered=True),
+    Floor(rooms=("sysfs", "configfile", "output", "program", "proxy")),  # the world, without a library
     Floor(rooms=("udev", "kube", "systemd", "telemetry", "logs", "lock", "display")),
-    Floor(rooms=("host", "workload", "cluster", "report", "evictor", "reconciler"), ordered=True),
+    Floor(rooms=("host", "workload", "cluster", "report", "events", "evictor", "reconciler"), ordered=True),
     Floor(rooms=("daemon", "commands", "admin")),
     Floor(rooms=("cli", "__main__"), ordered=True),
 )
@@ -53,7 +54,7 @@ EDGES = {
 # fmt: off
 PURE = frozenset({
     "__future__", "abc", "base64", "bisect", "collections", "contextlib", "copy", "dataclasses", "decimal", "difflib", "enum",
-    "fnmatch", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "string", "types",
+    "fnmatch", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "posixpath", "re", "string", "types",
     "typing", "unicodedata", "yaml",
 })
 # fmt: on

@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, NodeMissing, Refused, Retry
-from devwatch.kube import MAX_ANSWER, Credentials, KubeNode
+from devwatch.kube import MAX_ANSWER, Credentials, KubeNode, node_state
 from devwatch.node import ANNOTATION, WHOLE, NodeState
 from system.certificates import Authority
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 
     from devwatch.node import Changes
 
@@ -309,6 +309,83 @@ def test_the_answer_is_the_observed_node(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("header", "date"),
+    [
+        ({"Date": "Fri, 15 Jan 2027 08:00:00 GMT"}, "2027-01-15T08:00:00Z"),
+        ({"Date": "Fri, 15 Jan 2027 09:00:00 +0100"}, "2027-01-15T08:00:00Z"),
+        ({"Date": "yesterday"}, ""),
+        ({"Date": "Fri, 32 Jan 2027 08:00:00 GMT"}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_time_of_the_server_is_known_from_its_last_answer(
+    header: dict[str, str], date: str, tmp_path: Path
+) -> None:
+    """In the form in which it writes the times of pods."""
+
+    async def scenario() -> None:
+        async with talk(tmp_path, answer(200, NODE, **header)) as (_, api):
+            assert api.date == ""
+            await api.patch({})
+            assert api.date == date
+
+    run(scenario())
+
+
+def fields(*resources: str, maps: tuple[str, ...] = ("f:capacity", "f:allocatable")) -> dict[str, Any]:
+    """Return what a manager has written of a Node's status, as the server records it."""
+    return {"f:status": {part: {f"f:{name}": {} for name in resources} for part in maps}}
+
+
+NOTED: dict[str, Any] = {"f:metadata": {"f:annotations": {f"f:{ANNOTATION}": {}, "f:foreign": {}}}}
+
+
+def managed(*entries: dict[str, Any]) -> NodeState:
+    """Return a Node with these records of who wrote what."""
+    metadata = {**NODE["metadata"], "managedFields": [{"operation": "Update", **entry} for entry in entries]}
+    return node_state({**NODE, "metadata": metadata}, origin="x")
+
+
+def test_who_wrote_each_map_is_known() -> None:
+    """A kubelet takes over the keys whose value it changes, map by map."""
+    state = managed(
+        {"manager": "devwatch", "fieldsV1": {**fields("a.io/b"), **NOTED}},
+        {"manager": "devwatch", "fieldsV1": fields("c.io/d", maps=("f:capacity",))},
+        {"manager": "kubelet", "fieldsV1": fields("c.io/d", "cpu", maps=("f:allocatable",))},
+    )
+    assert state.removable("a.io/b")
+    counts = replace(state, capacity={"c.io/d": "1"}, allocatable={"c.io/d": "1"})
+    assert not counts.removable("c.io/d")
+    assert replace(counts, allocatable={}).removable("c.io/d")
+    assert [writer.manager for writer in state.writers["c.io/d"]] == ["devwatch", "kubelet"]
+    assert "cpu" not in state.writers
+
+
+US = {"manager": "devwatch", "subresource": "status", "fieldsV1": NOTED}
+KUBELET = {"manager": "kubelet", "subresource": "status", "fieldsV1": fields("a.io/b")}
+
+
+@pytest.mark.parametrize(
+    ("entries", "believed"),
+    [
+        ([US], True),
+        ([US, KUBELET], True),
+        ([{"manager": "devwatch", "fieldsV1": NOTED}], True),
+        ([{"manager": "devwatch", "fieldsV1": NOTED}, KUBELET], False),
+        ([{**US, "subresource": ""}], False),
+        ([{**US, "operation": "Apply"}], False),
+        ([{**US, "manager": "kubectl-annotate"}], False),
+        ([US, {**US, "manager": "kubectl-annotate"}], False),
+        ([KUBELET], False),
+        ([], False),
+    ],
+)
+def test_an_annotation_is_believed_where_devwatch_alone_wrote_it(entries: list[dict[str, Any]], believed: bool) -> None:  # noqa: FBT001 - a parameter of pytest
+    """By the status, where the server records that (1.22)."""
+    assert managed(*entries).believed is believed
+
+
 def test_a_node_without_status_and_annotations_is_read(tmp_path: Path) -> None:
     """As a new one is, before its kubelet has written to it."""
     state, _ = ask(tmp_path, answer(200, {"kind": "Node", "metadata": {"uid": "u"}}))
@@ -356,7 +433,7 @@ STATUSES: dict[str, tuple[bytes, type[ApiError], str]] = {
     "502 of a proxy": (answer(502, b""), Retry, "no message"),
     "503": (answer(503, b"apiserver not ready\n\n"), Retry, "apiserver not ready"),
     "redirect without a place": (answer(302, b""), Retry, "302"),
-    "redirect in a circle": (answer(307, b"", Location="/"), Retry, "TooManyRedirects"),
+    "redirect in a circle": (answer(307, b"", Location="/"), Retry, r"redirects to another path of its own \(307\)"),
     "accepted, not done": (answer(202, {}), Retry, "202"),
     "no content": (b"HTTP/1.1 204 No Content\r\n\r\n", Retry, "204"),
     "garbage JSON": (answer(200, b'{"kind": "Node", '), Retry, "is no Node"),
@@ -390,8 +467,7 @@ def test_every_answer_becomes_one_of_our_errors(name: str, tmp_path: Path) -> No
     assert type(error) is kind
     assert re.search(text, str(error))
     assert re.search(r"http://127\.0\.0\.1:\d+", str(error))
-    if name != "redirect in a circle":
-        assert len(sent) == 1
+    assert len(sent) == 1
 
 
 def _closing(data: bytes) -> Callable[[asyncio.StreamWriter], Awaitable[None]]:
@@ -410,7 +486,8 @@ def _closing(data: bytes) -> Callable[[asyncio.StreamWriter], Awaitable[None]]:
         ({"Retry_After": "0"}, 0),
         ({"Retry_After": "Fri, 31 Dec 1999 23:59:59 GMT"}, None),
         ({"Retry_After": "-1"}, None),
-        ({"Retry_After": "9" * 400}, None),
+        ({"Retry_After": "1000000000"}, 86_400),
+        ({"Retry_After": "9" * 5000}, 86_400),
         ({"Retry_After": "nan"}, None),
         ({"Retry_After": "\u0663"}, None),
     ],
@@ -464,6 +541,43 @@ def test_a_token_does_not_follow_a_redirect_to_another_server(tmp_path: Path) ->
             assert all("authorization" not in request.headers for request in thief.requests)
 
     run(scenario())
+
+
+def test_no_request_follows_a_redirect(tmp_path: Path) -> None:
+    """Its body is for the API server, and an answer from elsewhere is not the API server's: it is told where it would have gone.
+
+    The place is told by its origin alone, since its path may hold a secret.
+    """
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE)) as other, contextlib.AsyncExitStack() as stack:
+            place = f"http://jane:SECRET@127.0.0.1:{other.port}/SECRET?token=SECRET"
+            server = await stack.enter_async_context(site(answer(302, b"", Location=place)))
+            api = await stack.enter_async_context(node(kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")))
+            error = await outcome(api, {"a.io/b": "1"})
+            watch = [answer(200, LIST), answer(307, b"", Location=place)]
+            watched = await stack.enter_async_context(site(*watch))
+            another = await stack.enter_async_context(node(_place(tmp_path, watched)))
+            with pytest.raises(Retry) as caught:
+                await _versions(another)
+            assert other.requests == []
+        for told, status, port in ((error, 302, server.port), (caught.value, 307, watched.port)):
+            assert type(told) is Retry
+            assert isinstance(told, Retry)
+            plain(told)
+            assert str(told).startswith(
+                f"http://127.0.0.1:{port} redirects to http://127.0.0.1:{other.port} ({status}), and devwatch follows no redirect: "
+            )
+
+    run(scenario())
+
+
+def test_a_redirect_to_nowhere_is_one_line(tmp_path: Path) -> None:
+    """Whatever stands in its place of a URL."""
+    error, sent = ask(tmp_path, answer(308, b"", Location="http://[SECRET"))
+    assert type(error) is Retry
+    assert "redirects to what is not a URL (308)" in str(error)
+    assert len(sent) == 1
 
 
 CUT = f"{'x' * 490} {TOKEN}"
@@ -532,10 +646,56 @@ def test_a_kubelets_credential_on_a_foreign_node_points_to_the_name(tmp_path: Pa
     assert "--node-name" in error.hint
 
 
+def test_the_budget_that_forbids_an_eviction_is_named(tmp_path: Path) -> None:
+    """The message does not, its details do."""
+    causes = [
+        {"reason": "DisruptionBudget", "message": "The disruption budget hub needs 1 healthy pods"},
+        {"reason": "Other"},
+        "x",
+    ]
+    for details, said in (({"causes": causes}, "hub"), ({"causes": "x"}, "budget"), ("x", "budget")):
+        error, _ = ask(
+            tmp_path, refusal(429, "Cannot evict pod as it would violate the pod's disruption budget.", details=details)
+        )
+        assert said in str(error)
+        assert "Other" not in str(error)
+
+
 def test_a_policy_that_dislikes_the_content_refuses_it(tmp_path: Path) -> None:
     """Another content may pass, so it is not a missing right."""
     error, _ = ask(tmp_path, refusal(403, 'nodes "n1" is forbidden: ValidatingAdmissionPolicy "p" denied request: no'))
     assert type(error) is Refused
+
+
+DENIED = (
+    "nodes \"n1\" is forbidden: ValidatingAdmissionPolicy 'devwatch' with binding 'devwatch' denied request: "
+    "status.capacity[a.io/b] is not among the resources that the policy allows: x.io/y"
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("1", "add a.io/b to "),
+        (None, "a removal needs the name as well: keep a.io/b in "),
+    ],
+)
+def test_a_name_that_a_policy_does_not_list_is_told_with_the_list(value: str | None, hint: str, tmp_path: Path) -> None:
+    """Where the name has to stand, with both ways to install the policy, and for a removal until when."""
+    error, _ = ask(tmp_path, refusal(403, DENIED), changes={"a.io/b": value, WHOLE: "{}"})
+    assert type(error) is Refused
+    assert error.hint.startswith(hint)
+    assert "spec.variables[0] of ValidatingAdmissionPolicy devwatch" in error.hint
+    assert "admissionPolicy.allowed in the chart's values" in error.hint
+    assert ("until it has been removed from the Node" in error.hint) is (value is None)
+
+
+def test_what_a_policy_dislikes_otherwise_has_no_such_hint(tmp_path: Path) -> None:
+    """Nothing certain can be said of it."""
+    denied = DENIED.replace("not among the resources that the policy allows", "no number")
+    error, _ = ask(tmp_path, refusal(403, denied), changes={"a.io/b": "1"})
+    assert isinstance(error, Refused)
+    assert error.hint == ""
 
 
 def test_other_credentials_are_taken_after_a_missing_right(tmp_path: Path) -> None:
@@ -692,7 +852,7 @@ def test_a_key_with_a_passphrase_is_told_and_asked_for_nowhere(tmp_path: Path) -
 
 
 def test_keys_in_a_kubeconfig_leave_no_copy_and_no_descriptor(tmp_path: Path) -> None:
-    """TLS reads keys from files only: their copies are private, gone at once, and nothing grows with every reading."""
+    """TLS reads keys from files only: their copies are in memory alone, gone at once, and nothing grows with every reading."""
     authority = Authority(tmp_path / "pki")
     for number in range(20):
         pair = authority.client(f"u{number}")
@@ -702,22 +862,18 @@ def test_keys_in_a_kubeconfig_leave_no_copy_and_no_descriptor(tmp_path: Path) ->
         user = {"client-certificate-data": both, "client-key-data": both if number % 2 else embedded(pair.key)}
         cluster = {"certificate-authority-data": embedded(authority.certificate)}
         kubeconfig(tmp_path, "https://127.0.0.1:1", user=user, cluster=cluster, name=f"k{number}")
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    shown = python(COPIES, str(tmp_path), env={"TMPDIR": str(temporary)})
-    assert json.loads(shown) == {"modes": [0o600], "copies": 60, "left": [], "descriptors": 0}
-    assert list(temporary.iterdir()) == []
+    shown = python(COPIES, str(tmp_path))
+    assert json.loads(shown) == {"written": [], "descriptors": 0}
 
 
 COPIES = """
-import asyncio, json, os, stat, sys, tempfile
+import asyncio, json, os, sys
 from devwatch.kube import Credentials
 
-tempfile.gettempdir()  # which writes a file to see whether it can
-modes = []
+written = []
 def hook(event, arguments):
-    if event == "os.remove" and str(arguments[0]).startswith(os.environ["TMPDIR"]):
-        modes.append(stat.S_IMODE(os.stat(arguments[0]).st_mode))
+    if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        written.append(arguments[0])
 sys.addaudithook(hook)
 
 async def main():
@@ -727,11 +883,8 @@ async def main():
         await client.close()
         if round == 0:
             before = len(os.listdir("/proc/self/fd"))
-        if round == 19:
-            copies = len(modes)
-    left = os.listdir(os.environ["TMPDIR"])
     more = len(os.listdir("/proc/self/fd")) - before
-    print(json.dumps({"modes": sorted(set(modes)), "copies": copies, "left": left, "descriptors": more}))
+    print(json.dumps({"written": written, "descriptors": more}))
 
 asyncio.run(main())
 """
@@ -751,14 +904,15 @@ IN_CLUSTER = {"KUBERNETES_SERVICE_HOST": "127.0.0.1"}
 
 
 @contextlib.asynccontextmanager
-async def pod(folder: Path, *answers: bytes) -> AsyncIterator[tuple[Site, KubeNode]]:
-    """Have a server and the credentials that a kubelet mounts into a pod."""
+async def pod(folder: Path, *answers: bytes, refresh: float = 60) -> AsyncIterator[tuple[Site, KubeNode]]:
+    """Have a server and the credentials that a kubelet mounts into a pod; the token is read again after `refresh` seconds."""
     authority = Authority(folder / "pki")
     (folder / "ca.crt").write_bytes(authority.certificate.read_bytes())
     (folder / "token").write_text("of the pod")
     async with site(*answers, tls=serving(authority)) as server:
         environ = {**IN_CLUSTER, "KUBERNETES_SERVICE_PORT": str(server.port)}
-        api = KubeNode("n1", Credentials(environ=environ, service_account=folder), version="1", timeout=20)
+        credentials = Credentials(environ=environ, service_account=folder, token_refresh=refresh)
+        api = KubeNode("n1", credentials, version="1", timeout=20)
         yield server, api
         await api.close()
 
@@ -773,6 +927,35 @@ def test_a_pod_uses_its_service_account(tmp_path: Path) -> None:
             await api.patch({})
         keys = [request.headers["authorization"] for request in server.requests]
         assert keys == ["Bearer of the pod", "Bearer of the pod", "Bearer newer"]
+
+    run(scenario())
+
+
+def test_a_token_that_the_kubelet_replaces_is_taken_before_it_is_refused(tmp_path: Path) -> None:
+    """It is read again every minute; while it cannot be read, the held one goes on, and the server judges it."""
+
+    async def scenario() -> None:
+        async with pod(tmp_path, answer(200, NODE), refresh=0) as (server, api):
+            await api.patch({})
+            (tmp_path / "token").write_text("newer\n")
+            await api.patch({})
+            (tmp_path / "token").unlink()
+            await api.patch({})
+        keys = [request.headers["authorization"] for request in server.requests]
+        assert keys == ["Bearer of the pod", "Bearer newer", "Bearer newer"]
+
+    run(scenario())
+
+
+def test_a_token_is_not_read_again_for_every_request(tmp_path: Path) -> None:
+    """A minute is soon enough, and the kubelet keeps the former one valid for longer."""
+
+    async def scenario() -> None:
+        async with pod(tmp_path, answer(200, NODE)) as (server, api):
+            await api.patch({})
+            (tmp_path / "token").write_text("newer")
+            await api.patch({})
+        assert {request.headers["authorization"] for request in server.requests} == {"Bearer of the pod"}
 
     run(scenario())
 
@@ -873,6 +1056,7 @@ USELESS: dict[str, tuple[str | bytes, str]] = {
     ),
     "a provider whose token is out of date": (oidc(exp=1), "oidc: there is no valid id-token"),
     "a provider without a token": (oidc(), "oidc: there is no valid id-token"),
+    "a provider whose token is no token": (oidc(exp="SECRET"), "oidc: its id-token is not a JSON Web Token"),
     "no server": (cluster_with({"insecure-skip-tls-verify": True}), "has no server"),
     "an authority that is not there": (cluster_with({**SERVER, "certificate-authority": "/no/ca"}), "/no/ca"),
     "an authority of garbage": (cluster_with({**SERVER, "certificate-authority-data": "Z2FyYmFnZQ=="}), "SSLError"),
@@ -1047,12 +1231,13 @@ def test_a_token_file_comes_before_a_token(user: Mapping[str, object], tmp_path:
     run(scenario())
 
 
-def test_a_provider_s_token_is_used_while_it_is_valid(tmp_path: Path) -> None:
-    """Nobody has to be asked for another."""
+@pytest.mark.parametrize("claims", [{"exp": 4102444800}, {"exp": 4102444800.5}, {"exp": 4102444800, "sub": "????"}])
+def test_a_provider_s_token_is_used_while_it_is_valid(claims: Mapping[str, object], tmp_path: Path) -> None:
+    """Nobody has to be asked for another; a claim may need the characters - and _ of base64url (RFC 7515)."""
 
     async def scenario() -> None:
         path = tmp_path / "kubeconfig"
-        path.write_text(oidc(exp=4102444800))
+        path.write_text(oidc(**claims))
         client = await Credentials(kubeconfig=str(path), environ={}).connect()
         assert client.configuration.api_key["BearerToken"].startswith("Bearer e30.")
         await client.close()
@@ -1174,6 +1359,107 @@ def test_of_several_kubeconfigs_the_first_current_context_counts(
     run(scenario())
 
 
+# -- files that do not answer
+
+
+FILES: dict[str, str] = {
+    "the kubeconfig": "kubeconfig",
+    "a token file": "token",
+    "an authority": "ca.crt",
+    "a client certificate": "client.crt",
+    "a client key": "client.key",
+}
+
+
+def with_files(folder: Path, server: str) -> Path:
+    """Write a kubeconfig that names all the files it can, and return its path; the files are others' to write."""
+    user = {"tokenFile": "token", "client-certificate": "client.crt", "client-key": "client.key"}
+    return kubeconfig(folder, server, user=user, cluster={"certificate-authority": "ca.crt"})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_does_not_answer_holds_up_one_request_alone(name: str, tmp_path: Path) -> None:
+    """It is given up while the loop turns, gathers no threads, and works as soon as the file is one."""
+    authority = Authority(tmp_path / "pki")
+    pair = authority.client("jane")
+    contents = {"ca.crt": authority.certificate.read_bytes(), "token": TOKEN.encode()}
+    contents |= {"client.crt": pair.certificate.read_bytes(), "client.key": pair.key.read_bytes()}
+    for file, content in contents.items():
+        (tmp_path / file).write_bytes(content)
+
+    async def scenario() -> None:
+        async with site(answer(200, NODE), tls=serving(authority, authority.certificate)) as server:
+            config, threads = with_files(tmp_path, f"https://127.0.0.1:{server.port}"), threading.active_count()
+            with in_place_of(tmp_path / FILES[name]):
+                async with node(config, patience=0.3) as api:
+                    turns = asyncio.create_task(counted_turns())
+                    for _ in range(3):
+                        error = await outcome(api)
+                        assert isinstance(error, CredentialsError)
+                        assert str(error) == f"cannot use the kubeconfig {config}: it took more than 0.3 s"
+                    assert threading.active_count() <= threads + 1
+                    turns.cancel()
+                    assert await turns > 30
+            async with node(config) as api:
+                assert isinstance(await outcome(api), NodeState)
+        assert server.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
+        assert server.requests[0].user == "jane"
+
+    run(scenario())
+
+
+@contextlib.contextmanager
+def in_place_of(file: Path) -> Iterator[None]:
+    """Have a pipe in place of a file, and in the end the file, and no thread that reads the pipe."""
+    content = file.read_bytes()
+    file.unlink()
+    os.mkfifo(file)
+    yield
+    with contextlib.suppress(OSError):  # no thread reads it any more
+        os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
+    file.unlink()
+    file.write_bytes(content)
+
+
+async def counted_turns() -> int:
+    """Count the turns of the loop, 100 a second, until it is cancelled."""
+    turns = 0
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            await asyncio.sleep(0.01)
+            turns += 1
+    return turns
+
+
+def test_a_pipe_that_is_not_written_to_is_named(tmp_path: Path) -> None:
+    """With what to do, and no token is sent meanwhile."""
+    (tmp_path / "token").touch()
+    with in_place_of(tmp_path / "token"):
+        path = kubeconfig(tmp_path, "http://127.0.0.1:1", user={"tokenFile": "token"})
+        error = fails(str(path))
+    reason = "it is not a regular file, and it did not end within 5 s"
+    assert isinstance(error, CredentialsError)
+    assert str(error).startswith(
+        f"cannot use the kubeconfig {path}: {tmp_path}/token: {reason} (let the writer of a pipe "
+    )
+
+
+def test_two_requests_that_wait_for_the_same_files_both_use_them(tmp_path: Path) -> None:
+    """A patch and a watch begin at the same moment: neither takes away what the other still needs."""
+    authority = Authority(tmp_path / "pki")
+    pair = authority.client("jane")
+    user = {"client-certificate": str(pair.certificate), "client-key": str(pair.key)}
+    cluster = {"certificate-authority": str(authority.certificate)}
+
+    async def scenario() -> None:
+        path = kubeconfig(tmp_path, "https://127.0.0.1:1", user=user, cluster=cluster)
+        credentials = Credentials(kubeconfig=str(path), environ={})
+        for client in await asyncio.gather(*(credentials.connect() for _ in range(3))):
+            await client.close()
+
+    run(scenario())
+
+
 # -- servers that are not there
 
 
@@ -1272,6 +1558,10 @@ def test_a_server_on_this_host_is_asked_without_a_proxy(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the proxy it would be another host, and the token is not for it."""
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror as error:
+        pytest.skip(f"needs {host} in /etc/hosts: {error.strerror}")
 
     async def scenario() -> None:
         async with site(answer(200, NODE)) as server, site(answer(503, b"")) as proxy:
@@ -1433,13 +1723,13 @@ def event(kind: str, item: object) -> bytes:
     return json.dumps({"type": kind, "object": item}).encode() + b"\n"
 
 
-async def watched(folder: Path, *answers: bytes) -> tuple[list[str], ApiError | None, list[Request]]:
+async def watched(folder: Path, *answers: bytes) -> tuple[list[int | None], ApiError | None, list[Request]]:
     """Follow a watch to its end: the versions that it yields, the error, and what was asked."""
-    versions: list[str] = []
+    versions: list[int | None] = []
     async with site(*answers) as server, node(_place(folder, server)) as api:
         try:
             async for state in api.watch():
-                versions.append(str(state.version))  # noqa: PERF401 - what came before an error counts too
+                versions.append(None if state is None else state.version)  # noqa: PERF401 - what came before an error counts too
         except ApiError as error:
             return versions, error, server.requests
         return versions, None, server.requests
@@ -1454,12 +1744,26 @@ def test_a_watch_begins_with_a_list_and_goes_on_from_its_version(tmp_path: Path)
     """Of one Node alone; what is no write to it, such as a bookmark or its end, is passed over."""
 
     async def scenario() -> None:
-        stream = event("BOOKMARK", changed("8")) + event("MODIFIED", changed("9")) + event("DELETED", changed("10"))
+        stream = event("BOOKMARK", changed("8")) + event("MODIFIED", changed("9"))
         versions, error, asked = await watched(tmp_path, answer(200, LIST), answer(200, stream))
-        assert (versions[1:], error) == (["9"], None)
+        assert (versions, error) == ([42, 9], None)
         assert all("fieldSelector=metadata.name%3Dn1" in request.line for request in asked)
         assert "watch=1" in asked[1].line
         assert "resourceVersion=7" in asked[1].line
+
+    run(scenario())
+
+
+def test_a_watch_tells_that_there_is_no_node(tmp_path: Path) -> None:
+    """Deleted under its eyes, or, between two watches, no longer in the list."""
+
+    async def scenario() -> None:
+        stream = event("DELETED", changed("8")) + event("ADDED", changed("9"))
+        versions, error, _ = await watched(tmp_path, answer(200, LIST), answer(200, stream))
+        assert (versions, error) == ([42, None, 9], None)
+        empty = {**LIST, "items": []}
+        versions, error, _ = await watched(tmp_path, answer(200, empty), answer(200, event("ADDED", changed("9"))))
+        assert (versions, error) == ([None, 9], None)
 
     run(scenario())
 
@@ -1525,5 +1829,5 @@ def test_a_watch_waits_for_no_plugin_that_hangs(tmp_path: Path) -> None:
     run(scenario())
 
 
-async def _versions(api: KubeNode) -> list[int]:
-    return [state.version async for state in api.watch()]
+async def _versions(api: KubeNode) -> list[int | None]:
+    return [None if state is None else state.version async for state in api.watch()]

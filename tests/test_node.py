@@ -19,6 +19,7 @@ from devwatch.node import (
     Entry,
     Listing,
     NodeState,
+    Writer,
     apply,
     parse_listing,
     patch_body,
@@ -153,6 +154,7 @@ def test_applying_changes_leaves_the_rest_alone() -> None:
         capacity={"cpu": "4", ZIGBEE: "2"},
         allocatable={"cpu": "3", ZIGBEE: "2"},
         annotation="old",
+        writers=dict.fromkeys((ZIGBEE, ZWAVE), (Writer(manager="devwatch", time=""),)),
     )
     assert apply(after, {WHOLE: None}).annotation is None
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from build import ZIGBEE, ZWAVE, device, entry, look, rule
 from devwatch.inventory import Inventory
-from devwatch.node import WHOLE, Changes, Entry, NodeState, apply, parse_listing, render_listing
+from devwatch.node import MAPS, WHOLE, Changes, Entry, NodeState, Writer, apply, parse_listing, render_listing
 from devwatch.plan import Claims, Figures, Tally, changes, list_devices, portion
 from devwatch.rules import Count
 
@@ -599,7 +599,8 @@ def figures_of(*devices: Device, rules: Sequence[ResourceRule] = (rule(),)) -> F
 def node_of(listed: str | None = None, **counts: str) -> NodeState:
     """Return a Node with counts in both maps and an annotation."""
     maps = {f"example.com/{name}": count for name, count in counts.items()}
-    return NodeState(capacity=maps, allocatable=maps, annotation=listed)
+    writers = dict.fromkeys((*maps, WHOLE), (Writer(manager="devwatch", time=""),))
+    return NodeState(capacity=maps, allocatable=maps, annotation=listed, writers=writers)
 
 
 LISTED = render_listing({ZIGBEE: (Entry.of(STICK),)})
@@ -635,7 +636,7 @@ def test_a_resource_that_left_the_configuration_is_removed() -> None:
 def test_a_resource_that_is_in_one_map_only_is_removed_too() -> None:
     """A kubelet may have taken it from the other already."""
     listed = render_listing({ZWAVE: ()})
-    node = NodeState(allocatable={ZWAVE: "0"}, annotation=listed)
+    node = replace(node_of(listed, zwave="0"), capacity={})
     assert changes(Figures(), node) == {ZWAVE: None, WHOLE: None}
 
 
@@ -650,6 +651,29 @@ def test_what_devwatch_does_not_own_is_never_removed() -> None:
     maps = {"cpu": "4", "kubernetes.io/x": "1", "nvidia.com/gpu": "2"}
     node = NodeState(capacity=maps, allocatable=maps, annotation='{"cpu":[],"kubernetes.io/x":[]}')
     assert changes(Figures(), node) == {WHOLE: None}
+
+
+USER, KUBELET = Writer(manager="kubectl-annotate", time="", subresource=""), Writer(manager="kubelet", time="")
+
+
+@pytest.mark.parametrize("writers", [(USER,), (), (USER, *node_of("").writers[WHOLE])])
+def test_an_annotation_that_others_wrote_owns_nothing(writers: tuple[Writer, ...]) -> None:
+    """Who may only annotate a Node must not take away what another device plugin advertises."""
+    node = node_of('{"nvidia.com/gpu":[]}')
+    gpus = {"nvidia.com/gpu": "2"}
+    node = replace(node, capacity=gpus, allocatable=gpus, writers={WHOLE: writers, "nvidia.com/gpu": (KUBELET,)})
+    assert changes(figures_of(), node) == {ZIGBEE: "0", WHOLE: NONE_LISTED}
+
+
+@pytest.mark.parametrize("part", ["capacity", "allocatable"])
+def test_a_count_that_others_wrote_is_left_alone(part: str) -> None:
+    """In either map: the name is dropped from the annotation, and the Node keeps it."""
+    node = node_of(render_listing({ZIGBEE: (), ZWAVE: ()}), zigbee="0", zwave="2")
+    ours = replace(node.writers[ZWAVE][0], maps=frozenset(MAPS) - {part})
+    theirs = replace(KUBELET, maps=frozenset({part}))
+    node = replace(node, writers={**node.writers, ZWAVE: (ours, theirs)})
+    assert changes(figures_of(), node) == {WHOLE: NONE_LISTED}
+    assert changes(figures_of(), node, written={ZWAVE}) == {WHOLE: NONE_LISTED}
 
 
 def test_a_malformed_annotation_is_overwritten() -> None:

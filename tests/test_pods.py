@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from build import ZIGBEE, ZWAVE
+from devwatch.loss import Loss
 from devwatch.node import Entry
-from devwatch.pods import Fate, Pod, effective_request, fate
+from devwatch.pods import Disposition, Pod, effective_request, on_loss
 
-LOST = (Entry(devnode="/dev/ttyUSB0", link="/dev/serial/by-id/a"), Entry(devnode="/dev/ttyUSB1"))
+LOSS = Loss(
+    resource=ZIGBEE,
+    entries=(Entry(devnode="/dev/ttyUSB0", links=("/dev/serial/by-id/a",)), Entry(devnode="/dev/ttyUSB1")),
+    left=0,
+    since=0,
+    due=0,
+    there=frozenset({"1"}),
+    lost="2026-01-01T00:00:05Z",
+    accepted="2026-01-01T00:00:07Z",
+    others=frozenset({"/dev/ttyUSB7"}),
+)
 
 
 def pod(**fields: object) -> Pod:
@@ -53,30 +66,39 @@ def test_a_pod_requests_the_most_that_it_ever_runs_at_once(containers: list[int]
 @pytest.mark.parametrize(
     ("fields", "left", "what"),
     [
-        ({}, 0, Fate.EVICT),
-        ({"owner": ""}, 0, Fate.BARE),
+        ({}, 0, Disposition.EVICT),
+        ({"owner": ""}, 0, Disposition.BARE),
         ({"requests": {ZWAVE: 1}}, 0, None),
         ({"requests": {ZIGBEE: 0}}, 0, None),
         ({"requests": {}}, 0, None),
         ({"phase": "Succeeded"}, 0, None),
         ({"phase": "Failed"}, 0, None),
-        ({"phase": "Pending"}, 0, Fate.EVICT),
-        ({"terminating": True}, 0, Fate.EXEMPT),
-        ({"mirror": True, "owner": "Node"}, 0, Fate.EXEMPT),
-        ({"owner": "DaemonSet"}, 0, Fate.EXEMPT),
-        ({}, 1, Fate.AMBIGUOUS),
-        ({"owner": ""}, 1, Fate.AMBIGUOUS),
-        ({"host_paths": ("/dev/ttyUSB0",)}, 1, Fate.EVICT),
-        ({"host_paths": ("/etc", "/dev/ttyUSB1/")}, 1, Fate.EVICT),
-        ({"host_paths": ("/dev/serial/by-id/a",)}, 1, Fate.EVICT),
-        ({"host_paths": ("/dev/serial/by-id/a",), "owner": ""}, 1, Fate.BARE),
-        ({"host_paths": ("/dev", "/dev/ttyUSB10", "")}, 1, Fate.AMBIGUOUS),
-        ({"host_paths": ("/dev/ttyUSB0",), "owner": "DaemonSet"}, 1, Fate.EXEMPT),
+        ({"phase": "Pending"}, 0, Disposition.EVICT),
+        ({"terminating": True}, 0, None),
+        ({"mirror": True, "owner": "Node"}, 0, Disposition.PINNED),
+        ({"owner": "DaemonSet"}, 0, Disposition.PINNED),
+        ({}, 1, Disposition.AMBIGUOUS),
+        ({"owner": ""}, 1, Disposition.AMBIGUOUS),
+        ({"host_paths": ("/dev/ttyUSB0",)}, 1, Disposition.EVICT),
+        ({"host_paths": ("/etc", "/dev/ttyUSB1/")}, 1, Disposition.EVICT),
+        ({"host_paths": ("/dev/serial/by-id/a",)}, 1, Disposition.EVICT),
+        ({"host_paths": ("/dev/serial/by-id/a",), "owner": ""}, 1, Disposition.BARE),
+        ({"host_paths": ("/dev", "/dev/ttyUSB10", "")}, 1, Disposition.AMBIGUOUS),
+        ({"host_paths": ("/dev/ttyUSB7",)}, 1, None),
+        ({"host_paths": ("/dev/ttyUSB7", "/dev/ttyUSB0")}, 1, Disposition.EVICT),
+        ({"host_paths": ("/dev/ttyUSB7",)}, 0, Disposition.EVICT),
+        ({"host_paths": ("/dev/ttyUSB0",), "owner": "DaemonSet"}, 1, Disposition.PINNED),
+        ({"uid": "2"}, 0, None),
+        ({"uid": "2", "scheduled": "2026-01-01T00:00:04Z"}, 0, Disposition.EVICT),
+        ({"uid": "2", "scheduled": "2026-01-01T00:00:05Z"}, 0, Disposition.LATE),
+        ({"uid": "2", "scheduled": "2026-01-01T00:00:06Z"}, 0, Disposition.LATE),
+        ({"uid": "2", "scheduled": "2026-01-01T00:00:06Z", "host_paths": ("/dev/ttyUSB7",)}, 1, None),
+        ({"uid": "2", "scheduled": "2026-01-01T00:00:07Z"}, 0, None),
     ],
 )
-def test_whom_a_lost_device_concerns(fields: dict[str, object], left: int, what: Fate | None) -> None:
-    """With no device left everybody who requests one; else only who names the lost one; never who is exempt."""
-    assert fate(pod(**fields), ZIGBEE, LOST, left=left) is what
+def test_whom_a_lost_device_concerns(fields: dict[str, object], left: int, what: Disposition | None) -> None:
+    """With no device left everybody who requests one; else only who names the lost one; never who is exempt, or was not there."""
+    assert on_loss(pod(**fields), replace(LOSS, left=left)) is what
 
 
 def test_a_pod_is_known_by_namespace_and_name() -> None:

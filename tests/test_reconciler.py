@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import virtualtime
 from devwatch.config import parse
 from devwatch.errors import CredentialsError, Forbidden, NodeMissing, Refused, Retry
-from devwatch.node import WHOLE
+from devwatch.node import WHOLE, Writer
 from devwatch.reconciler import Cluster, Reconciler
 from devwatch.report import Reporter
 from devwatch.telemetry import Health, Metrics
@@ -88,6 +88,7 @@ class World:
             node="n",
             reporter=Reporter(log=self.log, metrics=self.metrics, health=self.health, node="n"),
             clock=loop.time,
+            wall=lambda: 0.0,
             chance=lambda: self.chance,
             once=once,
             turned=lambda: self.turns.append(loop.time()),
@@ -159,6 +160,12 @@ async def started(world: World) -> None:
     await asyncio.sleep(15)
     world.server.requests.clear()
     world.server.states.clear()
+
+
+async def until(check: Callable[[], bool]) -> None:
+    """Let time pass until this is so."""
+    while not check():  # noqa: ASYNC110 - the time is virtual
+        await asyncio.sleep(0.1)
 
 
 def with_stick(world: World) -> None:
@@ -407,7 +414,7 @@ async def test_a_resource_that_was_stored_without_an_answer_and_then_dropped_is_
 async def test_a_request_that_is_stored_when_its_resource_is_dropped_leaves_nothing_behind(
     after: float, left: tuple[str | None, str | None], outage: float
 ) -> None:
-    """A server may go on for a minute with what nobody waits for; what somebody writes later is his own."""
+    """A server may go on for a minute with a request that timed out; what is written later is of someone else."""
     async with living(ZIGBEE) as world:
         await asyncio.sleep(HOUR)
         world.server.error, world.chance = Retry("no answer in time"), 0.999
@@ -419,7 +426,7 @@ async def test_a_request_that_is_stored_when_its_resource_is_dropped_leaves_noth
         await asyncio.sleep(outage)
         world.server.error = None
         await asyncio.sleep(after)
-        world.server.write(ZWAVE, "1")
+        world.server.write(ZWAVE, "1", manager="devwatch")
         world.host.plug(VENDORS[ZIGBEE])
         await asyncio.sleep(5)
         assert world.server.shows(ZWAVE) == left
@@ -553,8 +560,8 @@ async def test_where_the_annotation_is_refused_what_a_stranger_writes_is_drift_a
 
 
 @virtual
-async def test_what_a_stranger_writes_to_a_resource_that_is_about_to_leave_is_drift() -> None:
-    """It is ours until the annotation lets go of it, and who wrote it is told."""
+async def test_what_a_stranger_writes_to_a_resource_that_is_about_to_leave_is_left_alone() -> None:
+    """It is no longer ours to remove, and the annotation lets go of its name."""
     async with living(ZIGBEE, ZWAVE, before=with_sticks) as world:
         await started(world)
         world.server.refused[ZWAVE] = Refused("removal denied")
@@ -565,8 +572,9 @@ async def test_what_a_stranger_writes_to_a_resource_that_is_about_to_leave_is_dr
         await asyncio.sleep(61)
         world.server.refused.clear()
         await asyncio.sleep(61)
-        assert world.server.shows(ZWAVE) == (None, None)
-        assert [line.fields["what"] for line in world.log.of("drift.repaired")] == [[ZWAVE]]
+        assert world.server.shows(ZWAVE) == ("7", "7")
+        assert not world.log.of("drift.repaired")
+        assert set(world.listed) == {ZIGBEE}
 
 
 @virtual
@@ -1006,8 +1014,10 @@ async def test_no_patch_names_anything_that_is_not_ours() -> None:
     def hostile(world: World) -> None:
         with_stick(world)
         world.server.write("vendor.com/gpu", "8")
-        world.server.annotate('{"cpu": [], "kubernetes.io/x": [], "": [], "example.com/old": []}')
-        world.server.write("example.com/old", "1")
+        us = Writer(manager="devwatch", time="")
+        text = '{"cpu": [], "kubernetes.io/x": [], "": [], "example.com/old": [], "vendor.com/gpu": []}'
+        world.server.annotate(text, writer=us)
+        world.server.write("example.com/old", "1", manager="devwatch")
 
     async with living(before=hostile) as world:
         before = world.server.raw
@@ -1199,6 +1209,23 @@ async def test_once_waits_for_a_stick_that_is_still_arriving() -> None:
 
 
 @virtual
+async def test_once_does_not_end_while_a_count_is_held_up_by_what_is_unknown() -> None:
+    """The Node then shows more than is present; the reason is known to who gives up for it."""
+
+    def unknown(world: World) -> None:
+        advertised(world)
+        world.host.plug("0009", record=False)
+
+    async with living(used=by_port(), before=unknown, once=True) as world:
+        await asyncio.sleep(HOUR)
+        assert not world.task.done()
+        assert "port of /dev/ttyUSB0 is unknown" in world.health.differs
+        world.host.finish()
+        await world.end()
+        assert world.server.shows(ZIGBEE) == ("0", "0")
+
+
+@virtual
 async def test_once_does_not_leave_a_stick_that_was_pulled_meanwhile() -> None:
     """Nobody would lower the count after the end."""
     async with living(before=with_stick, once=True) as world:
@@ -1382,7 +1409,7 @@ async def test_the_gauges_are_what_is_present_and_what_was_observed() -> None:
 
 
 @virtual
-async def test_ready_means_accepted_certain_and_not_different_for_a_minute() -> None:
+async def test_ready_means_seen_certain_and_not_different_for_a_minute() -> None:
     """Each reason in turn, in one line."""
 
     def fail(world: World) -> None:
@@ -1390,7 +1417,7 @@ async def test_ready_means_accepted_certain_and_not_different_for_a_minute() -> 
 
     async with living(before=fail) as world:
         await asyncio.sleep(1)
-        assert world.ready() == (False, "no PATCH was accepted yet")
+        assert world.ready() == (False, "the Node has not been seen to show what is present: no answer")
         world.server.error = None
         await asyncio.sleep(31)
         assert world.ready() == (True, "ok")
@@ -1404,20 +1431,112 @@ async def test_ready_means_accepted_certain_and_not_different_for_a_minute() -> 
         await asyncio.sleep(59)
         assert world.ready() == (True, "ok")
         await asyncio.sleep(2)
-        assert world.ready() == (False, "the Node has not shown what is present for 61 s")
+        late = "the Node has not shown what is present for 61 s"
+        assert world.ready() == (False, f"{late}: annotation; {ZIGBEE}: no answer")
         world.server.error = None
         await asyncio.sleep(31)
         assert world.ready() == (True, "ok")
 
 
+NEVER_STORED = {
+    "refused": refuse(WHOLE, *VENDORS),
+    "undone by a webhook": lambda world: world.server.undone.update({WHOLE, *VENDORS}),
+    "forbidden": lambda world: setattr(world.server, "error", Forbidden("cannot patch nodes/status")),
+}
+
+
+@pytest.mark.parametrize("trouble", NEVER_STORED.values(), ids=NEVER_STORED)
 @virtual
-async def test_a_node_that_is_missing_for_a_minute_is_not_ready() -> None:
-    """What was last seen of it shows nothing to anybody; its return ends that."""
+async def test_a_daemon_whose_writes_are_never_stored_is_at_no_time_ready(trouble: Callable[[World], None]) -> None:
+    """Though its first read was accepted, and from the first refusal on with the words of the server: a rollout stops here."""
+    async with living(*VENDORS, before=trouble) as world:
+        reasons = set[str]()
+        for _ in range(1000):
+            await asyncio.sleep(0.01)
+            ready, reason = world.ready()
+            assert not ready
+            reasons.add(reason)
+        await asyncio.sleep(HOUR)
+        assert any(words in world.ready()[1] for words in ("no annotation here", "admission webhook", "cannot patch"))
+        assert len([reason for reason in reasons if "refused" not in reason]) <= 2
+
+
+@virtual
+async def test_a_daemon_that_starts_on_a_node_that_is_right_is_ready_after_its_first_read() -> None:
+    """A restart is no outage."""
+    async with living(before=with_stick) as first:
+        await asyncio.sleep(1)
+        await first.stop()
+
+        def same_server(world: World) -> None:
+            world.server, world.host = first.server, first.host
+            world.server.requests.clear()
+
+        async with living(before=same_server) as world:
+            await asyncio.sleep(0.1)
+            assert world.ready() == (True, "ok")
+            assert [request.changes for request in world.server.requests] == [{}]
+
+
+@virtual
+async def test_what_is_refused_makes_the_daemon_unready_at_once_until_nobody_wants_it() -> None:
+    """With the resource and the words of the server."""
+    async with living(ZIGBEE, ZWAVE) as world:
+        await started(world)
+        world.server.refused[ZIGBEE] = Refused("no zigbee on fridays (422)")
+        world.host.plug(VENDORS[ZIGBEE])
+        await asyncio.sleep(0.1)
+        assert world.ready() == (False, f"{ZIGBEE} refused: no zigbee on fridays (422)")
+        world.host.unplug()
+        await asyncio.sleep(1)
+        assert not world.ready()[0]
+        await asyncio.sleep(2)
+        assert world.ready() == (True, "ok")
+
+
+@virtual
+async def test_the_daemon_is_unready_before_it_is_known_which_part_is_refused() -> None:
+    """What is refused together is named together; what is accepted then is named no longer."""
+    async with living(ZIGBEE, ZWAVE) as world:
+        await started(world)
+        world.server.latency, world.server.refused[ZWAVE] = 5, Refused("no waves")
+        world.host.plug(VENDORS[ZIGBEE])
+        world.host.plug(VENDORS[ZWAVE], "/dev/ttyUSB1")
+        await asyncio.sleep(5.1)
+        assert world.ready() == (False, f"annotation, {ZIGBEE}, {ZWAVE} refused: no waves")
+        await asyncio.sleep(5)
+        assert world.ready() == (False, f"{ZIGBEE}, {ZWAVE} refused: no waves")
+        await asyncio.sleep(10)
+        assert world.ready() == (False, f"{ZWAVE} refused: no waves")
+        world.server.refused.clear()
+        await asyncio.sleep(70)
+        assert world.ready() == (True, "ok")
+
+
+@virtual
+async def test_what_was_accepted_is_refused_no_longer_though_it_changes_meanwhile() -> None:
+    """The next change has not been refused yet."""
+    async with living(before=refuse(ZIGBEE)) as world:
+        await started(world)
+        world.server.latency = 1
+        await until(lambda: world.server.in_flight > 0)
+        world.server.refused.clear()
+        world.host.plug(VENDORS[ZIGBEE], "/dev/ttyUSB7")
+        await until(lambda: world.server.shows(ZIGBEE) == ("1", "1"))
+        await asyncio.sleep(0.1)
+        assert "refused" not in world.ready()[1]
+        assert world.server.in_flight
+
+
+@virtual
+async def test_a_node_that_is_missing_is_not_ready_until_the_next_one_was_seen() -> None:
+    """What was last seen of it shows nothing to anybody, nor do the metrics."""
     async with living(before=with_stick) as world:
         await started(world)
         world.server.delete()
-        await asyncio.sleep(180)
-        assert "has not shown what is present" in world.ready()[1]
+        await asyncio.sleep(60)
+        assert world.ready() == (False, 'the Node is missing: nodes "n" not found (404)')
+        assert f'devwatch_capacity{{resource="{ZIGBEE}"}}' not in world.metrics.render().decode()
         world.server.error = Retry("no answer either")
         await asyncio.sleep(60)
         assert not world.ready()[0]
@@ -1425,6 +1544,36 @@ async def test_a_node_that_is_missing_for_a_minute_is_not_ready() -> None:
         world.server.create()
         await asyncio.sleep(31)
         assert world.ready() == (True, "ok")
+        assert world.metric("capacity", ZIGBEE) == 1
+        assert len(world.log.of("node.missing")) == 1
+
+
+def by_port() -> Config:
+    """Return a configuration that needs the record of udev."""
+    return parse(f"resources: [{{name: {ZIGBEE}, match: [{{port: '*-1'}}]}}]".encode(), file="config.yaml")
+
+
+@virtual
+async def test_a_count_that_is_held_up_by_what_is_unknown_is_told_and_after_a_minute_not_ready() -> None:
+    """A device whose record never comes may be what is counted; when it is known, all is well."""
+
+    def unknown(world: World) -> None:
+        advertised(world)
+        world.host.plug("0009", record=False)
+
+    async with living(used=by_port(), before=unknown) as world:
+        await asyncio.sleep(200)
+        (line,) = world.log.of("count.held")
+        assert (line.fields["resource"], line.fields["count"], line.fields["present"]) == (ZIGBEE, 2, 0)
+        assert "port of /dev/ttyUSB0" in str(line.fields["reason"])
+        assert world.metric("held", ZIGBEE) == 1
+        assert not world.ready()[0]
+        assert "port of /dev/ttyUSB0 is unknown" in world.ready()[1]
+        world.host.finish()
+        await asyncio.sleep(1)
+        assert world.server.shows(ZIGBEE) == ("0", "0")
+        assert world.ready() == (True, "ok")
+        assert world.metric("held", ZIGBEE) == 0
 
 
 # -- the life of the loop

@@ -62,7 +62,9 @@ class Built:
     def unpacked(self, into: Path) -> Path:
         """Unpack the source distribution and return the folder with pyproject.toml."""
         with tarfile.open(self.sdist) as archive:
-            archive.extractall(into, filter="data")
+            # Python 3.11 has the filter since 3.11.4 only, 3.12 and 3.13 warn without one.
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(into)  # noqa: S202  an archive of our own making
         (folder,) = into.iterdir()
         return folder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,13 +16,13 @@ from devwatch.config import Config
 from devwatch.errors import ApiError, ConfigError, Fault, Forbidden, NodeMissing, Refused, Retry
 from devwatch.inventory import Inventory
 from devwatch.node import WHOLE, Changes, NodeState
-from devwatch.plan import Figure, Figures, Tally
+from devwatch.plan import Tally
 from devwatch.report import Answer, Reporter, Story
 from devwatch.telemetry import Health, Metrics
 from fakes import Line, RecordingLog
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from devwatch.device import Device
     from devwatch.rules import ResourceRule
@@ -53,15 +54,34 @@ class Desk:
         """Wire them."""
         self.reporter = Reporter(log=self.log, metrics=self.metrics, health=self.health, node="n1")
         self.tally = Tally(self.rules)
+        self.reporter.configured(Config(resources=tuple(self.rules)))
 
-    def see(self, at: float, *devices: Device, doubts: tuple[str, ...] = ()) -> list[Line]:
-        """Look, report what was found, and return the new lines."""
+    def see(
+        self, at: float, *devices: Device, doubts: tuple[str, ...] = (), observed: NodeState | None = None
+    ) -> list[Line]:
+        """Look, report what was found and, where it is given, the Node, and return the new lines."""
         seen, before = look(*devices, at=at, doubts=doubts), len(self.log.lines)
         self.inventory.observe(seen)
-        figures = self.tally.count(self.inventory, None, at)
+        figures = self.tally.count(self.inventory, observed, at)
         graces = {counted.name: counted.removal_grace for counted in self.rules}
         self.reporter.devices(figures, self.inventory.present, graces, seen)
+        if observed is not None:
+            self.reporter.look(seen)
+            self.reporter.difference(figures, observed, {}, {}, at)
         return self.log.lines[before:]
+
+    def compare(
+        self,
+        observed: NodeState | None = None,
+        wanted: Changes = MappingProxyType({}),
+        refused: Mapping[str, str] = MappingProxyType({}),
+        *,
+        at: float = 0.0,
+    ) -> tuple[bool, str]:
+        """Report a Node of one resource without a device, and return what `/readyz` says."""
+        figures = self.tally.count(self.inventory, None, at)
+        self.reporter.difference(figures, observed, wanted, refused, at)
+        return self.health.readyz(at)
 
     def events(self, at: float, *devices: Device, doubts: tuple[str, ...] = ()) -> list[tuple[str, object]]:
         """Look, and return event and devnode of the new lines."""
@@ -71,6 +91,7 @@ class Desk:
         """Use other rules."""
         self.rules = rules
         self.tally.configure(rules)
+        self.reporter.configured(Config(resources=rules))
 
     def shows(self, sample: str) -> bool:
         """Whether this line is in the metrics."""
@@ -156,10 +177,21 @@ def test_an_uncertain_look_misses_the_one_whose_name_another_has() -> None:
     assert seen == [("device.removed", "/dev/ttyUSB0"), ("device.returned", "/dev/ttyUSB0")]
 
 
+def test_a_directory_in_the_place_of_a_device_makes_the_daemon_unready_until_it_is_removed() -> None:
+    """The stick cannot come back under that name: whoever probes the daemon reads the cure."""
+    desk = Desk()
+    desk.health.shown = True
+    for blocked, ready in (((), True), (("/dev/ttyUSB0: run `rmdir /dev/ttyUSB0`",), False), ((), True)):
+        desk.reporter.look(look(blocked=blocked))
+        good, line = desk.health.readyz(0)
+        assert good is ready
+        assert ("rmdir" in line) is not ready
+
+
 def test_an_uncertain_look_is_told_counted_and_makes_the_daemon_unready() -> None:
     """With the reason, and what it means for the counts."""
     desk = Desk()
-    desk.health.accepted = True
+    desk.health.shown = True
     desk.reporter.look(look(doubts=("/sys/class/tty: Too many open files",)))
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("warning", "look.uncertain")
@@ -177,7 +209,7 @@ def test_an_uncertain_look_is_told_counted_and_makes_the_daemon_unready() -> Non
 def test_a_certain_look_makes_the_daemon_ready_and_ends_the_story() -> None:
     """The next uncertain look is news again."""
     desk = Desk()
-    desk.health.accepted = True
+    desk.health.shown = True
     for _ in range(5):
         desk.reporter.look(look(doubts=("?",)))
     assert desk.log.counts["look.uncertain"] == 3
@@ -245,6 +277,27 @@ def test_a_device_that_goes_is_told_with_how_long_it_still_counts() -> None:
     assert (line.level, line.event, line.fields) == ("info", "device.removed", {**OURS, "counted_for_seconds": 5})
     assert desk.see(20) == []
     assert desk.shows(f'devwatch_devices{{resource="{ZIGBEE}"}} 0.0')
+
+
+def test_a_device_that_goes_soon_after_the_start_counts_as_long_as_the_figure_of_the_start() -> None:
+    """That is longer than its own grace, and the line says so; a return within that time is one."""
+    desk = Desk([rule(removal_grace=0.5)])
+    desk.tally.start(NodeState(capacity={ZIGBEE: "1"}, allocatable={ZIGBEE: "1"}), 0)
+    desk.see(0, STICK)
+    (line,) = desk.see(2.4)
+    assert (line.event, line.fields["counted_for_seconds"]) == ("device.removed", 7.6)
+    assert desk.events(9.9, STICK) == [("device.returned", STICK.devnode)]
+    (line,) = desk.see(11)
+    assert line.fields["counted_for_seconds"] == 0.5
+
+
+def test_a_device_that_the_figure_of_the_start_does_not_count_goes_with_its_own_grace() -> None:
+    """There were more than the Node showed: when one of them goes, as many as that are left."""
+    desk = Desk([rule(removal_grace=0.5)])
+    desk.tally.start(NodeState(capacity={ZIGBEE: "1"}, allocatable={ZIGBEE: "1"}), 0)
+    desk.see(0, STICK, device("ttyUSB5"))
+    (line,) = desk.see(2.4, STICK)
+    assert line.fields["counted_for_seconds"] == 0.5
 
 
 def test_a_device_that_comes_back_within_its_grace_has_returned() -> None:
@@ -359,41 +412,200 @@ def test_a_device_that_two_resources_match_is_told_once() -> None:
 # -- the Node
 
 
+EMPTY = NodeState(uid="u", capacity={ZIGBEE: "0"}, allocatable={ZIGBEE: "0"})
+FULL = NodeState(uid="u", capacity={ZIGBEE: "1"}, allocatable={ZIGBEE: "1"})
+
+
 def test_the_metrics_show_the_capacity_as_observed() -> None:
-    """Of our resources; what was never read is not shown as zero."""
+    """Of our resources; what was never read, or is not there any more, is not shown at all."""
     desk = Desk()
-    figures = Figures(by_name=desk.tally.count(desk.inventory, None, 0).by_name)
-    desk.reporter.difference(figures, None, {}, 0)
+    desk.compare(None)
     assert "devwatch_capacity{" not in desk.metrics.render().decode()
-    desk.reporter.difference(figures, NodeState(capacity={ZIGBEE: "3", "cpu": "4"}), {}, 0)
+    desk.compare(NodeState(capacity={ZIGBEE: "3", "cpu": "4"}))
     assert desk.shows(f'devwatch_capacity{{resource="{ZIGBEE}"}} 3.0')
     assert 'resource="cpu"' not in desk.metrics.render().decode()
+    desk.compare(None)
+    assert "devwatch_capacity{" not in desk.metrics.render().decode()
+
+
+def test_the_daemon_is_ready_when_the_node_was_seen_to_show_what_is_present() -> None:
+    """Not when something was accepted, and not for a look that may have missed a device."""
+    desk = Desk()
+    desk.reporter.accepted(answer(), failures=0)
+    assert desk.compare(None) == (False, "the Node has not been seen to show what is present")
+    assert desk.compare(NodeState(), {ZIGBEE: "0", WHOLE: "{}"}) == (
+        False,
+        f"the Node has not been seen to show what is present: annotation; {ZIGBEE}",
+    )
+    desk.health.uncertain = "?"
+    desk.compare(EMPTY)
+    assert desk.health.shown is False
+    desk.health.uncertain = None
+    assert desk.compare(EMPTY) == (True, "ok")
+    assert desk.compare(FULL, {ZIGBEE: "0"}, at=1) == (True, "ok")
+
+
+def test_a_dry_run_is_ready_with_its_first_plan() -> None:
+    """Nothing that it plans is ever seen on the Node."""
+    desk = Desk()
+    desk.reporter.dry_run = True
+    assert not desk.compare(None)[0]
+    assert desk.compare(NodeState(), {ZIGBEE: "0"}) == (True, "ok")
+
+
+def test_what_counts_until_its_grace_ends_is_not_yet_shown_as_it_is() -> None:
+    """After a start nobody knows whether it comes back; once the Node has been right, a grace is no fault."""
+    desk = Desk()
+    desk.tally.start(FULL, 0)
+    desk.see(1, observed=FULL)
+    assert desk.health.readyz(1) == (
+        False,
+        f"the Node has not been seen to show what is present: {ZIGBEE} is advertised as 1, with 0 present: its grace has not ended",
+    )
+    desk.see(2, device(), observed=FULL)
+    assert desk.health.readyz(2) == (True, "ok")
+    desk.see(3, observed=FULL)
+    assert desk.health.readyz(3 + 60) == (True, "ok")
 
 
 def test_the_daemon_is_unready_when_the_node_has_been_wrong_for_a_minute() -> None:
-    """From the first difference on, whatever is wanted meanwhile, until there is none."""
+    """From the first difference on, whatever is wanted meanwhile, until there is none; with the resource and the server's words."""
     desk = Desk()
-    desk.health.accepted = True
-    for at, wanted in ((100.0, {ZIGBEE: "1"}), (130.0, {ZIGBEE: "2"}), (159.0, {WHOLE: "{}"})):
-        desk.reporter.difference(Figures(), NodeState(), wanted, at)
-    assert desk.health.readyz(159.9) == (True, "ok")
-    assert desk.health.readyz(160)[0] is False
-    desk.reporter.difference(Figures(), NodeState(), {}, 161)
+    desk.health.shown = True
+    for at, wanted in ((100.0, {WHOLE: "{}"}), (130.0, {ZIGBEE: "2"}), (159.9, {ZIGBEE: "0"})):
+        assert desk.compare(NodeState(), wanted, at=at) == (True, "ok")
+    desk.reporter.failed(answer(), Retry("no answer from the API server"), failures=1, retry_in=1)
+    late = "the Node has not shown what is present for 60 s"
+    assert desk.health.readyz(160) == (False, f"{late}: {ZIGBEE}: no answer from the API server")
+    desk.reporter.accepted(answer(), failures=1)
+    assert desk.health.readyz(160) == (False, f"{late}: {ZIGBEE}")
+    desk.compare(EMPTY, at=161)
     assert desk.health.readyz(300) == (True, "ok")
 
 
-def test_a_count_that_is_held_hides_no_node_that_cannot_be_written() -> None:
-    """While a device is identified its count is held as observed; that makes nothing right that an outage has left wrong."""
+def test_what_is_refused_makes_the_daemon_unready_at_once() -> None:
+    """With what it is and the server's words, however many parts there are; no longer when it is accepted, or no longer wanted."""
     desk = Desk()
-    desk.health.accepted = True
-    held = Figures(by_name={ZIGBEE: Figure(present=0, advertised=1, devices=(), held=True)})
-    desk.reporter.difference(Figures(), NodeState(), {ZIGBEE: "0"}, 100)
-    desk.reporter.outage = "API server unreachable since 14:02:11"
-    desk.reporter.difference(held, NodeState(), {}, 130)
-    assert desk.health.readyz(161)[0] is False
-    desk.reporter.outage = ""
-    desk.reporter.difference(held, NodeState(), {}, 162)
-    assert desk.health.readyz(163) == (True, "ok")
+    desk.compare(EMPTY)
+    no, other = "no (422)", "webhook"
+    assert desk.compare(EMPTY, {ZIGBEE: "1"}, {ZIGBEE: no}, at=1) == (False, f"{ZIGBEE} refused: {no}")
+    assert desk.compare(EMPTY, {ZIGBEE: "1"}, {ZIGBEE: no, WHOLE: no, ZWAVE: other}, at=2) == (
+        False,
+        f"annotation, {ZIGBEE} refused: {no}; {ZWAVE} refused: {other}",
+    )
+    many = desk.compare(EMPTY, {ZIGBEE: "1"}, {f"a/{number}": f"no {number}" for number in range(9)}, at=3)[1]
+    assert many.startswith("a/0 refused: no 0; ")
+    assert many.endswith("; 4 more")
+    assert desk.compare(EMPTY, at=4) == (True, "ok")
+
+
+@pytest.mark.parametrize("error", [Forbidden("cannot patch (403)"), Refused("cannot patch (403)")], ids=repr)
+def test_a_server_that_refuses_every_write_makes_the_daemon_unready_at_once(error: ApiError) -> None:
+    """Until it takes a request; that it is not reached in between changes nothing."""
+    desk = Desk()
+    desk.compare(EMPTY)
+    desk.reporter.failed(answer(), error, failures=1, retry_in=1)
+    refused = (False, "every write is refused: cannot patch (403)")
+    assert desk.compare(EMPTY) == refused
+    desk.reporter.failed(answer(), Retry("no answer"), failures=2, retry_in=1)
+    assert desk.compare(EMPTY) == refused
+    desk.reporter.refused(answer(sent={ZIGBEE: "1", WHOLE: "{}"}), Refused("only this"), retry_in=None)
+    assert desk.compare(EMPTY) == (True, "ok")
+
+
+def test_a_node_that_is_missing_is_told_once_and_makes_the_daemon_unready_at_once() -> None:
+    """The line stays while others fail, what the next Node shows has to be seen, and its next absence is news."""
+    desk = Desk()
+    desk.compare(EMPTY)
+    missing = NodeMissing('nodes "n1" not found (404)')
+    for failures in range(1, 100):
+        for error in (missing, missing, Retry("no answer")):
+            desk.reporter.failed(answer(), error, failures=failures, retry_in=1)
+        assert desk.compare(None, {ZIGBEE: "0"}) == (False, 'the Node is missing: nodes "n1" not found (404)')
+    assert desk.log.counts["node.missing"] == 1
+    desk.reporter.accepted(answer(), failures=100)
+    assert desk.compare(NodeState(), {ZIGBEE: "0"}) == (
+        False,
+        f"the Node has not been seen to show what is present: {ZIGBEE}",
+    )
+    assert desk.compare(EMPTY) == (True, "ok")
+    desk.reporter.failed(answer(), NodeMissing("not found"), failures=1, retry_in=1)
+    assert desk.log.counts["node.missing"] == 2
+
+
+# -- what is unknown
+
+BY_PORT = rule(match=[entry(port="*-usb-0:1:*")])
+BARE = device("ttyUSB9", properties=None)
+
+
+def test_a_count_that_is_held_up_by_an_unknown_key_is_told_once() -> None:
+    """With the device, the key and why; the gauge shows it while it lasts, and the next time is news."""
+    desk = Desk([BY_PORT])
+    (line,) = desk.see(0, BARE, observed=FULL)
+    assert (line.level, line.event) == ("warning", "count.held")
+    assert line.fields == {
+        "resource": ZIGBEE,
+        "count": 1,
+        "present": 0,
+        "reason": "port of /dev/ttyUSB9 is unknown (there is no complete udev record of it)",
+        "hint": "devwatch explain DEVNODE shows what is missing on this host",
+    }
+    assert desk.shows(f'devwatch_held{{resource="{ZIGBEE}"}} 1.0')
+    assert desk.see(10, BARE, observed=FULL) == []
+    assert desk.see(20, observed=EMPTY) == []
+    assert desk.shows(f'devwatch_held{{resource="{ZIGBEE}"}} 0.0')
+    assert [line.event for line in desk.see(30, BARE, observed=FULL)] == ["count.held"]
+
+
+def test_a_count_that_is_held_up_for_a_minute_makes_the_daemon_unready() -> None:
+    """The Node then shows what it should, and not what is present."""
+    desk = Desk([BY_PORT])
+    stick = device(properties={"ID_PATH": "pci-usb-0:1:1.0"}, port="pci-usb-0:1:1.0")
+    desk.see(0, stick, BARE, observed=FULL)
+    assert desk.health.readyz(0) == (True, "ok")
+    desk.see(10, BARE, observed=FULL)
+    assert desk.shows(f'devwatch_held{{resource="{ZIGBEE}"}} 0.0')
+    desk.see(20, BARE, observed=FULL)
+    assert desk.health.readyz(79) == (True, "ok")
+    unknown = "port of /dev/ttyUSB9 is unknown (there is no complete udev record of it)"
+    late = f"the Node has not shown what is present for 60 s: {ZIGBEE} is advertised as 1, with 0 present: {unknown}"
+    assert desk.health.readyz(80) == (False, late)
+    desk.see(90, observed=EMPTY)
+    assert desk.health.readyz(90) == (True, "ok")
+
+
+def test_a_device_that_is_on_its_way_holds_a_count_up_as_well() -> None:
+    """What it will be is known, and that it has no record yet is the reason."""
+    desk = Desk()
+    desk.inventory.observe(look(at=0, udevd=True))
+    (line,) = desk.see(1, BARE, observed=FULL)
+    assert line.fields["reason"] == "/dev/ttyUSB9 has no complete udev record yet"
+
+
+def test_a_key_of_an_earlier_resource_may_hold_up_a_later_one() -> None:
+    """It is that key that is told, since nothing of the later one is unknown."""
+    desk = Desk([rule(ZWAVE, [entry(port="*-usb-0:1:*")]), rule(ZIGBEE)])
+    lines = desk.see(0, BARE, observed=FULL)
+    assert [(line.fields["resource"], line.fields["reason"]) for line in lines] == [
+        (ZIGBEE, "port of /dev/ttyUSB9 is unknown (there is no complete udev record of it)")
+    ]
+
+
+def test_an_uncertain_look_is_no_count_held() -> None:
+    """Why it is uncertain is told; the gauge shows it all the same, and what was told before is not told again after it."""
+    desk = Desk([BY_PORT])
+    desk.see(0, observed=FULL, doubts=("?",))
+    assert desk.log.counts == {"look.uncertain": 1}
+    assert desk.shows(f'devwatch_held{{resource="{ZIGBEE}"}} 1.0')
+    desk.see(10, BARE, observed=FULL)
+    desk.see(20, observed=FULL, doubts=("?",))
+    desk.see(30, BARE, observed=FULL)
+    assert desk.log.counts == {"look.uncertain": 2, "count.held": 1}
+    desk.configure(rule(ZWAVE))
+    desk.see(40, doubts=("?",), observed=EMPTY)
+    assert "devwatch_held" in desk.metrics.render().decode()
+    assert ZIGBEE not in desk.metrics.render().decode()
 
 
 def test_an_accepted_change_is_told_with_the_counts() -> None:
@@ -405,7 +617,6 @@ def test_an_accepted_change_is_told_with_the_counts() -> None:
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("info", "node.patched")
     assert line.fields == {"node": "n1", "resources": {ZIGBEE: 2, ZWAVE: None}, "milliseconds": 250.0}
-    assert desk.health.readyz(10) == (True, "ok")
     assert desk.shows('devwatch_patches_total{outcome="changed"} 1.0')
     assert desk.shows("devwatch_patch_duration_seconds_sum 0.25")
     assert desk.shows("devwatch_detection_to_patch_seconds_sum 0.5")
@@ -441,8 +652,9 @@ def test_a_failure_is_told_with_the_wait_and_not_over_and_over() -> None:
         "retry_in": 15.0,
     }
     assert desk.shows('devwatch_patches_total{outcome="failed"} 240.0')
-    assert desk.health.accepted is False
+    assert desk.health.error == "connection refused"
     desk.reporter.accepted(answer(), failures=240)
+    assert desk.health.error == ""
     desk.reporter.failed(answer(), Retry("connection refused"), failures=1, retry_in=1)
     assert desk.log.counts == {"node.patch_failed": 9, "node.patched": 1}
 
@@ -484,6 +696,14 @@ def test_what_is_refused_in_company_is_counted_and_told_only_when_it_is_refused_
         "retry_in": 0.4,
     }
     assert desk.shows('devwatch_patches_total{outcome="refused"} 2.0')
+
+
+def test_a_refusal_is_told_with_what_helps() -> None:
+    """Where that is known, also for a read."""
+    desk, error = Desk(), Refused("no", hint="add it to the list")
+    desk.reporter.refused(answer(sent={ZIGBEE: "1"}), error, retry_in=1)
+    desk.reporter.failed(answer(), error, failures=1, retry_in=1)
+    assert [(line.level, line.fields["hint"]) for line in desk.log.lines] == [("error", "add it to the list")] * 2
 
 
 def test_a_lasting_refusal_is_told_ever_more_rarely_for_each_part() -> None:

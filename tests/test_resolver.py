@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from concurrent.futures import Future
 from threading import Event, current_thread
 from threading import enumerate as enumerate_threads
@@ -41,6 +43,38 @@ def test_an_answer_that_nobody_waits_for_any_more_is_dropped() -> None:
     for thread in enumerate_threads():
         if thread is not current_thread():
             thread.join(30)
+
+
+def test_no_thread_that_can_be_started_is_an_error_of_the_system() -> None:
+    """A limit of memory is reached: whoever asked is told which to raise, and the end of a loop needs no thread itself."""
+    assert subprocess.run([sys.executable, "-c", TIGHT], capture_output=True, text=True, check=True).stdout == (
+        "no thread can be started: raise the limit of memory (ulimit -v) or of processes (ulimit -u, TasksMax)\n"
+    )
+
+
+TIGHT = """
+import asyncio, resource
+from devwatch.resolver import new_loop
+
+async def main():
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2**20, size + 2**20))
+    try:
+        await asyncio.get_running_loop().run_in_executor(None, print)
+    except OSError as error:
+        print(error.strerror)
+
+with asyncio.Runner(loop_factory=new_loop) as runner:
+    runner.run(main())
+"""
+
+
+def test_too_few_descriptors_for_a_loop_leave_none_half_made() -> None:
+    """It is an error of the system, and what is collected afterwards prints nothing."""
+    code = "import resource, devwatch.resolver as r; resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5)); r.new_loop()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "OSError: [Errno 24] Too many open files"
+    assert "Exception ignored" not in done.stderr
 
 
 def test_a_command_does_not_wait_for_a_name_server() -> None:

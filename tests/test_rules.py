@@ -79,7 +79,7 @@ _close_rules = st.builds(
 _devices = st.builds(
     Device,
     devnode=st.sampled_from(DEVNODES),
-    devpath=st.just("/devices/x/tty/ttyUSB0"),
+    devpath=st.sampled_from(("/devices/x/tty/ttyUSB0", "/devices/virtual/tty/ttyUSB0")),
     number=st.just(1),
     incarnation=st.just(1),
     physical=st.none() | st.just("/devices/x"),
@@ -215,6 +215,27 @@ def test_what_the_host_cannot_supply_is_unknown(test: KeyTest, of_stick: Verdict
 
 
 @pytest.mark.parametrize(
+    ("test", "bare", "complete"),
+    [
+        (_test("vendor", "0403"), NOT, NOT),
+        (_test("serial", ""), MATCHED, MATCHED),
+        (_test("interface", "00"), NOT, NOT),
+        (_test("port", "*"), NOT, MATCHED),
+        (_test("port", ""), MATCHED, NOT),
+        (_test("properties", "*", name="ID_MODEL"), NOT, MATCHED),
+        (_test("properties", "", name="ID_BUS"), MATCHED, MATCHED),
+        (_test("properties", "*", name="SYSTEMD_WANTS"), UNKNOWN, NOT),
+        (_test("properties", "*", name="MY_ID_MODEL"), UNKNOWN, NOT),
+    ],
+)
+def test_a_virtual_console_surely_has_no_hardware(test: KeyTest, bare: Verdict, complete: Verdict) -> None:
+    """Without a record it holds up no count by what hardware alone has; a record decides, as of a rule that gave it some."""
+    console = Device(devnode="/dev/tty9", devpath="/devices/virtual/tty/tty9", number=1033, incarnation=1)
+    read = dataclasses.replace(console, port="virtual", properties={"ID_PATH": "virtual", "ID_MODEL": "vt"})
+    assert (test.finding(console).verdict, test.finding(read).verdict) == (bare, complete)
+
+
+@pytest.mark.parametrize(
     ("paths", "verdict"),
     [
         (("/dev/zig*",), UNKNOWN),
@@ -282,6 +303,24 @@ def test_an_open_verdict_needs_something_unknown(rule: ResourceRule, device: Dev
     """Where udev has spoken and the links are known, every question has an answer."""
     known = dataclasses.replace(device, properties=device.properties or {}, links_known=True)
     assert rule.verdict(known) is not UNKNOWN
+
+
+@given(_rules, _devices)
+def test_what_is_unknown_is_named_exactly_for_an_open_verdict(rule: ResourceRule, device: Device) -> None:
+    """With the key and the reason, so that somebody can do something about it."""
+    unknowns = rule.unknowns(device)
+    assert bool(unknowns) is (rule.verdict(device) is UNKNOWN)
+    assert all(finding.key and finding.reason for finding in unknowns)
+
+
+def test_only_what_leaves_the_verdict_open_is_named() -> None:
+    """An entry that is decided has nothing to say, nor has the match of a device that only an exclusion leaves open."""
+    port, model = _test("port", "*"), _test("properties", "*", name="ID_MODEL")
+    decided = Matcher(tests=(_test("vendor", "0658"), model))
+    rule = ResourceRule(name="x/a", match=(decided, Matcher(tests=(port,))))
+    assert [finding.key for finding in rule.unknowns(BARE)] == ["port"]
+    matched = _rule("x/a", _test("vendor", "10c4"), port, exclude=[model])
+    assert [finding.key for finding in matched.unknowns(BARE)] == ["properties.ID_MODEL"]
 
 
 def test_a_rule_applies_to_its_nodes() -> None:

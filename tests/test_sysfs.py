@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -84,13 +85,13 @@ class Host:
         """Write the mount table."""
         (self.home / "mountinfo").write_text("".join(f"{line}\n" for line in lines))
 
-    def look(self) -> Look:
+    def look(self, now: float = 0) -> Look:
         """Look once more."""
-        return self.lister.look(0)
+        return self.lister.look(now)
 
-    def found(self) -> dict[str, Device]:
+    def found(self, now: float = 0) -> dict[str, Device]:
         """Return the devices of a look that must be certain, by the name of the node."""
-        look = self.look()
+        look = self.look(now)
         assert look.doubts == ()
         return {device.devnode.removeprefix(f"{self.dev}/"): device for device in look.devices}
 
@@ -137,11 +138,11 @@ class Host:
         return self.dev / name.replace("!", "/")
 
     def unregister(self, name: str) -> None:
-        """Pull a tty; its folder is kept elsewhere, so that the next one cannot get the same inode."""
+        """Pull a tty; its folder and entry are kept elsewhere, so that the next one cannot get the same inodes."""
         folder = (self.ttys / name).resolve()
-        (self.ttys / name).unlink()
-        self.node(name).unlink(missing_ok=True)
         self._graves += 1
+        (self.ttys / name).rename(self.home / f"entry{self._graves}")
+        self.node(name).unlink(missing_ok=True)
         folder.rename(self.home / f"grave{self._graves}")
 
     def link(self, path: str, name: str) -> str:
@@ -165,11 +166,12 @@ class Host:
     def record(self, path: str) -> Mapping[str, str] | None:
         """Read a record from the database, as libudev does."""
         self.reads.append(path)
-        self.on_read()
         try:
             record: dict[str, str] = json.loads((self.data / f"c{Path(path, 'dev').read_text().strip()}").read_text())
         except FileNotFoundError:
             return None
+        finally:
+            self.on_read()
         return record
 
     def looks(self, script: str = ONCE) -> list[tuple[list[str], list[str], list[str]]]:
@@ -381,6 +383,24 @@ def test_a_link_that_cannot_be_followed_leaves_a_doubt_and_the_devices(host: Hos
     ((nodes, doubts, _),) = host.looks()
     assert nodes == [str(host.node("ttyUSB0"))]
     assert doubts == [f"{host.dev}/closed/link: Permission denied"]
+
+
+@pytest.mark.parametrize("name", [".#usb-stick0123456789abcdef", "usb-stick.tmp-c188:0"])
+def test_a_link_that_udevd_is_about_to_rename_is_never_seen(host: Host, name: str) -> None:
+    """It replaces the link of the same device a moment later; neither a glob nor a literal path finds it."""
+    host.stick()
+    link, temporary = host.link("serial/by-id/usb-stick", "ttyUSB0"), host.link(f"serial/by-id/{name}", "ttyUSB0")
+    assert host.found()["ttyUSB0"].links == (link,)
+    host.lister.paths = frozenset({temporary})
+    assert host.found()["ttyUSB0"].links == (link,)
+
+
+@pytest.mark.parametrize("name", ["usb-.#stick", "usb-stick.tmp-c1", "usb-stick.tmp-c1:x", "#usb"])
+def test_a_link_that_only_looks_temporary_is_seen(host: Host, name: str) -> None:
+    """The text is the stick's own."""
+    host.stick()
+    link = host.link(f"serial/by-id/{name}", "ttyUSB0")
+    assert host.found()["ttyUSB0"].links == (link,)
 
 
 # Certain or not
@@ -616,6 +636,38 @@ def test_a_record_is_read_again_only_when_udev_has_written_it(host: Host) -> Non
     assert len(host.reads) == 2
 
 
+def test_a_record_that_is_written_with_the_same_content_is_not_read_again(host: Host) -> None:
+    """Every `change` uevent has udev write it again: the device is the very same value, and nothing is judged or written."""
+    host.stick()
+    host.rules_run("ttyUSB0", ID_PATH="port")
+    before = host.found()["ttyUSB0"]
+    for _ in range(3):
+        host.rules_run("ttyUSB0", ID_PATH="port")
+        assert host.found()["ttyUSB0"] is before
+    assert len(host.reads) == 1
+
+
+def test_a_record_that_says_the_same_is_the_same(host: Host) -> None:
+    """Newer udevds mark a record while they handle an event, which the reader leaves out: other bytes, and no other device."""
+    host.stick()
+    host.rules_run("ttyUSB0", ID_PATH="port")
+    before = host.found()["ttyUSB0"]
+    host.database("ttyUSB0").write_text('{ "ID_PATH": "port" }')
+    assert host.found()["ttyUSB0"] is before
+    assert len(host.reads) == 2
+
+
+def test_a_record_whose_file_cannot_be_read_is_asked_for_each_time(host: Host) -> None:
+    """The file only spares the library work; what it holds is the library's to say."""
+    host.stick()
+    host.database("ttyUSB0").mkdir()
+    ports = iter(("first", "second"))
+    host.lister.record = lambda _: {"ID_PATH": next(ports)}
+    assert host.found()["ttyUSB0"].port == "first"
+    os.utime(host.database("ttyUSB0"), (0, 0))
+    assert host.found()["ttyUSB0"].port == "second"
+
+
 def test_the_ids_of_a_pci_card_are_its_digits(host: Host) -> None:
     """The rules copy them from sysfs as `0x8086`; a configuration names them as those of any stick, and can name them no other way."""
     host.register("ttyS4", "devices/pci0000:00/0000:00:16.3/tty", node=NUMBERS[0], type="4")
@@ -670,6 +722,143 @@ def test_the_next_stick_in_the_same_place_inherits_nothing(host: Host) -> None:
     assert second.key != first.key
 
 
+@pytest.mark.parametrize("seen_gone", [False, True])
+def test_a_record_counts_only_for_the_registration_it_was_made_for(host: Host, *, seen_gone: bool) -> None:
+    """The kernel has registered the next stick of the name, and udevd has yet to come to the removal of the one before."""
+    host.stick(serial=b"first")
+    host.rules_run("ttyUSB0", ID_SERIAL_SHORT="first", ID_PATH="port")
+    assert host.found()["ttyUSB0"].complete
+    database = host.database("ttyUSB0")
+    host.unregister("ttyUSB0")
+    if seen_gone:
+        assert host.found() == {}
+    host.stick(serial=b"second")
+    for now in range(60):
+        second = host.found(now)["ttyUSB0"]
+        assert (second.serial, second.complete) == ("second", False)
+    database.unlink()
+    assert not host.found()["ttyUSB0"].complete
+    host.rules_run("ttyUSB0", ID_SERIAL_SHORT="second", ID_PATH="port")
+    assert (host.found()["ttyUSB0"].serial, host.found()["ttyUSB0"].complete) == ("second", True)
+
+
+def test_the_record_before_the_last_is_not_taken_for_the_third(host: Host) -> None:
+    """A stick that comes and goes faster than udevd follows."""
+    host.stick()
+    host.rules_run("ttyUSB0", ID_PATH="port")
+    assert host.found()["ttyUSB0"].complete
+    for _ in range(2):
+        host.unregister("ttyUSB0")
+        host.stick()
+        assert not host.found()["ttyUSB0"].complete
+
+
+def test_a_record_that_udevd_writes_again_counts_though_it_missed_the_removal(host: Host) -> None:
+    """It was stopped while the stick was changed, and `udevadm trigger` makes up for it: the record is never removed."""
+    host.stick()
+    host.rules_run("ttyUSB0", USEC_INITIALIZED="1")
+    assert host.found()["ttyUSB0"].complete
+    host.unregister("ttyUSB0")
+    host.stick()
+    assert not host.found()["ttyUSB0"].complete
+    host.rules_run("ttyUSB0", USEC_INITIALIZED="1")
+    assert host.found()["ttyUSB0"].complete
+
+
+def test_the_record_of_a_registration_that_was_only_hidden_is_still_its_own(host: Host) -> None:
+    """A mount over /sys/class came and went: no device was registered anew."""
+    host.stick()
+    host.rules_run("ttyUSB0", ID_PATH="port")
+    before = host.found()["ttyUSB0"]
+    host.ttys.rename(host.home / "hidden")
+    host.ttys.mkdir()
+    assert not host.look().certain
+    host.ttys.rmdir()
+    (host.home / "hidden").rename(host.ttys)
+    assert host.found()["ttyUSB0"] == before
+
+
+def test_while_udevd_makes_a_record_anew_the_device_is_as_it_was(host: Host) -> None:
+    """A stick that flaps is removed and added again: udevd takes the record and the links away and brings them back."""
+    host.stick()
+    link = host.link("serial/by-id/usb-stick", "ttyUSB0")
+    host.rules_run("ttyUSB0", DEVLINKS=link)
+    before = host.found(100)["ttyUSB0"]
+    host.database("ttyUSB0").unlink()
+    Path(link).unlink()
+    assert all(host.found(now)["ttyUSB0"] is before for now in (100.1, 105, 110))
+    host.link("serial/by-id/usb-stick", "ttyUSB0")
+    host.rules_run("ttyUSB0", DEVLINKS=link)
+    assert host.found(115)["ttyUSB0"] is before
+
+
+def test_a_record_that_goes_while_it_is_read_was_not_the_next_devices(host: Host) -> None:
+    """Udevd removes the record of the registration before, then its links: half of them are nobody's."""
+    host.stick()
+    link, own = host.link("serial/by-id/usb-stick", "ttyUSB0"), host.link("zigbee", "ttyUSB0")
+    host.rules_run("ttyUSB0", DEVLINKS=f"{link} {own}")
+
+    def remove() -> None:
+        host.database("ttyUSB0").unlink()
+        Path(own).unlink()
+
+    host.on_read = remove
+    stick = host.found()["ttyUSB0"]
+    assert (stick.complete, stick.link) == (False, None)
+
+
+def test_a_record_that_goes_while_it_is_read_again_takes_no_link_away(host: Host) -> None:
+    """The device is known by it already: its links come back with the next record."""
+    host.stick()
+    link, own = host.link("serial/by-id/usb-stick", "ttyUSB0"), host.link("zigbee", "ttyUSB0")
+    host.rules_run("ttyUSB0", DEVLINKS=f"{link} {own}")
+    assert host.found(100)["ttyUSB0"].links == (link, own)
+    host.rules_run("ttyUSB0", DEVLINKS=f"{own} {link}")
+
+    def remove() -> None:
+        host.database("ttyUSB0").unlink()
+        Path(own).unlink()
+
+    host.on_read = remove
+    assert host.found(101)["ttyUSB0"].links == (link, own)
+    assert host.found(102)["ttyUSB0"].links == (link, own)
+
+
+def test_a_device_that_goes_in_mid_look_is_gone_and_not_without_links(host: Host) -> None:
+    """Its node was there a moment ago, and its links lead nowhere now."""
+    host.stick()
+    link = host.link("zigbee", "ttyUSB0")
+    host.rules_run("ttyUSB0", DEVLINKS=link)
+    assert host.found()["ttyUSB0"].links == (link,)
+    host.rules_run("ttyUSB0", DEVLINKS=link, ID_PATH="port")
+    host.on_read = host.node("ttyUSB0").unlink
+    assert host.found() == {}
+
+
+def test_links_do_not_outlive_the_record_for_long(host: Host) -> None:
+    """As long as a new device would wait for its record; and a link that leads to its twin meanwhile is the twin's."""
+    for name, node in {"ttyUSB0": NUMBERS[0], "ttyUSB1": NUMBERS[1]}.items():
+        host.stick(name, at=f"usb1/{name}", node=node)
+    twin, own = host.link("serial/by-id/usb-twin", "ttyUSB0"), host.link("serial/by-path/usb-0", "ttyUSB0")
+    host.rules_run("ttyUSB0", DEVLINKS=f"{twin} {own}")
+    assert host.found(100)["ttyUSB0"].links == (twin, own)
+    host.database("ttyUSB0").unlink()
+    host.link("serial/by-id/usb-twin", "ttyUSB1")
+    Path(own).unlink()
+    assert {name: device.links for name, device in host.found(101).items()} == {"ttyUSB0": (own,), "ttyUSB1": (twin,)}
+    assert host.found(111)["ttyUSB0"].links == ()
+
+
+def test_a_virtual_tty_that_is_registered_anew_is_another_device(host: Host) -> None:
+    """Most entries of sysfs need not be followed at every look: the kernel makes another entry for another device."""
+    host.register("rfcomm0", "devices/virtual/tty", node=NUMBERS[0])
+    first = host.found()["rfcomm0"]
+    assert host.found()["rfcomm0"] is first
+    host.unregister("rfcomm0")
+    host.register("rfcomm0", "devices/virtual/tty", node=NUMBERS[0])
+    assert host.found()["rfcomm0"].key != first.key
+
+
 def test_a_stick_that_was_away_is_read_anew_also_if_sysfs_kept_its_entry(host: Host) -> None:
     """What udev said of it before is no news of the one that is there now."""
     host.stick()
@@ -692,6 +881,124 @@ def test_the_serial_is_read_once_for_a_registration(host: Host) -> None:
     serial.unlink()
     serial.symlink_to("/proc/self/mem")
     assert host.look().certain
+
+
+# A directory in the place of a device
+
+
+def blocked(host: Host) -> set[str]:
+    """Return the paths that a look finds blocked; such a look is certain, and tells each as a trouble too."""
+    look = host.look()
+    assert look.certain
+    assert look.troubles == look.blocked
+    assert all("rmdir" in line and "mount /dev" in line for line in look.blocked)
+    return {line.partition(": ")[0] for line in look.blocked}
+
+
+def test_a_directory_where_the_devnode_belongs_is_told(host: Host) -> None:
+    """A container was restarted without its stick: the kernel cannot make the node of the stick that is back."""
+    assert blocked(host) == set()
+    host.stick()
+    host.node("ttyUSB0").unlink()
+    host.node("ttyUSB0").mkdir()
+    assert blocked(host) == {str(host.node("ttyUSB0"))}
+    assert host.found() == {}
+    host.node("ttyUSB0").rmdir()
+    host.node("ttyUSB0").symlink_to(NUMBERS[0])
+    assert blocked(host) == set()
+    assert list(host.found()) == ["ttyUSB0"]
+
+
+@pytest.mark.parametrize("path", ["serial/by-id/usb-stick", "serial/by-path/usb-0:1", "zigbee", "my dongle"])
+def test_a_directory_where_a_link_belongs_is_told(host: Host, path: str) -> None:
+    """Listed in /dev/serial, or named by the configuration; the cure can be pasted into a shell."""
+    (host.dev / path).mkdir()
+    host.lister.paths = frozenset({f"{host.dev}/zigbee", f"{host.dev}/my dongle"})
+    assert blocked(host) == {f"{host.dev}/{path}"}
+    (line,) = host.look().blocked
+    assert f"`rmdir {shlex.quote(f'{host.dev}/{path}')}`" in line
+    (host.dev / path).rmdir()
+    assert blocked(host) == set()
+
+
+def test_a_directory_where_the_record_wants_a_link_is_told(host: Host) -> None:
+    """The stick is back under its name, and udevd cannot make one of its links (`node_symlink`)."""
+    host.stick()
+    host.rules_run("ttyUSB0", DEVLINKS=f"{host.dev}/zigbee")
+    (host.dev / "zigbee").mkdir()
+    assert blocked(host) == {f"{host.dev}/zigbee"}
+    assert host.found()["ttyUSB0"].links == ()
+
+
+def test_a_directory_where_a_device_was_is_told_while_the_device_is_away(host: Host) -> None:
+    """Its devnode and every link of it are remembered, until something is there again."""
+    host.stick()
+    link = host.link("zigbee", "ttyUSB0")
+    host.rules_run("ttyUSB0", DEVLINKS=link)
+    assert host.found()["ttyUSB0"].links == (link,)
+    host.unregister("ttyUSB0")
+    Path(link).unlink()
+    assert blocked(host) == set()
+    Path(link).mkdir()
+    host.node("ttyUSB0").mkdir()
+    assert blocked(host) == {link, str(host.node("ttyUSB0"))}
+    Path(link).rmdir()
+    host.node("ttyUSB0").rmdir()
+    host.stick("ttyUSB0", at="usb1/1-2")
+    host.link("zigbee", "ttyUSB0")
+    assert blocked(host) == set()
+
+
+def test_a_place_is_forgotten_when_something_is_there_again(host: Host) -> None:
+    """What becomes of a link that led to the stick after its return is for who took it away."""
+    host.stick()
+    link = host.link("zigbee", "ttyUSB0")
+    host.rules_run("ttyUSB0", DEVLINKS=link)
+    host.found()
+    host.unregister("ttyUSB0")
+    host.found()
+    host.stick()
+    assert blocked(host) == set()
+    Path(link).unlink()
+    Path(link).mkdir()
+    assert blocked(host) == set()
+
+
+def test_a_directory_is_told_where_the_node_of_a_listed_tty_was(host: Host) -> None:
+    """The entry in sysfs may stay when a node goes."""
+    host.stick()
+    link = host.link("zigbee", "ttyUSB0")
+    host.rules_run("ttyUSB0", DEVLINKS=link)
+    host.found()
+    host.node("ttyUSB0").unlink()
+    Path(link).unlink()
+    Path(link).mkdir()
+    assert blocked(host) == {link}
+
+
+def test_a_directory_of_a_ttys_name_is_told_from_the_start(host: Host) -> None:
+    """A daemon that was restarted meanwhile has not seen the stick that was there."""
+    for name in ("ttyUSB7", "pts"):
+        (host.dev / name).mkdir()
+    assert blocked(host) == {f"{host.dev}/ttyUSB7"}
+
+
+def test_no_more_places_are_looked_at_than_a_few(host: Host) -> None:
+    """Sticks of a flapping hub get ever new names."""
+    for number in range(200):
+        host.stick(f"ttyUSB{number}", at=f"usb1/{number}")
+        host.found()
+        host.unregister(f"ttyUSB{number}")
+    for number in range(200):
+        host.node(f"ttyUSB{number}").mkdir()
+    assert blocked(host) == {str(host.node(f"ttyUSB{number}")) for number in range(200 - 64, 200)}
+
+
+def test_a_link_to_a_directory_is_in_nobodys_way(host: Host) -> None:
+    """`rmdir` would not remove it, and udevd would."""
+    (host.dev / "serial/by-id/usb-stick").symlink_to(host.dev)
+    host.lister.paths = frozenset({f"{host.dev}/serial/by-id/usb-stick"})
+    assert blocked(host) == set()
 
 
 # Serials

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CONTRACT = {
     "devwatch_devices": ("gauge", "resource"),
     "devwatch_capacity": ("gauge", "resource"),
+    "devwatch_held": ("gauge", "resource"),
     "devwatch_uevents": ("counter", "action"),
     "devwatch_reconciles": ("counter", "trigger"),
     "devwatch_patches": ("counter", "outcome"),
@@ -53,6 +54,7 @@ def filled() -> Metrics:
     metrics = Metrics("0.1.0")
     metrics.set_devices({"a/b": 1})
     metrics.set_capacity({"a/b": 1})
+    metrics.set_held({"a/b": 0})
     metrics.evictions.labels("evicted").inc()
     return metrics
 
@@ -97,8 +99,10 @@ def test_a_resource_that_leaves_the_configuration_leaves_the_metrics() -> None:
     metrics = filled()
     metrics.set_devices({"c/d": 2})
     metrics.set_capacity({})
+    metrics.set_held({"c/d": 1})
     assert samples(metrics, "devwatch_devices") == {"c/d": 2}
     assert samples(metrics, "devwatch_capacity") == {}
+    assert samples(metrics, "devwatch_held") == {"c/d": 1}
 
 
 def test_histograms_tell_a_millisecond_from_a_minute() -> None:
@@ -133,12 +137,22 @@ def test_healthz_fails_after_three_sweeps_or_30_s(sweep: float, limit: float) ->
     assert health.healthz(100 + limit + 1) == (True, "ok")
 
 
-def test_readyz_waits_for_the_first_accepted_patch() -> None:
-    """Before it the Node may show anything."""
+def test_readyz_waits_until_the_node_was_seen_to_show_what_is_present() -> None:
+    """Before that it may show anything; what is known of the reason is in the line."""
     health = Health(sweep=10, last_turn=0)
-    assert health.readyz(0) == (False, "no PATCH was accepted yet")
-    health.accepted = True
+    assert health.readyz(0) == (False, "the Node has not been seen to show what is present")
+    health.differs, health.error = "a/b", "no answer"
+    assert health.readyz(0) == (False, "the Node has not been seen to show what is present: a/b: no answer")
+    health.shown = True
     assert health.readyz(0) == (True, "ok")
+
+
+def test_readyz_fails_at_once_for_what_no_time_cures() -> None:
+    """A Node that is missing and a write that is refused, with the server's words; the first explains the second."""
+    health = Health(sweep=10, last_turn=0, shown=True, refused="a/b refused: no (422)")
+    assert health.readyz(0) == (False, "a/b refused: no (422)")
+    health.missing = 'nodes "n" not found'
+    assert health.readyz(0) == (False, 'the Node is missing: nodes "n" not found')
 
 
 def test_readyz_names_who_holds_the_node() -> None:
@@ -149,15 +163,17 @@ def test_readyz_names_who_holds_the_node() -> None:
 
 def test_readyz_fails_while_looks_are_uncertain_and_says_why_in_one_line() -> None:
     """The reason may carry a path or a device's text: it stays one line."""
-    health = Health(sweep=10, last_turn=0, accepted=True, uncertain="/sys/class/tty\n\x1b[31m: EMFILE\ud800")
+    health = Health(sweep=10, last_turn=0, shown=True, uncertain="/sys/class/tty\n\x1b[31m: EMFILE\ud800")
     assert health.readyz(0) == (False, "the devices cannot be seen for certain: /sys/class/tty  [31m: EMFILE ")
 
 
 def test_readyz_fails_when_the_node_differs_for_60_s() -> None:
     """A patch on its way is no fault; one that never arrives is."""
-    health = Health(sweep=10, last_turn=0, accepted=True, differs_since=0)
+    health = Health(sweep=10, last_turn=0, shown=True, differs="a/b", differs_since=0)
     assert health.readyz(59.9) == (True, "ok")
-    assert health.readyz(60) == (False, "the Node has not shown what is present for 60 s")
+    assert health.readyz(60) == (False, "the Node has not shown what is present for 60 s: a/b")
+    health.error = "no answer (503)"
+    assert health.readyz(74) == (False, "the Node has not shown what is present for 74 s: a/b: no answer (503)")
     health.differs_since = None
     assert health.readyz(60) == (True, "ok")
 
@@ -624,6 +640,6 @@ def test_the_daemon_s_routes_answer_what_metrics_and_health_say() -> None:
     assert metrics.content_type == "text/plain; version=0.0.4; charset=utf-8"
     assert b'devwatch_devices{resource="a/b"} 1.0\n' in metrics.body
     assert (healthz.status, healthz.body) == (503, b"the loop has not turned for 31 s (limit 30 s)\n")
-    assert (readyz.status, readyz.body) == (503, b"no PATCH was accepted yet\n")
-    health.accepted, health.last_turn = True, 31.0
+    assert (readyz.status, readyz.body) == (503, b"the Node has not been seen to show what is present\n")
+    health.shown, health.last_turn = True, 31.0
     assert [(table[path]().status, table[path]().body) for path in ("/healthz", "/readyz")] == [(200, b"ok\n")] * 2

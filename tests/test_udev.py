@@ -8,6 +8,8 @@ import errno
 import gc
 import os
 import socket
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from _typeshed import FileDescriptorLike
+
+LOADING = """
+import resource, sys
+from devwatch import errors, udev
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (3 + int(sys.argv[1]),) * 2)
+try:
+    udev.record_reader()
+except errors.Unavailable as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("left", "told"), [(0, "libudev cannot be loaded: "), (1, "libudev is here, but neither ")])
+def test_a_library_that_no_descriptor_is_left_for_is_not_missing(left: int, told: str) -> None:
+    """Nobody is sent to install what is there: the line names the limit to raise."""
+    done = subprocess.run([sys.executable, "-c", LOADING, str(left)], capture_output=True, text=True, check=True)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(told)
+    assert "ulimit -n" in line
+
 
 TABLE = Path("/proc/self/net/netlink")
 HEADER = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n"

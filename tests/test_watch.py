@@ -49,6 +49,7 @@ class Site:
     server: FakeServer
     log: RecordingLog = field(default_factory=RecordingLog)
     metrics: Metrics = field(default_factory=lambda: Metrics("0"))
+    health: Health = field(default_factory=lambda: Health(sweep=10, last_turn=0))
     chance: float = 0.5
     more: str = ""
     """What stands in the configuration beside the resource."""
@@ -65,15 +66,15 @@ class Site:
         clock = asyncio.get_running_loop().time
         text = f"resources: [{{name: {ZIGBEE}, match: [{{vendor: '0001'}}]}}]\n{self.more}"
         used = parse(text.encode(), file="config.yaml")
-        health = Health(sweep=10, last_turn=0)
         loop = Reconciler(
             source=self.host,
             cluster=Cluster(api=self.server, watch=self.server.watch),
             settings=FakeSettings(used),
             config=used,
             node="n",
-            reporter=Reporter(log=self.log, metrics=self.metrics, health=health, node="n"),
+            reporter=Reporter(log=self.log, metrics=self.metrics, health=self.health, node="n"),
             clock=clock,
+            wall=lambda: 0.0,
             chance=lambda: self.chance,
             once=once,
         )
@@ -148,6 +149,137 @@ async def test_a_node_that_is_created_anew_is_filled_at_once() -> None:
         site.server.delete()
         site.server.create()
         await asyncio.sleep(0.05)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+
+
+@virtual
+async def test_a_node_that_is_deleted_is_noticed_at_once() -> None:
+    """It is told once, the daemon is not ready, no capacity is shown; and the next Node is filled as soon as it is there."""
+    async with watched() as site:
+        site.server.delete()
+        await asyncio.sleep(0.1)
+        assert len(site.log.of("node.missing")) == 1
+        assert site.health.readyz(now()) == (False, 'the Node is missing: nodes "n" not found (404)')
+        assert "devwatch_capacity{" not in site.metrics.render().decode()
+        await asyncio.sleep(HOUR + 0.1)
+        assert len(site.log.of("node.missing")) == 1
+        site.server.create()
+        await asyncio.sleep(0.1)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+        assert site.health.readyz(now()) == (True, "ok")
+
+
+@virtual
+async def test_a_node_that_is_deleted_while_no_watch_is_open_is_noticed_by_the_next() -> None:
+    """It is not in the list with which that begins."""
+    async with watched() as site:
+        site.server.show(None)
+        await asyncio.sleep(0.1)
+        site.server.delete()
+        await asyncio.sleep(2)
+        assert len(site.log.of("node.missing")) == 1
+
+
+@virtual
+async def test_a_node_that_comes_back_is_filled_at_once_also_after_a_change_that_it_missed() -> None:
+    """What was sent to the Node that was missing is nowhere, so nothing is unsure about it."""
+    async with watched() as site:
+        site.server.delete()
+        await asyncio.sleep(100)
+        site.host.plug("0001", "/dev/ttyUSB1")
+        await asyncio.sleep(HOUR)
+        assert site.server.requests[-1].changes
+        site.server.create()
+        await asyncio.sleep(0.1)
+        assert site.server.shows(ZIGBEE) == ("2", "2")
+
+
+@virtual
+async def test_a_node_that_registers_late_is_filled_at_once() -> None:
+    """The daemon of a new host is there before its kubelet."""
+    site = Site.new()
+    site.server.delete()
+    async with running(site):
+        await asyncio.sleep(HOUR)
+        site.server.create()
+        await asyncio.sleep(0.1)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+        site.server.zero()
+        await asyncio.sleep(0.1)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+
+
+@virtual
+async def test_a_node_that_was_thought_missing_is_watched_as_before() -> None:
+    """It comes back from a backup as what it was."""
+    async with watched() as site:
+        restore = site.server.backup()
+        site.server.delete()
+        await asyncio.sleep(100)
+        restore()
+        site.server.show(site.server.state)
+        await asyncio.sleep(0.1)
+        assert site.health.readyz(now()) == (True, "ok")
+        site.server.zero()
+        await asyncio.sleep(0.1)
+        assert site.server.shows(ZIGBEE) == ("1", "1")
+
+
+@virtual
+async def test_a_late_watch_neither_brings_a_deleted_node_back_nor_is_it_asked_for_again_and_again() -> None:
+    """Whatever it goes on telling, an answer has said that there is none."""
+    async with watched() as site:
+        old = site.server.state
+        site.server.delete()
+        await asyncio.sleep(1)
+        site.server.requests.clear()
+        for _ in range(1000):
+            site.server.show(old)
+            await asyncio.sleep(0.01)
+            assert "missing" in site.health.readyz(now())[1]
+        assert len(site.server.requests) <= 6
+
+
+@virtual
+async def test_a_deletion_that_is_told_late_costs_one_read() -> None:
+    """The next Node is there already, and no answer says that it is missing."""
+    async with watched() as site:
+        site.server.create()
+        await asyncio.sleep(1)
+        site.server.requests.clear()
+        site.server.show("deleted")
+        await asyncio.sleep(1)
+        assert [request.changes for request in site.server.requests] == [{}]
+        assert not site.log.of("node.missing")
+        assert site.health.readyz(now()) == (True, "ok")
+
+
+@virtual
+async def test_a_deletion_is_not_missed_while_an_answer_is_on_its_way() -> None:
+    """What was stored before it says nothing of what came after."""
+    async with watched() as site:
+        site.server.answer_latency = 5
+        site.host.plug("0001", "/dev/ttyUSB1")
+        await asyncio.sleep(1)
+        site.server.delete()
+        await asyncio.sleep(5)
+        assert len(site.log.of("node.missing")) == 1
+
+
+@virtual
+async def test_a_server_that_asks_for_time_gets_it_also_when_the_node_comes_back() -> None:
+    """That the watch tells of one is no leave to ask earlier."""
+    async with watched() as site:
+        site.server.delete()
+        await asyncio.sleep(100)
+        site.server.error = Retry("later", after=60)
+        await asyncio.sleep(31)
+        site.server.requests.clear()
+        site.server.error = None
+        site.server.create()
+        await asyncio.sleep(20)
+        assert not site.server.requests
+        await asyncio.sleep(41)
         assert site.server.shows(ZIGBEE) == ("1", "1")
 
 
@@ -233,7 +365,7 @@ async def test_a_watch_that_ends_begins_again(end: ApiError | None) -> None:
 
 @virtual
 async def test_a_watch_that_ends_without_a_word_begins_again() -> None:
-    """There is no Node to tell of; the next one is filled when it comes."""
+    """The next Node is filled when it comes, whichever watch tells of it."""
     async with watched() as site:
         site.server.delete()
         for _ in range(2):

@@ -10,8 +10,8 @@ import virtualtime
 from build import ZIGBEE
 from devwatch.errors import Retry
 from devwatch.kube import MAX_ANSWER
-from devwatch.pods import Pod
-from devwatch.workload import Note, Workload, list_all, pod_of
+from devwatch.pods import Container, Phase, Pod
+from devwatch.workload import Event, Workload, list_all, pod_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,6 +97,7 @@ def test_a_pod_is_read_as_far_as_an_eviction_depends_on_it() -> None:
         containers=[wants("1"), {"resources": {"requests": {ZIGBEE: "1"}}}, {}],
         initContainers=[wants("1", restartPolicy="Always"), wants("1k")],
         volumes=[{"name": "a", "hostPath": {"path": "/dev/ttyUSB0"}}, {"name": "b", "emptyDir": {}}],
+        nodeName="n",
     )
     content["metadata"] |= {
         "ownerReferences": [{"kind": "Other"}, {"kind": "ReplicaSet", "controller": True}],
@@ -109,12 +110,68 @@ def test_a_pod_is_read_as_far_as_an_eviction_depends_on_it() -> None:
         name="p",
         uid="1",
         requests={ZIGBEE: 1001},
+        node="n",
         host_paths=("/dev/ttyUSB0",),
         owner="ReplicaSet",
         mirror=True,
         terminating=True,
     )
     assert pod_of(item()) == Pod(namespace="home", name="p", uid="1", phase="Unknown")
+
+
+MOUNTS = [{"name": "dev", "mountPath": "/host/dev"}, {"name": "data", "mountPath": "/data"}]
+VOLUMES = [{"name": "dev", "hostPath": {"path": "/dev"}}, {"name": "data", "emptyDir": {}}]
+START = "2027-01-15T08:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("state", "phase", "started"),
+    [
+        ({"running": {"startedAt": START}}, Phase.RUNNING, 1_800_000_000),
+        ({"running": {"startedAt": None}}, Phase.RUNNING, None),
+        ({"running": {"startedAt": "yesterday"}}, Phase.RUNNING, None),
+        ({"running": {}}, Phase.RUNNING, None),
+        ({"waiting": {"reason": "CrashLoopBackOff"}}, Phase.WAITING, None),
+        ({"terminated": {"startedAt": START}}, Phase.FINISHED, None),
+        ({}, Phase.WAITING, None),
+        (None, Phase.WAITING, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["container", "initContainer", "ephemeralContainer"])
+def test_a_container_is_read_with_what_it_mounts_and_when_it_started(
+    kind: str, state: dict[str, Any] | None, phase: Phase, started: int | None
+) -> None:
+    """Of every kind; without a status it is about to start. Only what it mounts of the host counts."""
+    content = item(volumes=VOLUMES, **{f"{kind}s": [{"name": "c", "volumeMounts": MOUNTS}, {"name": "d"}]})
+    content["status"] = {f"{kind}Statuses": [{"name": "c", "state": state}, {"name": "d"}]}
+    expected = Container(name="c", mounts=("/dev/",), phase=phase, started=started)
+    assert pod_of(content).containers == (expected,)
+
+
+def test_a_sub_path_is_a_path_of_the_host() -> None:
+    """A container may mount one device of a directory that is a volume."""
+    content = item(volumes=VOLUMES, containers=[{"name": "c", "volumeMounts": [{**MOUNTS[0], "subPath": "ttyUSB0"}]}])
+    assert [container.mounts for container in pod_of(content).containers] == [("/dev/ttyUSB0",)]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "scheduled"),
+    [
+        ([{"type": "PodScheduled", "status": "True", "lastTransitionTime": START}], START),
+        ([{"type": "PodScheduled", "status": "False", "lastTransitionTime": START}], "2020-01-01T00:00:00Z"),
+        ([{"type": "Ready", "status": "True", "lastTransitionTime": START}], "2020-01-01T00:00:00Z"),
+        (None, "2020-01-01T00:00:00Z"),
+        ([{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2027-01-15T08:00:00.5+01:00"}], ""),
+    ],
+)
+def test_a_pod_is_dated_by_its_binding_else_by_its_creation(
+    conditions: list[dict[str, str]] | None, scheduled: str
+) -> None:
+    """In the form in which dates compare as text, or not at all."""
+    content = item()
+    content["metadata"]["creationTimestamp"] = "2020-01-01T00:00:00Z"
+    content["status"] = {"conditions": conditions}
+    assert pod_of(content).scheduled == scheduled
 
 
 def test_an_eviction_names_the_pod_by_its_uid() -> None:
@@ -138,7 +195,7 @@ def test_a_long_name_leaves_a_name_for_an_event() -> None:
     """Cut where a label ends, it is a DNS subdomain all the same (RFC 1123)."""
     pages = Pages({})
     pod = Pod(namespace="home", name=f"{'a' * 199}-{'b' * 20}", uid="1")
-    virtualtime.run(lambda: Workload(requests=pages, node="n").record(Note(reason="R", message="m", pod=pod)))
+    virtualtime.run(lambda: Workload(requests=pages, node="n").record(Event(reason="R", message="m", pod=pod)))
     assert pages.asked[0][3]["metadata"]["name"].startswith(f"{'a' * 199}.")
 
 
@@ -150,7 +207,7 @@ def test_an_event_is_about_the_node_or_a_pod(pod: Pod | None, namespace: str, ki
     pages = Pages({}, {})
     work = Workload(requests=pages, node="n")
     for warning in (True, False):
-        virtualtime.run(work.record(Note(reason="R", message="m" * 5000, warning=warning, pod=pod)))
+        virtualtime.run(work.record(Event(reason="R", message="m" * 5000, warning=warning, pod=pod)))
     (_, path, _, first), (_, _, _, second) = pages.asked
     assert path == f"/api/v1/namespaces/{namespace}/events"
     assert (first["type"], second["type"]) == ("Warning", "Normal")

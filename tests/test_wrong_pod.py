@@ -119,6 +119,22 @@ async def test_an_equal_second_is_spared() -> None:
 
 
 @virtual
+async def test_a_pod_that_may_be_a_successor_is_spared_and_told() -> None:
+    """No list was answered in time, and the server's last answer was long before: what it cannot tell apart is left to a person."""
+    async with home() as one:
+        one.workload.run(pod("recent", scheduled=date(now() - 20)))
+        one.workload.error = Retry("no list can be had")
+        one.host.unplug()
+        await asyncio.sleep(GRACE + 5)
+        one.workload.error = None
+        one.workload.run(pod("successor", scheduled=date(now())))
+        await asyncio.sleep(AFTER + 60)
+        assert not one.workload.tried
+        assert [line["pod"] for line in one.refusals() if "reason" in line] == ["home/recent"]
+        assert ["late" in event.message for _, event in one.workload.events if event.pod] == [True]
+
+
+@virtual
 async def test_a_patch_that_is_repeated_makes_nobody_a_victim_who_came_meanwhile() -> None:
     """Who was there is decided when the lower count is sent first: it may have been stored without an answer."""
     async with home(pod("old")) as one:
@@ -131,6 +147,19 @@ async def test_a_patch_that_is_repeated_makes_nobody_a_victim_who_came_meanwhile
         one.server.error = None
         await asyncio.sleep(AFTER + 60)
         assert one.evicted == ["old"]
+
+
+@virtual
+async def test_a_devnode_that_a_scan_missed_while_udev_wrote_another_serial_is_no_loss() -> None:
+    """The kernel has registered nothing else, and udev has not handled it again: it never left."""
+    async with home(pod(paths=(USB0,)), sticks=()) as one:
+        one.host.plug("0001", USB0, serial="S0", properties={"USEC_INITIALIZED": "1000"})
+        await asyncio.sleep(10)
+        missed = one.host.take(USB0)
+        await asyncio.sleep(1)
+        one.host.put(replace(missed, serial="reads differently"))
+        await asyncio.sleep(500)
+        assert not one.workload.tried
 
 
 # -- twins

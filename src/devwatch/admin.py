@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from devwatch import cluster, display
-from devwatch.errors import ApiError, Forbidden, NodeMissing, Unavailable
+from devwatch.errors import ApiError, NodeMissing, Unavailable
 from devwatch.lock import NodeLock
-from devwatch.resolver import Resolver
+from devwatch.node import WHOLE
+from devwatch.resolver import new_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -17,28 +18,32 @@ if TYPE_CHECKING:
     from devwatch.cluster import Standing
     from devwatch.display import Screen
     from devwatch.kube import Connection
-    from devwatch.node import Changes, NodeState
+    from devwatch.lock import Holder
+    from devwatch.node import Changes, Entry, NodeState
 
 DONE, FAILED = 0, 1
 SECOND_LOOK = 5.0
 """Seconds after which `purge` looks whether a running daemon has put back what was removed."""
+_OF_A_POD = ("namespace", "name", "phase")
+"""What is told of a pod."""
 
 
 def run(connection: Connection, work: Coroutine[Any, Any, int]) -> int:
     """Run a command to its end, which no name server delays. Raises `Unavailable` with one line for whatever the API server does not do."""
 
     async def closing() -> int:
-        asyncio.get_running_loop().set_default_executor(Resolver())
         try:
             return await work
-        except Forbidden as error:
-            raise Unavailable(f"{error}; {error.hint}" if error.hint else str(error)) from error
         except ApiError as error:
-            raise Unavailable(str(error)) from error
+            raise Unavailable(_with_hint(error)) from error
         finally:
             await connection.close()
 
-    return asyncio.run(closing())
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(closing())
+    finally:
+        work.close()  # where no loop could be made, it has not begun
 
 
 # -- status
@@ -46,14 +51,16 @@ def run(connection: Connection, work: Coroutine[Any, Any, int]) -> int:
 
 async def status(connection: Connection, screen: Screen, remarks: Screen, *, form: str) -> int:
     """Show what every node advertises, who asks for it, and what is not as it should be."""
-    standings = await cluster.standings(connection)
+    seen = await cluster.overview(connection)
     if form in {"json", "yaml"}:
-        screen.document({"resources": [_document(standing) for standing in standings]}, form)
-    elif standings:
-        _show(screen, standings, wide=form == "wide")
-    else:
+        screen.document({"resources": [_document(standing) for standing in seen.standings]}, form)
+    elif seen.standings:
+        _show(screen, seen.standings, wide=form == "wide")
+    if form not in {"json", "yaml"} and not any(standing.owned for standing in seen.standings):
         remarks.line("devwatch advertises nothing in this cluster")
-    for warning in dict.fromkeys(text for standing in standings for text in standing.warnings()):
+    hidden = (f"the pods are not shown: {seen.hidden}",) if seen.hidden else ()
+    warnings = (text for standing in seen.standings for text in standing.warnings())
+    for warning in dict.fromkeys((*hidden, *warnings)):
         remarks.line(f"warning: {display.printable(warning)}")
     return DONE
 
@@ -62,6 +69,7 @@ def _show(screen: Screen, standings: Sequence[Standing], *, wide: bool) -> None:
     heads = [
         "NODE",
         "RESOURCE",
+        "PUBLISH",
         "CAPACITY",
         "ALLOCATABLE",
         "REQUESTED",
@@ -73,28 +81,40 @@ def _show(screen: Screen, standings: Sequence[Standing], *, wide: bool) -> None:
 
 
 def _cells(standing: Standing, *, wide: bool) -> list[str]:
-    state, name = standing.member.state, standing.resource
-    pods = ", ".join(f"{pod.title} ({pod.phase})" for pod in standing.pods)
-    devices = ", ".join(entry.serial or entry.link or entry.devnode for entry in standing.devices)
+    pods = ", ".join(f"{pod.title} ({pod.phase})" for pod in standing.pods or ())
+    devices = ", ".join(_device(entry) for entry in standing.devices)
     links = ", ".join(entry.link or entry.devnode for entry in standing.devices)
-    counts = [state.capacity.get(name, ""), state.allocatable.get(name, ""), str(standing.requested)]
-    return [standing.member.name, name, *counts, pods, devices, *([links, standing.changed or ""] if wide else [])]
+    requested = "" if standing.requested is None else str(standing.requested)
+    counts = [standing.publish or "", standing.capacity or "", standing.allocatable or "", requested]
+    where = [standing.node or "", standing.resource]
+    return [*where, *counts, pods, devices, *([links, standing.changed or ""] if wide else [])]
+
+
+def _device(entry: Entry) -> str:
+    name = entry.serial or entry.link or entry.devnode
+    return f"{name} (lost)" if entry.lost else name
 
 
 def _document(standing: Standing) -> dict[str, Any]:
-    state, name = standing.member.state, standing.resource
+    pods = standing.pods
     return {
-        "node": standing.member.name,
-        "ready": standing.member.ready,
-        "resource": name,
-        "capacity": state.capacity.get(name),
-        "allocatable": state.allocatable.get(name),
+        "node": standing.node,
+        "ready": standing.member.ready if standing.member else None,
+        "resource": standing.resource,
+        "publish": standing.publish,
+        "capacity": standing.capacity,
+        "allocatable": standing.allocatable,
         "requested": standing.requested,
-        "pods": [{"namespace": pod.namespace, "name": pod.name, "phase": pod.phase} for pod in standing.pods],
-        "devices": [{field: getattr(entry, field) for field in type(entry).__slots__} for entry in standing.devices],
+        "pods": pods if pods is None else [{key: getattr(pod, key) for key in _OF_A_POD} for pod in pods],
+        "devices": [_device_document(entry) for entry in standing.devices],
         "changed": standing.changed,
+        "nearest": standing.nearest,
         "warnings": list(standing.warnings()),
     }
+
+
+def _device_document(entry: Entry) -> dict[str, Any]:
+    return {field: getattr(entry, field) for field in type(entry).__slots__}
 
 
 # -- purge
@@ -108,7 +128,7 @@ class Purge:
     dry_run: str | None = None
     """`client` shows the difference, `server` asks the API server too whether it would accept it."""
     confirmed: Callable[[int], bool] = lambda _count: True
-    """Asked once, with the number of nodes, before anything is removed from all of them."""
+    """Asked once, with the number of nodes, before anything is removed."""
     pause: float = SECOND_LOOK
 
 
@@ -117,17 +137,19 @@ async def purge(connection: Connection, screen: Screen, remarks: Screen, task: P
 
     A node that fails keeps no other from being done. Each failure is a line of the remarks, and the status is then 1.
     """
-    if task.node is not None and not task.dry_run:
-        _refuse_beside_daemon(task.node)
+    daemon = None if task.node is None or task.dry_run else _daemon_beside(task.node)
     states = await _states(connection, task.node)
     removals = {name: changes for name, state in states.items() if (changes := cluster.removal(state))}
+    verb = "left" if daemon else "would remove" if task.dry_run else "removing"
     for name, changes in removals.items():
-        _show_removal(screen, name, states[name], changes, verb="would remove" if task.dry_run else "removing")
+        _show_removal(screen, name, states[name], changes, verb=verb)
+    if daemon:
+        raise Unavailable(f"a devwatch still runs on {task.node} (pid {daemon.pid}): stop it first")
     if not removals:
         screen.line("there is nothing of devwatch to remove")
     if not removals or task.dry_run == "client":
         return DONE
-    if task.node is None and not task.dry_run and not task.confirmed(len(removals)):
+    if not task.dry_run and not task.confirmed(len(removals)):
         screen.line("nothing was removed")
         return FAILED
     await asyncio.sleep(0)  # an interrupt until now ends it here, and not after the first request
@@ -149,7 +171,10 @@ async def _remove(
     await asyncio.sleep(task.pause)
     again, unseen = await _patch_each(connection, {name: {} for name in held})
     failures |= {name: f"removed, but whether it stays away is unknown: {reason}" for name, reason in unseen.items()}
-    failures |= {name: f"a devwatch still runs on {name}: stop it first" for name in cluster.left(again, removals)}
+    for name, state in again.items():
+        if left := cluster.left(state, removals[name]):
+            _show_removal(screen, name, state, left, verb="left")
+            failures[name] = f"a devwatch still runs on {name}: stop it first"
     if done := len(held.keys() - failures.keys()):
         screen.line(f"removed from {done} node{'s' if done > 1 else ''}")
     return failures
@@ -166,20 +191,21 @@ async def _patch_each(
             answers[name] = await connection.patch_node(name, changes, dry_run=dry_run)
         except NodeMissing:
             continue
-        except Forbidden as error:
-            failures[name] = f"{error}; {error.hint}" if error.hint else str(error)
         except ApiError as error:
-            failures[name] = str(error)
+            failures[name] = _with_hint(error)
     return answers, failures
 
 
-def _refuse_beside_daemon(node: str) -> None:
-    """Raise `Unavailable` where the daemon of this node runs on this host: by its lock that is known at once."""
+def _with_hint(error: ApiError) -> str:
+    return f"{error}; {error.hint}" if error.hint else str(error)
+
+
+def _daemon_beside(node: str) -> Holder | None:
+    """Return the daemon of this node if it runs on this host: by its lock that is known at once."""
     lock = NodeLock(node)
     holder = lock.acquire_once()
     lock.release()
-    if holder is not None and holder.counts:
-        raise Unavailable(f"a devwatch still runs on {node} (pid {holder.pid}): stop it first")
+    return holder if holder is not None and holder.counts else None
 
 
 async def _states(connection: Connection, node: str | None) -> dict[str, NodeState]:
@@ -193,4 +219,7 @@ def _show_removal(screen: Screen, name: str, state: NodeState, changes: Changes,
     for resource in sorted(filter(None, changes)):
         capacity, allocatable = (maps.get(resource, "none") for maps in (state.capacity, state.allocatable))
         screen.line(f"- {resource}: capacity {capacity}, allocatable {allocatable}", indent=2)
-    screen.line("- the annotation devwatch.io/devices", indent=2)
+    if WHOLE in changes:
+        screen.line("- the annotation devwatch.io/devices", indent=2)
+    for resource in cluster.strange(state):
+        screen.line(f"{resource} is listed and left alone: its count is not devwatch's to remove", indent=2)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from devwatch import early
+
+# isort: split
 import argparse
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -127,21 +131,43 @@ def _writing() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run a command and return the exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."""
-    _escape_what_has_no_code()
     try:
-        status = _main(argv, os.environ if environ is None else environ)
-        if sys.stdout is not None:
-            _Results(sys.stdout).flush()
+        return _run_command(argv, os.environ if environ is None else environ)
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        early.settle()
+
+
+def _run_command(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
+    """Run a command and return its status. Whatever the system refuses is one line."""
+    _escape_what_has_no_code()
+    status, shortage = FAILED, ""
+    try:
+        status = _main(argv, environ)
+        if sys.stdout is not None:
+            _Results(sys.stdout).flush()
     except _Unwritten as error:
         return _lost_results(error.reason)
     except OSError as error:  # such errors stop at their edge; one that did not is no reason for a traceback
-        _complain(f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}")
+        _complain(_system_error(error))
         return FAILED
+    except (MemoryError, SystemError):  # SystemError: an import for which there is no memory may end so
+        shortage = "out of memory: raise the limit (ulimit -v)"
+    except ImportError as error:
+        shortage = f"a part of the program cannot be loaded: {error}: raise the limit of memory (ulimit -v), or install it again"
     finally:
         _flush_remarks()
+    if shortage:  # told only now that the exception, and all that it held in memory, is gone
+        _complain(shortage)
     return status
+
+
+def _system_error(error: OSError) -> str:
+    """Return what the system refuses, and what helps where it is a shortage."""
+    text = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}"
+    shortage = error.errno in {errno.EMFILE, errno.ENFILE}
+    return f"{text}: raise the limit of open files (ulimit -n, LimitNOFILE)" if shortage else text
 
 
 def _escape_what_has_no_code() -> None:
@@ -199,6 +225,8 @@ def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
         options = parser.parse_args(argv)
         options.complete(options)
         command: Callable[[argparse.Namespace, Mapping[str, str]], int] = options.command
+        if command is not _run:  # which takes the signals itself
+            early.release()
         return command(options, environ)
     except ConfigError as error:
         _say(*(fault.render(error.file) for fault in error.faults))
@@ -312,16 +340,14 @@ def _add_status(commands: _Commands, environ: Mapping[str, str]) -> None:
 
 
 def _add_purge(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = (
-        "Removes what devwatch advertised, as the Node's own annotation lists it, from this node, another or all."
-    )
+    description = "Removes what devwatch advertised, as the Node's own annotation lists it, from this node, another or all. Asks first."
     parser = _command(commands, "purge", "remove what devwatch advertised", description, _PURGE_EXAMPLES)
     option = _Options(parser, environ)
     option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
     option("--node", metavar="NAME", help="the Node (default: NODE_NAME, else the host name)")
-    option.flag("--all-nodes", help="all Nodes of the cluster; asks first on a terminal")
+    option.flag("--all-nodes", help="all Nodes of the cluster")
     option("--dry-run", choices=("client", "server"), const="client", help="show the difference, remove nothing")
-    option.flag("--yes", help="do not ask")
+    option.flag("--yes", help="do not ask; needed where there is no terminal")
     parser.set_defaults(command=_purge)
 
 
@@ -428,7 +454,10 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 @contextlib.contextmanager
 def _signals_of_a_start(status: int) -> Iterator[None]:
-    """Take the signals until the daemon does: a reload must not end it, and as PID 1 it would not hear TERM (pid_namespaces(7))."""
+    """Take the signals until the daemon does: a reload must not end it, and as PID 1 it would not hear TERM (pid_namespaces(7)).
+
+    INT is taken already, by `early`.
+    """
     reload = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     end = signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
     try:
@@ -439,7 +468,7 @@ def _signals_of_a_start(status: int) -> Iterator[None]:
 
 
 def _serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from devwatch import daemon, host, logs  # noqa: PLC0415 - other commands do not need them
+    from devwatch import daemon, host, logs, resolver  # noqa: PLC0415 - other commands do not need them
 
     options = daemon.Options(
         config=Path(arguments.config or DEFAULT_CONFIG),
@@ -452,7 +481,9 @@ def _serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     )
     log = logs.configure(arguments.log_format, arguments.log_level, sys.stderr, environ=environ)
     out = _stdout() if arguments.dry_run else io.StringIO()  # nothing else is printed
-    return asyncio.run(daemon.Daemon(options, log, environ=environ, out=out).run())
+    served = daemon.Daemon(options, log, environ=environ, out=out)
+    with asyncio.Runner(loop_factory=resolver.new_loop) as runner:
+        return runner.run(served.run())
 
 
 def _address(text: str) -> tuple[str, int] | None:
@@ -465,6 +496,8 @@ def _address(text: str) -> tuple[str, int] | None:
         raise UsageError(f"--listen: {error}") from error
     try:
         (address[0] if address else "").encode("idna")  # as the socket module does
+    except LookupError as error:  # Python imports an encoding when it is first used
+        raise MemoryError from error
     except UnicodeError as error:
         raise UsageError(
             f"--listen: {text!r} is no address to listen on (its host is no name that DNS allows)"
@@ -514,6 +547,8 @@ def _explain(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from devwatch import commands  # noqa: PLC0415 - the daemon does not need it
 
+    if not arguments.file:
+        raise UsageError(f"FILE is empty: name a configuration, or leave it out for {DEFAULT_CONFIG}")
     screen, _ = _screens(environ)
     return commands.check(Path(arguments.file), screen, form=arguments.output)
 
@@ -534,12 +569,13 @@ def _status(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from devwatch import admin  # noqa: PLC0415 - the daemon does not need it
 
-    ask = sys.stdin is not None and sys.stdin.isatty() and not arguments.yes
-    task = admin.Purge(
-        node=_purged(arguments, environ),
-        dry_run=arguments.dry_run,
-        confirmed=_confirmed if ask else lambda _count: True,
-    )
+    node = _purged(arguments, environ)
+    if not (arguments.yes or arguments.dry_run or (sys.stdin is not None and sys.stdin.isatty())):
+        raise UsageError(
+            "there is no terminal to ask on: --yes removes without a question, --dry-run shows what would be removed"
+        )
+    confirmed = (lambda _count: True) if arguments.yes else _confirmed
+    task = admin.Purge(node=node, dry_run=arguments.dry_run, confirmed=confirmed)
     (screen, remarks), connection = _screens(environ), _connection(arguments, environ)
     return admin.run(connection, admin.purge(connection, screen, remarks, task))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 import time
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devwatch import display, inspection
-from devwatch.config import MAX_BYTES
 from devwatch.configfile import ConfigFile
 from devwatch.errors import ConfigError
 from devwatch.host import Host
+from devwatch.sysfs import obstruction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -184,7 +183,8 @@ def _explain_device(scene: Scene, screen: Screen, device: Device) -> None:
 
 
 def _gap(key: str, device: Device) -> str:
-    return " (unknown: there is no complete udev record)" if key == "port" and not device.complete else ""
+    unknown = key == "port" and not device.complete and not device.virtual
+    return " (unknown: there is no complete udev record)" if unknown else ""
 
 
 def _decision(decided: Claim, scene: Scene) -> str:
@@ -215,10 +215,13 @@ def _explain_absence(scene: Scene, screen: Screen, path: str) -> None:
 def _what_is_there(path: str) -> str:
     try:
         status = os.stat(path)  # noqa: PTH116 - its error is the answer
+        empty = stat.S_ISDIR(status.st_mode) and not os.listdir(path)  # noqa: PTH208 - beside the stat above
     except FileNotFoundError:
         return "dangling link: what it led to is gone" if Path(path).is_symlink() else "there is nothing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    if empty and path.startswith("/dev/"):
+        return obstruction(path).removeprefix(f"{path}: ")
     if stat.S_ISDIR(status.st_mode):
         return "a directory without a tty below it" if path.startswith("/sys") else "a directory"
     return "a character device, but no present tty" if stat.S_ISCHR(status.st_mode) else "not a character device"
@@ -228,8 +231,9 @@ def check(file: Path, screen: Screen, *, form: str) -> int:
     """Show the faults of a configuration, or what it says."""
     config: Config | None = None
     faults: tuple[Fault, ...] = ()
+    source = ConfigFile(path=file)
     try:
-        config = ConfigFile(path=file).load()
+        config = source.load()
     except ConfigError as error:
         faults = error.faults
     warnings = config.warnings if config else ()
@@ -242,24 +246,11 @@ def check(file: Path, screen: Screen, *, form: str) -> int:
         screen.document({"file": str(file), "valid": config is not None, **problems, "resources": names}, "json")
         return CONFIGURATION if faults else DONE
     shown = [*((fault, "") for fault in faults), *((fault, "warning: ") for fault in warnings)]
-    text = _text(file) if shown and screen.width is not None else ""
     for fault, kind in shown:
-        display.show_fault(screen, fault, str(file), text, kind=kind)
+        display.show_fault(screen, fault, str(file), source.text, kind=kind)
     if config:
         screen.line(_summary(file, config))
     return CONFIGURATION if faults else DONE
-
-
-def _text(file: Path) -> str:
-    """Return the file for the lines that are shown below the faults; empty where it cannot be read, which is a fault itself.
-
-    A pipe gives its content only once, and has given it by now.
-    """
-    try:
-        with file.open("rb") if file.is_file() else io.BytesIO() as content:
-            return content.read(MAX_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def _fault_document(fault: Fault) -> dict[str, object]:

@@ -10,11 +10,12 @@ import json
 import os
 import random
 import signal
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from devwatch import __version__
-from devwatch.configfile import ConfigFile
+from devwatch.configfile import BackgroundConfigFile, ConfigFile
 from devwatch.errors import OutputLost, Unavailable
 from devwatch.events import EventRecorder
 from devwatch.evictor import Evictor
@@ -24,7 +25,6 @@ from devwatch.node import Changes, NodeState, apply, patch_body
 from devwatch.output import Outlet
 from devwatch.reconciler import Cluster, Reconciler
 from devwatch.report import Log, Reporter, Story
-from devwatch.resolver import Resolver
 from devwatch.systemd import Notifier, watchdog_interval
 from devwatch.telemetry import Health, Metrics, Server, routes
 from devwatch.udev import UdevSource
@@ -148,8 +148,9 @@ class Daemon:
     def __init__(self, options: Options, log: Log, *, environ: Mapping[str, str], out: TextIO) -> None:
         """Read the configuration. Raises `ConfigError`."""
         self._options, self._log, self._environ, self._out = options, log, environ, out
-        self._settings = ConfigFile(path=options.config)
-        self._config = self._settings.load()
+        file = ConfigFile(path=options.config)
+        self._config = file.load()
+        self._settings = BackgroundConfigFile(file, self._take_config)
         self._metrics = Metrics(__version__)
         self._notifier = Notifier.from_env(environ)
         self._ready = self._reloading = False
@@ -159,21 +160,26 @@ class Daemon:
         self._reconciler: Reconciler | None = None
 
     async def run(self) -> int:
-        """Run until TERM, INT, or what `--once` waits for, and return the exit status. Raises `Unavailable`."""
+        """Run until TERM, INT, or what `--once` waits for, and return the exit status. Raises `Unavailable` and `MemoryError`."""
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(Resolver())
         loop.set_exception_handler(self._stray)
         self._health = Health(sweep=self._config.sweep, last_turn=loop.time())
         self._ears = Ears(self._log, self._metrics)
-        self._reporter = Reporter(log=self._log, metrics=self._metrics, health=self._health, node=self._options.node)
+        self._reporter = Reporter(
+            log=self._log,
+            metrics=self._metrics,
+            health=self._health,
+            node=self._options.node,
+            dry_run=bool(self._options.dry_run),
+        )
         work = loop.create_task(self._work(loop))
         with _signals(
             loop,
             {signal.SIGTERM: work.cancel, signal.SIGINT: work.cancel, signal.SIGHUP: self._reload},
         ):
             status = await self._outcome(work)
-        self._notifier.stopping()
-        self._log.info("daemon.stopped", status=status, left="what is advertised stays")
+            self._notifier.stopping()
+            self._log.info("daemon.stopped", status=status, left="what is advertised stays")
         return status
 
     def _stray(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -191,10 +197,11 @@ class Daemon:
             return await work
         except asyncio.CancelledError:
             return 1 if self._options.once else 0
-        except Unavailable:
+        except (Unavailable, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - it is logged, and ends the program
-            expected, unexpected = error.split(Unavailable) if isinstance(error, ExceptionGroup) else (None, error)
+            known = (Unavailable, MemoryError)
+            expected, unexpected = error.split(known) if isinstance(error, ExceptionGroup) else (None, error)
             if unexpected is None and expected is not None:
                 raise expected.exceptions[0] from None
             self._log.error("daemon.failed", error=repr(error), exc_info=error)
@@ -219,7 +226,8 @@ class Daemon:
         """Return why the Node does not show what is present."""
         if self._reconciler is None:
             return f"another daemon holds the node: {self._health.waiting}"
-        return self._reconciler.failure or self._health.uncertain or "the devices did not settle"
+        differs = self._health.differs
+        return self._reconciler.failure or self._health.uncertain or differs or "the devices did not settle"
 
     async def _serve(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> str:
         """Answer for metrics and health, and return where. Raises `Unavailable` where the port cannot be had."""
@@ -301,6 +309,7 @@ class Daemon:
             node=self._options.node,
             reporter=reporter,
             clock=loop.time,
+            wall=time.time,
             chance=_chance(),
             once=self._options.once,
             turned=self._turned,
@@ -331,12 +340,16 @@ class Daemon:
         return Cluster(api=node, watch=node.watch, losses=losses, attend=evictor.attend, tasks=(evictor, recorder))
 
     def _reload(self) -> None:
-        """Read the configuration again on the next turn of the loop; before the first one it is read anyway."""
+        """Read the configuration again; before the first turn of the loop it is read anyway."""
         if self._reconciler is None:
             return
         if self._ready:
             self._reloading, self._announced = True, self._notifier.reloading()
-        self._reconciler.wake("config")
+        self._settings.reload()
+
+    def _take_config(self) -> None:
+        if self._reconciler is not None:
+            self._reconciler.wake("config")
 
     def _turned(self) -> None:
         """Tell systemd that the loop turns, and how things are: it is ready once a look was certain, and again after a reload.
@@ -344,7 +357,8 @@ class Daemon:
         What its full queue refuses is told again on the next turn.
         """
         self._notifier.watchdog()
-        if self._reloading or (not self._ready and self._health.uncertain is None):
+        reloaded = self._reloading and not self._settings.busy
+        if reloaded or (not self._ready and self._health.uncertain is None):
             self._tell_ready()
         status = self._summary()
         if status != self._status and self._notifier.status(status):
@@ -394,10 +408,15 @@ async def _close(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def _signals(
     loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, Callable[[], object]]
 ) -> Iterator[None]:
+    """Have the loop call the handlers. Afterwards the former ones are back, without a moment in which a signal finds none of both."""
+    former = {number: signal.getsignal(number) for number in handlers}
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
     try:
         yield
     finally:
-        for number in handlers:
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
+        for number, before in former.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)

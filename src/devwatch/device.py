@@ -77,8 +77,8 @@ class Device:
 
     @property
     def link(self) -> str | None:
-        """The most stable link, None without any."""
-        return self.links[0] if self.links else None
+        """The most stable link, for others to rely on. None without any, and without a complete record: udev may still change them."""
+        return self.links[0] if self.links and self.complete else None
 
 
 def by_stability(link: str) -> tuple[int, str]:

@@ -155,7 +155,7 @@ def _cells(row: Row) -> list[str]:
         ids,
         device.serial or "",
         device.interface or "",
-        device.link or "",
+        next(iter(device.links), ""),
         owner(row.claim),
     ]
 
@@ -177,7 +177,7 @@ def device_document(row: Row) -> dict[str, Any]:
         "interface": device.interface,
         "port": device.port,
         "driver": row.driver,
-        "link": device.link,
+        "link": next(iter(device.links), None),
         "links": list(device.links),
         "physical": device.body,
         "resource": row.claim.owner,

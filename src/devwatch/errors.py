@@ -47,7 +47,12 @@ class ConfigError(DevwatchError):
 
 
 class ApiError(DevwatchError):
-    """A request to the API server did not do what it should; nothing is known to have changed."""
+    """A request to the API server did not do what it should; nothing is known to have changed. `hint` says what to do about it."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        """Carry the hint, empty where nothing certain can be said."""
+        super().__init__(message)
+        self.hint = hint
 
 
 class Retry(ApiError):
@@ -65,11 +70,6 @@ class CredentialsError(Retry):
 
 class Forbidden(ApiError):
     """A right is missing: nothing helps until somebody grants it. `hint` is the command that does."""
-
-    def __init__(self, message: str, *, hint: str = "") -> None:
-        """Carry what to do about it, empty where nothing certain can be said."""
-        super().__init__(message)
-        self.hint = hint
 
 
 class Missing(ApiError):

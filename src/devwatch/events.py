@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from devwatch.errors import ApiError, Forbidden
+from devwatch.errors import ApiError, Conflict, Forbidden
+from devwatch.node import listed_path
 from devwatch.task import Task
 from devwatch.workload import Event
 
@@ -68,7 +70,9 @@ class EventRecorder:
 
     def pod(self, pod: Pod, incident: Loss | Return, outcome: str) -> None:
         """Record on a pod that its device is lost, or has returned under another number, and what becomes of the pod."""
-        names = _shown(", ".join(entry.devnode for entry in incident.entries))
+        paths = {listed_path(path) for path in pod.host_paths}
+        named = [entry for entry in incident.entries if paths & entry.paths] or incident.entries
+        names = _shown(", ".join(entry.devnode for entry in named))
         lost = incident.key[0] == "loss"
         happened = "is no longer on" if lost else "was away, and is back on"
         message = f"{names} of {incident.resource} {happened} node {self.node}: {outcome}"
@@ -103,8 +107,14 @@ class EventRecorder:
         return min((told.at + INTERVAL for told in self._told.values() if told.later is not None), default=None)
 
     async def _send(self) -> None:
+        event = self._waiting.popleft()
         try:
-            await self.api.record(self._waiting.popleft())
+            await self.api.record(event)
+        except asyncio.CancelledError:
+            self._waiting.appendleft(event)  # a patch goes first; where it was stored all the same, its name is taken
+            raise
+        except Conflict:
+            pass
         except Forbidden as error:
             self._waiting.clear()
             self._told.clear()

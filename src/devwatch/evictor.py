@@ -25,8 +25,8 @@ INTERVAL = 1.0
 """Seconds between two evictions of this node, at least."""
 RETRY_LIMIT = 60.0
 """Seconds: no server keeps an eviction waiting for longer, whatever its Retry-After says."""
-REPLUG_PEACE = 600.0
-"""Seconds after an eviction for a return in which further returns of the device evict no pod: it returns whenever it is used."""
+KEPT_INTERVAL = 300.0
+"""Seconds between two looks whether a pod that is never evicted still keeps a lost device."""
 
 Incident = Loss | Return
 Key = tuple[object, ...]
@@ -66,12 +66,14 @@ class Evictor:
     """By incident and by UID, so that one that is refused again and again holds up no other."""
     _reported: set[tuple[Key, str]] = field(default_factory=set)
     """Which pods were reported as spared, by incident."""
-    _evicted_for: dict[Key, float] = field(default_factory=dict)
-    """By returned device: when a pod was last evicted for it."""
+    _kept: dict[Key, float] = field(default_factory=dict)
+    """By incident: when to look next whether the pods that keep its device are still there."""
 
     def attend(self, incidents: Incidents) -> None:
         """Take what calls for a look at the pods now; nothing while that is uncertain."""
         self._incidents = {incident.key: incident for incident in incidents}
+        if self._kept:
+            self._kept = {key: at for key, at in self._kept.items() if key in self._incidents}
         if not self._incidents:
             self._refusals.clear()
 
@@ -88,7 +90,7 @@ class Evictor:
         incident = self._incidents.get(key)
         if pod is not None and incident is not None and self._judge(pod, incident) is Disposition.EVICT:
             return Task(run=partial(self._attempt, incident, partial(self._evict, pod, incident), pod))
-        ready = [incident for incident in self._incidents.values() if incident.due <= now]
+        ready = [incident for incident in self._incidents.values() if self._due_at(incident) <= now]
         first = min(ready, key=lambda incident: (self._refusals[incident.key], incident.due))
         return Task(run=partial(self._attempt, first, partial(self._choose, first)))
 
@@ -97,8 +99,11 @@ class Evictor:
         return min((due for due in (self.losses.roll_call, self._due()) if due is not None), default=None)
 
     def _due(self) -> float | None:
-        first = min((incident.due for incident in self._incidents.values()), default=None)
+        first = min(map(self._due_at, self._incidents.values()), default=None)
         return None if first is None else max(first, self._pace, self._backoff.until)
+
+    def _due_at(self, incident: Incident) -> float:
+        return self._kept.get(incident.key, incident.due)
 
     # -- who was there
 
@@ -115,12 +120,7 @@ class Evictor:
     # -- who goes
 
     def _judge(self, pod: Pod, incident: Incident) -> Disposition | None:
-        if isinstance(incident, Loss):
-            return on_loss(pod, incident)
-        found, last = on_return(pod, incident), self._evicted_for.get(incident.ids)
-        if found is Disposition.EVICT and last is not None and last < incident.at < last + REPLUG_PEACE:
-            return Disposition.RECENT
-        return found
+        return on_loss(pod, incident) if isinstance(incident, Loss) else on_return(pod, incident)
 
     async def _attempt(
         self, incident: Incident, request: Callable[[], Awaitable[None]], pod: Pod | None = None
@@ -140,7 +140,7 @@ class Evictor:
             return  # the device is back, or a scan is uncertain
         judged = [(pod, self._judge(pod, incident)) for pod in pods]
         concerned = {pod.uid for pod, what in judged if what is Disposition.EVICT}
-        # Who has started since a return has the device as it is now; who has come since a loss is no victim.
+        # A container that started since a return has the device as it is now; a pod that came since a loss is not a victim.
         chosen = self.losses.choose(incident, concerned) if isinstance(incident, Loss) else concerned
         for pod, what in judged:
             # Where the holder of the lost device is known, the others use those that are left.
@@ -149,6 +149,9 @@ class Evictor:
         victims = [pod for pod in pods if pod.uid in concerned & chosen]
         if victims:
             self._next = (incident.key, min(victims, key=lambda pod: self._refusals[pod.uid]))
+        elif isinstance(incident, Loss) and any(what in _KEEPING for _, what in judged):
+            self._kept[incident.key] = self.recorder.clock() + KEPT_INTERVAL
+            self._backoff.succeed()
         else:
             self._settle(incident)
 
@@ -176,7 +179,7 @@ class Evictor:
         self._backoff.succeed()
         self._story = Story()
         if isinstance(incident, Return):
-            self._evicted_for[incident.ids] = self.recorder.clock()
+            self.losses.note_eviction(incident, self.recorder.clock())
         self.recorder.pod(pod, incident, "the pod is evicted")
         self.metrics.evictions.labels("evicted").inc()
         self.recorder.log.warning("pod.evicted", pod=pod.title, resource=incident.resource, **_fields(incident))
@@ -195,10 +198,14 @@ class Evictor:
             )
 
 
+_KEEPING = (Disposition.BARE, Disposition.PINNED)
+"""Pods that keep a lost device for as long as they live: it stays listed, and `status` shows it."""
 _REASONS = {
     Disposition.AMBIGUOUS: "ambiguous: no hostPath volume of the pod names the device by a path that it alone had: "
     "mount its link in /dev/serial/by-path, or delete the pod",
     Disposition.BARE: "bare: it has no controlling owner, so nothing would make another in its place: delete the pod",
+    Disposition.PINNED: "pinned: another would be on this node at once: delete the pod when the device is back",
+    Disposition.LATE: "late: it was bound at about the time of the loss, and may have come after it: delete the pod if it does not work",
     Disposition.DIRECTORY: "directory: it mounts a directory in which the device is there again: its program has to open it again, "
     "or delete the pod",
     Disposition.SAME_NUMBER: "same number: the file that it mounted opens the device again: its program has to open it again, "

@@ -27,6 +27,8 @@ class Look:
     """When to look again though nothing may happen until then."""
     troubles: tuple[str, ...] = ()
     """What this host lacks, one line each with what to do; such a look may still be certain."""
+    blocked: tuple[str, ...] = ()
+    """Those of the troubles that tell of a directory in the place of a devnode or link."""
 
     @property
     def certain(self) -> bool:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import copy
 import importlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 import shlex
+import shutil
 import ssl
 import sys
-import tempfile
+import time
 import types
 import warnings
 from collections import Counter
@@ -24,9 +28,11 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
-from devwatch import program
+import yaml
+
+from devwatch import files, program
 from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, Missing, NodeMissing, Refused, Retry
 from devwatch.node import ANNOTATION, FIELD_MANAGER, MAPS, WHOLE, Changes, NodeState, Writer, patch_body
 from devwatch.proxy import proxy_of
@@ -46,19 +52,31 @@ MAX_ANSWER = 8 * 1024 * 1024
 """Bytes of an answer that are read; etcd holds no object of more than 1.5 MiB."""
 MAX_MESSAGE = 500
 """Characters of a server's message that are passed on: a 422 can quote the whole Node."""
+LONGEST_DELAY = 86_400.0
+"""Seconds that a Retry-After counts for at most, however many digits it has; who waits has a lower limit of its own."""
 DEFAULT_KUBECONFIG = ".kube/config"
 """Below HOME, as kubectl has it (client-go, `homedir.HomeDir`)."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where the kubelet mounts the credentials of a pod (ServiceAccount admission plugin)."""
-_SERVICE_HOST = "KUBERNETES_SERVICE_HOST"
+_SERVICE_HOST, _SERVICE_PORT = "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"
+_EXPIRY_DELTA = 10.0
+"""Seconds before its end at which an ID token counts as expired (client-go, oidc `expiryDelta`)."""
+TOKEN_REFRESH = 60.0
+"""Seconds after which the token of a pod is read again (client-go, `BearerTokenFile`)."""
 
 _ANONYMOUS = "system:anonymous"
 _UNSHAPELY = (AssertionError, AttributeError, IndexError, KeyError, TypeError)
 _SECRET = re.compile(r"(?<=//)\S*@|\{.*\}", re.DOTALL)
 """What an exception can quote of a kubeconfig: the user and password of a URL, and a whole user as a dict."""
 _REFUSALS = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRIES: Mapping[int, type[Retry]] = {HTTPStatus.CONFLICT: Conflict, HTTPStatus.GONE: Gone}
 _RBAC = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"')
+_UNLISTED = re.compile(
+    r"ValidatingAdmissionPolicy '(?P<policy>[^']+)'.*"
+    r"status\.(?:capacity|allocatable)\[(?P<name>[^\]]+)\] is not among the resources that the policy allows"
+)
+"""What deploy/components/admission-policy says of a name that is not in its list, as the API server passes it on."""
 
 
 def _lean_import() -> None:
@@ -117,6 +135,8 @@ def _import_client() -> None:
         with _without_certificates():
             _lean_import()
             importlib.import_module("kubernetes_asyncio.config")
+    except MemoryError:  # the ordinary import needs more of it
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a release breaks, its ordinary import comes next and raises itself
         for name in [name for name in sys.modules if name.partition(".")[0] == "kubernetes_asyncio"]:
             del sys.modules[name]
@@ -129,7 +149,7 @@ _import_client()
 
 from kubernetes_asyncio.client.api_client import ApiClient  # noqa: E402 - after the packages were put in place
 from kubernetes_asyncio.client.configuration import Configuration  # noqa: E402 - as above
-from kubernetes_asyncio.config import ConfigException, kube_config, load_incluster_config  # noqa: E402 - as above
+from kubernetes_asyncio.config import ConfigException, kube_config  # noqa: E402 - as above
 from kubernetes_asyncio.config.exec_provider import ExecProvider  # noqa: E402 - as above
 
 
@@ -169,12 +189,28 @@ def _complete(status: Any) -> Any:  # noqa: ANN401 - as a plugin prints it
     return status
 
 
+_LISTS = ("clusters", "contexts", "users")
+"""What the kubeconfigs of a list are joined by."""
+
+
+def _read_file(path: str | Path) -> bytes:
+    """Return the content of a file of the credentials. May block for good, so call it in a thread. Raises `OSError`."""
+    return files.read(path, MAX_ANSWER, patience=files.patience_for(path))
+
+
 class _Merger(kube_config.KubeConfigMerger):
     """The kubeconfigs of a list as one; an empty file is passed over, as kubectl does."""
 
     def load_config(self, path: str) -> None:
-        if not Path(path).is_file() or Path(path).stat().st_size:  # a pipe tells no size
-            super().load_config(path)
+        if (config := yaml.safe_load(_read_file(path).decode())) is None:
+            return
+        self.config_files[path] = config
+        if self.config_merged is None:
+            self.config_merged = kube_config.ConfigNode(path, {**config, **{item: [] for item in _LISTS}}, path)
+        for item in _LISTS:
+            self._merge(item, config.get(item) or [], path)
+        if "current-context" in config:
+            self.config_merged.value["current-context"] = config["current-context"]
 
     @property
     def first_context(self) -> str | None:
@@ -184,6 +220,45 @@ class _Merger(kube_config.KubeConfigMerger):
 
 class _Loader(kube_config.KubeConfigLoader):
     """A kubeconfig as client-go reads it (clientcmd); what cannot be done, or not safely, is refused by its name and never passed over."""
+
+    _token: bytes | OSError | None = None
+    """The content of the tokenFile, or why it could not be read."""
+
+    def read_files(self) -> None:
+        """Put their content in place of the files that it names. May block for good, so call it in a thread. Raises `OSError`."""
+        if self._user and (file := self._user.value.get("tokenFile")):
+            try:
+                self._token = _read_file(self._path(self._user, str(file)))
+            except OSError as error:
+                self._token = error
+        if (plugin := self._plugin()) is not None:
+            shutil.which(plugin["command"])  # to see that it answers: it is started in the thread of the loop
+        if self._cluster and str(self._cluster.value.get("server")).startswith("https"):
+            self._embed(self._cluster, "certificate-authority")
+            self._embed(self._user, "client-certificate", "client-key")
+
+    def _embed(self, node: kube_config.ConfigNode | None, *names: str) -> None:
+        """Put base64 of their content in place of files; what is there in base64 already comes before a file, as in client-go."""
+        values = node.value if node else {}
+        for name in names:
+            if isinstance(file := values.get(name), str) and f"{name}-data" not in values:
+                del values[name]
+                values |= (
+                    {f"{name}-data": base64.b64encode(_read_file(self._path(node, file))).decode()} if file else {}
+                )
+
+    def _plugin(self) -> dict[str, Any] | None:
+        """Return the `exec` of the user with a command for PATH, or one whose path leads from the kubeconfig; None where it has none."""
+        plugin = self._user.value.get("exec") if self._user else None
+        if not isinstance(plugin, dict) or not isinstance(command := plugin.get("command"), str):
+            return None
+        if "/" in command:
+            plugin["command"] = os.path.join(self._get_base_path(self._user and self._user.path), command)  # noqa: PTH118 - it keeps the `.` of `./x`
+        return plugin
+
+    def _path(self, node: kube_config.ConfigNode | None, file: str) -> Path:
+        """Return the path of a file, which leads from the kubeconfig that names it."""
+        return Path(self._get_base_path(node and node.path), file)
 
     async def _load_authentication(self) -> None:
         if self._user is None:
@@ -200,8 +275,6 @@ class _Loader(kube_config.KubeConfigLoader):
                 raise ConfigException(
                     f"devwatch knows no auth-provider {self.provider}: use the plugin that replaced it"
                 )
-        if isinstance(plugin := self._user.value.get("exec"), dict) and "/" in str(plugin.get("command")):
-            plugin["command"] = os.path.join(self._get_base_path(self._user.path), plugin["command"])  # noqa: PTH118 - it keeps the `.` of `./x`
         await super()._load_authentication()
 
     def _nobody(self) -> kube_config.ConfigNode:
@@ -222,31 +295,99 @@ class _Loader(kube_config.KubeConfigLoader):
         return bool(token)
 
     def _read_token(self, file: str, *, otherwise: str | None) -> str:
-        try:
-            content = Path(self._get_base_path(self._user and self._user.path), file).read_text("utf-8").strip()
-        except OSError:
+        if isinstance(self._token, OSError):
             if not otherwise:
-                raise
+                raise self._token.with_traceback(None)
             return otherwise
+        content = (self._token or b"").decode().strip()
         if not (content or otherwise):
             raise ConfigException(f"its tokenFile {file} is empty")
         return content or str(otherwise)
 
-    async def _refresh_oidc(self, provider: Any) -> None:  # noqa: ANN401, ARG002 - as it is there
-        # The library would show client secret and refresh token to a server whose certificate nobody verifies, and forget the next token.
-        raise ConfigException("oidc: there is no valid id-token, and devwatch fetches none: use an exec plugin")
+    async def _load_oid_token(self) -> str:
+        """Take the ID token of an OpenID Connect provider while it is valid. Raises `ConfigException` where there is none.
+
+        The library's own function reads the time by functions that Python deprecates, and fetches the next token: it would show client
+        secret and refresh token to a server whose certificate nobody verifies, and forget what it was given.
+        """
+        user: dict[str, Any] = self._user.value if self._user else {}
+        token = (user["auth-provider"].get("config") or {}).get("id-token")
+        if not token or _expiry(str(token)) < time.time() + _EXPIRY_DELTA:
+            raise ConfigException("oidc: there is no valid id-token, and devwatch fetches none: use an exec plugin")
+        self.token = f"Bearer {token}"
+        return self.token
 
 
-def _write_copy(self: kube_config.FileOrData, content: str | bytes) -> str:
-    """Write embedded data to a file, and close it, which the library does not (kubernetes-client/python issue 1531)."""
-    with tempfile.NamedTemporaryFile(dir=self._temp_file_path, delete=False) as file:
-        kube_config._temp_files[file.name] = file.name  # noqa: SLF001 - what `_remove_copies` removes
+def _expiry(token: str) -> float:
+    """Return when an ID token expires, in Unix time (RFC 7519, `exp`), infinity where it does not say. Raises `ConfigException`."""
+    try:
+        _, payload, _ = token.split(".")
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return float(claims.get("exp", math.inf))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigException("oidc: its id-token is not a JSON Web Token (header.payload.signature)") from error
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pod:
+    """What a kubelet mounts into a pod (client-go, `InClusterConfig`)."""
+
+    environ: Mapping[str, str]
+    folder: Path
+    token: str = ""
+    authority: bytes = b""
+    refresh: float = TOKEN_REFRESH
+    """Seconds after which the token is read again."""
+    _renewed_at: float = 0.0
+    _reader: files.Reader[str] = field(default_factory=files.Reader)
+
+    def read_files(self) -> None:
+        """Read the files. May block for good, so call it in a thread. Raises `OSError` and `ConfigException`."""
+        self.token, self.authority = self._read_token(), _read_file(self.folder / "ca.crt")
+        if not self.authority:
+            raise ConfigException(f"{self.folder / 'ca.crt'} is empty")
+
+    def _read_token(self) -> str:
+        if not (token := _read_file(self.folder / "token").decode().strip()):
+            raise ConfigException(f"{self.folder / 'token'} is empty")
+        return token
+
+    async def load_and_set(self, configuration: Configuration) -> None:
+        """Put them into a configuration of the library."""
+        host, port = self.environ.get(_SERVICE_HOST), self.environ.get(_SERVICE_PORT)
+        if not port:
+            raise ConfigException(f"{_SERVICE_PORT} is not set")
+        configuration.host = f"https://[{host}]:{port}" if ":" in str(host) else f"https://{host}:{port}"
+        configuration.api_key["BearerToken"] = f"Bearer {self.token}"
+        configuration.ssl_ca_cert = _copy(self.authority)
+        configuration.refresh_api_key_hook, self._renewed_at = self._renew, time.monotonic()
+
+    async def _renew(self, configuration: Configuration) -> None:
+        """Read the token again after a minute, since the kubelet replaces it. Where that fails the held one goes on."""
+        if time.monotonic() < self._renewed_at + self.refresh:
+            return
+        self._renewed_at = time.monotonic()
+        with contextlib.suppress(OSError, ValueError, ConfigException):
+            configuration.api_key["BearerToken"] = f"Bearer {await self._reader.run(self._read_token)}"
+
+
+def _copy(content: str | bytes) -> str:
+    """Return the path of a copy in memory, for what takes files only; where devwatch runs, no disk need be writable."""
+    descriptor = os.memfd_create("devwatch")
+    path = f"/proc/self/fd/{descriptor}"
+    kube_config._temp_files[path] = path  # noqa: SLF001 - what `_remove_copies` removes
+    with open(descriptor, "wb", closefd=False) as file:
         file.write(content.encode() if isinstance(content, str) else content)
-    return file.name
+    return path
+
+
+def _write_copy(self: kube_config.FileOrData, content: str | bytes) -> str:  # noqa: ARG001 - as it is there
+    return _copy(content)
 
 
 def _mend() -> None:
     """Put what is ours in place of what the library does wrong."""
+    # The library leaves its copies open, and on the disk (kubernetes-client/python issue 1531).
     kube_config.FileOrData._create_temp_file_with_content = _write_copy  # type: ignore[method-assign]  # noqa: SLF001 - it offers no other way
     kube_config.ExecProvider = _Plugin  # type: ignore[attr-defined]  # as above
     # It logs whole users of a kubeconfig, environment of their plugin included. What is wrong is raised as well.
@@ -265,6 +406,9 @@ class Credentials:
     kubeconfig: str | None = None
     environ: Mapping[str, str]
     service_account: Path = SERVICE_ACCOUNT
+    token_refresh: float = TOKEN_REFRESH
+    """Seconds after which the token of the service account is read again."""
+    _reader: files.Reader[_Loader | _Pod] = field(default_factory=files.Reader, repr=False, compare=False)
 
     @property
     def file(self) -> str | None:
@@ -297,28 +441,28 @@ class Credentials:
             _remove_copies()
 
     async def _fill(self, configuration: Configuration) -> None:
+        # A copy: another request may have waited for the same reading, and loads itself.
+        loader = copy.copy(await self._reader.run(self._load))
+        await loader.load_and_set(configuration)
+        if not configuration.host:
+            raise CredentialsError(f"cannot use {self.name}: the cluster of its current context has no server")
+        # Editors and `kubectl create token` end a file with a line end, which no header may hold; client-go cuts it too.
+        configuration.api_key = {name: key.strip() for name, key in configuration.api_key.items()}
+
+    def _load(self) -> _Loader | _Pod:
+        """Read every file that they consist of. May block for good, so it is called in a thread."""
+        loader: _Loader | _Pod
         if self.file is None:
-            self._fill_in_cluster(configuration)
-        elif not _any_exists(self.file.split(os.pathsep)):
+            loader = _Pod(environ=self.environ, folder=self.service_account, refresh=self.token_refresh)
+        elif _any_exists(self.file.split(os.pathsep)):
+            merged = _Merger(self.file)
+            loader = _Loader(merged.config, active_context=merged.first_context, config_base_path=None)
+        else:
             raise CredentialsError(
                 f"there is no kubeconfig {self.file} (--kubeconfig, KUBECONFIG or a service account name another)"
             )
-        else:
-            merged = _Merger(self.file)
-            loader = _Loader(merged.config, active_context=merged.first_context, config_base_path=None)
-            await loader.load_and_set(configuration)
-            if not configuration.host:
-                raise CredentialsError(f"cannot use {self.name}: the cluster of its current context has no server")
-            # Editors and `kubectl create token` end a file with a line end, which no header may hold; client-go cuts it too.
-            configuration.api_key = {name: key.strip() for name, key in configuration.api_key.items()}
-
-    def _fill_in_cluster(self, configuration: Configuration) -> None:
-        load_incluster_config(  # type: ignore[no-untyped-call]  # it has no annotations
-            client_configuration=configuration,
-            environ=dict(self.environ),
-            token_filename=str(self.service_account / "token"),
-            cert_filename=str(self.service_account / "ca.crt"),
-        )
+        loader.read_files()
+        return loader
 
 
 def _ask_for_no_passphrase(configuration: Configuration) -> None:
@@ -347,14 +491,31 @@ def _direct(client: ApiClient, proxy: str | None) -> ApiClient:
     aiohttp, told to trust the environment, sends what is meant for this host to the proxy too. It asks anew for every request, in two
     threads, also for a password in ~/.netrc, which it then refuses to combine with our token.
     """
+    session = client.rest_client.pool_manager
+    session._trust_env = False  # noqa: SLF001 - the client offers no setting for it
     client.rest_client.proxy = proxy  # type: ignore[assignment]  # None is what it is without one
-    client.rest_client.pool_manager._trust_env = False  # noqa: SLF001 - the client offers no setting for it
+    client.rest_client.pool_manager = _NoRedirects(session)  # type: ignore[assignment]  # the client calls these two methods
     return client
 
 
+class _NoRedirects:
+    """A session that follows no redirect: a body is for the server that the credentials name, and so is its answer."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def request(self, **arguments: Any) -> aiohttp.ClientResponse:  # noqa: ANN401 - as it is there
+        return await self._session.request(**arguments, allow_redirects=False)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
 def _remove_copies() -> None:
-    """Remove the files of embedded keys and certificates: a client has read them for good."""
-    kube_config._cleanup_temp_files()  # noqa: SLF001 - the loader offers no other way to say that they are done with
+    """Remove the copies of keys and certificates: a client has read them for good."""
+    copies = kube_config._temp_files  # noqa: SLF001 - where `_copy` puts them
+    while copies:
+        os.close(int(copies.popitem()[0].rpartition("/")[2]))
 
 
 def _any_exists(paths: list[str]) -> bool:
@@ -368,6 +529,8 @@ def _reason(error: BaseException, hide: Callable[[str], str] = lambda text: text
         return f"it is no YAML (line {mark.line + 1}, column {mark.column + 1})"
     if isinstance(error, _UNSHAPELY):
         return f"it is not complete, or of another form ({type(error).__name__})"
+    if isinstance(error, TimeoutError) and error.strerror:  # of a file, in our own words
+        return ": ".join(filter(None, (error.filename, error.strerror)))
     # aiohttp adds the address of an object in memory to what the system says.
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     text = _SECRET.sub("", hide(" ".join(str(cause).split())))[:MAX_MESSAGE]
@@ -461,6 +624,8 @@ class Connection:
             content = await self.request("PATCH", path, query=query, body=patch_body(changes), content_type=kind)
         except Missing as error:
             raise NodeMissing(str(error)) from error
+        except Refused as error:
+            raise Refused(str(error), hint=list_hint(str(error), changes)) from error
         return node_state(content, origin=self.origin)
 
     async def stream(self, path: str, *, query: Query, idle: float) -> AsyncIterator[dict[str, Any]]:
@@ -566,21 +731,26 @@ class KubeNode(Connection):
         """Send a patch of the Node's status, or read it without changes. Raises as `request` does."""
         return await self.patch_node(self._name, changes, dry_run=self._dry_run)
 
-    async def watch(self) -> AsyncIterator[NodeState]:
+    async def watch(self) -> AsyncIterator[NodeState | None]:
         """Yield the Node, and again whenever somebody has written to it, until the server ends the watch after `WATCH_TIMEOUT`.
 
-        Raises as `request` does; `Gone` where the server has forgotten the version to begin at.
+        Yields None where there is no Node, or no longer. Raises as `request` does; `Gone` where the server has forgotten the version to
+        begin at.
         """
         selector = ("fieldSelector", f"metadata.name={self._name}")
         listing = await self.request("GET", "/api/v1/nodes", query=(selector,))
         items, version = _listed(listing, self.origin)
         for item in items:
             yield node_state({"kind": "Node", **item}, origin=self.origin)
+        if not items:
+            yield None
         options = (("watch", "1"), ("timeoutSeconds", str(WATCH_TIMEOUT)), ("resourceVersion", version))
         async for event in self.stream("/api/v1/nodes", query=(selector, *options), idle=WATCH_TIMEOUT + self._timeout):
             item = _watched(event)
             if event["type"] in {"ADDED", "MODIFIED"}:
                 yield node_state(item, origin=self.origin)
+            elif event["type"] == "DELETED":
+                yield None
 
 
 def _listed(listing: Mapping[str, Any], origin: str) -> tuple[list[dict[str, Any]], str]:
@@ -643,6 +813,8 @@ def _checked(client: ApiClient, response: aiohttp.ClientResponse, text: bytes) -
     status, content = response.status, _json(text)
     if status in {HTTPStatus.OK, HTTPStatus.CREATED}:
         return content
+    if status in _REDIRECTS and (location := response.headers.get("Location")):
+        raise Retry(_redirected(_origin(client), status, location))
     message = f"{_message(client, content, text)} ({status} from {_origin(client)})"
     if status == HTTPStatus.UNAUTHORIZED:
         raise CredentialsError(f"the API server does not accept the credentials: {message}")
@@ -654,6 +826,20 @@ def _checked(client: ApiClient, response: aiohttp.ClientResponse, text: bytes) -
         raise Refused(message)
     kind = _RETRIES.get(status, Retry)
     raise kind(message, after=_retry_after(response.headers.get("Retry-After", "")))
+
+
+def _redirected(origin: str, status: int, location: str) -> str:
+    """Return where a redirect leads, without what may be secret in it, and what to do."""
+    try:
+        parts, own = urlsplit(urljoin(origin, location)), urlsplit(origin)
+        target = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"[:MAX_MESSAGE]
+        where = "another path of its own" if parts[:2] == own[:2] else target
+    except ValueError:
+        where = "what is not a URL"
+    return (
+        f"{origin} redirects to {where} ({status}), and devwatch follows no redirect: let the server of the kubeconfig be the "
+        "API server itself, not a proxy or a login page"
+    )
 
 
 def _json(text: bytes) -> dict[str, Any]:
@@ -688,7 +874,7 @@ def _date(value: str) -> str:
 
 
 def _retry_after(value: str) -> float | None:
-    return float(value) if value.isascii() and value.isdigit() and len(value) < 10 else None  # noqa: PLR2004 - centuries are no delay
+    return min(float(value), LONGEST_DELAY) if value.isascii() and value.isdigit() else None
 
 
 def _forbidden(message: str) -> ApiError:
@@ -702,6 +888,17 @@ def _forbidden(message: str) -> ApiError:
     if "is not allowed to modify node" in message:
         return Forbidden(message, hint="a kubelet's credential may change its own Node only: check --node-name")
     return Refused(message)
+
+
+def list_hint(message: str, changes: Changes) -> str:
+    """Return which list of a policy to change, empty where the refusal of these changes is not about a list."""
+    refused = _UNLISTED.search(message)
+    if refused is None:
+        return ""
+    place = f"spec.variables[0] of ValidatingAdmissionPolicy {refused['policy']} (admissionPolicy.allowed in the chart's values)"
+    if changes.get(refused["name"], "") is None:
+        return f"a removal needs the name as well: keep {refused['name']} in {place} until it has been removed from the Node"
+    return f"add {refused['name']} to {place}"
 
 
 def _grant(user: str, verb: str, resource: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import chain
-from os import major, minor
 from typing import TYPE_CHECKING
 
 from devwatch.node import Entry, listed_path
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 ROLL_CALL_LEAD = 0.5
 """Seconds before the end of a grace at which the pods are listed once more; the PATCH at its end waits for no list."""
+REPLUG_PEACE = 600
+"""Seconds after an eviction for a return in which further returns of the device evict no pod: it returns whenever it is used."""
 ROLL_CALL_PACE = 1.0
 """Seconds between two lists of pods because of departures, at least: a contact may bounce ten times a second."""
 
@@ -50,6 +51,8 @@ class Loss:
     """The UIDs of the pods in a list that was answered before the PATCH that stopped counting the devices."""
     lost: str
     """The API server's time before that PATCH (RFC 3339, seconds), empty where it is unknown."""
+    accepted: str
+    """The API server's time when the Node showed the count without them; a later pod has come since. Empty where it is unknown."""
     others: frozenset[str]
     """The paths that name a present device of the resource, and no other."""
     victims: frozenset[str] | None = None
@@ -73,10 +76,12 @@ class Return:
     """When it returned, in Unix seconds by the clock of this host, which is also the kubelet's."""
     due: float
     """When its pods are to be looked at."""
-    renumbered: bool
-    """Whether it has another device number, so that a file opened before opens it no more."""
+    numbers: tuple[tuple[int, int], ...]
+    """Each return since its pods were looked at last: its second and the device number that it brought; before them that of the entry."""
     paths: frozenset[str]
-    """The paths that name the device, before or now, and no other."""
+    """The paths that named the device, and no other."""
+    recent: bool = False
+    """Whether a pod was evicted for such a return of the device within `REPLUG_PEACE` before."""
     shared: frozenset[str] = frozenset()
     """The paths that name it as well as another."""
 
@@ -85,10 +90,17 @@ class Return:
         """What stays the same from one scan to the next."""
         return ("return", self.resource, self.at, *self.entries)
 
+    def is_dead(self, started: int) -> bool:
+        """Return whether a file that was opened then opens the device no more: it has another number now."""
+        opened = self.entries[0].rdev
+        for second, number in self.numbers:
+            opened = number if started >= second else opened
+        return opened != self.numbers[-1][1]
+
     @property
-    def ids(self) -> tuple[object, ...]:
-        """What makes it the same device at its next return."""
-        return (self.resource, *map(_ids, self.entries))
+    def renumbered(self) -> bool:
+        """Whether there may be such a file."""
+        return any(number != self.entries[0].rdev for _, number in self.numbers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,9 +201,7 @@ def match_remembered(entries: Iterable[Entry], devices: Sequence[Device]) -> dic
     """
     leading = ((entry, [device for device in devices if _leads(entry, device)]) for entry in entries)
     # A link may lead to another by now, while the one that had it is where it was.
-    return {
-        entry: min(found, key=lambda device: device.devnode != entry.devnode) for entry, found in leading if found
-    }
+    return {entry: min(found, key=lambda device: device.devnode != entry.devnode) for entry, found in leading if found}
 
 
 def _leads(entry: Entry, device: Device) -> bool:
@@ -277,6 +287,14 @@ class Scene:
         return {device.key for device in unclear} - claimed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Before:
+    """The last certain scan."""
+
+    at: float = float("-inf")
+    devices: tuple[Device, ...] = ()
+
+
 @dataclass(slots=True, kw_only=True)
 class _Departure:
     """A listed device that a certain scan did not find.
@@ -293,14 +311,22 @@ class _Departure:
 
     at: float
     grace: float
+    seen: float = float("-inf")
+    """When it was last there for certain."""
+    device: Device | None = None
+    """As the last scan found it, None where only the annotation of a former daemon tells of it."""
+    numbers: tuple[tuple[int, int], ...] = ()
+    """The returns before, of which the pods have not been looked at."""
     others: AbstractSet[Key] = frozenset()
-    """The registrations that were there beside it: they are other devices."""
-    remembered: bool = False
-    """Whether only the annotation of a former daemon tells of it."""
+    """The registrations with the same ids that were there beside it: they are other devices."""
+    recalled: bool = False
+    """Whether a former daemon sent that PATCH."""
     over: bool = False
     lost: str | None = None
     there: frozenset[str] | None = None
     since: float | None = None
+    accepted: str = ""
+    """The API server's time then, empty where a former daemon saw that moment."""
     choice: Loss | None = None
     """The loss as it was when its victims were chosen."""
 
@@ -310,20 +336,24 @@ class KnownDevices:
 
     def __init__(self, remembered: Iterable[Entry] = ()) -> None:
         """Start with what the annotation of a former daemon lists."""
-        self._remembered = tuple(remembered)
+        self._remembered, self._begun = tuple(remembered), False
         self.here: dict[Key, Entry] = {}
         """By registration: those on the host that it has, or had, and may have again."""
         self.gone: dict[Entry, _Departure] = {}
         self.returns: dict[Key, Return] = {}
+        self.replugged: dict[Key, int] = {}
+        """When a pod was last evicted for a return of a present device, in Unix seconds."""
         self.sure: tuple[Entry, ...] = ()
         """The gone devices that no present device may be."""
 
-    def observe(self, rule: ResourceRule, scene: Scene, before: AbstractSet[Key], paths: Paths) -> None:
-        """Take in a certain scan. `before` was on the host at the last one."""
+    def observe(self, rule: ResourceRule, scene: Scene, before: _Before, paths: Paths) -> None:
+        """Take in a certain scan; `before` is the last one."""
         figure = scene.figures.by_name[rule.name]
         claimed = {device.key: device for device in figure.devices}
-        for key in self.here.keys() - {device.key for device in scene.devices}:
-            self.gone[self.here.pop(key)] = _Departure(at=scene.now, grace=rule.removal_grace, others=before)
+        keys = {device.key for device in scene.devices}
+        for device in before.devices:
+            if device.key in self.here and device.key not in keys:
+                self._depart(device, rule, scene, before)
         remembered = self._recall(rule, scene)
         found, open_ = self._find(scene, claimed.keys()), scene.open(rule.name)
         for entry in remembered if figure.advertised <= figure.present else ():
@@ -332,19 +362,32 @@ class KnownDevices:
             if device.key not in open_:
                 self._find_again(entry, device, rule, scene)
         self.returns = {key: back for key, back in self.returns.items() if key in claimed}
+        self.replugged = {key: at for key, at in self.replugged.items() if key in claimed}
         kept = {key: entry for key, entry in self.here.items() if key in open_}
         self.here = kept | {key: self._entry(device, paths) for key, device in claimed.items()}
         self.sure = tuple(entry for entry in self.gone if entry not in found)
         self._advance(rule.name, scene)
 
+    def _depart(self, device: Device, rule: ResourceRule, scene: Scene, before: _Before) -> None:
+        entry, back = self.here.pop(device.key), self.returns.get(device.key)
+        self.gone[entry] = _Departure(
+            at=scene.now,
+            grace=rule.removal_grace,
+            seen=before.at,
+            device=device,
+            numbers=back.numbers if back else (),
+            others=frozenset(other.key for other in before.devices if _ids(Entry.of(other)) == _ids(entry)),
+        )
+
     def _recall(self, rule: ResourceRule, scene: Scene) -> tuple[Entry, ...]:
         """Take what a former daemon listed for departures, of which those end at once that are here. The first scan needs it once."""
-        remembered, self._remembered = self._remembered, ()
+        remembered, self._remembered, self._begun = self._remembered, (), True
         for entry in remembered:
             grace = 0.0 if entry.lost else max(rule.removal_grace, START_GRACE)
-            departure = _Departure(at=scene.now, grace=grace, remembered=True)
+            departure = _Departure(at=scene.now, grace=grace)
             if entry.lost:
-                departure.over, departure.lost, departure.there = True, entry.lost, frozenset()
+                departure.recalled = departure.over = True
+                departure.lost, departure.there = entry.lost, frozenset()
             self.gone[replace(entry, lost=None)] = departure
         return remembered
 
@@ -355,33 +398,53 @@ class KnownDevices:
 
     def _find(self, scene: Scene, claimed: AbstractSet[Key]) -> dict[Entry, Device]:
         """Return the present devices that are, or may be, gone ones."""
-        remembered = [entry for entry, departure in self.gone.items() if departure.remembered]
-        found = match_remembered(remembered, scene.devices)
-        rest = {entry: departure.others for entry, departure in self.gone.items() if entry not in found}
+        if not self.gone:
+            return {}
+        others = {entry: departure.others for entry, departure in self.gone.items()}
         strangers = (device for device in scene.devices if device.key not in self.here)
-        return found | match_replugged(rest, strangers, claimed)
+        found = match_replugged(others, strangers, claimed)
+        rest = (entry for entry, departure in self.gone.items() if departure.device is None and entry not in found)
+        return found | match_remembered(rest, scene.devices) | self._unchanged(scene)
+
+    def _unchanged(self, scene: Scene) -> dict[Entry, Device]:
+        """Return the devices of which a scan missed only the devnode: udev has not handled the same registration again since."""
+        here = {device.key: device for device in scene.devices}
+        pairs = ((entry, departure.device) for entry, departure in self.gone.items() if departure.device is not None)
+        return {
+            entry: here[device.key]
+            for entry, device in pairs
+            if device.key in here and _initialized(here[device.key]) == _initialized(device) is not None
+        }
 
     def _find_again(self, entry: Entry, device: Device, rule: ResourceRule, scene: Scene) -> None:
         """Note that a device is back: a container that opened it before may hold a dead file."""
-        departure, number = self.gone.pop(entry), _number(device)
+        departure, number = self.gone.pop(entry), device.number
         at = _returned_at(device, departure, scene)
-        if at is None or entry.rdev is None or (departure.remembered and number == entry.rdev):
+        if entry.replugged is not None:
+            self.replugged[device.key] = entry.replugged
+        if at is None or entry.rdev is None:
             return
+        if departure.device is None and (number == entry.rdev or not _is_surely(entry, device, scene)):
+            return
+        second = int(scene.wall - (scene.now - at))
         self.returns[device.key] = Return(
             resource=rule.name,
             entries=(entry,),
             at=at,
-            second=int(scene.wall - (scene.now - at)),
+            second=second,
             due=at + (rule.evict_after or 0.0),
-            renumbered=number != entry.rdev,
+            numbers=(*departure.numbers, (second, number)),
             paths=entry.paths,
+            recent=entry.replugged is not None and second < entry.replugged + REPLUG_PEACE,
         )
 
     def _entry(self, device: Device, paths: Paths) -> Entry:
         """Return the entry of a present device, with the number that its pods know as long as they have not been looked at."""
         back = self.returns.get(device.key)
-        own = paths.own(device.key) - {listed_path(device.devnode)}
-        return Entry.of(device, links=own, rdev=back.entries[0].rdev if back else _number(device))
+        # Until udev's record is complete the links may still change.
+        own = paths.own(device.key) - {listed_path(device.devnode)} if device.complete else ()
+        number = back.entries[0].rdev if back else device.number
+        return Entry.of(device, links=own, rdev=number, replugged=self.replugged.get(device.key))
 
     def _advance(self, name: str, scene: Scene) -> None:
         """Move every departure on, as the table of `_Departure` says."""
@@ -394,11 +457,11 @@ class KnownDevices:
                 departure.over = counted_out and scene.now >= departure.at + departure.grace
                 departure.lost = scene.date or None if departure.over else None
             elif departure.since is None and counted_out and shown:
-                departure.since = scene.now
+                departure.since, departure.accepted = scene.now, "" if departure.recalled else scene.date
 
     def listing(self, devices: Iterable[Device]) -> tuple[Entry, ...] | None:
         """Return what the annotation should list beside these present devices; None before the first certain scan."""
-        if self._remembered:
+        if not self._begun:
             return None
         new = (Entry.of(device) for device in devices if device.key not in self.here)
         gone = (replace(entry, lost=departure.lost) for entry, departure in self.gone.items())
@@ -430,6 +493,7 @@ class KnownDevices:
                 due=since + after,
                 there=there,
                 lost=lost,
+                accepted=self.gone[entries[0]].accepted,
                 others=others,
             )
             yield self._as_chosen(loss)
@@ -440,6 +504,11 @@ class KnownDevices:
         if choice is None or choice.entries == loss.entries:
             return choice or loss
         return replace(loss, victims=choice.victims)
+
+    def note_eviction(self, back: Return, now: float) -> None:
+        """Remember that a pod was evicted for a return."""
+        second = back.second + int(now - back.at)
+        self.replugged |= {key: second for key, held in self.returns.items() if held.key == back.key}
 
     def choose(self, loss: Loss) -> None:
         """Remember a loss with its victims."""
@@ -454,21 +523,29 @@ class KnownDevices:
             self.returns = {key: back for key, back in self.returns.items() if back.key != incident.key}
 
 
-def _number(device: Device) -> str:
-    return f"{major(device.number)}:{minor(device.number)}"
+def _is_surely(entry: Entry, device: Device, scene: Scene) -> bool:
+    """Return whether a device is the one that a former daemon listed, and no other may be: its pods are evicted if it was renumbered."""
+    maybe = [each for each in scene.devices if _leads(entry, each) or _ids(entry) == _ids(Entry.of(each))]
+    return maybe == [device] and _ids(entry) == _ids(Entry.of(device))
+
+
+def _initialized(device: Device) -> float | None:
+    """Return when udev first handled a registration, in seconds of the monotonic clock (USEC_INITIALIZED), None where it does not say."""
+    text = (device.properties or {}).get("USEC_INITIALIZED", "")
+    return int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _LONG else None
 
 
 def _returned_at(device: Device, departure: _Departure, scene: Scene) -> float | None:
     """Return when a device returned, None where a daemon that did not see it cannot tell.
 
-    A scan may be late. udev writes down when it first handled the device (USEC_INITIALIZED, microseconds of the monotonic clock).
+    A scan may be late; udev writes down when it first handled the device.
     """
-    text, seen = (device.properties or {}).get("USEC_INITIALIZED", ""), scene.inventory.seen_since(device.key)
-    initialized = int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _LONG else None
-    if departure.remembered:
+    initialized, seen = _initialized(device), scene.inventory.seen_since(device.key)
+    if departure.device is None:
         return initialized if initialized is not None and initialized <= scene.now else None
-    # The departure may have been noticed after the return, where scans were uncertain or uevents were lost.
-    return initialized if initialized is not None and initialized <= seen else seen
+    # The departure may have been noticed after the return, where scans were uncertain or uevents were lost. What udev wrote down before
+    # the device was last there is of another registration.
+    return initialized if initialized is not None and departure.seen <= initialized <= seen else seen
 
 
 class Losses:
@@ -477,14 +554,14 @@ class Losses:
     What the annotation lists is remembered: from the first observation, if a former daemon wrote it, and from what is claimed now. A device
     that this daemon has seen is known by its registration with the kernel, whatever udev says of it later; one of which only the annotation
     tells, by its devnode, links and ids. The annotation keeps a lost device until its pods are gone, so that a daemon that is killed
-    meanwhile leaves the task to the next one. What anyone else writes into the annotation is never believed.
+    meanwhile leaves the task to the next one. what another client writes into the annotation is never believed.
     """
 
     def __init__(self) -> None:
         """Start with nothing listed."""
         self._known: dict[str, KnownDevices] = {}
         self._paths = Paths()
-        self._before: AbstractSet[Key] = frozenset()
+        self._before = _Before()
         self._there: set[str] = set()
         self._called_at = float("-inf")
 
@@ -498,7 +575,7 @@ class Losses:
         An uncertain scan changes nothing, and nothing is lost by it; nor before the first observation of the Node.
         """
         evicting = [rule for rule in rules if rule.evict_after is not None]
-        # A resource that leaves the configuration and returns to it starts anew, also where every scan meanwhile was uncertain.
+        # A resource that leaves the configuration and returns to it starts from nothing, also where every scan meanwhile was uncertain.
         self._known = {rule.name: self._known.get(rule.name) or KnownDevices() for rule in evicting}
         if scene.inventory.doubts or scene.observed is None:
             return Incidents()
@@ -507,7 +584,7 @@ class Losses:
             self._paths.observe(tuple(device for figure in figures for device in figure.devices))
         for rule in evicting:
             self._known[rule.name].observe(rule, scene, self._before, self._paths)
-        self._before = frozenset(device.key for device in scene.devices)
+        self._before = _Before(at=scene.now, devices=scene.devices)
         if not self._waiting:
             self._there.clear()
         return Incidents(
@@ -552,6 +629,11 @@ class Losses:
         victims = frozenset(concerned)
         self._known[loss.resource].choose(replace(loss, victims=victims))
         return victims
+
+    def note_eviction(self, back: Return, now: float) -> None:
+        """Remember that a pod was evicted for a return, so that the device does not evict whenever it is used."""
+        if (known := self._known.get(back.resource)) is not None:
+            known.note_eviction(back, now)
 
     # -- who was there
 

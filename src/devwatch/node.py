@@ -8,6 +8,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from devwatch.config import resource_name_fault
 from devwatch.device import Device, natural
@@ -19,6 +20,7 @@ MAPS = ("capacity", "allocatable")
 MAX_TEXT = 128
 MAX_ENTRIES = 16
 MAX_LINKS = 8
+MAX_NUMBER = 1 << 63
 MAX_BYTES = 16 * 1024
 
 Listing = Mapping[str, tuple["Entry", ...]]
@@ -60,7 +62,7 @@ def listed_path(path: str) -> str:
 class Entry:
     """A device as the annotation lists it; every text is untrusted.
 
-    The last three are listed for resources that evict: they are what a daemon has to know of a device that is gone.
+    From `links` on they are listed for resources that evict: they are what a daemon has to know of a device that is gone.
     """
 
     devnode: str
@@ -70,16 +72,22 @@ class Entry:
     link: str | None = None
     links: tuple[str, ...] = ()
     """The links that only this device had while it was there, as `listed_path` writes them."""
-    rdev: str | None = None
-    """The device number (`st_rdev`) as `MAJOR:MINOR`; after a return the former one, until its pods have been looked at."""
+    rdev: int | None = None
+    """The device number (`st_rdev`); after a return the former one, until its pods have been looked at."""
     lost: str | None = None
     """The API server's time before the PATCH that stopped counting the device (RFC 3339, seconds), None before that PATCH."""
 
+    replugged: int | None = None
+    """When a pod was last evicted for a return of the device, in Unix seconds of its host."""
+
     @classmethod
-    def of(cls, device: Device, *, links: Iterable[str] = (), rdev: str | None = None) -> Entry:
+    def of(
+        cls, device: Device, *, links: Iterable[str] = (), rdev: int | None = None, replugged: int | None = None
+    ) -> Entry:
         """Return the entry of a device, its texts cut to `MAX_TEXT` characters, so that it equals what is read back."""
-        texts = {name: _text(getattr(device, name)) for name in ("vendor", "product", "serial", "link")}
-        return cls(devnode=device.devnode, links=tuple(sorted(links))[:MAX_LINKS], rdev=rdev, **texts)
+        texts = {name: _text(getattr(device, name)) for name in _IDS}
+        own = tuple(sorted(links))[:MAX_LINKS]
+        return cls(devnode=device.devnode, links=own, rdev=rdev, replugged=replugged, **texts)
 
     @property
     def paths(self) -> frozenset[str]:
@@ -153,7 +161,7 @@ class NodeState:
         return all(quantity(text) == int(count) for text in pair)
 
     def listing(self) -> Listing:
-        """Return what the annotation lists, whoever wrote it. Malformed content lists nothing."""
+        """Return what the annotation lists, whichever client wrote it. Malformed content lists nothing."""
         return parse_listing(self.annotation or "")
 
     def memory(self) -> Listing:
@@ -179,14 +187,20 @@ def _is_list_of_objects(value: object) -> bool:
 def _entries(entries: list[dict[str, object]]) -> Iterable[Entry]:
     for entry in entries:
         if isinstance(devnode := entry.get("devnode"), str):
-            links = entry.get("links")
-            texts = {name: _text(entry.get(name)) for name in (*_SHOWN, "rdev", "lost")}
+            links, rdev, replugged = (entry.get(name) for name in ("links", "rdev", "replugged"))
             known = tuple(filter(None, map(_text, links[:MAX_LINKS]))) if isinstance(links, list) else ()
-            yield Entry(**{**texts, "devnode": devnode[:MAX_TEXT], "links": known})  # type: ignore[arg-type]  # each of its own type
+            texts = {name: _text(entry.get(name)) for name in _IDS}
+            numbers = {"rdev": _number(rdev), "replugged": _number(replugged)}
+            memory: dict[str, Any] = {**texts, **numbers, "links": known, "lost": _text(entry.get("lost"))}
+            yield Entry(devnode=devnode[:MAX_TEXT], **memory)
 
 
-_SHOWN = ("devnode", "vendor", "product", "serial", "link")
-"""The keys that every entry has; null where there is nothing to say."""
+_IDS = ("vendor", "product", "serial", "link")
+"""The keys that every entry has beside its devnode; null where there is nothing to say."""
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and 0 <= value < MAX_NUMBER else None
 
 
 def _text(value: object) -> str | None:
@@ -225,8 +239,8 @@ def _limited(entries: tuple[Entry, ...], limit: int) -> list[dict[str, object]]:
 
 
 def _content(entry: Entry) -> dict[str, object]:
-    shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in _SHOWN}
-    memory = {"links": list(entry.links), "rdev": entry.rdev, "lost": entry.lost}
+    shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in ("devnode", *_IDS)}
+    memory = {"links": list(entry.links), "rdev": entry.rdev, "lost": entry.lost, "replugged": entry.replugged}
     return shown | {name: value for name, value in memory.items() if value}
 
 

@@ -55,6 +55,8 @@ class Figure:
     """Whether a devnode of it has been away for less than the grace, so that what is listed may be as it was in a moment."""
     due: float | None = None
     """When `advertised` falls or `away` ends if nothing changes."""
+    start_until: float | None = None
+    """Until when the Node's own figure at the start counts, None where more is present, or that is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +150,15 @@ class Tally:
         # Apart from what was counted here: a stranger's figure is held no longer than the Node shows it.
         shown = observed.count(rule.name) if held and observed else 0
         dues = (counts.due(grace), devnodes.due(grace), until)
+        present = quantity_of(rule, devices)
         return Figure(
-            present=quantity_of(rule, devices),
+            present=present,
             advertised=max(self._last[rule.name], shown),
             devices=devices,
             held=held,
             away=away,
             due=min((due for due in dues if due is not None), default=None),
+            start_until=until if start > present else None,
         )
 
     def _started(self, rule: ResourceRule, now: float) -> tuple[int, float | None]:
@@ -199,7 +203,7 @@ def changes(
     """Return what must be written so that the Node shows the figures; empty where it does.
 
     A resource that the configuration no longer has is removed where the annotation is believed to own it, or it was `written` since it was
-    last observed to be gone, and nobody else has written its count; what anybody else put there is left alone. While anything is written
+    last observed to be gone, and no other client has written its count; what another one put there is left alone. While anything is written
     `apart` (in a request of its own), the annotation keeps the name until the removal was observed, so that it is never forgotten. While a
     devnode is away for less than its grace, the list of its resource and the links of others are no reason to write the annotation: back
     again, they are as before. What was `written` may be on the Node though neither its state nor its annotation says so.

@@ -88,12 +88,14 @@ class Disposition(Enum):
     """What becomes of a pod whose device is lost, or has returned under another number."""
 
     EVICT = "evict"
-    EXEMPT = "exempt"
-    """It ends anyway, or would be back at once on this node."""
     AMBIGUOUS = "ambiguous"
     """The pod does not say which device it uses."""
     BARE = "bare"
     """Nothing would make another in its place."""
+    PINNED = "pinned"
+    """Another would be on this node at once, whether it has the device or not."""
+    LATE = "late"
+    """It was bound at about the time of the loss: it may be a successor."""
     DIRECTORY = "directory"
     """It mounts a directory above the device, in which the device is there again."""
     SAME_NUMBER = "same number"
@@ -101,13 +103,13 @@ class Disposition(Enum):
     WAITING = "waiting"
     """Its container is about to start, and then mounts the device as it is now."""
     UNKNOWN_START = "unknown start"
-    """Nobody knows whether it started before the device returned."""
+    """Its status does not say whether it started before the device returned."""
     RECENT = "recent"
     """A pod was evicted for such a return a moment ago: the device seems to return whenever it is used."""
 
 
 def was_there(pod: Pod, loss: Loss) -> bool:
-    """Return whether a pod was on the node before the device was no longer counted: whoever came later is a successor.
+    """Return whether a pod was on the node before the device was no longer counted: a later one is a successor.
 
     Either a list that was answered before that PATCH holds it, or it was bound in an earlier second than the server's last answer before
     that PATCH (all times in pods are whole seconds).
@@ -121,13 +123,21 @@ def on_loss(pod: Pod, loss: Loss) -> Disposition | None:
     With no device left all pods that request the resource are concerned; else those that name a lost one by a path that no other device
     had. A pod that names a device which is left uses that one.
     """
-    if pod.requests.get(loss.resource, 0) <= 0 or pod.finished or not was_there(pod, loss):
+    if pod.requests.get(loss.resource, 0) <= 0 or pod.finished or pod.terminating:
         return None
-    if pod.terminating or pod.mirror or pod.owner == "DaemonSet":
-        return Disposition.EXEMPT
+    there = was_there(pod, loss)
+    if not there and not (pod.scheduled and pod.scheduled < loss.accepted):
+        return None
     paths = {listed_path(path) for path in pod.host_paths}
     if loss.left and not any(paths & entry.paths for entry in loss.entries):
         return None if paths & loss.others else Disposition.AMBIGUOUS
+    return _moved(pod) if there else Disposition.LATE
+
+
+def _moved(pod: Pod) -> Disposition:
+    """Return whether evicting a pod moves its work elsewhere."""
+    if pod.mirror or pod.owner == "DaemonSet":
+        return Disposition.PINNED
     return Disposition.EVICT if pod.owner else Disposition.BARE
 
 
@@ -137,13 +147,14 @@ def on_return(pod: Pod, back: Return) -> Disposition | None:
     A container that has mounted the device's file goes on with a dead one, unless it started in the second of the return or later: then it
     mounted the returned device. One that started between departure and return mounted nothing that works.
     """
-    if pod.requests.get(back.resource, 0) <= 0 or pod.finished:
+    if pod.requests.get(back.resource, 0) <= 0 or pod.finished or pod.terminating:
         return None
     found = [_after_return(container, back) for container in pod.containers]
     worst = min((each for each in found if each), key=_SEVERITY.index, default=None)
-    if worst is not None and (pod.terminating or pod.mirror or pod.owner == "DaemonSet"):
-        return Disposition.EXEMPT
-    return Disposition.BARE if worst is Disposition.EVICT and not pod.owner else worst
+    if worst is not Disposition.EVICT:
+        return worst
+    moved = _moved(pod)
+    return Disposition.RECENT if moved is Disposition.EVICT and back.recent else moved
 
 
 _SEVERITY = (
@@ -168,7 +179,7 @@ def _after_return(container: Container, back: Return) -> Disposition | None:
         return None
     if not named:
         return Disposition.DIRECTORY
-    if not back.renumbered:
+    if not (back.renumbered if container.started is None else back.is_dead(container.started)):
         return Disposition.SAME_NUMBER
     return _with_dead_file(container) if exact else Disposition.AMBIGUOUS
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -17,7 +16,7 @@ from devwatch.inventory import Inventory, Look
 from devwatch.loss import Scene
 from devwatch.node import WHOLE, Changes, Listing, NodeState
 from devwatch.plan import Draft, Figures, Tally, changes, portion
-from devwatch.report import Answer, Reporter
+from devwatch.report import Answer, Reporter, held_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from devwatch.loss import Incidents, Losses
     from devwatch.task import Task
 
-    Watch = Callable[[], AsyncIterator[NodeState]]
+    Watch = Callable[[], AsyncIterator[NodeState | None]]
 
 T = TypeVar("T")
 
@@ -44,6 +43,8 @@ WATCH_RETRY_LIMIT = 60.0
 """Seconds until a watch that may not be, or fails again and again, is tried again."""
 WATCH_LASTS = 10.0
 """Seconds after which the end of a watch is no failure of it: servers end them now and then."""
+TASK_PATIENCE = 1.0
+"""Seconds for which a patch waits for an eviction or an Event that is out; it is asked for again afterwards."""
 STORED_LATE = 60.0
 """Seconds for which an API server may go on with a request that nobody waits for any more (kube-apiserver, `--request-timeout`)."""
 RESYNC_SPREAD = 0.1
@@ -63,8 +64,9 @@ class DeviceSource(Protocol):
 class NodeApi(Protocol):
     """Where the Node is kept."""
 
-    date: str
-    """The server's time in its last answer (RFC 3339, seconds), empty before one."""
+    @property
+    def date(self) -> str:
+        """The server's time in its last answer (RFC 3339, seconds), empty before one."""
 
     async def patch(self, changes: Changes) -> NodeState:
         """Write the changes, none to read, and return the Node as it is then. Raises `ApiError`."""
@@ -74,12 +76,12 @@ class Settings(Protocol):
     """Where the configuration comes from."""
 
     def poll(self, *, force: bool) -> Config | None:
-        """Return the configuration if it is new, or in any case with `force`. Raises `ConfigError`."""
+        """Return the configuration if it is new, with `force` the one that was asked for. Never blocks. Raises `ConfigError`."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Refusal(Backoff):
-    """What the server refuses alone: when to try it again, and why it is refused."""
+    """What the server refuses, together with others until it has `failures`: when to try it again, and why it is refused."""
 
     limit: float = REFUSAL_LIMIT
     reason: str = ""
@@ -101,7 +103,7 @@ class Cluster:
 
     api: NodeApi
     watch: Watch | None = None
-    """Yields the Node whenever somebody has written to it; without it that is found by the resync alone."""
+    """Yields the Node after every write to it, None when it is not there; without it that is found by the resync alone."""
     losses: Losses | None = None
     """Remembers what was listed; without it nothing is ever lost."""
     attend: Callable[[Incidents], None] = lambda _: None
@@ -142,7 +144,7 @@ class Reconciler:
         reporter: Reporter,
         clock: Callable[[], float],
         chance: Callable[[], float],
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float],
         once: bool = False,
         turned: Callable[[], None] = lambda: None,
         heartbeat: float | None = None,
@@ -154,23 +156,21 @@ class Reconciler:
         """
         self._source, self._cluster, self._settings, self._reporter = source, cluster, settings, reporter
         self._node, self._clock, self._wall, self._chance, self._once = node, clock, wall, chance, once
-        self._turned, self._heartbeat, self._wakes = turned, heartbeat or math.inf, set[str]()
-        self._inventory, self._tally = Inventory(), Tally(())
+        self._turned, self._heartbeat = turned, heartbeat or math.inf
+        self._wakes, self._woken = set[str](), asyncio.Event()
+        self._inventory, self._tally, self._former = Inventory(), Tally(()), deque[str](maxlen=16)
         self._observed: NodeState | None = None
         self._request: asyncio.Task[None] | None = None
-        self._reading = False  # whether the request that is out can be done without
         self._answer: Answer | None = None
-        self._draft, self._backoff, self._drift = Draft(), Backoff(), Drift()
-        self._refusals: dict[str, _Refusal] = {}
+        self._draft, self._backoff, self._drift, self._refusals = Draft(), Backoff(), Drift(), dict[str, _Refusal]()
         self._seen: NodeState | None = None
-        self._former = deque[str](maxlen=16)  # uids of other Nodes
         self._apart, self._unsure, self._written = set[str](), set[str](), set[str]()
         self._late: dict[str, float] = {}  # by name, until when a count may still be stored whose answer never came
         self._detected: float | None = None
         self._lingering: float | None = None
         self._sweep_at = self._resync_at = self._heard_at = float("-inf")
-        self._woken = asyncio.Event()
-        self._agreed = self._missing = self._watching = self._denied = False
+        self._agreed = self._missing = self._deleted = self._awaited = self._watching = self._denied = False
+        self._yields_at = math.inf  # from when on a patch waits no longer for the request that is out
         self._failure, self.figures = "no answer yet", Figures()
         self._use(config)
 
@@ -223,7 +223,8 @@ class Reconciler:
         self._report(look, figures, changes(figures, NodeState()) if self._missing else wanted)
         self._time_detection(figures, wanted, now)
         self._send(wanted, now, tasks)
-        settled = look.certain and not self._inventory.pending and figures.due is None
+        held = any(map(held_up, figures.by_name.values()))
+        settled = look.certain and not self._inventory.pending and figures.due is None and not held
         self._agreed = settled and not wanted and self._request is None and now < self._resync_at
         self._turned()
         return self._next(look, figures, wanted)
@@ -254,7 +255,9 @@ class Reconciler:
         graces = {rule.name: rule.removal_grace for rule in self._config.resources}
         self._reporter.look(look)
         self._reporter.devices(figures, self._inventory.present, graces, look)
-        self._reporter.difference(figures, self._observed, wanted, look.at)
+        observed = None if self._missing else self._observed
+        refused = {name: refusal.reason for name, refusal in self._refusals.items()}
+        self._reporter.difference(figures, observed, wanted, refused, look.at)
 
     def _next(self, look: Look, figures: Figures, wanted: Changes) -> tuple[float, str]:
         """Return the nearest of sweep, grace, arrival, resync and retry."""
@@ -273,6 +276,8 @@ class Reconciler:
                 dues.append((max(first, self._backoff.until), "retry"))
             tasks = [due for tasks in self._cluster.tasks if (due := tasks.due(look.at)) is not None]
             dues += [(max(due, self._backoff.until), "retry") for due in tasks]
+        elif wanted and look.at < self._yields_at < math.inf:
+            dues.append((self._yields_at, "retry"))
         return min(*dues, (look.at + self._heartbeat, "sweep"))
 
     # -- the configuration
@@ -309,19 +314,19 @@ class Reconciler:
         blocked |= self._drift.waiting(wanted, now)
         body = self._owned(portion(wanted, apart=self._apart, blocked=blocked), wanted)
         if self._request is not None:
-            self._interrupt(body)
+            self._interrupt(body, now)
         elif body or now >= self._resync_at:
             self._patch(body, tasks)
         else:
             task = next((task for each in self._cluster.tasks if (task := each.task(now)) is not None), None)
             if task is not None:
-                self._reading = task.reads
+                self._yields_at = now + (0.0 if task.reads else TASK_PATIENCE)
                 self._request = tasks.create_task(self._do(task))
 
-    def _interrupt(self, body: Changes) -> None:
-        """End a request that can be done without where there is something to write: its end wakes the loop."""
-        if body and self._reading and self._request is not None:
-            self._reading = False
+    def _interrupt(self, body: Changes, now: float) -> None:
+        """End a request that is no patch where there is something to write: its end wakes the loop. It is repeated later."""
+        if body and now >= self._yields_at and self._request is not None:
+            self._yields_at = math.inf
             self._request.cancel()
 
     def _patch(self, body: Changes, tasks: asyncio.TaskGroup) -> None:
@@ -342,7 +347,7 @@ class Reconciler:
         try:
             await _to_its_end(task.run())
         finally:
-            self._request, self._reading = None, False
+            self._request, self._yields_at = None, math.inf
             self.wake("node")
 
     async def _perform(self, body: Changes, detected: float | None) -> None:
@@ -363,6 +368,8 @@ class Reconciler:
             return
         if isinstance(answer.outcome, NodeState):
             self._observe(answer.outcome, answer.sent, now)
+            # It is here (again): the watch is heard about it, whatever it told of it before.
+            self._former = deque((uid for uid in self._former if uid != answer.outcome.uid), self._former.maxlen)
             self._accept(answer, answer.outcome, now)
         elif isinstance(answer.outcome, Refused) and answer.sent:
             self._refuse(answer, answer.outcome, now)
@@ -381,6 +388,7 @@ class Reconciler:
                 self._reporter.contested(repaired, rivals)
         self._backoff.succeed()
         self._apart -= answer.sent.keys()
+        self._refusals = {name: refusal for name, refusal in self._refusals.items() if name not in answer.sent}
         self._failure = ""
         self._resync_at = now + self._resync() * (1 - RESYNC_SPREAD * self._chance())
 
@@ -412,15 +420,16 @@ class Reconciler:
                 self._told(state, listed=listed)
                 listed = True
         finally:
-            if listed:
-                self._heard_at = self._clock()
+            self._heard_at = self._clock() if listed else self._heard_at
 
-    def _told(self, state: NodeState, *, listed: bool) -> None:
+    def _told(self, state: NodeState | None, *, listed: bool) -> None:
         if not self._watching and (listed or not self._denied):
             self._reporter.watching()
             self._watching = True
         self._denied = self._denied and not listed
-        if state.supersedes(self._seen):
+        if state is None:
+            self._deleted = True
+        elif state.supersedes(self._seen):
             self._seen = state
         self.wake("node")
 
@@ -436,17 +445,25 @@ class Reconciler:
             self.wake("node")
 
     def _take_sight(self, now: float) -> None:
-        """Hold what the watch has seen, unless an answer was newer, or a request is out or was lost that may have changed it."""
-        if self._request is not None or self._unsure:
+        """Hold what the watch has seen, unless an answer was newer, or a request is out or was lost that may have changed it.
+
+        That the Node is gone, or that there is another one, only an answer decides: a watch may lag.
+        """
+        if self._request is not None:
             return
-        state, self._seen = self._seen, None
-        if state is None or state.uid in self._former:
+        if self._deleted:
+            self._deleted, self._resync_at = False, now
+        state, held = self._seen, self._observed
+        another = self._missing or (state is not None and held is not None and state.uid != held.uid)
+        if state is None or (self._unsure and not another):
             return
-        if self._observed is not None and state.uid != self._observed.uid:
-            # It may be the next Node, or, of a watch that lags, one before: the server knows.
+        self._seen = None
+        if another and state.uid not in self._former:
             self._former.append(state.uid)
             self._resync_at = now
-        elif state.supersedes(self._observed):
+            if self._awaited:
+                self._backoff.until = now
+        elif not another and state.uid not in self._former and state.supersedes(held):
             self._observe(state, {}, now)
 
     def _observe(self, state: NodeState, sent: Changes, now: float) -> None:
@@ -469,10 +486,9 @@ class Reconciler:
         self._written = {name for name in self._written | self._late.keys() if not state.shows(name, None)}
 
     def _replace(self, old: str, new: str) -> None:
-        """Pass over what a watch that lags goes on telling of a Node that was replaced, but not of one that is here again."""
+        """Pass over what a watch that lags goes on telling of a Node that was replaced."""
         if old != new:
             self._former.append(old)
-            self._former = deque((uid for uid in self._former if uid != new), self._former.maxlen)
 
     def _refuse(self, answer: Answer, error: Refused, now: float) -> None:
         """Send what was refused together apart, so that one bad part holds up no other; wait before what was refused alone."""
@@ -480,14 +496,15 @@ class Reconciler:
         self._backoff.succeed()
         parts = self._parts(answer.sent)
         self._apart |= parts.keys()
+        for name in parts:
+            self._refusals.setdefault(name, _Refusal()).reason = str(error)
         if len(parts) > 1:
             self._detected = self._earliest(answer)
             self._reporter.refused(answer, error, retry_in=None)
             return
         (name,) = parts
-        refusal = self._refusals.setdefault(name, _Refusal())
-        refusal.reason = str(error)
-        self._reporter.refused(replace(answer, sent=parts), error, retry_in=refusal.fail(now, self._chance()))
+        retry_in = self._refusals[name].fail(now, self._chance())
+        self._reporter.refused(replace(answer, sent=parts), error, retry_in=retry_in)
 
     def _parts(self, sent: Changes) -> Changes:
         """Return what of a request may be refused: not the annotation that went along as the Node has it."""
@@ -498,7 +515,8 @@ class Reconciler:
         """Wait before the next request, however much changes meanwhile; the server's Retry-After is honoured within reason."""
         self._failure = str(error)
         self._detected = self._earliest(answer)
-        self._missing = self._missing or isinstance(error, NodeMissing)
+        self._awaited = isinstance(error, NodeMissing)
+        self._missing = self._missing or self._awaited
         self._unsure |= answer.sent.keys()
         self._late |= dict.fromkeys(answer.sent.keys() - {WHOLE}, now + STORED_LATE)
         self._resync_at = now  # what is held may no longer be so: ask, though nothing may be wanted
@@ -516,7 +534,7 @@ class Reconciler:
 
     def _time_detection(self, figures: Figures, wanted: Changes, now: float) -> None:
         """Keep since when the change that is about to be sent is known: from its uevent, or from the end of its grace."""
-        ready = wanted.keys() - self._refusals.keys()
+        ready = wanted.keys() - {name for name, refusal in self._refusals.items() if refusal.failures}
         if ready and self._detected is None and self._lingering is not None and self._lingering <= now:
             self._detected = self._lingering
         if not ready:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
-from devwatch.errors import ApiError, ConfigError, CredentialsError, Forbidden, NodeMissing
+from devwatch.errors import ApiError, ConfigError, CredentialsError, Forbidden, NodeMissing, Refused
 from devwatch.node import WHOLE, Changes, NodeState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from devwatch.config import Config
     from devwatch.device import Device, Key
     from devwatch.inventory import Look
-    from devwatch.plan import Figures
+    from devwatch.plan import Figure, Figures
+    from devwatch.rules import ResourceRule
     from devwatch.telemetry import Health, Metrics
 
 _REASONS = 5
-"""Reasons of an uncertain look that are written out; the rest is a number."""
+"""Reasons that one line writes out; the rest is a number."""
 _TEXTS = 8
 """Different texts about one condition that are told at once; a server that writes an id into each message has no end of them."""
 _Identity = tuple[str, str | None, str | None, str | None, str | None]
@@ -113,11 +115,18 @@ class Reporter:
     node: str
     record: Callable[[str, Device, str], None] = lambda _reason, _device, _resource: None
     """Takes `DeviceAdded` and `DeviceRemoved` with the device and its resource, for an Event on the Node."""
+    dry_run: bool = False
+    """Whether nothing is written, so that the Node never shows what it should."""
     outage: str = ""
     """Why the Node could not be written and since when, for people; empty after an accepted request."""
     _shown: dict[Key, _Shown] = field(default_factory=dict)
     _gone: list[_Gone] = field(default_factory=list)
     _present: dict[str, int] = field(default_factory=dict)
+    _rules: Mapping[str, ResourceRule] = field(default_factory=dict)
+    _held: Mapping[str, str] = field(default_factory=dict)
+    """By resource whose count is held up by what is unknown of a device: what that is."""
+    _denied: str = ""
+    """Why the server refuses every request; empty once it does not."""
     _looked: bool = False
     _told: set[str] = field(default_factory=set)
     _stories: dict[str, Story] = field(default_factory=dict)
@@ -132,9 +141,8 @@ class Reporter:
         """Tell what could not be seen."""
         for trouble in look.troubles:
             self._warn_once("host.limited", reason=trouble)
-        more = (f"{len(look.doubts) - _REASONS} more",) if len(look.doubts) > _REASONS else ()
-        doubts = "; ".join((*look.doubts[:_REASONS], *more))
-        self.health.uncertain = doubts or None
+        doubts = _joined(look.doubts)
+        self.health.uncertain, self.health.blocked = doubts or None, _joined(look.blocked)
         if look.certain:
             self._stories.pop("look", None)
             return
@@ -160,7 +168,9 @@ class Reporter:
         # Where another one has its name it is gone, however little else is certain.
         gone = [key for key, shown in missing.items() if look.certain or shown.device.devnode in names]
         for shown in (missing.pop(key) for key in gone):
-            self._departed(shown, graces.get(shown.owner, 0.0), look.at)
+            figure = figures.by_name.get(shown.owner)
+            start = (figure and figure.start_until) or look.at
+            self._departed(shown, max(graces.get(shown.owner, 0.0), round(start - look.at, 3)), look.at)
         over = [gone for gone in self._gone if look.at >= gone.since + gone.grace]
         self._gone = [gone for gone in self._gone if gone not in over]
         for gone_for_good in over:
@@ -169,6 +179,7 @@ class Reporter:
             self._arrived(shown, look.at)
         self._shown, self._looked = {**missing, **here}, True
         self._contested(figures)
+        self._hold(figures, there, look)
 
     def _measure(self, figures: Figures, look: Look) -> None:
         """Show how many are present; what an uncertain look did not find is not absent."""
@@ -182,6 +193,37 @@ class Reporter:
                 self._warn_once(
                     "device.contested", devnode=device.devnode, claimed_by=claim.owner, matched=list(claim.wanted)
                 )
+
+    def _hold(self, figures: Figures, there: Collection[Key], look: Look) -> None:
+        """Tell which counts are held up by what is unknown of a device; why a look is uncertain is told elsewhere."""
+        held = {name for name, figure in figures.by_name.items() if held_up(figure)}
+        self.metrics.set_held({name: int(name in held) for name in figures.by_name})
+        if not look.certain:
+            self._held = {name: why for name, why in self._held.items() if name in held}
+            return
+        before, self._held = self._held, {name: self._unknown(name, figures, there) for name in sorted(held)}
+        for name in [name for name in self._held if name not in before]:
+            figure = figures.by_name[name]
+            self.log.warning(
+                "count.held",
+                resource=name,
+                count=figure.advertised,
+                present=figure.present,
+                reason=self._held[name],
+                hint="devwatch explain DEVNODE shows what is missing on this host",
+            )
+
+    def _unknown(self, name: str, figures: Figures, there: Collection[Key]) -> str:
+        """Return what is unknown of which device, so that it may count for the resource."""
+        reasons: list[str] = []
+        for device, claim in figures.claims.items():
+            if name in claim.doubtful:
+                rules = (self._rules[each] for each in sorted(claim.doubtful))
+                unknown = {finding.key: finding.reason for rule in rules for finding in rule.unknowns(device)}
+                reasons += [f"{key} of {device.devnode} is unknown ({reason})" for key, reason in unknown.items()]
+            elif name == claim.owner and device.key not in there:
+                reasons.append(f"{device.devnode} has no complete udev record yet")
+        return _joined(reasons)
 
     def _arrived(self, shown: _Shown, now: float) -> None:
         gone = next((gone for gone in self._gone if gone.shown.identity == shown.identity), None)
@@ -197,23 +239,39 @@ class Reporter:
         self._gone.append(_Gone(shown=shown, since=now, grace=grace))
         self.log.info("device.removed", **shown.fields(), counted_for_seconds=grace)
 
-    def difference(self, figures: Figures, observed: NodeState | None, wanted: Changes, now: float) -> None:
-        """Take note of what the Node shows, and since when it is not what it should."""
-        since = self.health.differs_since
-        # While the Node cannot be written, a count that is held for a device on its way makes nothing right.
-        held = bool(self.outage) and any(figure.held for figure in figures.by_name.values())
-        if wanted:
-            self.health.differs_since = now if since is None else since
-        elif not held:
-            self.health.differs_since = None
-        if observed is not None:
-            self.metrics.set_capacity({name: observed.count(name) for name in figures.by_name})
+    def difference(
+        self, figures: Figures, observed: NodeState | None, wanted: Changes, refused: Mapping[str, str], now: float
+    ) -> None:
+        """Take note of what the Node shows, None where there is none, of what is refused, and since when it is not what it should be.
+
+        `wanted` is what must be written; `refused` is why the server refuses a part of it, by the name of the part.
+        """
+        health = self.health
+        self.metrics.set_capacity({} if observed is None else {name: observed.count(name) for name in figures.by_name})
+        health.missing = health.missing if observed is None else None
+        health.refused = f"every write is refused: {self._denied}" if self._denied else _refusals(refused)
+        wrong = [*_named(wanted), *(self._counted(name, figures) for name in sorted(self._held.keys() - wanted.keys()))]
+        if not wrong:
+            health.differs_since = None
+        elif health.differs_since is None:
+            health.differs_since = now
+        # What is away for less than its grace differs as well, and rightly so.
+        away = [name for name, figure in figures.by_name.items() if figure.advertised != figure.present]
+        wrong += [self._counted(name, figures) for name in away if name not in {*wanted, *self._held}]
+        health.differs = _joined(wrong)
+        shown = observed is not None and health.uncertain is None and (self.dry_run or not wrong)
+        health.shown = health.shown or shown
+
+    def _counted(self, name: str, figures: Figures) -> str:
+        """Return why a resource is advertised with more than is present."""
+        figure, why = figures.by_name[name], self._held.get(name, "its grace has not ended")
+        return f"{name} is advertised as {figure.advertised}, with {figure.present} present: {why}"
 
     def accepted(self, answer: Answer, *, failures: int) -> None:
         """Tell that the server took a request: a change always, a read only when it ends an outage."""
         self._answered(answer, "changed" if answer.sent else "unchanged")
         self.metrics.last_success.set(time.time())
-        self.health.accepted, self.outage = True, ""
+        self.outage = ""
         for subject in ("request", *(_refusal([name]) for name in answer.sent)):
             self._stories.pop(subject, None)
         if answer.detected is not None:
@@ -264,13 +322,18 @@ class Reporter:
                 refused=_named(answer.sent),
                 error=str(error),
                 retry_in=round(retry_in, 1),
+                **_hint(error),
             )
 
     def failed(self, answer: Answer, error: ApiError, *, failures: int, retry_in: float) -> None:
         """Tell why a request failed and when it is repeated."""
-        self._answered(answer, "failed")
+        self._answered(answer, "failed", error)
         self.outage = self.outage or f"{_outage(error)} since {time.strftime('%H:%M:%S')}"
-        if not self._worth_telling("request", str(error)):
+        news = self._worth_telling("request", str(error))
+        if isinstance(error, NodeMissing):
+            news = self.health.missing is None
+            self.health.missing, self.health.shown = str(error), False
+        if not news:
             return
         fields = {"node": self.node, "error": str(error), "failures": failures, "retry_in": round(retry_in, 1)}
         if isinstance(error, NodeMissing):
@@ -279,18 +342,22 @@ class Reporter:
                 **fields,
                 hint="it appears when its kubelet registers it; --node-name or NODE_NAME name another",
             )
-        elif isinstance(error, Forbidden):
-            self.log.error("node.patch_failed", **fields, hint=error.hint)
+        elif isinstance(error, Forbidden | Refused):
+            self.log.error("node.patch_failed", **fields, **_hint(error))
         else:
             self.log.warning("node.patch_failed", **fields)
 
-    def _answered(self, answer: Answer, outcome: str) -> None:
+    def _answered(self, answer: Answer, outcome: str, error: ApiError | None = None) -> None:
+        self.health.error = "" if error is None else str(error)
+        if error is None or isinstance(error, Forbidden | Refused):
+            self._denied = self.health.error
         self.metrics.patch_duration.observe(answer.seconds)
         self.metrics.patches.labels(outcome).inc()
 
     def configured(self, config: Config) -> None:
         """Tell what is doubtful about a configuration that is used from now on."""
         self.health.sweep = config.sweep
+        self._rules = {rule.name: rule for rule in config.resources}
         for fault in config.warnings:
             self._warn_once("config.doubtful", line=fault.line, key=fault.path, reason=fault.message)
 
@@ -313,6 +380,28 @@ class Reporter:
         if text not in self._told:
             self._told.add(text)
             self.log.warning(event, **fields)
+
+
+def held_up(figure: Figure) -> bool:
+    """Return whether only what is unknown keeps a count from falling to what is present: no grace does any more."""
+    return figure.held and figure.due is None and figure.advertised > figure.present
+
+
+def _joined(texts: Sequence[str]) -> str:
+    """Return the first few reasons, and how many more there are, in one line."""
+    more = (f"{len(texts) - _REASONS} more",) if len(texts) > _REASONS else ()
+    return "; ".join((*texts[:_REASONS], *more))
+
+
+def _refusals(refused: Mapping[str, str]) -> str:
+    """Return in one line what is refused and why; what was refused together is named together."""
+    ordered = sorted(refused, key=lambda name: (refused[name], name))
+    groups = ((", ".join(_named(names)), reason) for reason, names in groupby(ordered, key=refused.__getitem__))
+    return _joined([f"{names} refused: {reason}" for names, reason in groups])
+
+
+def _hint(error: ApiError) -> Mapping[str, str]:
+    return {"hint": error.hint} if error.hint else {}
 
 
 def _refusal(names: Iterable[str]) -> str:

@@ -20,6 +20,8 @@ _DEVNODE = re.compile(
     r"/dev/(?:tty(?:ACM|AMA|AT|GS|HS|LP|MSM|MXUSB|O|S|SAC|SC|THS|UL|USB|XRUSB|mxc)?|gsmtty|hvc|rfcomm)[0-9*?\[\]!-]+"
 )
 """What the kernel's drivers name their ttys (Documentation/admin-guide/devices.txt, n_gsm.c); whatever else is in /dev may be a link."""
+_HARDWARE = "ID_"
+"""What udev's rules name the properties by that they take from hardware (60-serial.rules, `usb_id`, `path_id`)."""
 _LISTED = ("/dev/serial/by-id/", "/dev/serial/by-path/")
 """The folders whose links every look lists, so that no udev record is needed to know them."""
 
@@ -151,11 +153,16 @@ class KeyTest:
         """Return the values to match, and why they may not be all, empty where they are."""
         if self.key == "path":
             return (device.devnode, *device.links), self._gap(device)
-        if self.key in {"port", "properties"} and device.properties is None:
+        if self.key in {"port", "properties"} and not self._readable(device):
             return (), "there is no complete udev record of it"
         if self.key == "properties":
             return ((device.properties or {}).get(self.property_name),), ""
         return (getattr(device, self.key),), ""
+
+    def _readable(self, device: Device) -> bool:
+        """Whether port or property is known: from the record, or because a virtual device surely has none of hardware."""
+        hardware = self.key == "port" or self.property_name.startswith(_HARDWARE)
+        return device.complete or (device.virtual and hardware)
 
     def _gap(self, device: Device) -> str:
         """Return why links to the device that these patterns may match are not all known, empty where they are."""
@@ -213,6 +220,16 @@ class ResourceRule:
         if wanted is Verdict.NOT:
             return wanted
         return all_of((wanted, negation(any_of(entry.verdict(device) for entry in self.exclude))))
+
+    def unknowns(self, device: Device) -> tuple[Finding, ...]:
+        """Return the findings that leave open whether the resource wants the device."""
+        if self.verdict(device) is not Verdict.UNKNOWN:
+            return ()
+        matched = any_of(entry.verdict(device) for entry in self.match) is Verdict.MATCHED
+        entries = self.exclude if matched else (*self.match, *self.exclude)
+        open_ = (entry for entry in entries if entry.verdict(device) is Verdict.UNKNOWN)
+        findings = (finding for entry in open_ for finding in entry.findings(device))
+        return tuple(finding for finding in findings if finding.verdict is Verdict.UNKNOWN)
 
     def applies_to(self, node: str) -> bool:
         """Return whether the resource exists on the node of this name."""

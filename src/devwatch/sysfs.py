@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import shlex
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from devwatch.device import Device, by_stability
-from devwatch.inventory import Look
+from devwatch.inventory import ARRIVAL_TIMEOUT, Look
 
 Record = Mapping[str, str]
+Stamp = tuple[int, int]
+"""What changes whenever udev replaces the file of a record: its inode and the time of its last write in nanoseconds."""
 
 GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
 """What the kernel answers about a device that is not there; any other error says nothing about presence."""
@@ -24,6 +28,10 @@ _ATTRIBUTE_SIZE = 4096
 """The size of a sysfs attribute, one page (sysfs(5))."""
 _SERIAL_SIZE = 511
 """What systemd's usb_id keeps of a serial (`UDEV_NAME_SIZE` less the final NUL)."""
+_REMEMBERED = 64
+"""Paths of devices that have gone at which a directory is looked for; the oldest are forgotten."""
+_TEMPORARY = re.compile(r"/\.#[^/]*$|\.tmp-c[0-9]+:[0-9]+$")
+"""The links that udevd makes to rename them over others: those of systemd since 251 (`tempfn_random`), and before (`node_symlink`)."""
 _UNFIT = re.compile(r"(\\x)|[^0-9A-Za-z#+.:=@_-]")
 """What a device name may not hold; udev lets the two signs that begin a hexadecimal escape pass."""
 
@@ -62,12 +70,24 @@ class _Known:
     """What was read of one registration of a tty with the kernel; it is read once."""
 
     incarnation: int
+    entry: int
+    """The inode of its entry in the class, which the kernel makes for every registration."""
     bare: Device
     typed: bool
     """Whether it is a port of the kernel's serial core, which says by `type` whether there is one."""
+    file: str
+    """Where udev keeps its record."""
     record: Record | None = None
-    stamp: tuple[int, int] | None = None
+    stamp: Stamp | None = None
+    content: bytes | None = None
+    """What the file of the record held when it was read."""
+    unrecorded_since: float | None = None
+    """When the file of the record was first missed, in seconds; None while it is there or none has been read."""
     device: Device | None = None
+
+    def forget(self) -> None:
+        """Have no record of it."""
+        self.record = self.stamp = self.content = self.unrecorded_since = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,40 +100,77 @@ class Lister:
     """Further paths that may be links to a devnode: those that the configuration names."""
     _known: dict[str, _Known] = field(default_factory=dict)
     _dev: tuple[tuple[int, int], bool] | None = None
+    _former: dict[int, tuple[int, Stamp]] = field(default_factory=dict)
+    """By device number the last registration that has gone and its record, which udevd may not have removed yet."""
+    _places: dict[str, None] = field(default_factory=dict)
+    """Where devices that have gone had their devnode and links."""
+    _blocked: set[str] = field(default_factory=set)
+    """Where the present look has found a directory in place of a devnode or link."""
 
     def look(self, now: float) -> Look:
         """Return what is there now. Never raises `OSError`: what cannot be read makes the look uncertain."""
         troubles: tuple[str, ...] = ()
         doubts: list[str] = []
+        self._blocked = set()
         try:
             devtmpfs, troubles = self._host()
-            names = os.listdir(f"{self.roots.sys}/class/tty")
+            entries = _entries(f"{self.roots.sys}/class/tty")
             links = self._links(doubts)
         except OSError as error:
             return Look(at=now, doubts=(_told(error),), troubles=troubles)
-        if not set(names) >= KERNEL_TTYS:
+        if not entries.keys() >= KERNEL_TTYS:
             doubts.append(f"{self.roots.sys}/class/tty lacks the kernel's own tty and console")
-        found = list(self._devices(names, links, doubts, devtmpfs=devtmpfs))
-        self._known = {name: self._known[name] for name in names if name in self._known}
-        return Look(at=now, devices=tuple(found), doubts=tuple(doubts), udevd=self.roots.udevd, troubles=troubles)
+        found = list(self._devices(entries, links, doubts, now, devtmpfs=devtmpfs))
+        for name in self._known.keys() - entries.keys():
+            self._depart(self._known.pop(name))
+        blocked = self._obstructions()
+        return Look(
+            at=now,
+            devices=tuple(found),
+            doubts=tuple(doubts),
+            udevd=self.roots.udevd,
+            troubles=(*troubles, *blocked),
+            blocked=blocked,
+        )
 
     def _devices(
-        self, names: list[str], links: Mapping[int, list[str]], doubts: list[str], *, devtmpfs: bool
+        self,
+        entries: Mapping[str, int],
+        links: Mapping[int, list[str]],
+        doubts: list[str],
+        now: float,
+        *,
+        devtmpfs: bool,
     ) -> Iterator[Device]:
-        for name in names:
+        for name, entry in entries.items():
             try:
-                known = self._current(name)
-                if known is None:
-                    continue
-                if self._present(known, devtmpfs=devtmpfs):
-                    yield self._device(known, links, devtmpfs=devtmpfs)
-                else:
-                    known.record = known.stamp = None
+                known = self._current(name, entry)
+                device = self._examined(known, links, now, devtmpfs=devtmpfs) if known else None
+                if device is not None:
+                    yield device
             except OSError as error:
                 doubts.append(_told(error))
 
-    def _current(self, name: str) -> _Known | None:
+    def _examined(self, known: _Known, links: Mapping[int, list[str]], now: float, *, devtmpfs: bool) -> Device | None:
+        """Return the device of a registration, None where it is not present."""
+        held = known.device
+        if self._present(known, devtmpfs=devtmpfs):
+            device = self._device(known, links.get(known.bare.number, ()), now, devtmpfs=devtmpfs)
+            # What is new about it may be that it has gone since: then its links lead nowhere.
+            if device is held or self._present(known, devtmpfs=devtmpfs):
+                return device
+        self._remember(known)
+        known.forget()
+        known.device = None
+        return None
+
+    def _current(self, name: str, entry: int) -> _Known | None:
         """Return what is known of the tty of this name, read now if the kernel has registered it anew; None when it is gone."""
+        known = self._known.get(name)
+        # Most ttys are virtual consoles, and following an entry is the dearest step of a look. The kernel's own are always followed:
+        # where they cannot be, nothing in sysfs can.
+        if known is not None and known.entry == entry and known.bare.virtual and name not in KERNEL_TTYS:
+            return known
         path = f"{self.roots.sys}/class/tty/{name}"
         try:
             incarnation = os.stat(path).st_ino
@@ -121,12 +178,27 @@ class Lister:
             if error.errno in GONE and not os.path.lexists(path):
                 return None
             raise
-        known = self._known.get(name)
         if known is None or known.incarnation != incarnation:
-            known = self._register(name, path, incarnation)
+            if known is not None:
+                self._depart(self._known.pop(name))
+            known = self._register(name, path, incarnation, entry)
         return known
 
-    def _register(self, name: str, path: str, incarnation: int) -> _Known | None:
+    def _depart(self, known: _Known) -> None:
+        """Remember of a registration that has gone what it may leave behind."""
+        if known.stamp is not None:
+            self._former[known.bare.number] = (known.incarnation, known.stamp)
+        self._remember(known)
+
+    def _remember(self, known: _Known) -> None:
+        """Remember where a device was that is not there now."""
+        if known.device is None:
+            return
+        self._places |= dict.fromkeys((known.device.devnode, *known.device.links))
+        for path in list(self._places)[:-_REMEMBERED]:
+            del self._places[path]
+
+    def _register(self, name: str, path: str, incarnation: int, entry: int) -> _Known | None:
         real = os.path.realpath(path)
         number = _announced(f"{real}/dev")
         if number is None:
@@ -144,7 +216,13 @@ class Lister:
             serial=normal_serial(_optional(f"{body}/serial") or b"") if body else None,
             interface=_text(face, "bInterfaceNumber"),
         )
-        known = _Known(incarnation=incarnation, bare=bare, typed=_exists(f"{real}/type"))
+        known = _Known(
+            incarnation=incarnation,
+            entry=entry,
+            bare=bare,
+            typed=_exists(f"{real}/type"),
+            file=f"{self.roots.run}/data/c{os.major(number)}:{os.minor(number)}",
+        )
         self._known[name] = known
         return known
 
@@ -161,6 +239,7 @@ class Lister:
         try:
             status = os.stat(known.bare.devnode)
             here = stat.S_ISCHR(status.st_mode) and status.st_rdev == known.bare.number
+            self._note_directory(known.bare.devnode, status)
         except OSError as error:
             if error.errno not in GONE:
                 raise
@@ -175,42 +254,97 @@ class Lister:
         except PermissionError:
             return False  # some kernels show the type to root alone: then the devnode speaks for the port
 
-    def _device(self, known: _Known, links: Mapping[int, list[str]], *, devtmpfs: bool) -> Device:
-        self._refresh(known)
-        record, bare = known.record, known.bare
-        claimed = () if record is None else record.get("DEVLINKS", "").split()
-        leading = tuple(link for link in claimed if not devtmpfs or _number(link) == bare.number)
-        found = tuple(sorted({*leading, *links.get(bare.number, ())} - {bare.devnode}, key=by_stability))
-        links_known = devtmpfs or record is not None
-        held = known.device
-        if held is None or held.properties is not record or (held.links, held.links_known) != (found, links_known):
-            fresh = replace(bare, links=found, links_known=links_known)
+    def _device(self, known: _Known, listed: Sequence[str], now: float, *, devtmpfs: bool) -> Device:
+        """Return what is known of a present device now: the very same value where nothing has changed."""
+        self._refresh(known, now)
+        held, found = known.device, self._leading(known, listed, devtmpfs=devtmpfs)
+        if (held is None or held.links != found) and _in_flux(known, now):
+            if held is not None and held.complete:
+                kept = {link for link in held.links if self._number(link) is None}
+                found = tuple(sorted({*found, *kept}, key=by_stability))
+            else:
+                known.forget()  # what has just been read has gone since: it was of the registration before
+                found = self._leading(known, listed, devtmpfs=devtmpfs)
+        record, links_known = known.record, devtmpfs or known.record is not None
+        if held is None or held.properties is not record or held.links != found or held.links_known != links_known:
+            fresh = replace(known.bare, links=found, links_known=links_known)
             held = known.device = fresh if record is None else _with_record(fresh, record)
         return held
 
-    def _refresh(self, known: _Known) -> None:
-        """Read the udev record again if udev has written it since.
+    def _leading(self, known: _Known, listed: Sequence[str], *, devtmpfs: bool) -> tuple[str, ...]:
+        """Return the links that lead to a device: `listed` ones, and those of its record where they do, the most stable first."""
+        claimed = known.record.get("DEVLINKS", "").split() if known.record else ()
+        if not claimed and not listed:
+            return ()  # as of nearly all virtual consoles
+        found = {link for link in claimed if not devtmpfs or self._number(link) == known.bare.number}
+        return tuple(sorted({*found, *listed} - {known.bare.devnode}, key=by_stability))
+
+    def _refresh(self, known: _Known, now: float) -> None:
+        """Read the udev record again if udev has written it since; the same content again is the same record.
 
         A record that is no longer to be had still tells the truth about the same registration: ids, serial and socket cannot change.
         """
-        device = known.bare
-        stamp = _stamp(f"{self.roots.run}/data/c{os.major(device.number)}:{os.minor(device.number)}")
-        if stamp is None or stamp == known.stamp:
+        stamp = _stamp(known.file)
+        if stamp is None:
+            if known.record is not None and known.unrecorded_since is None:
+                known.unrecorded_since = now
             return
-        record = self.record(f"{self.roots.sys}{device.devpath}")
+        known.unrecorded_since = None
+        if stamp == known.stamp or self._inherited(known, stamp):
+            return
+        content = _content(known.file)
+        same = content is not None and content == known.content
+        record = known.record if same else self.record(f"{self.roots.sys}{known.bare.devpath}")
         if record is not None:
-            known.record, known.stamp = record, stamp
+            known.record = known.record if record == known.record else record
+            known.stamp, known.content = stamp, content
+
+    def _inherited(self, known: _Known, stamp: Stamp) -> bool:
+        """Whether this is still the record of the registration that had the device number before.
+
+        udevd removes it when it comes to the removal of that one, which may be well after the kernel has registered the next.
+        """
+        incarnation, before = self._former.get(known.bare.number, (known.incarnation, stamp))
+        return incarnation != known.incarnation and before == stamp
 
     def _links(self, doubts: list[str]) -> dict[int, list[str]]:
         """Return the links that lead to a device now, by device number: those in /dev/serial and those that the configuration names."""
         links: dict[int, list[str]] = {}
         for path in (*self.paths, *_serial_links(self.roots.dev)):
             try:
-                if (number := _number(path)) is not None:
+                if not _TEMPORARY.search(path) and (number := self._number(path)) is not None:
                     links.setdefault(number, []).append(path)
             except OSError as error:
                 doubts.append(_told(error))
         return links
+
+    def _number(self, path: str) -> int | None:
+        """Return the device number of the character device that a path leads to, None if to none."""
+        try:
+            status = os.stat(path)
+        except ValueError:
+            return None  # no file can have this name
+        except OSError as error:
+            if error.errno in NOWHERE:
+                return None
+            raise
+        self._note_directory(path, status)
+        return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
+
+    def _note_directory(self, path: str, status: os.stat_result) -> None:
+        """Note that a directory is where a device or link belongs. A link that leads to one is not in the way."""
+        if stat.S_ISDIR(status.st_mode) and not os.path.islink(path):
+            self._blocked.add(path)
+
+    def _obstructions(self) -> tuple[str, ...]:
+        """Return what to do about each directory in the place of a device or link, also of one that has gone."""
+        for path in list(self._places):
+            with contextlib.suppress(OSError):  # nothing is there, or nothing that can be told
+                if stat.S_ISDIR(os.lstat(path).st_mode):
+                    self._blocked.add(path)
+                else:
+                    del self._places[path]
+        return tuple(obstruction(path) for path in sorted(self._blocked))
 
     def _host(self) -> tuple[bool, tuple[str, ...]]:
         """Return whether /dev is the kernel's own, and what is missing on this host, each with what to do."""
@@ -231,6 +365,7 @@ class Lister:
         # The mount table of a busy node is long: read it when /dev has changed.
         if self._dev is None or self._dev[0] != mounted:
             self._dev = (mounted, is_devtmpfs(self.roots))
+            self._places |= dict.fromkeys(_tty_directories(self.roots.dev))
         return self._dev[1]
 
 
@@ -246,6 +381,16 @@ def is_devtmpfs(roots: Roots) -> bool:
         return False
     kinds = [source.split()[0] for mount, _, source in mounts if mount.split()[4:5] == [roots.dev]]
     return kinds[-1:] == ["devtmpfs"]
+
+
+def _in_flux(known: _Known, now: float) -> bool:
+    """Whether udevd is about to make the links again, as it does when a device is removed and added again within milliseconds.
+
+    It removes the record before the links, and writes it after them. A record that stays away will bring no links back.
+    """
+    if known.unrecorded_since is not None:
+        return now < known.unrecorded_since + ARRIVAL_TIMEOUT
+    return known.record is not None and _stamp(known.file) != known.stamp
 
 
 def _with_record(device: Device, record: Record) -> Device:
@@ -314,23 +459,41 @@ def _exists(path: str) -> bool:
     return _stat(path) is not None
 
 
-def _stamp(path: str) -> tuple[int, int] | None:
+def _stamp(path: str) -> Stamp | None:
     """Return what changes whenever udev replaces its record (it renames a new file into place), None without one."""
     status = _stat(path)
     return status and (status.st_ino, status.st_mtime_ns)
 
 
-def _number(path: str) -> int | None:
-    """Return the device number of the character device that a path leads to, None if to none."""
+def _content(path: str) -> bytes | None:
+    """Return what a file holds, None where it cannot be read."""
     try:
-        status = os.stat(path)
-    except ValueError:
-        return None  # no file can have this name
-    except OSError as error:
-        if error.errno in NOWHERE:
-            return None
-        raise
-    return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def _entries(folder: str) -> dict[str, int]:
+    """Return the names in a folder with their inodes. Raises `OSError`."""
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.inode() for entry in entries}
+
+
+def _tty_directories(dev: str) -> Iterator[str]:
+    """Yield the directories in /dev that are named like a tty; no driver makes one."""
+    with contextlib.suppress(OSError), os.scandir(dev) as entries:
+        yield from (
+            entry.path for entry in entries if entry.name.startswith("tty") and entry.is_dir(follow_symlinks=False)
+        )
+
+
+def obstruction(path: str) -> str:
+    """Return what a directory in the place of a device or link means, and what to do."""
+    return (
+        f"{path}: a directory is in the place of a device or of a link to one: run `rmdir {shlex.quote(path)}` on this host, then plug"
+        " the device again. A container that mounts this path was restarted without the device; let it mount /dev instead"
+    )
 
 
 def _serial_links(dev: str) -> Iterable[str]:

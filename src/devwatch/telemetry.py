@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -52,8 +52,14 @@ class Metrics:
         self._registry = _Registry()
         self._present: Mapping[str, int] = {}
         self._shown: Mapping[str, int] = {}
+        self._held_up: Mapping[str, int] = {}
         self._devices = self._gauge("devices", "Devices present.", "resource")
         self._capacity = self._gauge("capacity", "Capacity as last observed on the Node.", "resource")
+        self._held = self._gauge(
+            "held",
+            "1 while a count is held up by what is unknown: a key of a device, or what an uncertain look did not find.",
+            "resource",
+        )
         self._uevents = self._counter("uevents", "Uevents read.", "action", (*_ACTIONS, "other"))
         self.reconciles = self._counter("reconciles", "Reconciles, by what woke them.", "trigger", _TRIGGERS)
         self.patches = self._counter("patches", "PATCH requests.", "outcome", _PATCHES)
@@ -92,6 +98,10 @@ class Metrics:
         """Replace the capacity of all resources: one that is not in `capacity` disappears."""
         self._shown = _replace(self._capacity, capacity, self._shown)
 
+    def set_held(self, held: Mapping[str, int]) -> None:
+        """Replace whether the count is held up of all resources: one that is not in `held` disappears."""
+        self._held_up = _replace(self._held, held, self._held_up)
+
     def render(self) -> bytes:
         """Return everything in the Prometheus text format 0.0.4."""
         return generate_latest(self._registry)
@@ -110,17 +120,31 @@ def _replace(gauge: Gauge, values: Mapping[str, int], held: Mapping[str, int]) -
 class Health:
     """What `/healthz` and `/readyz` answer. All times are seconds of one monotonic clock.
 
-    The owner keeps the fields true: when the loop last turned (or started), whether a PATCH (dry run: a plan) was
-    accepted, why the last look was uncertain, who else holds the node, since when desired and observed differ.
+    Each field is a fact that its owner keeps true; a text is one line with the words of whom it comes from.
     The answers come from the loop they speak of: a blocked one answers nothing at all.
     """
 
     sweep: float
     last_turn: float
-    accepted: bool = False
-    uncertain: str | None = None
+    """When the loop last turned, or started."""
     waiting: str | None = None
+    """Who else holds the node."""
+    missing: str | None = None
+    """What the API server says of a Node that is not there."""
+    refused: str = ""
+    """What of the Node is refused, and why; empty where nothing is."""
+    uncertain: str | None = None
+    """Why the last look could not see everything."""
+    blocked: str = ""
+    """Where a directory is in the place of a device, with the cure; empty where none is."""
+    shown: bool = False
+    """Whether the Node has been seen to show what is present."""
+    differs: str = ""
+    """In what the Node differs from what is present; empty where it does not."""
     differs_since: float | None = None
+    """Since when it differs, and should not."""
+    error: str = ""
+    """Why the last request failed; empty after one that did not."""
 
     def healthz(self, now: float) -> tuple[bool, str]:
         """Return whether the loop turns, and one line that says why not."""
@@ -131,15 +155,28 @@ class Health:
 
     def readyz(self, now: float) -> tuple[bool, str]:
         """Return whether what the Node shows can be relied on, and one line that says why not."""
+        reason = next(self._faults(now), None)
+        line = "".join(char if char.isprintable() else " " for char in reason or "ok")
+        return reason is None, line
+
+    def _faults(self, now: float) -> Iterator[str]:
+        """Yield why the Node cannot be relied on; what explains the others comes first."""
+        if self.waiting is not None:
+            yield f"another daemon holds the node: {self.waiting}"
+        if self.missing is not None:
+            yield f"the Node is missing: {self.missing}"
+        if self.refused:
+            yield self.refused
+        if self.uncertain is not None:
+            yield f"the devices cannot be seen for certain: {self.uncertain}"
+        if self.blocked:
+            yield self.blocked
+        why = "".join(f": {text}" for text in (self.differs, self.error) if text)
+        if not self.shown:
+            yield f"the Node has not been seen to show what is present{why}"
         late = 0 if self.differs_since is None else now - self.differs_since
-        checks = (
-            (self.waiting is None, f"another daemon holds the node: {self.waiting}"),
-            (self.accepted, "no PATCH was accepted yet"),
-            (self.uncertain is None, f"the devices cannot be seen for certain: {self.uncertain}"),
-            (late < _DIFFERENCE_LIMIT, f"the Node has not shown what is present for {late:.0f} s"),
-        )
-        reason = next((text for good, text in checks if not good), "ok")
-        return reason == "ok", "".join(char if char.isprintable() else " " for char in reason)
+        if late >= _DIFFERENCE_LIMIT:
+            yield f"the Node has not shown what is present for {late:.0f} s{why}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,8 @@ BATCH = 256
 TEND_INTERVAL = 1.0
 """Seconds between two checks of the monitor, however often the devices are looked at."""
 _ELSEWHERE = "udevd runs in another network namespace (hostNetwork is missing) or has ended: a daemon here hears the kernel alone"
+_PROCESSING = "ID_PROCESSING"
+"""What udevd of systemd 255 and later adds to a complete record while it handles an event: it says nothing of the device."""
 _PROTOCOL = "15"
 """NETLINK_KOBJECT_UEVENT (include/uapi/linux/netlink.h), as the table of sockets prints it."""
 _KERNEL_GROUP = 1
@@ -66,6 +68,8 @@ def read_record(context: pyudev.Context, path: str) -> Record | None:
 def _properties(device: pyudev.Device) -> Record:
     record = {}
     for name in device.properties:
+        if name == _PROCESSING:
+            continue
         with contextlib.suppress(UnicodeDecodeError, KeyError):  # no pattern in UTF-8 could match such a value
             record[name] = device.properties[name]
     return record
@@ -303,8 +307,22 @@ def record_reader() -> Callable[[str], Record | None]:
 def _context() -> pyudev.Context:
     try:
         return pyudev.Context()
-    except ImportError as error:
-        raise Unavailable(f"libudev is missing ({error}): install the package libudev1, or systemd-libs") from error
+    except (ImportError, OSError) as error:
+        raise Unavailable(_why_no_libudev(error)) from error
+
+
+def _why_no_libudev(error: Exception) -> str:
+    """Tell a missing library from a shortage: Python looks for one by running programs, and says "not found" where it could not."""
+    try:
+        ctypes.CDLL("libudev.so.1")
+    except OSError as reason:
+        if "No such file" in str(reason):
+            return f"libudev is missing ({error}): install the package libudev1, or systemd-libs"
+        return (
+            f"libudev cannot be loaded: {reason} (ulimit -n and LimitNOFILE limit the open files, ulimit -v the memory)"
+        )
+    limits = "raise the limits of open files (ulimit -n, LimitNOFILE) and of processes (ulimit -u, TasksMax)"
+    return f"libudev is here, but neither ldconfig nor gcc could be run to find it: {limits}, or install one of them"
 
 
 def hearing_troubles(roots: Roots, table: str = "/proc/self/net/netlink") -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
@@ -45,6 +45,8 @@ class Event:
     warning: bool = False
     pod: Pod | None = None
     """The pod that it is about, None for the Node."""
+    suffix: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
+    """What makes its name its own, also where it is sent again."""
 
 
 async def list_all(requests: Requests, path: str, *query: tuple[str, str]) -> AsyncIterator[dict[str, Any]]:
@@ -115,7 +117,7 @@ class Workload:
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {
-                "name": f"{subject['name'][:200].rstrip('-.')}.{secrets.token_hex(8)}",
+                "name": f"{subject['name'][:200].rstrip('-.')}.{event.suffix}",
                 "namespace": subject.get("namespace", "default"),
             },
             "involvedObject": subject,

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
-from devwatch.cluster import removal, standings
+from devwatch.cluster import overview, removal
 from devwatch.errors import ApiError
 from devwatch.kube import Credentials, KubeNode
-from devwatch.node import ANNOTATION, patch_body
-from devwatch.pods import fate
+from devwatch.loss import Loss, Return
+from devwatch.node import ANNOTATION, Entry, NodeState, patch_body
+from devwatch.pods import on_loss, on_return
 from devwatch.workload import Workload
 from fuzz.target import Feed, Target
 from system.certificates import Authority, Pair
@@ -25,10 +26,25 @@ from system.certificates import Authority, Pair
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_USB0 = Entry(devnode="/dev/ttyUSB0")
+_LOSS = Loss(
+    resource="a/b",
+    entries=(_USB0,),
+    left=1,
+    since=0,
+    due=0,
+    there=frozenset(),
+    lost="2030-01-01T00:00:00Z",
+    accepted="",
+    others=frozenset(),
+)
+_RETURN = Return(resource="a/b", entries=(_USB0,), at=0, second=0, due=0, numbers=((0, 7),), paths=_USB0.paths)
 PATIENCE = 5.0
 """Seconds for a request; the server here is never silent, so that none takes them."""
 MOST_EVENTS = 8
 """Events of a watch that are read."""
+END = NodeState()
+"""Stands for the end of a watch."""
 HEAD = b"HTTP/1.1 %d Status\r\nContent-Length: %d\r\n%s\r\n"
 
 _SCALARS = (
@@ -159,21 +175,23 @@ class _World:
         events = self.node.watch()
         async with contextlib.aclosing(events):  # type: ignore[type-var]  # it is a generator, and annotated as less
             for _ in range(MOST_EVENTS):
-                state = await anext(events, None)
-                if state is None:
+                state = await anext(events, END)
+                if state is END:
                     break
-                state.listing()
+                if state is not None:
+                    state.listing()
 
     async def _pods(self) -> None:
         work = Workload(requests=self.node, node="n")
         for pod in await work.pods():
-            fate(pod, "a/b", (), left=1)
+            on_loss(pod, _LOSS)
+            on_return(pod, _RETURN)
             assert pod.title
             await work.evict(pod)
 
     async def _status(self) -> None:
-        for standing in await standings(self.node):
-            assert standing.requested >= 0
+        for standing in (await overview(self.node)).standings:
+            assert standing.requested is None or standing.requested >= 0
             assert all(map(str, (*standing.warnings(), standing.changed, standing.devices)))
 
 

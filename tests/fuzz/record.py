@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from devwatch import display, inspection, logs
 from devwatch.config import parse
-from devwatch.evictor import Herald
+from devwatch.events import EventRecorder
 from devwatch.inventory import Inventory, Look
 from devwatch.node import MAX_BYTES, MAX_TEXT, Entry, NodeState, apply, parse_listing, patch_body, render_listing
 from devwatch.plan import Figures, Tally, changes
@@ -178,14 +178,14 @@ class _Book:
 def _tell(look: Look, book: _Book) -> None:
     """One event is one line, and neither log nor Event carries what a terminal would act on."""
     events, log = _Events(), book.log
-    herald = Herald(api=Workload(requests=events, node="n"), log=log, node="n", clock=lambda: 0.0)
+    recorder = EventRecorder(api=Workload(requests=events, node="n"), log=log, node="n", clock=lambda: 0.0)
     reporter = Reporter(log=log, metrics=book.metrics, health=Health(sweep=1, last_turn=0), node="n")
-    reporter.herald = herald.device
+    reporter.record = recorder.device
     for seen in (Look(at=0.0), look, Look(at=1.0)):
         figures, inventory = _figures(seen)
         reporter.devices(figures, inventory.present, {}, seen)
-    while (chore := herald.chore(0.0)) is not None:
-        _finish(chore())  # type: ignore[arg-type]  # it is a coroutine
+    while (task := recorder.task(0.0)) is not None:
+        _finish(task.run())  # type: ignore[arg-type]  # it is a coroutine
     lines = book.lines()
     assert all(line.isprintable() and ("device." in line) for line in lines), lines
     assert all(message.isprintable() and len(message) <= 1000 for message in events.messages), events.messages

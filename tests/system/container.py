@@ -439,6 +439,12 @@ class Container(Daemon):
         found: Object = json.loads(done.stdout)["data"]["memory"]
         return found
 
+    def exec(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a program beside the daemon, as `kubectl exec` does: its user, environment and limits are those of the container."""
+        return subprocess.run(
+            [*_RUNC, "exec", self._id, *command], capture_output=True, text=True, check=False, timeout=TIMEOUT
+        )
+
     def write_config(self, text: str) -> None:
         """Change the ConfigMap's file as the kubelet does, in one step."""
         _write_volume(self.bundle / "volumes" / "devwatch-config", {"config.yaml": text})

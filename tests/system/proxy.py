@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import socket
 import struct
@@ -47,6 +48,13 @@ class Fault:
 def _html(text: str) -> bytes:
     body = f"<html><body>{text}</body></html>".encode()
     return b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def answered(status: int, content: object) -> bytes:
+    """Return a whole answer of an API server."""
+    body = json.dumps(content).encode()
+    head = f"HTTP/1.1 {status} Status\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
 
 
 NONE = Fault(name="none")

@@ -142,6 +142,27 @@ def test_the_memory_limit_is_kept_with_room(world: World, sticks: Sticks, kind: 
         assert memory["usage"]["usage"] - idle < limit * 3 / 4
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_commands_for_people_work_in_the_pod(world: World, sticks: Sticks, kind: str) -> None:
+    """`kubectl exec` needs no path, no name of the node and no credentials; the daemon, whose memory limit it shares, goes on."""
+    pod = world.pod(kind)
+    sticks.plug("tty40", **STICK)
+    with world.run(pod) as daemon:
+        daemon.wait_for(lambda: world.shows(pod.node, "1"))
+        status = daemon.exec("devwatch", "status", "-o", "json")
+        assert status.returncode == 0, status.stderr
+        found = [entry for entry in json.loads(status.stdout)["resources"] if entry["node"] == pod.node]
+        assert {entry["resource"]: entry["capacity"] for entry in found}[RESOURCE] == "1"
+        assert "warning: the pods are not shown: " in status.stderr
+        devices = daemon.exec("devwatch", "devices")
+        assert devices.returncode == 0, devices.stderr
+        (row,) = [line.split() for line in devices.stdout.splitlines() if line.startswith("/dev/tty40 ")]
+        assert row[-1] == RESOURCE
+        explained = daemon.exec("devwatch", "explain", "/dev/tty40")
+        assert f"claimed by {RESOURCE}\n" in explained.stdout, explained.stderr
+        assert daemon.get(pod.container["readinessProbe"])[0] == 200
+
+
 def test_a_changed_config_map_is_read_without_a_restart(world: World, sticks: Sticks) -> None:
     """The kubelet replaces a link when the ConfigMap changes; the daemon follows it at its next sweep."""
     pod = world.pod("unprivileged")

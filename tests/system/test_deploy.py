@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import uuid
 from typing import TYPE_CHECKING
 
 import pytest
 
-from deployment import BASE, granted, missing, rendered, write_kustomization
+from deployment import BASE, DEPLOY, granted, missing, readme_block, rendered, write_kustomization
 from system.apiserver import NAMESPACE
 from system.testbed import require
 from system.waiting import eventually
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     Kubectl = Callable[..., str]
     Apply = Callable[..., Path]
+    Shell = Callable[[str], str]
 
 pytestmark = pytest.mark.system
 
@@ -58,7 +60,9 @@ def kubectl(apiserver: ApiServer) -> Kubectl:
     environ = {**os.environ, "KUBECONFIG": str(apiserver.admin_kubeconfig)}
 
     def run(*arguments: str) -> str:
-        done = subprocess.run(["kubectl", *arguments], env=environ, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["kubectl", *arguments], env=environ, capture_output=True, text=True, check=False, timeout=60
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -87,6 +91,33 @@ def apply(tmp_path: Path, kubectl: Kubectl, namespace: str) -> Apply:
         return folder
 
     return run
+
+
+@pytest.fixture
+def shell(tmp_path: Path, apiserver: ApiServer) -> Shell:
+    """Return a function that runs commands of the README as administrator, in a folder with `deploy`, and returns what they print."""
+    require(missing())
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    environ = {**os.environ, "KUBECONFIG": str(apiserver.admin_kubeconfig)}
+
+    def run(commands: str) -> str:
+        shell = ["bash", "-euo", "pipefail", "-c", commands]
+        done = subprocess.run(
+            shell, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def controllers(apiserver: ApiServer) -> Iterator[None]:
+    """Have a scheduler and the controllers, which make pods of a DaemonSet, tokens of a Secret, and an end of a namespace."""
+    apiserver.start_scheduler()
+    apiserver.start_controller_manager()
+    yield
+    apiserver.stop_control()
 
 
 @pytest.mark.parametrize("components", [(), SERVED], ids=["base", "components"])
@@ -135,6 +166,98 @@ def test_a_component_that_goes_takes_its_rights_along(apply: Apply, apiserver: A
     eventually(lambda: ("nodes", "watch") in _allowed(apiserver, namespace, "default"))
     apply("patch-only")
     eventually(lambda: _allowed(apiserver, namespace, "default") == {("nodes/status", "patch")})
+
+
+@pytest.fixture
+def units(apiserver: ApiServer) -> Iterator[None]:
+    """Delete afterwards what the README makes for units."""
+    yield
+    name = "devwatch-units"
+    for path in (f"{RBAC}/clusterrolebindings/{name}", f"{RBAC}/clusterroles/{name}", f"/api/v1/namespaces/{name}"):
+        apiserver.request("DELETE", path)
+
+
+@pytest.mark.usefixtures("controllers", "units")
+def test_a_kubeconfig_for_units_leaves_a_daemonset_alone(
+    apply: Apply, shell: Shell, apiserver: ApiServer, namespace: str
+) -> None:
+    """The commands of the README, beside an installation in another namespace: its account keeps its rights, and the new one has them."""
+    again = f"kubectl apply -k {apply()}"
+    shell(readme_block("set-credentials"))
+    assert [line for line in shell(again).splitlines() if not line.endswith(" unchanged")] == []
+    eventually(lambda: ("nodes/status", "patch") in _allowed(apiserver, namespace, "default"))
+    node = f"unit-{uuid.uuid4().hex[:6]}"
+    apiserver.create_node(node)
+    try:
+        run = f"run --once --config deploy/base/config.yaml --node-name {node}"
+        for command in (run, "status"):
+            shell(f"{sys.executable} -m devwatch {command} --kubeconfig kubeconfig")
+        assert apiserver.node(node)["status"]["capacity"]["aeotec/zstick"] == "0"
+    finally:
+        apiserver.delete_node(node)
+
+
+class Site:
+    """The daemon's pods on a node that runs, where the test does what a kubelet does, and on one that is off."""
+
+    def __init__(self, apiserver: ApiServer, namespace: str) -> None:
+        """Make the Nodes."""
+        self._apiserver = apiserver
+        self._pods = f"/api/v1/namespaces/{namespace}/pods"
+        self.on, self.off = (f"{kind}-{uuid.uuid4().hex[:6]}" for kind in ("on", "off"))
+        for name in (self.on, self.off):
+            apiserver.create_node(name)
+            self._patch(f"/api/v1/nodes/{name}", {"metadata": {"labels": {"kubernetes.io/os": "linux"}}})
+
+    def images(self) -> dict[str, str]:
+        """Let the kubelet work, and return the image of the daemon on each node."""
+        found = {}
+        for pod in self._apiserver.request("GET", self._pods)[1]["items"]:
+            path, node = f"{self._pods}/{pod['metadata']['name']}", pod["spec"].get("nodeName")
+            if node == self.on and "deletionTimestamp" in pod["metadata"]:
+                self._apiserver.request("DELETE", f"{path}?gracePeriodSeconds=0")
+            elif node == self.on and pod["status"]["phase"] == "Pending":
+                ready = [{"type": "Ready", "status": "True"}]
+                self._patch(f"{path}/status", {"status": {"phase": "Running", "conditions": ready}})
+            elif node:
+                found[node] = pod["spec"]["containers"][0]["image"]
+        return found
+
+    def close(self) -> None:
+        """Delete the Nodes, and the pods on them."""
+        for pod in self._apiserver.request("GET", self._pods)[1]["items"]:
+            self._apiserver.request("DELETE", f"{self._pods}/{pod['metadata']['name']}?gracePeriodSeconds=0")
+        for name in (self.on, self.off):
+            self._apiserver.delete_node(name)
+
+    def _patch(self, path: str, body: Object) -> None:
+        kind = "application/strategic-merge-patch+json"
+        status, answer = self._apiserver.request("PATCH", path, body, content_type=kind)
+        assert status in {200, 404}, answer  # a pod may be gone by now
+
+
+@pytest.fixture
+def site(controllers: None, apiserver: ApiServer, namespace: str) -> Iterator[Site]:  # noqa: ARG001  they have to run, and have nothing to say
+    """Return two nodes, one of which is off."""
+    made = Site(apiserver, namespace)
+    yield made
+    made.close()
+
+
+def test_a_node_that_is_off_holds_up_neither_an_update_nor_the_removal(
+    apply: Apply, shell: Shell, site: Site, apiserver: ApiServer, namespace: str
+) -> None:
+    """The other daemons are replaced; the commands under "Uninstall" end at once, and end the pod that no kubelet will end."""
+    folder = apply()
+    eventually(lambda: site.images().keys() == {site.on, site.off})
+    shell(f"kubectl -n {namespace} set image daemonset/devwatch devwatch=devwatch/devwatch:next")
+    eventually(lambda: site.images().get(site.on) == "devwatch/devwatch:next")
+    remove = next(line for line in readme_block("kubectl delete -k").splitlines() if line.startswith("kubectl delete"))
+    shell(remove.replace("deploy/mine", str(folder)))
+    eventually(lambda: site.images().keys() == {site.off})
+    force = readme_block("spec.nodeName=NODE").replace("NODE", site.off).replace("-n devwatch", f"-n {namespace}")
+    shell(force)
+    eventually(lambda: apiserver.request("GET", f"/api/v1/namespaces/{namespace}")[0] == 404)
 
 
 def _allowed(apiserver: ApiServer, account_namespace: str, where: str) -> set[tuple[str, str]]:

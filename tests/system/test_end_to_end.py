@@ -256,12 +256,13 @@ def test_purge_beside_a_running_daemon_fails(world: World, sticks: Sticks) -> No
     command = [sys.executable, "-m", "devwatch", "purge", "--kubeconfig", str(world.apiserver.admin_kubeconfig)]
     with world.start() as daemon:
         daemon.wait_for(lambda: world.shows("1"))
-        for where in (["--node", world.node], ["--all-nodes", "--yes"]):
+        for where in (["--node", world.node], ["--all-nodes"]):
             done = subprocess.run(
-                [*command, *where], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+                [*command, "--yes", *where], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
             )
             assert done.returncode == 1
             assert f"a devwatch still runs on {world.node}" in done.stderr
+            assert f"{world.node}: left\n  - aeotec/zstick: capacity 1, allocatable 1\n" in done.stdout
             daemon.wait_for(lambda: world.shows("1"))
 
 
@@ -278,7 +279,7 @@ def test_a_second_daemon_waits_and_takes_over(world: World, sticks: Sticks) -> N
         second.wait_log("daemon.started")
         sticks.unplug("tty40")
         second.wait_for(lambda: world.shows("0"), timeout=40)
-        assert _get(28797, "/readyz") == (200, "ok\n")
+        second.wait_for(lambda: _get(28797, "/readyz") == (200, "ok\n"))
 
 
 def test_a_second_daemon_waits_for_the_port_too(world: World, sticks: Sticks) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 import uuid
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +88,9 @@ class Journey:
         for site in (self.a, self.b):
             site.configure()
 
-    def plug(self, tty: str, serial: str) -> None:
-        """Plug a stick into the node that its serial names."""
-        self.sticks.plug(tty, **STICK, serial=serial)
+    def plug(self, tty: str, serial: str, *links: str) -> None:
+        """Plug a stick into the node that its serial names, with these links in /dev."""
+        self.sticks.plug(tty, **STICK, serial=serial, links=links)
 
     def deploy(self, *, host_path: str | None = None) -> Object:
         """Make a Deployment of one pod that requests the stick, and return the pod, bound and running.
@@ -329,6 +330,154 @@ def test_a_disruption_budget_is_respected(journey: Journey) -> None:
         _must(journey.apiserver, "DELETE", f"{budgets}/{name}")
         here.wait_log("pod.evicted", pod=_title(pod))
         assert not journey.stays(pod)
+
+
+# -- never the wrong pod
+
+
+def test_a_stick_that_takes_the_name_of_the_lost_one_ends_no_successor(journey: Journey) -> None:
+    """The pod of the lost stick goes once. Its successor is bound here, where the other stick is, and names the same path."""
+    journey.plug("tty40", "JOURNEY-A1")
+    with journey.a.start() as here:
+        here.wait_for(lambda: journey.a.shows("1"))
+        pod = journey.deploy(host_path="/dev/tty40")
+        journey.sticks.unplug("tty40")
+        here.wait_for(lambda: journey.a.shows("0"))
+        journey.plug("tty40", "JOURNEY-A2")
+        successor = here.wait_for(lambda: journey.successor(pod), what="bound successor")
+        assert _node(successor) == journey.a.node
+        assert _stays_for_a_witness(journey, here, successor)
+    with journey.a.start() as again:
+        again.wait_for(lambda: journey.a.shows("1"))
+        assert _stays_for_a_witness(journey, again, successor)
+
+
+def test_a_successor_that_finds_another_stick_free_stays(journey: Journey) -> None:
+    """It names the path of the lost one, on the node that it came from: it was not there before."""
+    with _two_sticks(journey) as here:
+        pod = journey.deploy(host_path="/dev/tty40")
+        journey.sticks.unplug("tty40")
+        successor = here.wait_for(lambda: journey.successor(pod), what="bound successor")
+        assert _node(successor) == journey.a.node
+        assert _stays_for_a_witness(journey, here, successor)
+
+
+@pytest.mark.parametrize("pulled", ["tty40", "tty41"])
+def test_who_mounts_the_link_that_twins_share_stays(journey: Journey, pulled: str) -> None:
+    """It leads to the one that is left, whichever is pulled; the lost one's own link names it beyond doubt."""
+    for tty in ("tty40", "tty41"):
+        journey.plug(tty, "JOURNEY-A", "journey-shared", f"journey-{tty}")
+        journey.sticks.settle()
+    with journey.a.start() as here:
+        here.wait_for(lambda: journey.a.shows("2"))
+        shared, own = (
+            journey.deploy(host_path="/dev/journey-shared"),
+            journey.deploy(host_path=f"/dev/journey-{pulled}"),
+        )
+        journey.sticks.unplug(pulled)
+        here.wait_log("pod.evicted", pod=_title(own))
+        assert _stays_for_a_witness(journey, here, shared)
+
+
+def test_a_link_that_moved_to_a_twin_and_back_evicts_nobody(journey: Journey) -> None:
+    """The second of the twins is plugged, takes the link of the first, and is pulled."""
+    journey.plug("tty40", "JOURNEY-A", "journey-shared")
+    with journey.a.start() as here:
+        here.wait_for(lambda: journey.a.shows("1"))
+        pod = journey.deploy(host_path="/dev/journey-shared")
+        journey.plug("tty41", "JOURNEY-A", "journey-shared")
+        here.wait_for(lambda: journey.a.shows("2"))
+        journey.sticks.unplug("tty41")
+        here.wait_log("pod.eviction_refused", pod=_title(pod))
+        assert _stays_for_a_witness(journey, here, pod)
+
+
+def test_another_serial_text_on_an_untouched_devnode_evicts_nobody(journey: Journey) -> None:
+    """A rule was changed while no daemon ran."""
+    journey.plug("tty40", "JOURNEY-A1")
+    with journey.a.start() as first:
+        first.wait_for(lambda: journey.a.shows("1"))
+        pod = journey.deploy(host_path="/dev/tty40")
+        first.terminate()
+    journey.plug("tty40", "JOURNEY-A-as-it-reads-now")
+    journey.sticks.settle()
+    with journey.a.start() as here:
+        here.wait_for(lambda: journey.a.devices()[RESOURCE][0]["serial"] == "JOURNEY-A-as-it-reads-now")
+        assert _stays_for_a_witness(journey, here, pod)
+
+
+def test_an_annotation_that_a_user_wrote_evicts_nobody_and_removes_nothing(journey: Journey) -> None:
+    """Who may patch Nodes, and no status of theirs, lists a device that never was, and the GPUs of another plugin."""
+    gpu = "nvidia.com/gpu"
+    for tty in ("tty40", "tty41"):
+        journey.plug(tty, f"JOURNEY-A-{tty}", f"journey-{tty}")
+    with journey.a.start() as first:
+        first.wait_for(lambda: journey.a.shows("2"))
+        pod = journey.deploy(host_path="/dev/journey-tty40")
+        first.terminate()
+    journey.a.write({"status": {"capacity": {gpu: "2"}, "allocatable": {gpu: "2"}}})
+    never = {
+        "devnode": "/dev/tty47",
+        "vendor": "0658",
+        "product": "0200",
+        "link": "/dev/journey-tty40",
+        "lost": "2030-01-01T00:00:00Z",
+    }
+    text = json.dumps({RESOURCE: [never], gpu: []})
+    path = f"/api/v1/nodes/{journey.a.node}?fieldManager=kubectl-annotate"
+    _must(journey.apiserver, "PATCH", path, {"metadata": {"annotations": {"devwatch.io/devices": text}}})
+    with journey.a.start() as here:
+        here.wait_for(lambda: len(journey.a.devices()[RESOURCE]) == 2)
+        assert gpu not in journey.a.devices()
+        assert _stays_for_a_witness(journey, here, pod)
+        assert journey.a.shows("2", gpu)
+
+
+@pytest.mark.parametrize("away", [0.0, 1.2], ids=["within the grace", "after it"])
+def test_a_stick_that_returns_under_another_number_ends_who_has_the_dead_file(journey: Journey, away: float) -> None:
+    """Its container started long before; the successor's starts after the return, and stays. One that mounts /dev is told, and stays."""
+    journey.a.configure(after="2s")
+    journey.plug("tty40", "JOURNEY-A1", "journey-stick")
+    journey.plug("tty42", "JOURNEY-A2")
+    with journey.a.start() as here:
+        here.wait_for(lambda: journey.a.shows("2"))
+        dead, whole = journey.deploy(host_path="/dev/journey-stick"), journey.deploy(host_path="/dev")
+        for pod in (dead, whole):
+            _started(journey.apiserver, pod, seconds_ago=60)
+        journey.sticks.unplug("tty40")
+        time.sleep(away)
+        journey.plug("tty41", "JOURNEY-A1", "journey-stick")
+        evicted = here.wait_log("pod.evicted")
+        assert (evicted["pod"], evicted["reason"], evicted["returned"]) == (_title(dead), "replugged", ["/dev/tty40"])
+        successor = here.wait_for(lambda: journey.successor(dead), what="bound successor")
+        _started(journey.apiserver, successor, seconds_ago=0)
+        here.wait_log("pod.eviction_refused", pod=_title(whole))
+        assert _stays_for_a_witness(journey, here, successor)
+        assert journey.stays(whole)
+
+
+def _started(apiserver: ApiServer, pod: Object, *, seconds_ago: int) -> None:
+    """Say when the container of a pod started, as its kubelet would."""
+    at = datetime.fromtimestamp(time.time() - seconds_ago, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    state = {
+        "name": "c",
+        "image": "i",
+        "imageID": "",
+        "ready": True,
+        "restartCount": 0,
+        "state": {"running": {"startedAt": at}},
+    }
+    _must(apiserver, "PATCH", f"{PODS}/{pod['metadata']['name']}/status", {"status": {"containerStatuses": [state]}})
+
+
+def _stays_for_a_witness(journey: Journey, here: Daemon, pod: Object) -> bool:
+    """Return whether a pod is still there after another one, for a stick that was lost later, was evicted."""
+    journey.plug("tty45", "WITNESS-A")
+    here.wait_for(lambda: journey.a.shows("1", WITNESS))
+    witness = owned_pod(journey.apiserver, journey.a.node, WITNESS)
+    since = len(here.log)
+    _pull_witness(journey, here, witness)
+    return journey.stays(pod) and not any(record["event"] == "pod.evicted" for record in here.log[since:-1])
 
 
 def _two_sticks(journey: Journey) -> Daemon:

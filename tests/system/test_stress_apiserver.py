@@ -12,7 +12,7 @@ import pytest
 from devwatch.kube import REQUEST_TIMEOUT
 from system.apiserver import PATCH_ONLY, WATCH
 from system.daemon import Daemon
-from system.proxy import DRIP, GARBAGE, HOLE, LOST, PAGE, RESET, SLOW, TRUNCATED, Proxy
+from system.proxy import DRIP, GARBAGE, HOLE, LOST, NONE, PAGE, RESET, SLOW, TRUNCATED, Fault, Proxy, answered
 from system.test_end_to_end import CONFIG, STICK, World
 from system.truth import LISTEN, Probe, Sample, well_told, witnessed
 from system.udevd import Sticks
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from system.apiserver import ApiServer
-    from system.proxy import Fault
 
     StartDaemon = Callable[..., Daemon]
 
@@ -62,11 +61,15 @@ class Life:
         daemon.wait_for(lambda: world.shows("0") and probe.sample().ready)
         return cls(world=world, daemon=daemon, probe=probe, before=probe.sample())
 
-    def told_truly(self, samples: list[Sample]) -> None:
-        """Check what was said in an outage of less than a minute: nothing has been observed, or accepted, since it began."""
+    def told_truly(self, samples: list[Sample], refused: str = "") -> None:
+        """Check what was said in an outage of less than a minute: nothing has been observed, or accepted, since it began.
+
+        It is a reason to be not ready at once only where the server has answered, and refuses with these words.
+        """
         assert samples
         assert {sample.healthy for sample in samples} == {True}
-        assert {(sample.ready, sample.reason) for sample in samples} == {(True, "ok")}
+        assert all(sample.ready or (refused and refused in sample.reason) for sample in samples)
+        assert samples[-1].ready is not bool(refused)
         assert {sample.count("capacity", RESOURCE) for sample in samples} == {0.0}
         assert {sample.last_success for sample in samples} == {self.before.last_success}
         assert samples[-1].count("devices", RESOURCE) == 1.0
@@ -90,14 +93,14 @@ class Life:
         )
 
 
-def endures(life: Life, sticks: Sticks, reason: str, *, failures: int = 3) -> None:
-    """Plug a stick into a host whose API server fails, and wait until the daemon has said why, and has tried so often."""
+def endures(life: Life, sticks: Sticks, reason: str, *, failures: int = 3, refused: bool = False) -> None:
+    """Plug a stick into a host whose API server fails or refuses, and wait until the daemon has said why, and has tried so often."""
     with witnessed(life.probe) as (samples,):
         sticks.plug(TTY, **STICK)
         life.daemon.wait_log("device.added")
         life.daemon.wait_for(lambda: reason in life.daemon.stderr, what=reason)
         life.daemon.wait_for(lambda: samples and life.saw(samples[-1], failures), timeout=RECOVERY)
-    life.told_truly(samples)
+    life.told_truly(samples, reason if refused else "")
 
 
 def test_killed_and_started_again(world: World, sticks: Sticks) -> None:
@@ -120,7 +123,8 @@ def test_frozen_for_longer_than_the_timeout(
     with witnessed(Probe(daemon)) as (samples,):
         endures(life, sticks, f"did not answer within {REQUEST_TIMEOUT:g} s", failures=1)
         daemon.wait_log("node.patch_failed")
-    assert {(sample.ready, sample.reason) for sample in samples} == {(False, "no PATCH was accepted yet")}
+    assert not any(sample.ready for sample in samples)
+    assert all("the Node has not been seen to show what is present" in sample.reason for sample in samples)
     assert {(sample.count("capacity", RESOURCE), sample.last_success) for sample in samples} == {(None, 0.0)}
     world.apiserver.thaw()
     life.recovers()
@@ -176,9 +180,52 @@ def test_rights_taken_away_and_given_back(world: World, sticks: Sticks) -> None:
     """The log names the right."""
     life = Life.begin(world)
     world.apiserver.revoke(ACCOUNT)
-    endures(life, sticks, "cannot patch resource")
+    endures(life, sticks, "cannot patch resource", refused=True)
     world.apiserver.grant(ACCOUNT)
     life.recovers()
+
+
+def test_a_node_that_is_deleted_and_comes_back(world: World) -> None:
+    """The watch tells both, and the daemon asks at once: missing, not ready and without a capacity; then filled, and ready."""
+    life = Life.begin(world)
+    with witnessed(life.probe) as (samples,):
+        world.apiserver.delete_node(world.node)
+        missing = life.daemon.wait_log("node.missing", timeout=5)
+        life.daemon.wait_for(lambda: samples and samples[-1].count("capacity", RESOURCE) is None)
+        assert (samples[-1].ready, samples[-1].healthy) == (False, True)
+        assert f'nodes "{world.node}" not found' in samples[-1].reason
+        assert world.node in missing["error"]
+        world.apiserver.create_node(world.node)
+        life.daemon.wait_for(lambda: world.shows("0"), timeout=5)
+    life.daemon.wait_for(lambda: life.probe.sample().ready)
+    well_told(life.daemon, most={"node.missing": 1, "node.patched": 3})
+
+
+DENIED = (
+    "ValidatingAdmissionPolicy 'devwatch' with binding 'devwatch' denied request: "
+    f"status.capacity[{RESOURCE}] is not among the resources that the policy allows: example.com/meter"
+)
+
+
+def test_a_policy_that_refuses_everything(world: World, sticks: Sticks) -> None:
+    """A daemon that starts is never ready, says why at once, and where to list the name; the Node is right as soon as it may be."""
+    status = {"kind": "Status", "message": f'nodes "{world.node}" is forbidden: {DENIED}', "reason": "Forbidden"}
+    sticks.plug(TTY, **STICK)
+    with Proxy(
+        world.apiserver.url, tls=lambda: ssl.create_default_context(cafile=str(world.apiserver.ca_file))
+    ) as proxy:
+        proxy.fail(Fault(name="denied", speaks=answered(403, status)))
+        kubeconfig = world.apiserver.kubeconfig("denied", token=world.apiserver.token(ACCOUNT), server=proxy.url)
+        daemon = world.start(listen=LISTEN, kubeconfig=kubeconfig)
+        with witnessed(Probe(daemon)) as (samples,):
+            record = daemon.wait_log("node.patch_failed")
+            daemon.wait_for(lambda: samples and DENIED in samples[-1].reason)
+        assert f"add {RESOURCE} to spec.variables[0] of ValidatingAdmissionPolicy devwatch" in record["hint"]
+        assert not any(sample.ready for sample in samples)
+        proxy.fail(NONE)
+        daemon.wait_for(lambda: world.shows("1"), timeout=RECOVERY)
+        daemon.wait_for(lambda: Probe(daemon).sample().ready)
+        well_told(daemon, most=FEW)
 
 
 FAULTS = (HOLE, DRIP, LOST, TRUNCATED, RESET, GARBAGE, PAGE)
@@ -252,6 +299,7 @@ def test_a_proxy_that_fails_for_a_minute(cut_off: list[CutOff]) -> None:
         assert {sample.count("devices", RESOURCE) for sample in answers} == {0.0}
         assert len({sample.last_success for sample in answers}) == 1
         assert "the Node has not shown what is present for" in answers[-1].reason
+        assert RESOURCE in answers[-1].reason
     for each in cut_off:
         each.proxy.fail(SLOW)  # what is late by less than the timeout is good enough
     for each in cut_off:

@@ -27,7 +27,7 @@ from system.truth import LISTEN, Probe, Sample, well_told
 from system.udevd import CONSOLES, DEV, SYS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from system.apiserver import ApiServer
     from system.udevd import Sticks
@@ -40,6 +40,7 @@ UDEVD = "/lib/systemd/systemd-udevd"
 STAYS, COMES, GOES = "tty60", "tty61", "tty62"
 STORM = 10_000
 CYCLES = 200
+CHANGES = 900
 MOST_PATCHES = 3
 GROWTH = 1024
 """KiB by which the resident memory may grow in a storm: what the allocator keeps of the first one."""
@@ -120,6 +121,10 @@ class Host:
         sample = self.probe.sample()
         return sample.ready and {sample.count(kind, "aeotec/zstick") for kind in ("capacity", "devices")} == {count}
 
+    def lists(self, links: Collection[str]) -> bool:
+        """Return whether the Node shows a stick for each of these links."""
+        return [entry["link"] for entry in self.world.devices().get("aeotec/zstick", [])] == [*links]
+
     def remember(self) -> None:
         """Keep what is so before a storm."""
         self.before, self.memory = self.probe.sample(), resident(self.daemon.process.pid)
@@ -191,6 +196,22 @@ def test_a_trigger_of_everything(hosts: list[Host], sticks: Sticks) -> None:
     with storm(hosts, sticks, before=1, after=1):
         subprocess.run(["udevadm", "trigger"], check=True)
     assert {host.probe.sample().patches - host.before.patches for host in hosts} == {0.0}
+
+
+def test_changes_that_change_nothing(hosts: list[Host], sticks: Sticks) -> None:
+    """As fast as udevd handles them: each makes record and links anew while those of others are looked at, and nothing is written."""
+    links = {tty: f"/dev/serial/by-id/usb-{tty}" for tty in (STAYS, COMES, GOES)}
+    for tty, link in links.items():
+        sticks.plug(tty, **{**STICK, "serial": tty}, links=[link.removeprefix("/dev/"), f"serial/by-path/{tty}"])
+    sticks.settle()
+    with storm(hosts, sticks, before=3, after=3):
+        for host in hosts:
+            host.daemon.wait_for(partial(host.lists, links.values()))
+            host.remember()
+        for number in range(CHANGES):
+            uevent(list(links)[number % len(links)], "change")
+    assert {host.probe.sample().patches - host.before.patches for host in hosts} == {0.0}
+    assert all(host.lists(links.values()) for host in hosts)
 
 
 def test_two_hundred_plugs_and_unplugs(hosts: list[Host], sticks: Sticks) -> None:

@@ -298,8 +298,8 @@ class Bailiff:
                 known.over = True
                 known.victims.clear()
             elif known.over and not any(other.tty.face == known.tty.face for other in self._others(known)):
-                # It was back and not listed: now it is lost anew.
-                known.over, known.missing, known.accepted = False, now, None
+                # It was back and not listed: now it is lost anew, and nothing that counts it has a grace.
+                known.over, known.missing, known.accepted, known.grace = False, now, None, 0.0
 
     def _others(self, known: Known) -> Iterator[Known]:
         return (other for other in self.known.values() if other is not known and other.want == known.want)
@@ -551,7 +551,7 @@ class Bailiff:
     def _can_know(self, tty: Tty, path: str) -> bool:
         """Return whether this daemon can know that a path led to a device."""
         known = [each for (_, birth), each in self.known.items() if birth == tty.birth]
-        return path in self.paths.had(tty.birth) or any(each.remembered and path in tty.claims for each in known)
+        return any(path in (tty.claims if each.remembered else self.paths.had(tty.birth)) for each in known)
 
     def evicted(self, life: Life, now: float) -> None:
         """Take note of a pod that was evicted, where nothing but a return can be the cause."""

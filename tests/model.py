@@ -214,7 +214,7 @@ class Judge:
             raise RuntimeError("the loop spins")
         self.contract.look(seen, now, certain=certain, udevd=not self.world.host.hidden)
         self.bailiff.looked(seen, now, certain=certain, date=self.date, answered=self.answered)
-        self.bailiff.learned(self.known, now)
+        self.bailiff.learned(self.known, now, answered=self.answered)
 
     def configured(self, plan: Plan) -> None:
         """Take note that another configuration is read."""
@@ -230,7 +230,7 @@ class Judge:
             self.known.append(state)
         if not self.answered:
             self._began(state)
-        self.bailiff.learned(self.known, self.now)
+        self.bailiff.learned(self.known, self.now, answered=self.answered)
 
     def told(self, state: NodeState) -> None:
         """Take note of an answer."""
@@ -240,7 +240,7 @@ class Judge:
         self._unanswered.clear()
         newer = [seen for seen in self.known[-1:] if seen.uid != state.uid or seen.version > state.version]
         self.known = [state, *newer]
-        self.bailiff.learned(self.known, self.now)
+        self.bailiff.learned(self.known, self.now, answered=self.answered)
 
     def _begun(self) -> None:
         if not self.answered:

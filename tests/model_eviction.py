@@ -147,7 +147,7 @@ class Known:
     """Whether the stick has come back since, so that it is not lost."""
     cuts: list[Cut] = field(default_factory=list)
     dates: set[str] = field(default_factory=set)
-    """The API server's time before each PATCH since its grace was over."""
+    """The API server's time before each PATCH since it is missing."""
     victims: set[str] = field(default_factory=set)
     back: float = -math.inf
     """When it was last found again after it was missing."""
@@ -298,8 +298,8 @@ class Bailiff:
                 known.over = True
                 known.victims.clear()
             elif known.over and not any(other.tty.face == known.tty.face for other in self._others(known)):
-                # It was back and not listed: now it is lost anew.
-                known.over, known.missing, known.accepted = False, now, None
+                # It was back and not listed: now it is lost anew, and nothing that counts it has a grace.
+                known.over, known.missing, known.accepted, known.grace = False, now, None, 0.0
 
     def _others(self, known: Known) -> Iterator[Known]:
         return (other for other in self.known.values() if other is not known and other.want == known.want)
@@ -320,14 +320,16 @@ class Bailiff:
         had = self.ledger.paths.had(before.birth) | before.claims
         return tty.face == before.face or alike or (known.remembered and bool(had & tty.claims))
 
-    def learned(self, states: Sequence[NodeState], now: float) -> None:
-        """Take note of what the Node is known to show."""
+    def learned(self, states: Sequence[NodeState], now: float, *, answered: bool) -> None:
+        """Take note of what the Node is known to show; before the first answer nobody knows whether that is so still."""
         for known in self.known.values():
             if known.missing is None:
                 listed = [entry for state in states[:1] for entry in believed(state).get(known.want, ())]
                 known.listed = known.listed or any(entry.get("devnode") == known.tty.devnode for entry in listed)
             elif known.remembered and not known.lost and not known.cuts and not known.judged:
-                known.judged = bool(states)
+                if not answered:
+                    continue
+                known.judged = True
                 # A former daemon, or a kubelet, has stopped counting it without a date: who came afterwards cannot be told.
                 present = self.contract.present.get(known.want, 0)
                 known.over = known.over or any(state.count(known.want) <= present for state in states)
@@ -352,9 +354,11 @@ class Bailiff:
         cut = Cut(date=date, listed=frozenset(self.met))
         entries = _content(changes.get(""))
         for known in self.known.values():
-            if known.missing is None or now < known.missing + known.grace - SOON:
+            if known.missing is None:
                 continue
             known.dates.add(date)
+            if now < known.missing + known.grace - SOON:
+                continue
             lower = changes.get(known.want)
             marked = [
                 entry.get("lost")
@@ -547,7 +551,7 @@ class Bailiff:
     def _can_know(self, tty: Tty, path: str) -> bool:
         """Return whether this daemon can know that a path led to a device."""
         known = [each for (_, birth), each in self.known.items() if birth == tty.birth]
-        return path in self.paths.had(tty.birth) or any(each.remembered and path in tty.claims for each in known)
+        return any(path in (tty.claims if each.remembered else self.paths.had(tty.birth)) for each in known)
 
     def evicted(self, life: Life, now: float) -> None:
         """Take note of a pod that was evicted, where nothing but a return can be the cause."""

@@ -324,6 +324,12 @@ KNOWN = {
         Move(devnode, (3, 19)),
         Move(respell, (3, "Z2")),
     ),
+    "without a record, too, what another resource surely has is not lost": (
+        Move(records, (True,)),
+        Move(configure, (1,)),
+        Move(furnish, ("composite", "twin", "modem")),
+        Move(pull, (0,)),
+    ),
     "a successor that was bound in the second of the loss is spared": (
         Move(take, ("list pods",)),
         Move(plug, ("zigbee", "socket-1", 0, True), 0.05),

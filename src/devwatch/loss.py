@@ -283,8 +283,10 @@ class Scene:
     def open(self, name: str) -> set[Key]:
         """Return the devices of which it is unknown whether the resource has them."""
         claims, claimed = self.figures.claims, {device.key for device in self.figures.by_name[name].devices}
-        unclear = (device for device in self.devices if not device.complete or name in claims[device].doubtful)
-        return {device.key for device in unclear} - claimed
+        # Without a record, too, a device that another resource surely has is not this one's any more.
+        unknown = (device for device in self.devices if not device.complete and claims[device].owner is None)
+        doubtful = (device for device in self.devices if name in claims[device].doubtful)
+        return {device.key for device in chain(unknown, doubtful)} - claimed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

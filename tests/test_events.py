@@ -6,6 +6,7 @@ import asyncio
 
 import virtualtime
 from build import ZIGBEE, device
+from devwatch.errors import Conflict
 from devwatch.events import INTERVAL, EventRecorder
 from devwatch.loss import Loss
 from devwatch.node import Entry
@@ -108,6 +109,18 @@ async def drain(recorder: EventRecorder) -> None:
     """Send what is due."""
     while (task := recorder.task(recorder.clock())) is not None:
         await task.run()
+
+
+def test_an_event_that_is_stored_already_is_not_an_error() -> None:
+    """It was sent before, and a patch ended the request before its answer: its name is taken."""
+    work, log = FakeWorkload(lambda: 0.0), RecordingLog()
+    recorder = EventRecorder(api=work, log=log, node="n", clock=lambda: 0.0)
+    work.error = Conflict('events "n.1" already exists (409)')
+    for name in ("ttyUSB0", "ttyUSB1"):
+        recorder.device("DeviceAdded", device(name), ZIGBEE)
+    virtualtime.run(lambda: drain(recorder))
+    assert not log.lines
+    assert recorder.task(0) is None
 
 
 def test_without_the_permission_nothing_waits_for_the_end_of_a_minute() -> None:

@@ -77,8 +77,8 @@ async def test_a_stick_that_returns_while_the_pods_are_listed_cancels() -> None:
     async with home(pod()) as one:
         one.host.unplug()
         await asyncio.sleep(10)
-        one.workload.latency = 5
-        await asyncio.sleep(GRACE + AFTER - 10 + 1)
+        one.workload.latency = 0.9
+        await asyncio.sleep(GRACE + AFTER - 10 + 0.4)
         one.host.plug("0001", serial="S0")
         await asyncio.sleep(100)
         assert not one.workload.tried

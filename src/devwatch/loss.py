@@ -634,7 +634,7 @@ class Losses:
 
     def note_eviction(self, back: Return, now: float) -> None:
         """Remember that a pod was evicted for a return, so that the device does not evict whenever it is used."""
-        if (known := self._known.get(back.resource)) is not None:
+        for known in self._known.values():
             known.note_eviction(back, now)
 
     # -- who was there

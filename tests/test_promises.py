@@ -330,6 +330,12 @@ KNOWN = {
         Move(furnish, ("composite", "twin", "modem")),
         Move(pull, (0,)),
     ),
+    "what another resource surely has without a record hides no loss": (
+        Move(records, (True,)),
+        Move(furnish, ("zigbee", "composite")),
+        Move(pull, (1,)),
+        Move(plug, ("modem", "socket-1", 0, True)),
+    ),
     "a successor that was bound in the second of the loss is spared": (
         Move(take, ("list pods",)),
         Move(plug, ("zigbee", "socket-1", 0, True), 0.05),

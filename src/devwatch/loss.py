@@ -357,7 +357,8 @@ class KnownDevices:
             if device.key in self.here and device.key not in keys:
                 self._depart(device, rule, scene, before)
         remembered = self._recall(rule, scene)
-        found, open_ = self._find(scene, claimed.keys()), scene.open(rule.name)
+        open_ = scene.open(rule.name)
+        found = self._find(scene, claimed.keys(), open_)
         for entry in remembered if figure.advertised <= figure.present else ():
             self._forget_uncounted(entry, found)
         for entry, device in found.items():
@@ -398,13 +399,18 @@ class KnownDevices:
         if entry.lost is None and entry not in found:
             self.gone.pop(entry, None)
 
-    def _find(self, scene: Scene, claimed: AbstractSet[Key]) -> dict[Entry, Device]:
-        """Return the present devices that are, or may be, gone ones."""
+    def _find(self, scene: Scene, claimed: AbstractSet[Key], open_: AbstractSet[Key]) -> dict[Entry, Device]:
+        """Return the present devices that are, or may be, gone ones: not those with other ids that another resource surely has."""
         if not self.gone:
             return {}
         others = {entry: departure.others for entry, departure in self.gone.items()}
         strangers = (device for device in scene.devices if device.key not in self.here)
-        found = match_replugged(others, strangers, claimed)
+        matched = match_replugged(others, strangers, claimed)
+        found = {
+            entry: device
+            for entry, device in matched.items()
+            if device.complete or device.key in {*open_, *claimed} or _ids(entry) == _ids(Entry.of(device))
+        }
         rest = (entry for entry, departure in self.gone.items() if departure.device is None and entry not in found)
         return found | match_remembered(rest, scene.devices) | self._unchanged(scene)
 

@@ -428,6 +428,17 @@ def test_a_path_that_two_devices_had_at_the_same_time_is_no_longer_of_one() -> N
     assert paths.own(third.key) == {"/dev/ttyUSB2", own}
 
 
+def test_a_device_that_an_uncertain_scan_did_not_find_shares_its_paths_all_the_same() -> None:
+    """It may have been there beside the one that was plugged meanwhile."""
+    paths, link = Paths(), "/dev/zigbee"
+    first, second = device("ttyUSB0", links=(link,)), device("ttyUSB1", links=(link,))
+    paths.observe((first,))
+    paths.observe((second,), certain=False)
+    assert paths.own(first.key) == {"/dev/ttyUSB0"}
+    paths.observe((second,))
+    assert paths.own(second.key) == {"/dev/ttyUSB1"}
+
+
 # -- who was there
 
 

@@ -336,6 +336,15 @@ KNOWN = {
         Move(pull, (1,)),
         Move(plug, ("modem", "socket-1", 0, True)),
     ),
+    "who was there beside another while scans were uncertain shares its paths": (
+        Move(furnish, ("zigbee", "composite")),
+        Move(pull, (0,), 35.0),
+        Move(plug, ("composite", "socket-1", 0, True)),
+        Move(swap, (3, "nameless", 2.5)),
+        Move(devnode, (3, 24)),
+        Move(furnish, ("zigbee", "composite")),
+        Move(pull, (1,)),
+    ),
     "a successor that was bound in the second of the loss is spared": (
         Move(take, ("list pods",)),
         Move(plug, ("zigbee", "socket-1", 0, True), 0.05),

@@ -224,19 +224,23 @@ class Paths:
         """Start with no device."""
         self._had: dict[Key, frozenset[str]] = {}
         self._shared: dict[Key, frozenset[str]] = {}
+        self._before: dict[Key, frozenset[str]] = {}
+        """What was shared at the scan before, of devices that have departed since."""
         self._seen: tuple[Device, ...] = ()
 
-    def observe(self, listed: tuple[Device, ...]) -> None:
-        """Take in the listed devices of one scan."""
-        if listed == self._seen:
+    def observe(self, listed: tuple[Device, ...], *, certain: bool = True) -> None:
+        """Take in the listed devices of one scan; what an uncertain one did not find may be there all the same."""
+        if certain and listed == self._seen:
             return
-        self._seen = listed
-        self._had = {device.key: self._had.get(device.key, frozenset()) | _paths(device) for device in listed}
+        self._seen = listed if certain else ()
+        found = {device.key: self._had.get(device.key, frozenset()) | _paths(device) for device in listed}
+        self._had = found if certain else self._had | found
         owners: dict[str, list[Key]] = {}
         for key, paths in self._had.items():
             for path in paths:
                 owners.setdefault(path, []).append(key)
         shared = {path for path, keys in owners.items() if len(keys) > 1}
+        self._before = self._shared
         self._shared = {key: self._shared.get(key, frozenset()) | (had & shared) for key, had in self._had.items()}
 
     def own(self, key: Key) -> frozenset[str]:
@@ -245,7 +249,7 @@ class Paths:
 
     def shared(self, key: Key) -> frozenset[str]:
         """Return the paths that another device had as well."""
-        return self._shared.get(key, frozenset())
+        return self._shared.get(key, self._before.get(key, frozenset()))
 
     def others(self, key: Key) -> frozenset[str]:
         """Return the paths of all other present devices."""
@@ -355,7 +359,7 @@ class KnownDevices:
         keys = {device.key for device in scene.devices}
         for device in before.devices:
             if device.key in self.here and device.key not in keys:
-                self._depart(device, rule, scene, before)
+                self._depart(device, rule, scene, before, paths.shared(device.key))
         remembered = self._recall(rule, scene)
         open_ = scene.open(rule.name)
         found = self._find(scene, claimed.keys(), open_)
@@ -371,8 +375,11 @@ class KnownDevices:
         self.sure = tuple(entry for entry in self.gone if entry not in found)
         self._advance(rule.name, scene)
 
-    def _depart(self, device: Device, rule: ResourceRule, scene: Scene, before: _Before) -> None:
-        entry, back = self.here.pop(device.key), self.returns.get(device.key)
+    def _depart(
+        self, device: Device, rule: ResourceRule, scene: Scene, before: _Before, shared: AbstractSet[str]
+    ) -> None:
+        held, back = self.here.pop(device.key), self.returns.get(device.key)
+        entry = replace(held, links=tuple(link for link in held.links if link not in shared))
         self.gone[entry] = _Departure(
             at=scene.now,
             grace=rule.removal_grace,
@@ -585,11 +592,13 @@ class Losses:
         evicting = [rule for rule in rules if rule.evict_after is not None]
         # A resource that leaves the configuration and returns to it starts from nothing, also where every scan meanwhile was uncertain.
         self._known = {rule.name: self._known.get(rule.name) or KnownDevices() for rule in evicting}
-        if scene.inventory.doubts or scene.observed is None:
-            return Incidents()
+        certain = not scene.inventory.doubts
         if evicting:
             figures = scene.figures.by_name.values()
-            self._paths.observe(tuple(device for figure in figures for device in figure.devices))
+            listed = tuple(device for figure in figures for device in figure.devices)
+            self._paths.observe(listed, certain=certain)
+        if not certain or scene.observed is None:
+            return Incidents()
         for rule in evicting:
             self._known[rule.name].observe(rule, scene, self._before, self._paths)
         self._before = _Before(at=scene.now, devices=scene.devices)

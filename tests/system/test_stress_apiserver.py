@@ -298,8 +298,10 @@ def test_a_proxy_that_fails_for_a_minute(cut_off: list[CutOff]) -> None:
         assert {sample.count("capacity", RESOURCE) for sample in answers} == {1.0}, each.fault.name
         assert {sample.count("devices", RESOURCE) for sample in answers} == {0.0}
         assert len({sample.last_success for sample in answers}) == 1
-        assert "the Node has not shown what is present for" in answers[-1].reason
-        assert RESOURCE in answers[-1].reason
+        # An API server that the tests before have started again refuses everything until its authorizer has read the rules: what it
+        # said then is the last word that came through.
+        late, reason = "the Node has not shown what is present for", answers[-1].reason
+        assert (late in reason and RESOURCE in reason) or ("every write is refused" in reason and "(403 from" in reason)
     for each in cut_off:
         each.proxy.fail(SLOW)  # what is late by less than the timeout is good enough
     for each in cut_off:

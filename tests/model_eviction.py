@@ -357,7 +357,8 @@ class Bailiff:
             if known.missing is None:
                 continue
             known.dates.add(date)
-            if now < known.missing + known.grace - SOON:
+            # What a former daemon stopped counting is only listed on: who was there is told by its date.
+            if known.lost or now < known.missing + known.grace - SOON:
                 continue
             lower = changes.get(known.want)
             marked = [
@@ -554,21 +555,24 @@ class Bailiff:
         return any(path in (tty.claims if each.remembered else self.paths.had(tty.birth)) for each in known)
 
     def evicted(self, life: Life, now: float) -> None:
-        """Take note of a pod that was evicted, where nothing but a return can be the cause."""
+        """Take note of a pod that was evicted, where nothing but a return can be the cause; which one of several, nobody knows."""
+        causes = set(self._causes(life, now))
+        self.ledger.replugged |= {stick for stick, _ in causes}
+        if len(causes) == 1:
+            self.replugged.setdefault(causes.pop(), []).append(now)
+
+    def _causes(self, life: Life, now: float) -> Iterator[tuple[int, str | None]]:
+        """Yield the sticks, with their serials, for whose return a pod may be evicted."""
         for name in life.template.requests:
             want = self.contract.plan.want(name)
             if want is None or want.evict is None or self._is_lost(life, want, now):
                 continue
             for (resource, before, after), at in self.returns.items():
                 was, tty = self.ledger.host.past[before], self.here.get(after)
-                if (
-                    resource == name
-                    and tty
-                    and was.looks == tty.looks
-                    and not self._after_return(life, (was, tty, at), want.evict, now)
-                ):
-                    self.replugged.setdefault((tty.stick, tty.serial), []).append(now)
-                    self.ledger.replugged.add(tty.stick)
+                if resource != name or tty is None or was.looks != tty.looks:
+                    continue
+                if not self._after_return(life, (was, tty, at), want.evict, now):
+                    yield tty.stick, tty.serial
 
     # -- who should have gone
 

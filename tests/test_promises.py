@@ -46,9 +46,11 @@ from model_moves import (
     old_event,
     play,
     plug,
+    pods,
     pull,
     records,
     refuse,
+    relief,
     remove,
     replug,
     respell,
@@ -433,6 +435,34 @@ KNOWN = {
         Move(foreign, (STRANGER, "2", MAPS)),
         Move(forge, ("a resource", "kubectl")),
     ),
+    "a resource that comes back into the configuration does not forget whom it evicted a moment ago": (
+        Move(plug, ("modem", "socket-1", 2, True)),
+        Move(plug, ("twin", "socket-3", 1, True)),
+        Move(plug, ("composite", "socket-2", 2, True), 0.5),
+        Move(bounce, (1, 1, 1.9), 6.0),
+        Move(configure, (3,)),
+        Move(step, (3,), 6.0),
+        Move(configure, (1,)),
+        Move(relief, (), 11.0),
+        Move(bounce, (4, 1, 0.0)),
+    ),
+    "who came after a loss that stays listed is a successor": (
+        Move(configure, (1,)),
+        Move(plug, ("composite", "socket-3", 2, True)),
+        Move(plug, ("twin", "socket-1", 2, True), 11.0),
+        Move(swap, (1, "composite", 0.0), 11.0),
+        Move(kill, (0, 5)),
+        Move(pods, ()),
+        Move(begin, (), 6.0),
+        Move(furnish, ("composite", "twin", "modem")),
+    ),
+    "of twins that return only one has evicted": (
+        Move(furnish, ("zigbee",)),
+        Move(plug, ("twin", "socket-3", 0, True)),
+        Move(bounce, (4, 1, 0.0), 65.0),
+        Move(replug, (4, "socket-2", 0, 1.9)),
+        Move(bounce, (1, 1, 8.0)),
+    ),
     "a loss that a user has invented evicts nobody": (
         Move(furnish, ("zigbee", "nameless")),
         Move(kill, (0, 0)),
@@ -440,7 +470,7 @@ KNOWN = {
         Move(begin, (), 35.0),
     ),
 }
-"""Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose."""
+"""Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 
 
 @pytest.mark.parametrize("history", KNOWN.values(), ids=KNOWN)

@@ -214,6 +214,43 @@ async def test_a_restart_does_not_forget_for_which_device_a_pod_was_evicted_a_mo
 
 
 @virtual
+async def test_a_configuration_without_the_resource_does_not_forget_it_either() -> None:
+    """A file that is written anew again and again by some generator would make the loop that the ten minutes are to prevent."""
+    async with home(holder()) as one:
+        await away(one, 1)
+        await asyncio.sleep(AFTER + 5)
+        assert one.evicted == ["p"]
+        one.workload.run(holder("q", started=now()))
+        await asyncio.sleep(10)
+        one.reload(config(evict=""))
+        await asyncio.sleep(20)
+        one.reload(config())
+        await asyncio.sleep(20)
+        await away(one, 1)
+        await asyncio.sleep(200)
+        assert one.evicted == ["p"]
+        assert "recent" in told(one)[-1]
+
+
+@virtual
+async def test_a_pod_that_was_spared_has_a_good_file_after_a_return_under_its_number() -> None:
+    """Spared for the ten minutes, its file led nowhere; then the device has its number again, and nothing else spares the pod."""
+    async with home(holder()) as one:
+        await away(one, 1, number=2)
+        await asyncio.sleep(AFTER + 5)
+        assert one.evicted == ["p"]
+        one.workload.run(holder("q", started=now()))
+        await asyncio.sleep(10)
+        await away(one, 1, number=3)
+        await asyncio.sleep(700)
+        assert "recent" in told(one)[-1]
+        await away(one, 1, number=2)
+        await asyncio.sleep(200)
+        assert one.evicted == ["p"]
+        assert "same number" in told(one)[-1]
+
+
+@virtual
 async def test_a_stick_that_is_pulled_again_before_its_turn_is_judged_by_its_last_return() -> None:
     """Back under the number that the pod knows, it is the same file again."""
     async with home(holder()) as one:

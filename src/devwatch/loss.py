@@ -30,7 +30,12 @@ ROLL_CALL_PACE = 1.0
 _LONG = 20
 """Digits of a number of microseconds that no clock shows."""
 
+_MOVES = 16
+"""How many numbers of one device are remembered."""
+
 _Ids = tuple[str | None, str | None, str | None]
+_Numbers = tuple[tuple[int, int], ...]
+"""Device numbers of one device, each with the Unix second since when it had it."""
 _Places = tuple[tuple["Device", ...], ...]
 """Which devices may be a listed one, the likelier ones first; within one tuple a free one comes before a taken one."""
 
@@ -76,8 +81,8 @@ class Return:
     """When it returned, in Unix seconds by the clock of this host, which is also the kubelet's."""
     due: float
     """When its pods are to be looked at."""
-    numbers: tuple[tuple[int, int], ...]
-    """Each return since its pods were looked at last: its second and the device number that it brought; before them that of the entry."""
+    numbers: _Numbers
+    """The device numbers that it had, also before returns at which a pod was spared: its file may be good again."""
     paths: frozenset[str]
     """The paths that named the device, and no other."""
     recent: bool = False
@@ -92,15 +97,15 @@ class Return:
 
     def is_dead(self, started: int) -> bool:
         """Return whether a file that was opened then opens the device no more: it has another number now."""
-        opened = self.entries[0].rdev
-        for second, number in self.numbers:
+        (_, opened), *later = self.numbers
+        for second, number in later:
             opened = number if started >= second else opened
         return opened != self.numbers[-1][1]
 
     @property
     def renumbered(self) -> bool:
         """Whether there may be such a file."""
-        return any(number != self.entries[0].rdev for _, number in self.numbers)
+        return len({number for _, number in self.numbers}) > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,8 +326,8 @@ class _Departure:
     """When it was last there for certain."""
     device: Device | None = None
     """As the last scan found it, None where only the annotation of a former daemon tells of it."""
-    numbers: tuple[tuple[int, int], ...] = ()
-    """The returns before, of which the pods have not been looked at."""
+    numbers: _Numbers = ()
+    """Those that it had, if it has returned before."""
     others: AbstractSet[Key] = frozenset()
     """The registrations with the same ids that were there beside it: they are other devices."""
     recalled: bool = False
@@ -340,13 +345,16 @@ class _Departure:
 class KnownDevices:
     """The devices of one evicting resource: here, gone, and returned."""
 
-    def __init__(self, remembered: Iterable[Entry] = ()) -> None:
-        """Start with what the annotation of a former daemon lists."""
+    def __init__(self, remembered: Iterable[Entry] = (), evicted: Mapping[_Ids, int] | None = None) -> None:
+        """Start with what the annotation of a former daemon lists, or with the returns that evicted before the resource was configured."""
         self._remembered, self._begun = tuple(remembered), False
+        self._evicted = dict(evicted or {})
         self.here: dict[Key, Entry] = {}
         """By registration: those on the host that it has, or had, and may have again."""
         self.gone: dict[Entry, _Departure] = {}
         self.returns: dict[Key, Return] = {}
+        self._numbers: dict[Key, _Numbers] = {}
+        """Of each present device that has returned."""
         self.replugged: dict[Key, int] = {}
         """When a pod was last evicted for a return of a present device, in Unix seconds."""
         self.sure: tuple[Entry, ...] = ()
@@ -369,6 +377,7 @@ class KnownDevices:
             if device.key not in open_:
                 self._find_again(entry, device, rule, scene)
         self.returns = {key: back for key, back in self.returns.items() if key in claimed}
+        self._numbers = {key: numbers for key, numbers in self._numbers.items() if key in claimed}
         self.replugged = {key: at for key, at in self.replugged.items() if key in claimed}
         kept = {key: entry for key, entry in self.here.items() if key in open_}
         self.here = kept | {key: self._entry(device, paths) for key, device in claimed.items()}
@@ -378,14 +387,14 @@ class KnownDevices:
     def _depart(
         self, device: Device, rule: ResourceRule, scene: Scene, before: _Before, shared: AbstractSet[str]
     ) -> None:
-        held, back = self.here.pop(device.key), self.returns.get(device.key)
+        held = self.here.pop(device.key)
         entry = replace(held, links=tuple(link for link in held.links if link not in shared))
         self.gone[entry] = _Departure(
             at=scene.now,
             grace=rule.removal_grace,
             seen=before.at,
             device=device,
-            numbers=back.numbers if back else (),
+            numbers=self._numbers.pop(device.key, ()),
             others=frozenset(other.key for other in before.devices if _ids(Entry.of(other)) == _ids(entry)),
         )
 
@@ -442,13 +451,17 @@ class KnownDevices:
         if departure.device is None and (number == entry.rdev or not _is_surely(entry, device, scene)):
             return
         second = int(scene.wall - (scene.now - at))
+        numbers = departure.numbers or ((0, entry.rdev),)
+        if number != numbers[-1][1]:
+            numbers = (*numbers, (second, number))[-_MOVES:]
+        self._numbers[device.key] = numbers
         self.returns[device.key] = Return(
             resource=rule.name,
             entries=(entry,),
             at=at,
             second=second,
             due=at + (rule.evict_after or 0.0),
-            numbers=(*departure.numbers, (second, number)),
+            numbers=numbers,
             paths=entry.paths,
             recent=entry.replugged is not None and second < entry.replugged + REPLUG_PEACE,
         )
@@ -459,7 +472,8 @@ class KnownDevices:
         # Until udev's record is complete the links may still change.
         own = paths.own(device.key) - {listed_path(device.devnode)} if device.complete else ()
         number = back.entries[0].rdev if back else device.number
-        return Entry.of(device, links=own, rdev=number, replugged=self.replugged.get(device.key))
+        entry = Entry.of(device, links=own, rdev=number)
+        return replace(entry, replugged=self.replugged.get(device.key, self._evicted.get(_ids(entry))))
 
     def _advance(self, name: str, scene: Scene) -> None:
         """Move every departure on, as the table of `_Departure` says."""
@@ -520,9 +534,8 @@ class KnownDevices:
             return choice or loss
         return replace(loss, victims=choice.victims)
 
-    def note_eviction(self, back: Return, now: float) -> None:
-        """Remember that a pod was evicted for a return."""
-        second = back.second + int(now - back.at)
+    def note_eviction(self, back: Return, second: int) -> None:
+        """Remember when a pod was evicted for a return, in Unix seconds."""
         self.replugged |= {key: second for key, held in self.returns.items() if held.key == back.key}
 
     def choose(self, loss: Loss) -> None:
@@ -575,6 +588,8 @@ class Losses:
     def __init__(self) -> None:
         """Start with nothing listed."""
         self._known: dict[str, KnownDevices] = {}
+        self._evicted: dict[_Ids, int] = {}
+        """When a pod was last evicted for a return of such a device, in Unix seconds."""
         self._paths = Paths()
         self._before = _Before()
         self._there: set[str] = set()
@@ -590,8 +605,11 @@ class Losses:
         An uncertain scan changes nothing, and nothing is lost by it; nor before the first observation of the Node.
         """
         evicting = [rule for rule in rules if rule.evict_after is not None]
-        # A resource that leaves the configuration and returns to it starts from nothing, also where every scan meanwhile was uncertain.
-        self._known = {rule.name: self._known.get(rule.name) or KnownDevices() for rule in evicting}
+        # A resource that leaves the configuration and returns to it starts from nothing, also where every scan meanwhile was uncertain;
+        # but a device that returns whenever it is used still does.
+        self._known = {
+            rule.name: self._known.get(rule.name) or KnownDevices(evicted=self._evicted) for rule in evicting
+        }
         certain = not scene.inventory.doubts
         if evicting:
             figures = scene.figures.by_name.values()
@@ -649,8 +667,11 @@ class Losses:
 
     def note_eviction(self, back: Return, now: float) -> None:
         """Remember that a pod was evicted for a return, so that the device does not evict whenever it is used."""
+        second = back.second + int(now - back.at)
+        recent = {ids: at for ids, at in self._evicted.items() if second < at + REPLUG_PEACE}
+        self._evicted = recent | {_ids(back.entries[0]): second}
         for known in self._known.values():
-            known.note_eviction(back, now)
+            known.note_eviction(back, second)
 
     # -- who was there
 

@@ -92,8 +92,8 @@ class Paths:
     places: dict[int, Places] = field(default_factory=dict)
     _noted: dict[int, frozenset[str]] = field(default_factory=dict)
 
-    def note(self, there: dict[int, frozenset[str]]) -> None:
-        """Take in the paths of the listed devices of one look, by birth."""
+    def note(self, there: dict[int, frozenset[str]], gone: frozenset[int] = frozenset()) -> None:
+        """Take in the paths of the listed devices of one look, by birth; those that are `gone` may be there as far as a daemon knows."""
         if there == self._noted:
             return
         self._noted = there
@@ -102,7 +102,7 @@ class Paths:
         for birth, paths in there.items():
             mine = self.places.setdefault(birth, Places())
             mine.had |= paths
-            self._share(birth, paths, now, "shared")
+            self._share(birth, frozenset() if birth in gone else paths, now, "shared")
             self._share(birth, mine.had, ever, "doubtful")
 
     def _share(self, birth: int, paths: Iterable[str], owners: dict[str, int], which: str) -> None:
@@ -186,6 +186,8 @@ class Ledger:
     paths: Paths = field(default_factory=Paths)
     replugged: set[int] = field(default_factory=set)
     """The sticks for whose return any daemon evicted a pod."""
+    dates: set[str] = field(default_factory=set)
+    """The API server's times before all PATCHes of former daemons: the last of them may be stored after its daemon has ended."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -210,9 +212,12 @@ class Bailiff:
     met: set[str] = field(default_factory=set)
     """The uids in every list so far."""
     configured_at: float = -math.inf
+    former: frozenset[str] = frozenset()
+    """The API server's times before the PATCHes of former daemons."""
 
     def began(self, state: NodeState) -> None:
         """Take the memory of a former daemon."""
+        self.former = frozenset(self.ledger.dates)
         for name, entries in believed(state).items():
             for entry in entries:
                 for tty in self._meant(entry):
@@ -254,7 +259,9 @@ class Bailiff:
             self.first_seen.setdefault(birth, now)
         owners = {tty.birth: plan.owner(tty) for tty in seen}
         listed = [tty for tty in seen if owners[tty.birth][0] is not None]
-        self.ledger.paths.note({tty.birth: self.ledger.host.past[tty.birth].claims for tty in listed})
+        maybe = [birth for birth, tty in self.here.items() if plan.owner(tty)[0] is not None]
+        gone = frozenset(maybe) - {tty.birth for tty in self.ledger.host.present}
+        self.ledger.paths.note({birth: self.ledger.host.past[birth].claims for birth in maybe}, gone)
         if certain and answered:
             self.paths.note({tty.birth: tty.claims if tty.record else self._bare(tty) for tty in listed})
         for tty in listed:
@@ -352,6 +359,7 @@ class Bailiff:
     def sending(self, changes: Changes, date: str, now: float) -> tuple[list[Cut], str]:
         """Return what a PATCH stops counting, to be marked once it is stored; and what is wrong with its memory."""
         cut = Cut(date=date, listed=frozenset(self.met))
+        self.ledger.dates.add(date)
         entries = _content(changes.get(""))
         for known in self.known.values():
             if known.missing is None:
@@ -379,7 +387,7 @@ class Bailiff:
                     for known in self.known.values()
                     if known.want == name and known.tty.devnode == entry.get("devnode")
                 ]
-                dates = {date for known in same for date in (*known.dates, known.lost)}
+                dates = self.former | {date for known in same for date in (*known.dates, known.lost)}
                 if same and entry.get("lost") and entry["lost"] not in dates:
                     return f"{name} at {entry['devnode']} was not lost at {entry['lost']}, but at one of {sorted(map(str, dates))}"
         return ""
@@ -492,8 +500,10 @@ class Bailiff:
         )
 
     def _is_lost(self, life: Life, want: Want, now: float) -> bool:
+        # Who was chosen stays chosen, also under a configuration that waits for longer.
         ripe = self._ripe(want, now)
-        return any(life.uid in known.victims or self._bereaved(life, known, ripe, want) for known in ripe)
+        chosen = any(life.uid in known.victims for known in self._gone(want))
+        return chosen or any(self._bereaved(life, known, ripe, want) for known in ripe)
 
     # replugged
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -240,9 +241,11 @@ class Paths:
         self._seen = listed if certain else ()
         found = {device.key: self._had.get(device.key, frozenset()) | _paths(device) for device in listed}
         self._had = found if certain else self._had | found
+        # Where one has a socket now, the one that had it before is gone, even if this scan cannot say so.
+        sockets = {path for paths in found.values() for path in paths if "/by-path/" in path}
         owners: dict[str, list[Key]] = {}
         for key, paths in self._had.items():
-            for path in paths:
+            for path in paths if key in found or not paths & sockets else ():
                 owners.setdefault(path, []).append(key)
         shared = {path for path, keys in owners.items() if len(keys) > 1}
         self._before = self._shared
@@ -289,6 +292,13 @@ class Scene:
         """Return whether the Node shows the figure of a resource."""
         return self.observed is not None and self.observed.shows(name, str(self.figures.by_name[name].advertised))
 
+    def by_ownership(self, name: str) -> tuple[list[Device], list[Device]]:
+        """Return the devices that a resource may have or may have had, and apart from them those that another one surely has."""
+        foreign = {device for device, claim in self.figures.claims.items() if claim.owner not in {None, name}}
+        return [each for each in self.devices if each not in foreign], [
+            each for each in self.devices if each in foreign
+        ]
+
     def open(self, name: str) -> set[Key]:
         """Return the devices of which it is unknown whether the resource has them."""
         claims, claimed = self.figures.claims, {device.key for device in self.figures.by_name[name].devices}
@@ -328,6 +338,8 @@ class _Departure:
     """As the last scan found it, None where only the annotation of a former daemon tells of it."""
     numbers: _Numbers = ()
     """Those that it had, if it has returned before."""
+    paths: frozenset[str] = frozenset()
+    """Those that it had before a return of which the pods have not been looked at."""
     others: AbstractSet[Key] = frozenset()
     """The registrations with the same ids that were there beside it: they are other devices."""
     recalled: bool = False
@@ -345,10 +357,10 @@ class _Departure:
 class KnownDevices:
     """The devices of one evicting resource: here, gone, and returned."""
 
-    def __init__(self, remembered: Iterable[Entry] = (), evicted: Mapping[_Ids, int] | None = None) -> None:
-        """Start with what the annotation of a former daemon lists, or with the returns that evicted before the resource was configured."""
+    def __init__(self, evicted: Mapping[_Ids, int], remembered: Iterable[Entry] = ()) -> None:
+        """Start with what the annotation of a former daemon lists; `evicted` is kept by `Losses`."""
         self._remembered, self._begun = tuple(remembered), False
-        self._evicted = dict(evicted or {})
+        self._evicted = evicted
         self.here: dict[Key, Entry] = {}
         """By registration: those on the host that it has, or had, and may have again."""
         self.gone: dict[Entry, _Departure] = {}
@@ -370,13 +382,16 @@ class KnownDevices:
                 self._depart(device, rule, scene, before, paths.shared(device.key))
         remembered = self._recall(rule, scene)
         open_ = scene.open(rule.name)
-        found = self._find(scene, claimed.keys(), open_)
+        found = self._find(rule.name, scene, claimed.keys(), open_)
         for entry in remembered if figure.advertised <= figure.present else ():
             self._forget_uncounted(entry, found)
         for entry, device in found.items():
             if device.key not in open_:
                 self._find_again(entry, device, rule, scene)
         self.returns = {key: back for key, back in self.returns.items() if key in claimed}
+        for device in figure.devices:
+            if device.key not in self.here and device not in found.values():
+                self._inherit(device)
         self._numbers = {key: numbers for key, numbers in self._numbers.items() if key in claimed}
         self.replugged = {key: at for key, at in self.replugged.items() if key in claimed}
         kept = {key: entry for key, entry in self.here.items() if key in open_}
@@ -387,7 +402,7 @@ class KnownDevices:
     def _depart(
         self, device: Device, rule: ResourceRule, scene: Scene, before: _Before, shared: AbstractSet[str]
     ) -> None:
-        held = self.here.pop(device.key)
+        held, back = self.here.pop(device.key), self.returns.get(device.key)
         entry = replace(held, links=tuple(link for link in held.links if link not in shared))
         self.gone[entry] = _Departure(
             at=scene.now,
@@ -395,6 +410,7 @@ class KnownDevices:
             seen=before.at,
             device=device,
             numbers=self._numbers.pop(device.key, ()),
+            paths=back.paths if back else frozenset(),
             others=frozenset(other.key for other in before.devices if _ids(Entry.of(other)) == _ids(entry)),
         )
 
@@ -415,20 +431,28 @@ class KnownDevices:
         if entry.lost is None and entry not in found:
             self.gone.pop(entry, None)
 
-    def _find(self, scene: Scene, claimed: AbstractSet[Key], open_: AbstractSet[Key]) -> dict[Entry, Device]:
-        """Return the present devices that are, or may be, gone ones: not those with other ids that another resource surely has."""
-        if not self.gone:
-            return {}
-        others = {entry: departure.others for entry, departure in self.gone.items()}
-        strangers = (device for device in scene.devices if device.key not in self.here)
-        matched = match_replugged(others, strangers, claimed)
+    def _find(self, name: str, scene: Scene, claimed: AbstractSet[Key], open_: AbstractSet[Key]) -> dict[Entry, Device]:
+        """Return the present devices that are, or may be, gone ones; those that another resource surely has come last.
+
+        The parts of a stick differ in nothing but their interface, which no entry has, and take over each other's names.
+        """
+        found: dict[Entry, Device] = {}
+        for devices in scene.by_ownership(name) if self.gone else ():
+            found |= self._match([entry for entry in self.gone if entry not in found], devices, claimed, open_)
+        return found | self._unchanged(scene)
+
+    def _match(
+        self, entries: list[Entry], devices: Sequence[Device], claimed: AbstractSet[Key], open_: AbstractSet[Key]
+    ) -> dict[Entry, Device]:
+        strangers = [device for device in devices if device.key not in self.here]
+        others = {entry: self.gone[entry].others | _older(strangers, self.gone[entry]) for entry in entries}
         found = {
             entry: device
-            for entry, device in matched.items()
+            for entry, device in match_replugged(others, strangers, claimed).items()
             if device.complete or device.key in {*open_, *claimed} or _ids(entry) == _ids(Entry.of(device))
         }
-        rest = (entry for entry, departure in self.gone.items() if departure.device is None and entry not in found)
-        return found | match_remembered(rest, scene.devices) | self._unchanged(scene)
+        rest = (entry for entry in entries if self.gone[entry].device is None and entry not in found)
+        return found | match_remembered(rest, devices)
 
     def _unchanged(self, scene: Scene) -> dict[Entry, Device]:
         """Return the devices of which a scan missed only the devnode: udev has not handled the same registration again since."""
@@ -448,7 +472,7 @@ class KnownDevices:
             self.replugged[device.key] = entry.replugged
         if at is None or entry.rdev is None:
             return
-        if departure.device is None and (number == entry.rdev or not _is_surely(entry, device, scene)):
+        if departure.device is None and (number == entry.rdev or not _is_surely(entry, device, scene, rule.name)):
             return
         second = int(scene.wall - (scene.now - at))
         numbers = departure.numbers or ((0, entry.rdev),)
@@ -462,9 +486,14 @@ class KnownDevices:
             second=second,
             due=at + (rule.evict_after or 0.0),
             numbers=numbers,
-            paths=entry.paths,
+            paths=entry.paths | departure.paths,
             recent=entry.replugged is not None and second < entry.replugged + REPLUG_PEACE,
         )
+
+    def _inherit(self, device: Device) -> None:
+        """Take over when a pod was evicted for a return of a device that is new here: it may be one whose loss is settled."""
+        if (second := self._evicted.get(_ids(Entry.of(device)))) is not None:
+            self.replugged[device.key] = second
 
     def _entry(self, device: Device, paths: Paths) -> Entry:
         """Return the entry of a present device, with the number that its pods know as long as they have not been looked at."""
@@ -472,8 +501,7 @@ class KnownDevices:
         # Until udev's record is complete the links may still change.
         own = paths.own(device.key) - {listed_path(device.devnode)} if device.complete else ()
         number = back.entries[0].rdev if back else device.number
-        entry = Entry.of(device, links=own, rdev=number)
-        return replace(entry, replugged=self.replugged.get(device.key, self._evicted.get(_ids(entry))))
+        return Entry.of(device, links=own, rdev=number, replugged=self.replugged.get(device.key))
 
     def _advance(self, name: str, scene: Scene) -> None:
         """Move every departure on, as the table of `_Departure` says."""
@@ -551,9 +579,9 @@ class KnownDevices:
             self.returns = {key: back for key, back in self.returns.items() if back.key != incident.key}
 
 
-def _is_surely(entry: Entry, device: Device, scene: Scene) -> bool:
+def _is_surely(entry: Entry, device: Device, scene: Scene, name: str) -> bool:
     """Return whether a device is the one that a former daemon listed, and no other may be: its pods are evicted if it was renumbered."""
-    maybe = [each for each in scene.devices if _leads(entry, each) or _ids(entry) == _ids(Entry.of(each))]
+    maybe = [each for each in scene.by_ownership(name)[0] if _leads(entry, each) or _ids(entry) == _ids(Entry.of(each))]
     return maybe == [device] and _ids(entry) == _ids(Entry.of(device))
 
 
@@ -561,6 +589,11 @@ def _initialized(device: Device) -> float | None:
     """Return when udev first handled a registration, in seconds of the monotonic clock (USEC_INITIALIZED), None where it does not say."""
     text = (device.properties or {}).get("USEC_INITIALIZED", "")
     return int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _LONG else None
+
+
+def _older(devices: Iterable[Device], departure: _Departure) -> set[Key]:
+    """Return the registrations that udev handled before the departed device was last there: they are other devices."""
+    return {device.key for device in devices if (_initialized(device) or math.inf) < departure.seen}
 
 
 def _returned_at(device: Device, departure: _Departure, scene: Scene) -> float | None:
@@ -597,7 +630,7 @@ class Losses:
 
     def start(self, memory: Listing) -> None:
         """Believe what the Node lists at the start."""
-        self._known = {name: KnownDevices(entries) for name, entries in memory.items()}
+        self._known = {name: KnownDevices(self._evicted, entries) for name, entries in memory.items()}
 
     def update(self, rules: Sequence[ResourceRule], scene: Scene) -> Incidents:
         """Take in what the last scan found and return what calls for a look at the pods.
@@ -605,11 +638,8 @@ class Losses:
         An uncertain scan changes nothing, and nothing is lost by it; nor before the first observation of the Node.
         """
         evicting = [rule for rule in rules if rule.evict_after is not None]
-        # A resource that leaves the configuration and returns to it starts from nothing, also where every scan meanwhile was uncertain;
-        # but a device that returns whenever it is used still does.
-        self._known = {
-            rule.name: self._known.get(rule.name) or KnownDevices(evicted=self._evicted) for rule in evicting
-        }
+        # A resource that leaves the configuration and returns to it starts from nothing, also where every scan meanwhile was uncertain.
+        self._known = {rule.name: self._known.get(rule.name) or KnownDevices(self._evicted) for rule in evicting}
         certain = not scene.inventory.doubts
         if evicting:
             figures = scene.figures.by_name.values()
@@ -668,8 +698,9 @@ class Losses:
     def note_eviction(self, back: Return, now: float) -> None:
         """Remember that a pod was evicted for a return, so that the device does not evict whenever it is used."""
         second = back.second + int(now - back.at)
-        recent = {ids: at for ids, at in self._evicted.items() if second < at + REPLUG_PEACE}
-        self._evicted = recent | {_ids(back.entries[0]): second}
+        for ids in [ids for ids, at in self._evicted.items() if second >= at + REPLUG_PEACE]:
+            del self._evicted[ids]
+        self._evicted[_ids(back.entries[0])] = second
         for known in self._known.values():
             known.note_eviction(back, second)
 

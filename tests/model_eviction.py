@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from devwatch.pods import Phase
 from fakes import EPOCH
@@ -186,6 +186,8 @@ class Ledger:
     paths: Paths = field(default_factory=Paths)
     replugged: set[int] = field(default_factory=set)
     """The sticks for whose return any daemon evicted a pod."""
+    seen: set[int] = field(default_factory=set)
+    """The registrations that any daemon has seen: no annotation tells of others."""
     dates: set[str] = field(default_factory=set)
     """The API server's times before all PATCHes of former daemons: the last of them may be stored after its daemon has ended."""
 
@@ -237,8 +239,10 @@ class Bailiff:
     def _meant(self, entry: Mapping[str, object]) -> Iterator[Tty]:
         """Yield the registrations that an entry may tell of, also by the number that their pods know; one that never was evicts nobody."""
         for tty in self.ledger.host.past.values():
-            named = tty.devnode == entry.get("devnode") or os.makedev(188, tty.number) == entry.get("rdev")
-            if named and tty.vendor == entry.get("vendor"):
+            history: Any = entry.get("numbers") or ()
+            numbers = [entry.get("rdev"), *(number for _, number in history)]
+            named = tty.devnode == entry.get("devnode") or os.makedev(188, tty.number) in numbers
+            if named and tty.vendor == entry.get("vendor") and tty.birth in self.ledger.seen:
                 yield tty
 
     def configured(self, now: float) -> None:
@@ -255,6 +259,7 @@ class Bailiff:
         self.certain = certain
         births = {tty.birth: tty for tty in seen}
         self.here = births if certain else self.here | births
+        self.ledger.seen |= births.keys()
         for birth in births:
             self.first_seen.setdefault(birth, now)
         owners = {tty.birth: plan.owner(tty) for tty in seen}
@@ -330,6 +335,7 @@ class Bailiff:
     def learned(self, states: Sequence[NodeState], now: float, *, answered: bool) -> None:
         """Take note of what the Node is known to show; before the first answer nobody knows whether that is so still."""
         for known in self.known.values():
+            self._dated_late(known, states)
             if known.missing is None:
                 listed = [entry for state in states[:1] for entry in believed(state).get(known.want, ())]
                 known.listed = known.listed or any(entry.get("devnode") == known.tty.devnode for entry in listed)
@@ -344,6 +350,16 @@ class Bailiff:
                 most = self._without(known, now)
                 if any(state.count(known.want) <= most for state in states):
                     known.accepted = now
+
+    def _dated_late(self, known: Known, states: Sequence[NodeState]) -> None:
+        """Take the date of a loss from a PATCH of a former daemon that was stored after this one began."""
+        if not known.remembered or known.judged or known.lost or known.missing is None:
+            return
+        for entry in (entry for state in states for entry in believed(state).get(known.want, ())):
+            lost = entry.get("lost")
+            if lost and entry.get("devnode") == known.tty.devnode:
+                known.lost, known.dated, known.listed = lost, lost, True
+                known.accepted = min(known.missing, _moment(lost))
 
     def _without(self, lost: Known, now: float) -> int:
         """Return what a resource may be counted as without a lost device: with the others that are away for less than their grace."""
@@ -633,16 +649,22 @@ class Bailiff:
         if not known.listed or known.missing is None or known.counted < self.configured_at or not known.dated:
             return False
         later = (
-            tty
+            True
             for tty in self.ledger.host.past.values()
             if tty.vendor == known.tty.vendor and tty.plugged >= known.counted - SOON
         )
         again = (
-            other
+            True
             for other in self.known.values()
             if other.tty.vendor == known.tty.vendor and other.back >= known.counted - SOON
         )
-        return next(later, None) is None and next(again, None) is None
+        return not (any(later) or any(again) or self._leads_somewhere(known))
+
+    def _leads_somewhere(self, known: Known) -> bool:
+        """Return whether a path of what a former daemon listed leads to a like one now: then it is not lost."""
+        had = self.ledger.paths.had(known.tty.birth)
+        alike = (tty for tty in self.here.values() if tty.vendor == known.tty.vendor)
+        return known.remembered and any(had & tty.claims for tty in alike)
 
     def _orphans(self, known: Known, want: Want) -> Iterator[Life]:
         none_left = self.contract.present.get(want.name, 0) == 0

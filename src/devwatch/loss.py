@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from devwatch.node import Entry, listed_path
+from devwatch.node import MAX_NUMBERS, Entry, listed_path
 from devwatch.plan import START_GRACE
 from devwatch.rules import Verdict
 
@@ -31,12 +31,7 @@ ROLL_CALL_PACE = 1.0
 _LONG = 20
 """Digits of a number of microseconds that no clock shows."""
 
-_MOVES = 16
-"""How many numbers of one device are remembered."""
-
 _Ids = tuple[str | None, str | None, str | None]
-_Numbers = tuple[tuple[int, int], ...]
-"""Device numbers of one device, each with the Unix second since when it had it."""
 _Places = tuple[tuple["Device", ...], ...]
 """Which devices may be a listed one, the likelier ones first; within one tuple a free one comes before a taken one."""
 
@@ -71,6 +66,18 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What a container could open a device by, from one plugging to the next."""
+
+    second: int
+    """When it began, in Unix seconds by the clock of this host; 0 for the first one that is known."""
+    number: int
+    """The device number."""
+    paths: frozenset[str]
+    """The paths that named the device, and no other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Return:
     """A listed device that was away and is back."""
 
@@ -82,10 +89,8 @@ class Return:
     """When it returned, in Unix seconds by the clock of this host, which is also the kubelet's."""
     due: float
     """When its pods are to be looked at."""
-    numbers: _Numbers
-    """The device numbers that it had, also before returns at which a pod was spared: its file may be good again."""
-    paths: frozenset[str]
-    """The paths that named the device, and no other."""
+    registrations: tuple[Registration, ...]
+    """How the device could be opened, also before returns at which a pod was spared: its file may be good again. The last one is now."""
     recent: bool = False
     """Whether a pod was evicted for such a return of the device within `REPLUG_PEACE` before."""
     shared: frozenset[str] = frozenset()
@@ -96,17 +101,16 @@ class Return:
         """What stays the same from one scan to the next."""
         return ("return", self.resource, self.at, *self.entries)
 
-    def is_dead(self, started: int) -> bool:
-        """Return whether a file that was opened then opens the device no more: it has another number now."""
-        (_, opened), *later = self.numbers
-        for second, number in later:
-            opened = number if started >= second else opened
-        return opened != self.numbers[-1][1]
+    def opened(self, started: int | None) -> tuple[Registration, ...]:
+        """Return the registrations of which a container may have a file that started at this Unix second, None for unknown."""
+        former = self.registrations[:-1]
+        if started is None:
+            return former
+        return tuple(each for each in former if each.second <= started)[-1:] or former[:1]
 
-    @property
-    def renumbered(self) -> bool:
-        """Whether there may be such a file."""
-        return len({number for _, number in self.numbers}) > 1
+    def is_dead(self, opened: tuple[Registration, ...]) -> bool:
+        """Return whether a file of these may open the device no more: it has another number now."""
+        return any(each.number != self.registrations[-1].number for each in opened)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +130,9 @@ def match_replugged(
 ) -> dict[Entry, Device]:
     """Match each present device to at most one listed device whose registration is gone, minimising losses.
 
-    A device may be the listed one that had its devnode, with the same ids or with unknown ones, or one that has its ids under another name:
-    then it was plugged in elsewhere. None of those that were there beside it, as `gone` says of each, is it. `claimed` are those that the
-    resource has now.
+    A device may be the listed one that had its devnode, with the same ids or with unknown ones, or one that has its ids, or may have them,
+    under another name: then it was plugged in elsewhere. None of those that were there beside it, as `gone` says of each, is it. `claimed`
+    are those that the resource has now.
     """
     here = {device.devnode: device for device in devices}
     by_ids: dict[_Ids, list[Device]] = {}
@@ -137,12 +141,26 @@ def match_replugged(
         by_ids.setdefault(_ids(Entry.of(device)), []).append(device)
     own = {entry: _own(entry, here.get(entry.devnode), claimed) for entry in gone}
     elsewhere = {entry: _elsewhere(entry, by_ids, others) for entry, others in gone.items()}
-    places = {entry: _places(here.get(entry.devnode), own[entry], elsewhere[entry]) for entry in gone}
+    by_socket = {path: device for device in here.values() for path in filter(_is_socket, _paths(device))}
+    in_socket = {entry: _in_socket(entry, by_socket, elsewhere[entry]) for entry in gone}
+    unread = [device for device in here.values() if not device.complete]
+    places = {
+        entry: (
+            in_socket[entry],
+            *_places(here.get(entry.devnode), own[entry], elsewhere[entry]),
+            _unclear(entry, unread, others),
+        )
+        for entry, others in gone.items()
+    }
     taken: dict[Device, Entry] = {}
     futile: set[Device] = set()
-    # Those that are where they were come first, so that of two that are alike the one that was pulled is lost; those whose ids no device
-    # has come last.
-    for entry in sorted(places, key=lambda entry: (own[entry] is not Verdict.MATCHED, not elsewhere[entry])):
+
+    # Those that are where they were come first, by name or by socket, so that of two that are alike the one that was pulled is lost; those
+    # whose ids no device has come last.
+    def rank(entry: Entry) -> tuple[bool, ...]:
+        return (own[entry] is not Verdict.MATCHED, not in_socket[entry], not elsewhere[entry])
+
+    for entry in sorted(places, key=rank):
         tried = set(futile)
         if not _place(entry, places, taken, tried):
             futile = tried
@@ -163,6 +181,30 @@ def _elsewhere(entry: Entry, by_ids: Mapping[_Ids, Sequence[Device]], others: Ab
     """Return the devices with the ids of a listed one under another name; without any ids none can be told from another."""
     found = by_ids.get(_ids(entry), ()) if entry.vendor else ()
     return tuple(device for device in found if device.devnode != entry.devnode and device.key not in others)
+
+
+def _in_socket(entry: Entry, by_socket: Mapping[str, Device], alike: tuple[Device, ...]) -> tuple[Device, ...]:
+    """Return the devices that are alike and in the socket of a listed one."""
+    found = (by_socket.get(path) for path in filter(_is_socket, entry.links))
+    return tuple(device for device in found if device in alike)
+
+
+def _is_socket(path: str) -> bool:
+    """Return whether a link follows the socket (60-serial.rules and its like: `/dev/*/by-path/`), which has one device at a time."""
+    return "/by-path/" in path
+
+
+def _unclear(entry: Entry, devices: Iterable[Device], others: AbstractSet[Key]) -> tuple[Device, ...]:
+    """Return the devices under another name of which udev may yet say that they have the ids of a listed one."""
+    return tuple(
+        device
+        for device in devices
+        if entry.vendor
+        and device.vendor
+        and device.devnode != entry.devnode
+        and device.key not in others
+        and _alike(entry, Entry.of(device))
+    )
 
 
 def _places(own: Device | None, verdict: Verdict, elsewhere: tuple[Device, ...]) -> _Places:
@@ -242,7 +284,7 @@ class Paths:
         found = {device.key: self._had.get(device.key, frozenset()) | _paths(device) for device in listed}
         self._had = found if certain else self._had | found
         # Where one has a socket now, the one that had it before is gone, even if this scan cannot say so.
-        sockets = {path for paths in found.values() for path in paths if "/by-path/" in path}
+        sockets = set(filter(_is_socket, chain.from_iterable(found.values())))
         owners: dict[str, list[Key]] = {}
         for key, paths in self._had.items():
             for path in paths if key in found or not paths & sockets else ():
@@ -336,10 +378,8 @@ class _Departure:
     """When it was last there for certain."""
     device: Device | None = None
     """As the last scan found it, None where only the annotation of a former daemon tells of it."""
-    numbers: _Numbers = ()
-    """Those that it had, if it has returned before."""
-    paths: frozenset[str] = frozenset()
-    """Those that it had before a return of which the pods have not been looked at."""
+    registrations: tuple[Registration, ...] = ()
+    """As in `Return`, up to this departure; none where the number of the device is unknown."""
     others: AbstractSet[Key] = frozenset()
     """The registrations with the same ids that were there beside it: they are other devices."""
     recalled: bool = False
@@ -365,7 +405,7 @@ class KnownDevices:
         """By registration: those on the host that it has, or had, and may have again."""
         self.gone: dict[Entry, _Departure] = {}
         self.returns: dict[Key, Return] = {}
-        self._numbers: dict[Key, _Numbers] = {}
+        self._registrations: dict[Key, tuple[Registration, ...]] = {}
         """Of each present device that has returned."""
         self.replugged: dict[Key, int] = {}
         """When a pod was last evicted for a return of a present device, in Unix seconds."""
@@ -392,7 +432,7 @@ class KnownDevices:
         for device in figure.devices:
             if device.key not in self.here and device not in found.values():
                 self._inherit(device)
-        self._numbers = {key: numbers for key, numbers in self._numbers.items() if key in claimed}
+        self._registrations = {key: each for key, each in self._registrations.items() if key in claimed}
         self.replugged = {key: at for key, at in self.replugged.items() if key in claimed}
         kept = {key: entry for key, entry in self.here.items() if key in open_}
         self.here = kept | {key: self._entry(device, paths) for key, device in claimed.items()}
@@ -402,15 +442,16 @@ class KnownDevices:
     def _depart(
         self, device: Device, rule: ResourceRule, scene: Scene, before: _Before, shared: AbstractSet[str]
     ) -> None:
-        held, back = self.here.pop(device.key), self.returns.get(device.key)
+        held, former = self.here.pop(device.key), self._registrations.pop(device.key, ())
         entry = replace(held, links=tuple(link for link in held.links if link not in shared))
+        since = former[-1].second if former else 0
+        last = Registration(second=since, number=device.number, paths=entry.paths)
         self.gone[entry] = _Departure(
             at=scene.now,
             grace=rule.removal_grace,
             seen=before.at,
             device=device,
-            numbers=self._numbers.pop(device.key, ()),
-            paths=back.paths if back else frozenset(),
+            registrations=(*former[:-1], last),
             others=frozenset(other.key for other in before.devices if _ids(Entry.of(other)) == _ids(entry)),
         )
 
@@ -419,7 +460,9 @@ class KnownDevices:
         remembered, self._remembered, self._begun = self._remembered, (), True
         for entry in remembered:
             grace = 0.0 if entry.lost else max(rule.removal_grace, START_GRACE)
-            departure = _Departure(at=scene.now, grace=grace)
+            numbers = entry.numbers or (((0, entry.rdev),) if entry.rdev is not None else ())
+            former = (Registration(second=second, number=number, paths=entry.paths) for second, number in numbers)
+            departure = _Departure(at=scene.now, grace=grace, registrations=tuple(former))
             if entry.lost:
                 departure.recalled = departure.over = True
                 departure.lost, departure.there = entry.lost, frozenset()
@@ -470,24 +513,22 @@ class KnownDevices:
         at = _returned_at(device, departure, scene)
         if entry.replugged is not None:
             self.replugged[device.key] = entry.replugged
-        if at is None or entry.rdev is None:
+        if at is None or not departure.registrations:
             return
-        if departure.device is None and (number == entry.rdev or not _is_surely(entry, device, scene, rule.name)):
+        same = number == entry.rdev and not entry.numbers
+        if departure.device is None and (same or not _is_surely(entry, device, scene, rule.name)):
             return
         second = int(scene.wall - (scene.now - at))
-        numbers = departure.numbers or ((0, entry.rdev),)
-        if number != numbers[-1][1]:
-            numbers = (*numbers, (second, number))[-_MOVES:]
-        self._numbers[device.key] = numbers
+        now = Registration(second=second, number=number, paths=frozenset())
+        self._registrations[device.key] = (*departure.registrations, now)[-MAX_NUMBERS:]
         self.returns[device.key] = Return(
             resource=rule.name,
             entries=(entry,),
             at=at,
             second=second,
             due=at + (rule.evict_after or 0.0),
-            numbers=numbers,
-            paths=entry.paths | departure.paths,
-            recent=entry.replugged is not None and second < entry.replugged + REPLUG_PEACE,
+            registrations=self._registrations[device.key],
+            recent=entry.replugged is not None and entry.replugged <= second < entry.replugged + REPLUG_PEACE,
         )
 
     def _inherit(self, device: Device) -> None:
@@ -496,12 +537,14 @@ class KnownDevices:
             self.replugged[device.key] = second
 
     def _entry(self, device: Device, paths: Paths) -> Entry:
-        """Return the entry of a present device, with the number that its pods know as long as they have not been looked at."""
+        """Return the entry of a present device, with the numbers that its pods may know as long as they have not been looked at."""
         back = self.returns.get(device.key)
         # Until udev's record is complete the links may still change.
         own = paths.own(device.key) - {listed_path(device.devnode)} if device.complete else ()
-        number = back.entries[0].rdev if back else device.number
-        return Entry.of(device, links=own, rdev=number, replugged=self.replugged.get(device.key))
+        former = back.registrations if back and back.is_dead(back.registrations) else ()
+        numbers = tuple((each.second, each.number) for each in former)
+        replugged = self.replugged.get(device.key)
+        return Entry.of(device).remembering(links=own, rdev=device.number, numbers=numbers, replugged=replugged)
 
     def _advance(self, name: str, scene: Scene) -> None:
         """Move every departure on, as the table of `_Departure` says."""
@@ -562,10 +605,6 @@ class KnownDevices:
             return choice or loss
         return replace(loss, victims=choice.victims)
 
-    def note_eviction(self, back: Return, second: int) -> None:
-        """Remember when a pod was evicted for a return, in Unix seconds."""
-        self.replugged |= {key: second for key, held in self.returns.items() if held.key == back.key}
-
     def choose(self, loss: Loss) -> None:
         """Remember a loss with its victims."""
         for entry in loss.entries:
@@ -623,6 +662,7 @@ class Losses:
         self._known: dict[str, KnownDevices] = {}
         self._evicted: dict[_Ids, int] = {}
         """When a pod was last evicted for a return of such a device, in Unix seconds."""
+        self._listed: tuple[Device, ...] = ()
         self._paths = Paths()
         self._before = _Before()
         self._there: set[str] = set()
@@ -643,8 +683,8 @@ class Losses:
         certain = not scene.inventory.doubts
         if evicting:
             figures = scene.figures.by_name.values()
-            listed = tuple(device for figure in figures for device in figure.devices)
-            self._paths.observe(listed, certain=certain)
+            self._listed = tuple(device for figure in figures for device in figure.devices)
+            self._paths.observe(self._listed, certain=certain)
         if not certain or scene.observed is None:
             return Incidents()
         for rule in evicting:
@@ -669,9 +709,8 @@ class Losses:
 
         Those that name another device as well decide nothing.
         """
-        paths, others = back.paths, self._paths.others(key)
-        shared = self._paths.shared(key) | (paths & others)
-        return replace(back, paths=paths - shared, shared=shared)
+        paths = frozenset(chain.from_iterable(each.paths for each in back.registrations))
+        return replace(back, shared=self._paths.shared(key) | (paths & self._paths.others(key)))
 
     def listing(self, figures: Figures) -> Listing:
         """Return what the annotation should list of the resources that evict."""
@@ -696,13 +735,18 @@ class Losses:
         return victims
 
     def note_eviction(self, back: Return, now: float) -> None:
-        """Remember that a pod was evicted for a return, so that the device does not evict whenever it is used."""
+        """Remember that a pod was evicted for a return, so that the device does not evict whenever it is used, nor another part of it."""
         second = back.second + int(now - back.at)
+        returned = {
+            key for known in self._known.values() for key, held in known.returns.items() if held.key == back.key
+        }
+        bodies = {device.body for device in self._listed if device.key in returned}
+        keys = {device.key for device in self._listed if device.body in bodies}
         for ids in [ids for ids, at in self._evicted.items() if second >= at + REPLUG_PEACE]:
             del self._evicted[ids]
         self._evicted[_ids(back.entries[0])] = second
         for known in self._known.values():
-            known.note_eviction(back, second)
+            known.replugged |= dict.fromkeys(keys & known.here.keys(), second)
 
     # -- who was there
 

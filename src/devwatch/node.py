@@ -21,6 +21,7 @@ MAX_TEXT = 128
 MAX_ENTRIES = 16
 MAX_LINKS = 8
 MAX_NUMBER = 1 << 63
+MAX_NUMBERS = 8
 MAX_BYTES = 16 * 1024
 
 Listing = Mapping[str, tuple["Entry", ...]]
@@ -73,7 +74,9 @@ class Entry:
     links: tuple[str, ...] = ()
     """The links that only this device had while it was there, as `listed_path` writes them."""
     rdev: int | None = None
-    """The device number (`st_rdev`); after a return the former one, until its pods have been looked at."""
+    """The device number (`st_rdev`)."""
+    numbers: tuple[tuple[int, int], ...] = ()
+    """After a return under another number, until its pods have been looked at: all that it had, each with the Unix second since when."""
     lost: str | None = None
     """The API server's time before the PATCH that stopped counting the device (RFC 3339, seconds), None before that PATCH."""
 
@@ -81,13 +84,17 @@ class Entry:
     """When a pod was last evicted for a return of the device, in Unix seconds of its host."""
 
     @classmethod
-    def of(
-        cls, device: Device, *, links: Iterable[str] = (), rdev: int | None = None, replugged: int | None = None
-    ) -> Entry:
+    def of(cls, device: Device) -> Entry:
         """Return the entry of a device, its texts cut to `MAX_TEXT` characters, so that it equals what is read back."""
-        texts = {name: _text(getattr(device, name)) for name in _IDS}
+        vendor, product, serial, link = (_text(getattr(device, name)) for name in _IDS)
+        return cls(devnode=device.devnode, vendor=vendor, product=product, serial=serial, link=link)
+
+    def remembering(
+        self, *, links: Iterable[str], rdev: int, numbers: tuple[tuple[int, int], ...], replugged: int | None
+    ) -> Entry:
+        """Return it with what a daemon has to know once the device is gone."""
         own = tuple(sorted(links))[:MAX_LINKS]
-        return cls(devnode=device.devnode, links=own, rdev=rdev, replugged=replugged, **texts)
+        return replace(self, links=own, rdev=rdev, numbers=numbers[-MAX_NUMBERS:], replugged=replugged)
 
     @property
     def paths(self) -> frozenset[str]:
@@ -187,16 +194,28 @@ def _is_list_of_objects(value: object) -> bool:
 def _entries(entries: list[dict[str, object]]) -> Iterable[Entry]:
     for entry in entries:
         if isinstance(devnode := entry.get("devnode"), str):
-            links, rdev, replugged = (entry.get(name) for name in ("links", "rdev", "replugged"))
-            known = tuple(filter(None, map(_text, links[:MAX_LINKS]))) if isinstance(links, list) else ()
-            texts = {name: _text(entry.get(name)) for name in _IDS}
-            numbers = {"rdev": _number(rdev), "replugged": _number(replugged)}
-            memory: dict[str, Any] = {**texts, **numbers, "links": known, "lost": _text(entry.get("lost"))}
-            yield Entry(devnode=devnode[:MAX_TEXT], **memory)
+            texts = {name: _text(entry.get(name)) for name in (*_IDS, "lost")}
+            whole = {name: _number(entry.get(name)) for name in ("rdev", "replugged")}
+            links = tuple(filter(None, map(_text, _items(entry.get("links"))[:MAX_LINKS])))
+            numbers = tuple(map(_pair, _items(entry.get("numbers"))[:MAX_NUMBERS]))
+            several = {"links": links, "numbers": () if None in numbers else numbers}
+            known: dict[str, Any] = {**texts, **whole, **several}
+            yield Entry(devnode=devnode[:MAX_TEXT], **known)
 
 
 _IDS = ("vendor", "product", "serial", "link")
 """The keys that every entry has beside its devnode; null where there is nothing to say."""
+
+
+def _items(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _pair(value: object) -> tuple[int, int] | None:
+    match [_number(each) for each in _items(value)]:
+        case [int(second), int(number)]:
+            return second, number
+    return None
 
 
 def _number(value: object) -> int | None:
@@ -240,7 +259,7 @@ def _limited(entries: tuple[Entry, ...], limit: int) -> list[dict[str, object]]:
 
 def _content(entry: Entry) -> dict[str, object]:
     shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in ("devnode", *_IDS)}
-    memory = {"links": list(entry.links), "rdev": entry.rdev, "lost": entry.lost, "replugged": entry.replugged}
+    memory = {name: getattr(entry, name) for name in ("links", "rdev", "numbers", "lost", "replugged")}
     return shown | {name: value for name, value in memory.items() if value}
 
 

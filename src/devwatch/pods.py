@@ -170,18 +170,18 @@ _SEVERITY = (
 
 def _after_return(container: Container, back: Return) -> Disposition | None:
     """Return what the container asks for; None where it has nothing to do with the device, has finished or has healed."""
-    paths = {listed_path(path) for path in container.mounts}
-    exact, named = paths & back.paths, paths & (back.paths | back.shared)
-    above = any(_is_above(folder, path) for folder in paths for path in back.paths)
+    paths, opened = {listed_path(path) for path in container.mounts}, back.opened(container.started)
+    own = frozenset(path for each in opened for path in each.paths) - back.shared
+    above = any(_is_above(folder, path) for folder in paths for path in own)
     healed = container.started is not None and container.started >= back.second
     over = container.phase is Phase.FINISHED or (container.phase is Phase.RUNNING and healed)
-    if over or not (named or above):
+    if over or not (above or paths & (own | back.shared)):
         return None
-    if not named:
+    if not paths & (own | back.shared):
         return Disposition.DIRECTORY
-    if not (back.renumbered if container.started is None else back.is_dead(container.started)):
+    if not back.is_dead(opened):
         return Disposition.SAME_NUMBER
-    return _with_dead_file(container) if exact else Disposition.AMBIGUOUS
+    return _with_dead_file(container) if paths & own else Disposition.AMBIGUOUS
 
 
 def _with_dead_file(container: Container) -> Disposition:

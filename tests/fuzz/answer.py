@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from devwatch.cluster import overview, removal
 from devwatch.errors import ApiError
 from devwatch.kube import Credentials, KubeNode
-from devwatch.loss import Loss, Return
+from devwatch.loss import Loss, Registration, Return
 from devwatch.node import ANNOTATION, Entry, NodeState, patch_body
 from devwatch.pods import on_loss, on_return
 from devwatch.workload import Workload
@@ -38,7 +38,8 @@ _LOSS = Loss(
     accepted="",
     others=frozenset(),
 )
-_RETURN = Return(resource="a/b", entries=(_USB0,), at=0, second=0, due=0, numbers=((0, 7),), paths=_USB0.paths)
+_OPENED = (Registration(second=0, number=6, paths=_USB0.paths), Registration(second=9, number=7, paths=frozenset()))
+_RETURN = Return(resource="a/b", entries=(_USB0,), at=0, second=0, due=0, registrations=_OPENED)
 PATIENCE = 5.0
 """Seconds for a request; the server here is never silent, so that none takes them."""
 MOST_EVENTS = 8

@@ -56,6 +56,11 @@ class Tty:
         return (self.stick, self.interface)
 
     @property
+    def place(self) -> tuple[str, int, str]:
+        """Where it is plugged: the link in by-path follows that."""
+        return (self.socket, self.slot, self.interface)
+
+    @property
     def looks(self) -> tuple[str, str, str | None]:
         """What it is as far as anybody can tell: twins look alike."""
         return (self.vendor, self.interface, self.plain)

@@ -264,9 +264,15 @@ class Bailiff:
             self.first_seen.setdefault(birth, now)
         owners = {tty.birth: plan.owner(tty) for tty in seen}
         listed = [tty for tty in seen if owners[tty.birth][0] is not None]
-        maybe = [birth for birth, tty in self.here.items() if plan.owner(tty)[0] is not None]
-        gone = frozenset(maybe) - {tty.birth for tty in self.ledger.host.present}
-        self.ledger.paths.note({birth: self.ledger.host.past[birth].claims for birth in maybe}, gone)
+        gone = self.here.keys() - {tty.birth for tty in self.ledger.host.present}
+        # One that has the place of another, and says so, has come after it.
+        taken = {tty.place for birth, tty in self.here.items() if birth not in gone and tty.record}
+        maybe = [
+            birth
+            for birth, tty in self.here.items()
+            if plan.owner(tty)[0] is not None and not (birth in gone and tty.place in taken)
+        ]
+        self.ledger.paths.note({birth: self.ledger.host.past[birth].claims for birth in maybe}, frozenset(gone))
         if certain and answered:
             self.paths.note({tty.birth: tty.claims if tty.record else self._bare(tty) for tty in listed})
         for tty in listed:

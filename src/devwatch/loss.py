@@ -142,7 +142,8 @@ def match_replugged(
     own = {entry: _own(entry, here.get(entry.devnode), claimed) for entry in gone}
     elsewhere = {entry: _elsewhere(entry, by_ids, others) for entry, others in gone.items()}
     by_socket = {path: device for device in here.values() for path in filter(_is_socket, _paths(device))}
-    in_socket = {entry: _in_socket(entry, by_socket, elsewhere[entry]) for entry in gone}
+    alike = {entry: by_ids.get(_ids(entry), []) for entry in gone}
+    in_socket = {entry: _in_socket(entry, by_socket, alike[entry], others) for entry, others in gone.items()}
     unread = [device for device in here.values() if not device.complete]
     places = {
         entry: (
@@ -155,10 +156,10 @@ def match_replugged(
     taken: dict[Device, Entry] = {}
     futile: set[Device] = set()
 
-    # Those that are where they were come first, by name or by socket, so that of two that are alike the one that was pulled is lost; those
-    # whose ids no device has come last.
+    # Those that are where they were come first, so that of two that are alike the one that was pulled is lost: in their socket, then by
+    # their name, which another may take. Those whose ids no device has come last.
     def rank(entry: Entry) -> tuple[bool, ...]:
-        return (own[entry] is not Verdict.MATCHED, not in_socket[entry], not elsewhere[entry])
+        return (not in_socket[entry], own[entry] is not Verdict.MATCHED, not elsewhere[entry])
 
     for entry in sorted(places, key=rank):
         tried = set(futile)
@@ -183,10 +184,12 @@ def _elsewhere(entry: Entry, by_ids: Mapping[_Ids, Sequence[Device]], others: Ab
     return tuple(device for device in found if device.devnode != entry.devnode and device.key not in others)
 
 
-def _in_socket(entry: Entry, by_socket: Mapping[str, Device], alike: tuple[Device, ...]) -> tuple[Device, ...]:
-    """Return the devices that are alike and in the socket of a listed one."""
-    found = (by_socket.get(path) for path in filter(_is_socket, entry.links))
-    return tuple(device for device in found if device in alike)
+def _in_socket(
+    entry: Entry, by_socket: Mapping[str, Device], alike: Sequence[Device], others: AbstractSet[Key]
+) -> tuple[Device, ...]:
+    """Return the devices with the ids of a listed one that are in its socket."""
+    found = (by_socket[path] for path in entry.links if path in by_socket)
+    return tuple(device for device in found if device in alike and device.key not in others)
 
 
 def _is_socket(path: str) -> bool:

@@ -162,6 +162,12 @@ class Known:
     dated: str = ""
     """The API server's time in the last answer before it was last seen."""
 
+    def alike(self, other: Known) -> bool:
+        """Return whether the two cannot be told apart, by the serial that they have or by what udev said of it last."""
+        one, two = self.tty, other.tty
+        serials = one.plain == two.plain or self.serial == other.serial
+        return (one.vendor, one.interface) == (two.vendor, two.interface) and serials
+
     @property
     def valid(self) -> Iterator[Cut]:
         """Yield the attempts to stop counting it, up to the one that was stored."""
@@ -315,9 +321,12 @@ class Bailiff:
             if (known.tty.face, known.serial) in faces:
                 known.over = True
                 known.victims.clear()
-            elif known.over and not any(other.tty.face == known.tty.face for other in self._others(known)):
+            elif known.over and not any(self._is_later(other, known) for other in self._others(known)):
                 # It was back and not listed: now it is lost anew, and nothing that counts it has a grace.
                 known.over, known.missing, known.accepted, known.grace = False, now, None, 0.0
+
+    def _is_later(self, one: Known, other: Known) -> bool:
+        return one.tty.face == other.tty.face and one.tty.birth > other.tty.birth
 
     def _others(self, known: Known) -> Iterator[Known]:
         return (other for other in self.known.values() if other is not known and other.want == known.want)
@@ -488,7 +497,7 @@ class Bailiff:
         if want.name not in life.template.requests or not self._was_there(life, lost):
             return False
         paths = set(life.pod.host_paths)
-        named = any(paths & self._names(each) for each in ripe if each is lost or each.tty.looks == lost.tty.looks)
+        named = any(paths & self._names(each) for each in ripe if each is lost or each.alike(lost))
         if self.contract.present.get(want.name, 0) == 0:
             young = [known for known in self._gone(want) if known not in ripe and not known.remembered]
             return named or not any(paths & self._own(known.tty) for known in young)
@@ -499,7 +508,7 @@ class Bailiff:
         alike = (
             known
             for known in self.known.values()
-            if known.want == lost.want and known.missing is not None and known.tty.looks == lost.tty.looks
+            if known.want == lost.want and known.missing is not None and known.alike(lost)
         )
         return set().union(*(self._own(known.tty) for known in (lost, *alike)))
 
@@ -577,7 +586,7 @@ class Bailiff:
         good = opened is not None and any(
             (tty.face, tty.number) == (opened.face, opened.number) for tty in self.here.values()
         )
-        if opened is not None and good and self._can_know(opened, path):
+        if opened is not None and good and self._can_know(opened, path) and not self._is_confused(opened, at):
             return "its file is good"
         return ""
 
@@ -585,6 +594,12 @@ class Bailiff:
         """Return whether this daemon can know that a path led to a device."""
         known = [each for (_, birth), each in self.known.items() if birth == tty.birth]
         return any(path in (tty.claims if each.remembered else self.paths.had(tty.birth)) for each in known)
+
+    def _is_confused(self, tty: Tty, at: float) -> bool:
+        """Return whether a twin was away as well when a device returned: which of them it is, nothing tells."""
+        away = [known for known in self.known.values() if known.missing is not None and known.missing <= at + SOON]
+        mine = [known for known in away if known.tty.birth == tty.birth]
+        return any(one.alike(two) and one.tty.face != two.tty.face for one in mine for two in away)
 
     def evicted(self, life: Life, now: float) -> None:
         """Take note of a pod that was evicted, where nothing but a return can be the cause; which one of several, nobody knows."""

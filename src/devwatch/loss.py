@@ -28,6 +28,8 @@ REPLUG_PEACE = 600
 ROLL_CALL_PACE = 1.0
 """Seconds between two lists of pods because of departures, at least: a contact may bounce ten times a second."""
 
+_MICROSECOND = 1e-6
+"""Seconds: udev cuts its times to this."""
 _LONG = 20
 """Digits of a number of microseconds that no clock shows."""
 
@@ -635,7 +637,7 @@ def _initialized(device: Device) -> float | None:
 
 def _older(devices: Iterable[Device], departure: _Departure) -> set[Key]:
     """Return the registrations that udev handled before the departed device was last there: they are other devices."""
-    return {device.key for device in devices if (_initialized(device) or math.inf) < departure.seen}
+    return {device.key for device in devices if (_initialized(device) or math.inf) + _MICROSECOND < departure.seen}
 
 
 def _returned_at(device: Device, departure: _Departure, scene: Scene) -> float | None:

@@ -405,7 +405,9 @@ class Bailiff:
                 for entry in entries.get(known.want, ())
                 if entry.get("lost") and entry.get("devnode") == known.tty.devnode
             ]
-            if marked or (lower is not None and int(lower) <= self._without(known, now)):
+            lowers = lower is not None and int(lower) <= self._without(known, now)
+            # Where a stranger has lowered it before, the next PATCH is as good.
+            if marked or lowers or (known.accepted is not None and not known.cuts):
                 known.cuts.append(cut)
         return [cut], self._misdated(entries)
 

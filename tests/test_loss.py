@@ -83,6 +83,23 @@ def test_of_twins_the_one_that_can_be_no_other_gets_the_place_that_is_left() -> 
     assert match_replugged({first: frozenset(), second: {here[0].key}}, here) == {first: here[0], second: here[1]}
 
 
+def test_of_twins_the_one_in_the_socket_is_the_one_that_had_it() -> None:
+    """Names follow the order of plugging, and another may take them."""
+    socket = "/dev/serial/by-path/2"
+    first = Entry.of(TWIN0)
+    second = replace(Entry.of(TWIN1), links=(socket,))
+    here = [device("ttyUSB0", links=(socket,))]
+    assert match_replugged({first: frozenset(), second: frozenset()}, here) == {second: here[0]}
+    assert match_replugged({first: frozenset(), second: {here[0].key}}, here) == {first: here[0]}
+
+
+@pytest.mark.parametrize(("serial", "found"), [(None, True), ("S0", True), ("S1", False)])
+def test_what_udev_has_not_read_yet_may_be_the_listed_one(serial: str | None, found: bool) -> None:  # noqa: FBT001 - a parameter of pytest
+    """A rule of udev may give it another serial than its own, or none; what says that it is another is not it."""
+    here = [device("ttyUSB7", serial="S0", properties=None)]
+    assert bool(match_replugged({Entry.of(device("ttyUSB0", serial=serial)): frozenset()}, here)) is found
+
+
 @pytest.mark.no_cover
 @pytest.mark.parametrize(("before", "after"), [(512, 256), (1200, 1200)])
 def test_hundreds_of_twins_find_their_places_again(before: int, after: int) -> None:
@@ -408,6 +425,17 @@ def test_what_was_no_longer_counted_at_the_start_without_a_time_is_forgotten() -
 
 
 # -- paths
+
+
+def test_what_an_uncertain_scan_misses_shares_no_path_with_what_is_in_its_socket_since() -> None:
+    """It is gone then; whether another one is gone as well, that scan cannot say."""
+    paths, links = Paths(), ("/dev/serial/by-id/S", "/dev/serial/by-path/1")
+    first, again, twin = (device(name, links=links) for name in ("ttyUSB0", "ttyUSB1", "ttyUSB2"))
+    paths.observe((first,))
+    paths.observe((again,), certain=False)
+    assert paths.own(again.key) == {"/dev/ttyUSB1", *links}
+    paths.observe((replace(twin, links=links[:1]),), certain=False)
+    assert paths.own(twin.key) == {"/dev/ttyUSB2"}
 
 
 def test_a_path_that_two_devices_had_at_the_same_time_is_no_longer_of_one() -> None:

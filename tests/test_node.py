@@ -277,6 +277,13 @@ def test_names_that_fill_the_annotation_leave_no_room_for_numbers() -> None:
     assert json.loads(render_listing(listing) or "") == {name: [] for name in listing}
 
 
+@pytest.mark.parametrize("numbers", ["x", {}, [1], [[1]], [[1, -1]], [[1, 2], [3, "4"]], [[1, 2, 3]]])
+def test_numbers_that_are_no_numbers_are_none(numbers: object) -> None:
+    """The device stays listed."""
+    text = json.dumps({"a.io/b": [{"devnode": "/dev/ttyUSB0", "rdev": 7, "numbers": numbers}]})
+    assert parse_listing(text) == {"a.io/b": (Entry(devnode="/dev/ttyUSB0", rdev=7),)}
+
+
 @pytest.mark.parametrize(
     "text",
     [

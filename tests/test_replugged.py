@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from build import ZWAVE
+from build import ZIGBEE, ZWAVE
+from devwatch.config import parse
 from devwatch.errors import Retry
 from devwatch.pods import Container, Phase
 from fakes import EPOCH
 from home import AFTER, GRACE, USB0, USB1, Home, config, home, pod, virtual
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from devwatch.pods import Pod
 
+USB2, USB3 = "/dev/ttyUSB2", "/dev/ttyUSB3"
 BY_ID = "/dev/serial/by-id/S0"
+PARTS = """resources:
+- {name: %s, match: [{vendor: '0001', properties: {PART: a}}], evict: {after: 30s}}
+- {name: %s, match: [{vendor: '0001', properties: {PART: b}}], evict: {after: 30s}}
+""" % (ZWAVE, ZIGBEE)  # noqa: UP031 - braces are of YAML
 CUSTOM = "/dev/zigbee"
 
 
@@ -248,6 +258,146 @@ async def test_a_pod_that_was_spared_has_a_good_file_after_a_return_under_its_nu
         await asyncio.sleep(200)
         assert one.evicted == ["p"]
         assert "same number" in told(one)[-1]
+
+
+def plug_parts(one: Home, first: str, second: str, *, physical: str = "/devices/stick") -> None:
+    """Plug a stick with two devnodes, which have the same ids and are of two resources."""
+    for part, devnode in (("a", first), ("b", second)):
+        number, link = 100 + int(devnode[-1]), f"{BY_ID}-{part}"
+        one.host.plug("0001", devnode, serial="S", link=link, number=number, properties={"PART": part})
+        one.host.change(devnode, physical=physical)
+
+
+def holder_of_part(part: str, *, started: float = 0) -> Pod:
+    """Return a pod that holds one of the two."""
+    resource = ZWAVE if part == "a" else ZIGBEE
+    return replace(holder(part, path=f"{BY_ID}-{part}", started=started), requests={resource: 1})
+
+
+@asynccontextmanager
+async def home_with_parts() -> AsyncIterator[Home]:
+    """Have a stick with two devnodes, each with a pod."""
+    async with home(sticks=(), used=parse(PARTS.encode(), file="config.yaml")) as one:
+        plug_parts(one, USB0, USB1)
+        one.workload.run(holder_of_part("a", started=now() + 1), holder_of_part("b", started=now() + 1))
+        await asyncio.sleep(100)
+        yield one
+
+
+@virtual
+async def test_the_parts_of_a_stick_take_over_each_other_s_names() -> None:
+    """HUSBZB-1, with its first name still held by a program: the second part has a dead file, though its name is there again."""
+    async with home_with_parts() as one:
+        one.host.unplug(USB0)
+        one.host.unplug(USB1)
+        await asyncio.sleep(1)
+        plug_parts(one, USB1, USB2)
+        await asyncio.sleep(AFTER + 5)
+        assert sorted(one.evicted) == ["a", "b"]
+
+
+@virtual
+async def test_one_part_that_has_evicted_a_moment_ago_spares_the_pods_of_the_other_as_well() -> None:
+    """It is the stick that returns whenever it is used, and it has both."""
+    async with home_with_parts() as one:
+        one.workload.end("home/b")
+        one.host.unplug(USB0)
+        one.host.unplug(USB1)
+        await asyncio.sleep(1)
+        plug_parts(one, USB2, USB3)
+        await asyncio.sleep(AFTER + 5)
+        assert one.evicted == ["a"]
+        one.workload.run(holder_of_part("b", started=now()))
+        await asyncio.sleep(10)
+        one.host.unplug(USB2)
+        one.host.unplug(USB3)
+        await asyncio.sleep(1)
+        plug_parts(one, USB0, USB1)
+        await asyncio.sleep(AFTER + 5)
+        assert one.evicted == ["a"]
+        assert "recent" in told(one)[-1]
+
+
+@virtual
+async def test_a_loss_that_is_settled_does_not_forget_that_the_stick_has_evicted_a_moment_ago() -> None:
+    """Its last pod was evicted for the loss; the next one, when the stick flaps again, is spared."""
+    async with home(holder()) as one:
+        await away(one, 1)
+        await asyncio.sleep(AFTER + 5)
+        one.workload.run(holder("q", started=now()))
+        await asyncio.sleep(10)
+        await away(one, GRACE + AFTER + 10)
+        assert one.evicted == ["p", "q"]
+        one.workload.run(holder("r", started=now() + 1))
+        await asyncio.sleep(10)
+        await away(one, 1)
+        await asyncio.sleep(AFTER + 5)
+        assert one.evicted == ["p", "q"]
+        assert "recent" in told(one)[-1]
+
+
+@virtual
+async def test_who_mounted_the_name_before_the_last_has_a_dead_file_too() -> None:
+    """A contact bounces twice: the devnode that the pod mounted is two names ago."""
+    async with home(holder(path=USB0)) as one:
+        await away(one, 1, devnode=USB1)
+        await asyncio.sleep(10)
+        one.host.unplug(USB1)
+        await asyncio.sleep(1)
+        renumber(one, devnode=USB2)
+        await asyncio.sleep(AFTER + 5)
+        assert one.evicted == ["p"]
+
+
+@virtual
+async def test_a_name_that_the_device_has_had_only_since_names_no_holder_from_before() -> None:
+    """The container mounted what was there then, which was not the device."""
+    async with home(holder(path=USB1)) as one:
+        await away(one, 1, devnode=USB1)
+        await asyncio.sleep(10)
+        one.host.unplug(USB1)
+        await asyncio.sleep(1)
+        renumber(one, devnode=USB2)
+        await asyncio.sleep(AFTER + 5)
+        assert not one.workload.tried
+        assert not told(one)
+
+
+@virtual
+async def test_a_daemon_that_is_killed_leaves_every_number_to_the_next() -> None:
+    """Who started between two returns has a good file if the second brings the number back that the first has brought."""
+    async with home(holder("dead")) as one:
+        one.host.unplug()
+        one.host.plug("0001", USB0, serial="S0", link=BY_ID, number=7, properties={"USEC_INITIALIZED": "100000000"})
+        one.workload.run(holder("good", started=105))
+        await asyncio.sleep(10)
+        await one.kill()
+        one.host.unplug()
+        one.host.plug("0001", USB0, serial="S0", link=BY_ID, number=7, properties={"USEC_INITIALIZED": "110000000"})
+        await asyncio.sleep(100)
+        one.start(config())
+        await asyncio.sleep(AFTER + 5)
+        assert one.evicted == ["dead"]
+
+
+@virtual
+async def test_a_device_that_was_there_beside_the_other_does_not_return_as_it() -> None:
+    """Its devnode was gone for a while, and udev has handled it before the other one went."""
+    twin = "/dev/serial/by-path/1"
+    async with home(holder(path=BY_ID), sticks=()) as one:
+        for devnode, link in ((USB0, BY_ID), (USB1, twin)):
+            one.host.plug("0001", devnode, serial="S", link=link, properties={"USEC_INITIALIZED": "50000000"})
+        await asyncio.sleep(100)
+        held = one.host.take(USB1)
+        await asyncio.sleep(GRACE + AFTER + 10)
+        one.host.unplug(USB0)
+        await asyncio.sleep(1)
+        one.host.put(held)
+        await asyncio.sleep(GRACE + AFTER - 1)
+        assert not one.workload.tried
+        await asyncio.sleep(10)
+        assert one.evicted == ["p"]
+        assert not told(one)
 
 
 @virtual

@@ -336,7 +336,8 @@ class Bailiff:
             for tty in self.here.values():
                 key = (known.want, known.tty.birth, tty.birth)
                 if known.missing is not None and key not in self.returns and self._same(known, tty):
-                    self.returns[key] = min(self.first_seen[tty.birth], tty.handled or now)
+                    handled = tty.handled if tty.record else None
+                    self.returns[key] = min(self.first_seen[tty.birth], handled or now)
 
     def _same(self, known: Known, tty: Tty) -> bool:
         """Return whether a device is, or cannot be told from, one that was there before."""
@@ -588,7 +589,7 @@ class Bailiff:
         good = opened is not None and any(
             (tty.face, tty.number) == (opened.face, opened.number) for tty in self.here.values()
         )
-        if opened is not None and good and self._can_know(opened, path) and not self._is_confused(opened, at):
+        if opened is not None and good and self._can_know(opened, path) and not self._is_confused(opened):
             return "its file is good"
         return ""
 
@@ -597,11 +598,17 @@ class Bailiff:
         known = [each for (_, birth), each in self.known.items() if birth == tty.birth]
         return any(path in (tty.claims if each.remembered else self.paths.had(tty.birth)) for each in known)
 
-    def _is_confused(self, tty: Tty, at: float) -> bool:
-        """Return whether a twin was away as well when a device returned: which of them it is, nothing tells."""
-        away = [known for known in self.known.values() if known.missing is not None and known.missing <= at + SOON]
+    def _is_confused(self, tty: Tty) -> bool:
+        """Return whether a twin was away as well when a device returned, or came meanwhile: which of them it is, nothing tells."""
+        away = [known for known in self.known.values() if known.missing is not None]
         mine = [known for known in away if known.tty.birth == tty.birth]
-        return any(one.alike(two) and one.tty.face != two.tty.face for one in mine for two in away)
+        came = [known for known in self.known.values() if known.missing is None]
+        for one in mine:
+            since = one.missing or 0.0
+            twins = (*away, *(known for known in came if self.first_seen[known.tty.birth] >= since - SOON))
+            if any(one.alike(two) and one.tty.face != two.tty.face for two in twins):
+                return True
+        return False
 
     def evicted(self, life: Life, now: float) -> None:
         """Take note of a pod that was evicted, where nothing but a return can be the cause; which one of several, nobody knows."""

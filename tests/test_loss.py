@@ -212,6 +212,18 @@ def test_a_device_that_nobody_knows_yet_at_the_place_of_the_lost_one_keeps_it_li
     assert story.turn(11, known, present=0, advertised=0, devices=(), shown=0) == first
 
 
+def test_a_device_that_goes_before_anybody_knows_it_may_have_been_the_lost_one() -> None:
+    """Then that was there in between, and the time runs again."""
+    story = Story(E0)
+    first = story.turn(0)
+    assert first is not None
+    stranger = device("ttyUSB0", vendor="0403", properties=None)
+    assert story.turn(10, stranger, present=0, advertised=0, devices=(), shown=0) is None
+    again = story.turn(11)
+    assert again is not None
+    assert (again.since, again.there) == (11, first.there)
+
+
 def test_a_stick_that_moved_while_another_took_its_name_is_not_lost() -> None:
     """On a hub that starts anew the names are dealt again, and udev is still at work on the one that has the old name now."""
     story = Story(E0)

@@ -401,6 +401,18 @@ async def test_a_device_that_was_there_beside_the_other_does_not_return_as_it() 
 
 
 @virtual
+async def test_a_device_that_udev_has_yet_to_read_does_not_return_as_another() -> None:
+    """By its name and its resource it may be the lost one, by its product it is not: nobody holds its file."""
+    either = config(match="{vendor: '000?'}")
+    async with home(holder(path=USB0), used=either) as one:
+        one.host.unplug()
+        await asyncio.sleep(1)
+        one.host.plug("0002", USB0, record=False)
+        await asyncio.sleep(500)
+        assert not one.workload.tried
+
+
+@virtual
 async def test_a_stick_that_is_pulled_again_before_its_turn_is_judged_by_its_last_return() -> None:
     """Back under the number that the pod knows, it is the same file again."""
     async with home(holder()) as one:

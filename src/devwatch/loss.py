@@ -397,6 +397,14 @@ class _Departure:
     """The API server's time then, empty where a former daemon saw that moment."""
     choice: Loss | None = None
     """The loss as it was when its victims were chosen."""
+    maybe: Key | None = None
+    """The present device that it may be."""
+
+    def decide(self, present: AbstractSet[Key]) -> None:
+        """Begin the loss again where the device that it may be has gone before that was known; else that one is another."""
+        if self.maybe is not None and self.maybe not in present:
+            self.since = self.choice = None
+        self.maybe = None
 
 
 class KnownDevices:
@@ -431,8 +439,12 @@ class KnownDevices:
         for entry in remembered if figure.advertised <= figure.present else ():
             self._forget_uncounted(entry, found)
         for entry, device in found.items():
-            if device.key not in open_:
+            if device.key in open_:
+                self.gone[entry].maybe = device.key
+            else:
                 self._find_again(entry, device, rule, scene)
+        for entry in self.gone.keys() - found.keys():
+            self.gone[entry].decide(keys)
         self.returns = {key: back for key, back in self.returns.items() if key in claimed}
         for device in figure.devices:
             if device.key not in self.here and device not in found.values():
@@ -518,7 +530,8 @@ class KnownDevices:
         at = _returned_at(device, departure, scene)
         if entry.replugged is not None:
             self.replugged[device.key] = entry.replugged
-        if at is None or not departure.registrations:
+        # What has its name may be another one, whose ids udev has yet to tell.
+        if at is None or not departure.registrations or not _alike(entry, Entry.of(device)):
             return
         same = number == entry.rdev and not entry.numbers
         if departure.device is None and (same or not _is_surely(entry, device, scene, rule.name)):

@@ -402,14 +402,15 @@ async def test_a_device_that_was_there_beside_the_other_does_not_return_as_it() 
 
 @virtual
 async def test_a_device_that_udev_has_yet_to_read_does_not_return_as_another() -> None:
-    """By its name and its resource it may be the lost one, by its product it is not: nobody holds its file."""
+    """It has its name, and counts, since its product is known: the one that had the name before is lost."""
     either = config(match="{vendor: '000?'}")
     async with home(holder(path=USB0), used=either) as one:
         one.host.unplug()
         await asyncio.sleep(1)
         one.host.plug("0002", USB0, record=False)
         await asyncio.sleep(500)
-        assert not one.workload.tried
+        assert one.evicted == ["p"]
+        assert not told(one)
 
 
 @virtual

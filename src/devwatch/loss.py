@@ -177,7 +177,9 @@ def _own(entry: Entry, device: Device | None, claimed: AbstractSet[Key]) -> Verd
     found = Entry.of(device)
     if _ids(entry) == _ids(found) and (device.complete or device.key in claimed):
         return Verdict.MATCHED
-    return Verdict.UNKNOWN if _alike(entry, found) or not device.complete else Verdict.NOT
+    # What is claimed without udev's record is known well enough.
+    known = device.complete or device.key in claimed
+    return Verdict.UNKNOWN if _alike(entry, found) or not known else Verdict.NOT
 
 
 def _elsewhere(entry: Entry, by_ids: Mapping[_Ids, Sequence[Device]], others: AbstractSet[Key]) -> tuple[Device, ...]:
@@ -530,8 +532,7 @@ class KnownDevices:
         at = _returned_at(device, departure, scene)
         if entry.replugged is not None:
             self.replugged[device.key] = entry.replugged
-        # What has its name may be another one, whose ids udev has yet to tell.
-        if at is None or not departure.registrations or not _alike(entry, Entry.of(device)):
+        if at is None or not departure.registrations:
             return
         same = number == entry.rdev and not entry.numbers
         if departure.device is None and (same or not _is_surely(entry, device, scene, rule.name)):

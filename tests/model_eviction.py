@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -407,9 +407,11 @@ class Bailiff:
                 if entry.get("lost") and entry.get("devnode") == known.tty.devnode
             ]
             lowers = lower is not None and int(lower) <= self._without(known, now)
-            # Where a stranger has lowered it before, the next PATCH is as good.
-            if marked or lowers or (known.accepted is not None and not known.cuts):
+            if marked or lowers:
                 known.cuts.append(cut)
+            elif known.accepted is not None:
+                # Where a stranger has lowered it before, any later PATCH is as good.
+                known.cuts.append(replace(cut))
         return [cut], self._misdated(entries)
 
     def _misdated(self, entries: Content) -> str:

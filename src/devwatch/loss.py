@@ -458,6 +458,16 @@ class KnownDevices:
         self.sure = tuple(entry for entry in self.gone if entry not in found)
         self._advance(rule.name, scene)
 
+    def refresh(self, name: str, scene: Scene, paths: Paths) -> None:
+        """Take what an uncertain scan has found of the known devices: other texts, or that the resource has them no more."""
+        claimed = {device.key: device for device in scene.figures.by_name[name].devices}
+        others = {device.key for device in scene.devices} - claimed.keys() - scene.open(name)
+        self.here = {
+            key: self._entry(claimed[key], paths) if key in claimed else entry
+            for key, entry in self.here.items()
+            if key not in others
+        }
+
     def _depart(
         self, device: Device, rule: ResourceRule, scene: Scene, before: _Before, shared: AbstractSet[str]
     ) -> None:
@@ -694,7 +704,7 @@ class Losses:
     def update(self, rules: Sequence[ResourceRule], scene: Scene) -> Incidents:
         """Take in what the last scan found and return what calls for a look at the pods.
 
-        An uncertain scan changes nothing, and nothing is lost by it; nor before the first observation of the Node.
+        By an uncertain scan nothing is lost, and nothing returns; nor before the first observation of the Node.
         """
         evicting = [rule for rule in rules if rule.evict_after is not None]
         # A resource that leaves the configuration and returns to it starts from nothing, also where every scan meanwhile was uncertain.
@@ -704,6 +714,9 @@ class Losses:
             figures = scene.figures.by_name.values()
             self._listed = tuple(device for figure in figures for device in figure.devices)
             self._paths.observe(self._listed, certain=certain)
+        if not certain:
+            for rule in evicting:
+                self._known[rule.name].refresh(rule.name, scene, self._paths)
         if not certain or scene.observed is None:
             return Incidents()
         for rule in evicting:

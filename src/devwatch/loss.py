@@ -136,89 +136,78 @@ def match_replugged(
     under another name: then it was plugged in elsewhere. None of those that were there beside it, as `gone` says of each, is it. `claimed`
     are those that the resource has now.
     """
-    here = {device.devnode: device for device in devices}
-    by_ids: dict[_Ids, list[Device]] = {}
-    # Of those that are alike, the one that the resource has now is the likeliest.
-    for device in sorted(here.values(), key=lambda device: device.key not in claimed):
-        by_ids.setdefault(_ids(Entry.of(device)), []).append(device)
-    own = {entry: _own(entry, here.get(entry.devnode), claimed) for entry in gone}
-    elsewhere = {entry: _elsewhere(entry, by_ids, others) for entry, others in gone.items()}
-    by_socket = {path: device for device in here.values() for path in filter(_is_socket, _paths(device))}
-    alike = {entry: by_ids.get(_ids(entry), []) for entry in gone}
-    in_socket = {entry: _in_socket(entry, by_socket, alike[entry], others) for entry, others in gone.items()}
-    unread = [device for device in here.values() if not device.complete]
-    places = {
-        entry: (
-            in_socket[entry],
-            *_places(here.get(entry.devnode), own[entry], elsewhere[entry]),
-            _unclear(entry, unread, others),
-        )
-        for entry, others in gone.items()
-    }
+    candidates = _Candidates(devices, claimed)
+    options = {entry: candidates.options(entry, others) for entry, others in gone.items()}
+    places = {entry: each.places for entry, each in options.items()}
     taken: dict[Device, Entry] = {}
     futile: set[Device] = set()
-
-    # Those that are where they were come first, so that of two that are alike the one that was pulled is lost: in their socket, then by
-    # their name, which another may take. Those whose ids no device has come last.
-    def rank(entry: Entry) -> tuple[bool, ...]:
-        return (not in_socket[entry], own[entry] is not Verdict.MATCHED, not elsewhere[entry])
-
-    for entry in sorted(places, key=rank):
+    for entry in sorted(options, key=lambda entry: options[entry].rank):
         tried = set(futile)
         if not _place(entry, places, taken, tried):
             futile = tried
     return {entry: device for device, entry in taken.items()}
 
 
-def _own(entry: Entry, device: Device | None, claimed: AbstractSet[Key]) -> Verdict:
-    """Return whether a listed device is where it was; unknown while the device with that name is, or where a serial is missing."""
-    if device is None:
-        return Verdict.NOT
-    found = Entry.of(device)
-    if _ids(entry) == _ids(found) and (device.complete or device.key in claimed):
-        return Verdict.MATCHED
-    # What is claimed without udev's record is known well enough.
-    known = device.complete or device.key in claimed
-    return Verdict.UNKNOWN if _alike(entry, found) or not known else Verdict.NOT
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """The devices that a listed one may be, and whose turn it is to choose."""
+
+    places: _Places
+    rank: tuple[bool, ...]
+    """Those that are where they were come first, so that of two that are alike the one that was pulled is lost: in their socket, then by
+    their name, which another may take. Those whose ids no device has come last."""
 
 
-def _elsewhere(entry: Entry, by_ids: Mapping[_Ids, Sequence[Device]], others: AbstractSet[Key]) -> tuple[Device, ...]:
-    """Return the devices with the ids of a listed one under another name; without any ids none can be told from another."""
-    found = by_ids.get(_ids(entry), ()) if entry.vendor else ()
-    return tuple(device for device in found if device.devnode != entry.devnode and device.key not in others)
+class _Candidates:
+    """The present devices among which gone ones are looked for."""
 
+    def __init__(self, devices: Iterable[Device], claimed: AbstractSet[Key]) -> None:
+        self._claimed = claimed
+        self._by_name = {device.devnode: device for device in devices}
+        self._by_socket = {
+            path: device for device in self._by_name.values() for path in _paths(device) if _is_socket(path)
+        }
+        self._unread = [device for device in self._by_name.values() if not device.complete]
+        self._by_ids: dict[_Ids, list[Device]] = {}
+        # Of those that are alike, the one that the resource has now is the likeliest.
+        for device in sorted(self._by_name.values(), key=lambda device: device.key not in claimed):
+            self._by_ids.setdefault(_ids(Entry.of(device)), []).append(device)
 
-def _in_socket(
-    entry: Entry, by_socket: Mapping[str, Device], alike: Sequence[Device], others: AbstractSet[Key]
-) -> tuple[Device, ...]:
-    """Return the devices with the ids of a listed one that are in its socket."""
-    found = (by_socket[path] for path in entry.links if path in by_socket)
-    return tuple(device for device in found if device in alike and device.key not in others)
+    def options(self, entry: Entry, others: AbstractSet[Key]) -> _Options:
+        """Return the devices that a listed one may be, but for `others`."""
+        own, here = self._own(entry), self._by_name.get(entry.devnode)
+        alike = [device for device in self._by_ids.get(_ids(entry), ()) if device.key not in others]
+        found = (self._by_socket[path] for path in entry.links if path in self._by_socket)
+        in_socket = tuple(device for device in found if device in alike)
+        # Without any ids none can be told from another.
+        elsewhere = tuple(device for device in alike if device is not here) if entry.vendor else ()
+        named = (here,) if here else ()
+        by_name = (named, elsewhere) if own is Verdict.MATCHED else (elsewhere, named if own is Verdict.UNKNOWN else ())
+        return _Options(
+            places=(in_socket, *by_name, self._unclear(entry, others)),
+            rank=(not in_socket, own is not Verdict.MATCHED, not elsewhere),
+        )
+
+    def _own(self, entry: Entry) -> Verdict:
+        """Return whether a listed device is where it was; unknown while the device with that name is, or where a serial is missing."""
+        if (device := self._by_name.get(entry.devnode)) is None:
+            return Verdict.NOT
+        # What is claimed without udev's record is known well enough.
+        found, known = Entry.of(device), device.complete or device.key in self._claimed
+        if _ids(entry) == _ids(found) and known:
+            return Verdict.MATCHED
+        return Verdict.UNKNOWN if _alike(entry, found) or not known else Verdict.NOT
+
+    def _unclear(self, entry: Entry, others: AbstractSet[Key]) -> tuple[Device, ...]:
+        """Return the devices under another name of which udev may yet say that they have the ids of a listed one."""
+        unread = self._unread if entry.vendor else ()
+        elsewhere = (device for device in unread if device.vendor and device.devnode != entry.devnode)
+        return tuple(each for each in elsewhere if each.key not in others and _alike(entry, Entry.of(each)))
 
 
 def _is_socket(path: str) -> bool:
     """Return whether a link follows the socket (60-serial.rules and its like: `/dev/*/by-path/`), which has one device at a time."""
     return "/by-path/" in path
-
-
-def _unclear(entry: Entry, devices: Iterable[Device], others: AbstractSet[Key]) -> tuple[Device, ...]:
-    """Return the devices under another name of which udev may yet say that they have the ids of a listed one."""
-    return tuple(
-        device
-        for device in devices
-        if entry.vendor
-        and device.vendor
-        and device.devnode != entry.devnode
-        and device.key not in others
-        and _alike(entry, Entry.of(device))
-    )
-
-
-def _places(own: Device | None, verdict: Verdict, elsewhere: tuple[Device, ...]) -> _Places:
-    """Return the devices that may be a listed one: first the one that has its name, but last while that one is unknown."""
-    if own is None or verdict is Verdict.NOT:
-        return (elsewhere,)
-    return ((own,), elsewhere) if verdict is Verdict.MATCHED else (elsewhere, (own,))
 
 
 def _place(entry: Entry, places: Mapping[Entry, _Places], taken: dict[Device, Entry], tried: set[Device]) -> bool:

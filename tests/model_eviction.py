@@ -494,8 +494,13 @@ class Bailiff:
         return [
             known
             for known in self.known.values()
-            if known.want == want.name and known.missing is not None and not known.over
+            if known.want == want.name and known.missing is not None and (not known.over or self._has_lost_twin(known))
         ]
+
+    def _has_lost_twin(self, one: Known) -> bool:
+        """Return whether a twin is lost of a device that is back: which of them is back, nothing tells."""
+        lost = (other for other in self._others(one) if other.missing is not None and not other.over)
+        return any(other.alike(one) and other.tty.face != one.tty.face for other in lost)
 
     def _bereaved(self, life: Life, lost: Known, ripe: Sequence[Known], want: Want) -> bool:
         """Return whether a pod is to be evicted for a loss, of all that are ripe."""

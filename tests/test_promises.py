@@ -580,6 +580,16 @@ KNOWN = {
         Move(bounce, (3, 1, 12.0)),
         Move(pull, (1,)),
     ),
+    "a registration that was missed for a moment is the same device, whatever is read of it now": (
+        Move(records, (True,)),
+        Move(plug, ("twin", "socket-1", 1, False)),
+        Move(plug, ("nameless", "socket-3", 2, True)),
+        Move(replug, (4, "socket-3", 1, 0.0)),
+        Move(respell, (0, None)),
+        Move(bounce, (0, 1, 0.5)),
+        Move(devnode, (1, -1)),
+        Move(pull, (1,)),
+    ),
     "a loss that a user has invented evicts nobody": (
         Move(furnish, ("zigbee", "nameless")),
         Move(kill, (0, 0)),

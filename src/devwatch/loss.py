@@ -497,10 +497,11 @@ class KnownDevices:
 
         The parts of a stick differ in nothing but their interface, which no entry has, and take over each other's names.
         """
-        found: dict[Entry, Device] = {}
+        found = self._unchanged(scene) if self.gone else {}
         for devices in scene.by_ownership(name) if self.gone else ():
-            found |= self._match([entry for entry in self.gone if entry not in found], devices, claimed, open_)
-        return found | self._unchanged(scene)
+            rest = [device for device in devices if device not in found.values()]
+            found |= self._match([entry for entry in self.gone if entry not in found], rest, claimed, open_)
+        return found
 
     def _match(
         self, entries: list[Entry], devices: Sequence[Device], claimed: AbstractSet[Key], open_: AbstractSet[Key]
@@ -516,13 +517,16 @@ class KnownDevices:
         return found | match_remembered(rest, devices)
 
     def _unchanged(self, scene: Scene) -> dict[Entry, Device]:
-        """Return the devices of which a scan missed only the devnode: udev has not handled the same registration again since."""
+        """Return the devices of which a scan missed only the devnode: as far as is known udev has not handled the registration again."""
         here = {device.key: device for device in scene.devices}
-        pairs = ((entry, departure.device) for entry, departure in self.gone.items() if departure.device is not None)
+        pairs = ((entry, departure.device) for entry, departure in self.gone.items())
+        kept = {
+            entry: (here[device.key], device) for entry, device in pairs if device is not None and device.key in here
+        }
         return {
-            entry: here[device.key]
-            for entry, device in pairs
-            if device.key in here and _initialized(here[device.key]) == _initialized(device) is not None
+            entry: now
+            for entry, (now, before) in kept.items()
+            if None in {_initialized(now), _initialized(before)} or _initialized(now) == _initialized(before)
         }
 
     def _find_again(self, entry: Entry, device: Device, rule: ResourceRule, scene: Scene) -> None:

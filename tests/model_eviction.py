@@ -262,20 +262,22 @@ class Bailiff:
     def looked(self, seen: Sequence[Tty], now: float, *, certain: bool, date: str, answered: bool) -> None:
         """Take in a look, after the contract has done so."""
         plan = self.contract.plan
-        self.certain = certain
         births = {tty.birth: tty for tty in seen}
+        doubted = {} if self.certain else self.here
+        self.certain = certain
         self.here = births if certain else self.here | births
         self.ledger.seen |= births.keys()
         for birth in births:
             self.first_seen.setdefault(birth, now)
         owners = {tty.birth: plan.owner(tty) for tty in seen}
         listed = [tty for tty in seen if owners[tty.birth][0] is not None]
-        gone = self.here.keys() - {tty.birth for tty in self.ledger.host.present}
+        around = doubted | self.here
+        gone = around.keys() - {tty.birth for tty in self.ledger.host.present}
         # One that has the place of another, and says so, has come after it.
-        taken = {tty.place for birth, tty in self.here.items() if birth not in gone and tty.record}
+        taken = {tty.place for birth, tty in around.items() if birth not in gone and tty.record}
         maybe = [
             birth
-            for birth, tty in self.here.items()
+            for birth, tty in around.items()
             if plan.owner(tty)[0] is not None and not (birth in gone and tty.place in taken)
         ]
         self.ledger.paths.note({birth: self.ledger.host.past[birth].claims for birth in maybe}, frozenset(gone))

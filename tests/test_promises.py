@@ -590,6 +590,23 @@ KNOWN = {
         Move(devnode, (1, -1)),
         Move(pull, (1,)),
     ),
+    "of lost twins the last that went is the likeliest to be back": (
+        Move(furnish, ("zigbee", "twin")),
+        Move(replug, (1, "socket-1", 2, 0.0)),
+        Move(pull, (0,)),
+        Move(begin, ()),
+        Move(create, (), 6.0),
+        Move(kill, (1, 5), 6.0),
+        Move(replug, (4, "socket-3", 1, 1.9)),
+    ),
+    "what came while scans were uncertain may have shared a path with what went": (
+        Move(pull, (1,), 11.0),
+        Move(plug, ("nameless", "socket-3", 1, True)),
+        Move(blind, (True,)),
+        Move(furnish, ("zigbee", "twin")),
+        Move(bounce, (1, 0, 2.1)),
+        Move(pull, (3,)),
+    ),
     "a loss that a user has invented evicts nobody": (
         Move(furnish, ("zigbee", "nameless")),
         Move(kill, (0, 0)),

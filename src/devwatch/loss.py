@@ -270,24 +270,27 @@ class Paths:
         self._shared: dict[Key, frozenset[str]] = {}
         self._before: dict[Key, frozenset[str]] = {}
         """What was shared at the scan before, of devices that have departed since."""
-        self._seen: tuple[Device, ...] = ()
+        self._seen: tuple[Device, ...] | None = ()
+        """What the scan before has found, None if it was uncertain."""
 
     def observe(self, listed: tuple[Device, ...], *, certain: bool = True) -> None:
         """Take in the listed devices of one scan; what an uncertain one did not find may be there all the same."""
         if certain and listed == self._seen:
             return
-        self._seen = listed if certain else ()
         found = {device.key: self._had.get(device.key, frozenset()) | _paths(device) for device in listed}
-        self._had = found if certain else self._had | found
+        # What was found before an uncertain scan may have been there as long as that was so.
+        maybe = found if certain and self._seen is not None else self._had | found
+        self._seen = listed if certain else None
         # Where one has a socket now, the one that had it before is gone, even if this scan cannot say so.
         sockets = set(filter(_is_socket, chain.from_iterable(found.values())))
         owners: dict[str, list[Key]] = {}
-        for key, paths in self._had.items():
+        for key, paths in maybe.items():
             for path in paths if key in found or not paths & sockets else ():
                 owners.setdefault(path, []).append(key)
         shared = {path for path, keys in owners.items() if len(keys) > 1}
         self._before = self._shared
-        self._shared = {key: self._shared.get(key, frozenset()) | (had & shared) for key, had in self._had.items()}
+        self._shared = {key: self._shared.get(key, frozenset()) | (had & shared) for key, had in maybe.items()}
+        self._had = found if certain else maybe
 
     def own(self, key: Key) -> frozenset[str]:
         """Return the paths that no other device had while this one was there."""
@@ -438,8 +441,9 @@ class KnownDevices:
             self.gone[entry].decide(keys)
         self.returns = {key: back for key, back in self.returns.items() if key in claimed}
         for device in figure.devices:
-            if device.key not in self.here and device not in found.values():
-                self._inherit(device)
+            new = device.key not in self.here and device not in found.values()
+            if new and (second := self._inherited(Entry.of(device))) is not None:
+                self.replugged[device.key] = second
         self._registrations = {key: each for key, each in self._registrations.items() if key in claimed}
         self.replugged = {key: at for key, at in self.replugged.items() if key in claimed}
         kept = {key: entry for key, entry in self.here.items() if key in open_}
@@ -507,6 +511,8 @@ class KnownDevices:
         self, entries: list[Entry], devices: Sequence[Device], claimed: AbstractSet[Key], open_: AbstractSet[Key]
     ) -> dict[Entry, Device]:
         strangers = [device for device in devices if device.key not in self.here]
+        # Of those that are alike, the one that went last is the likeliest to be back.
+        entries = sorted(entries, key=lambda entry: -self.gone[entry].at)
         others = {entry: self.gone[entry].others | _older(strangers, self.gone[entry]) for entry in entries}
         found = {
             entry: device
@@ -533,8 +539,9 @@ class KnownDevices:
         """Note that a device is back: a container that opened it before may hold a dead file."""
         departure, number = self.gone.pop(entry), device.number
         at = _returned_at(device, departure, scene)
-        if entry.replugged is not None:
-            self.replugged[device.key] = entry.replugged
+        evicted = entry.replugged if entry.replugged is not None else self._inherited(entry)
+        if evicted is not None:
+            self.replugged[device.key] = evicted
         if at is None or not departure.registrations:
             return
         same = number == entry.rdev and not entry.numbers
@@ -550,13 +557,14 @@ class KnownDevices:
             second=second,
             due=at + (rule.evict_after or 0.0),
             registrations=self._registrations[device.key],
-            recent=entry.replugged is not None and entry.replugged <= second < entry.replugged + REPLUG_PEACE,
+            recent=evicted is not None and evicted <= second < evicted + REPLUG_PEACE,
         )
 
-    def _inherit(self, device: Device) -> None:
-        """Take over when a pod was evicted for a return of a device that is new here: it may be one whose loss is settled."""
-        if (second := self._evicted.get(_ids(Entry.of(device)))) is not None:
-            self.replugged[device.key] = second
+    def _inherited(self, entry: Entry) -> int | None:
+        """Return when a pod was evicted for a return of such a device of which no other entry tells: its loss may be settled."""
+        second, known = self._evicted.get(_ids(entry)), (*self.here.values(), *self.gone)
+        told = any(each.replugged == second and _ids(each) == _ids(entry) for each in known)
+        return None if told else second
 
     def _entry(self, device: Device, paths: Paths) -> Entry:
         """Return the entry of a present device, with the numbers that its pods may know as long as they have not been looked at."""

@@ -17,14 +17,17 @@ from bench.server import RIGHTS
 from bench.stats import Sample
 from bench.table import Row, at_most
 from devwatch import __version__
-from devwatch.config import Config
-from devwatch.device import Device
-from devwatch.inventory import Look
-from devwatch.kube import WATCH_TIMEOUT, Connection, Credentials, KubeNode
-from devwatch.reconciler import RESYNC_SPREAD, WATCHED_RESYNC, Cluster, Reconciler
-from devwatch.report import Reporter
-from devwatch.rules import KeyTest, Matcher, Pattern, ResourceRule
-from devwatch.telemetry import Health, Metrics
+from devwatch.agent.reconciler import RESYNC_SPREAD, WATCHED_RESYNC, Cluster, Reconciler
+from devwatch.agent.report import Reporter
+from devwatch.config.schema import Config
+from devwatch.core.device import Device
+from devwatch.core.inventory import Look
+from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule
+from devwatch.kube.client import Connection
+from devwatch.kube.credentials import Credentials
+from devwatch.kube.nodes import WATCH_TIMEOUT, KubeNode
+from devwatch.observe.health import Health
+from devwatch.observe.metrics import Metrics
 from system.apiserver import NAMESPACE
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
     from bench.ground import Ground
     from bench.server import AuditedServer, Request
-    from devwatch.node import Changes, NodeState
+    from devwatch.core.node import Changes, NodeState
 
 NODES, LARGE = 1000, 5000
 _ACCOUNT = "fleet"

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING
 from bench.stats import Sample
 from bench.table import Goal, Row, at_most
 from devwatch import __version__
-from devwatch.config import Config
-from devwatch.node import Changes, NodeState, apply, patch_body
-from devwatch.reconciler import Cluster, Reconciler
-from devwatch.report import Reporter
-from devwatch.rules import KeyTest, Matcher, Pattern, ResourceRule
-from devwatch.sysfs import Lister, Roots
-from devwatch.telemetry import Health, Metrics
+from devwatch.agent.reconciler import Cluster, Reconciler
+from devwatch.agent.report import Reporter
+from devwatch.config.schema import Config
+from devwatch.core.node import Changes, NodeState, apply, patch_body
+from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule
+from devwatch.host.sysfs import Lister, Roots
+from devwatch.observe.health import Health
+from devwatch.observe.metrics import Metrics
 
 if TYPE_CHECKING:
     from bench.ground import Ground
-    from devwatch.inventory import Look
+    from devwatch.core.inventory import Look
 
 DEVICES, RULES = (1, 8, 64, 512), (1, 16, 256)
 _MAJOR = 188

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from devwatch.device import Device
-from devwatch.inventory import Look
-from devwatch.rules import KeyTest, Matcher, Pattern, ResourceRule
+from devwatch.core.device import Device
+from devwatch.core.inventory import Look
+from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

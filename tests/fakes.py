@@ -10,17 +10,17 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from devwatch.device import Device
-from devwatch.errors import ApiError, ConfigError, Conflict, Fault, Forbidden, Missing, NodeMissing, Refused, Retry
-from devwatch.inventory import Look
-from devwatch.node import ANNOTATION, FIELD_MANAGER, MAPS, WHOLE, Changes, NodeState, Writer, patch_body
+from devwatch.core.device import Device
+from devwatch.core.errors import ApiError, ConfigError, Conflict, Fault, Forbidden, Missing, NodeMissing, Refused, Retry
+from devwatch.core.inventory import Look
+from devwatch.core.node import ANNOTATION, FIELD_MANAGER, MAPS, WHOLE, Changes, NodeState, Writer, patch_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from devwatch.config import Config
-    from devwatch.pods import Pod
-    from devwatch.workload import Event
+    from devwatch.config.schema import Config
+    from devwatch.core.pods import Pod
+    from devwatch.kube.pods import Event
 
 EPOCH = 1_800_000_000
 """Unix time at the start of every virtual clock."""

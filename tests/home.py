@@ -13,20 +13,21 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import virtualtime
 from build import ZIGBEE
-from devwatch.config import parse
-from devwatch.events import EventRecorder
-from devwatch.evictor import Evictor
-from devwatch.loss import Losses
-from devwatch.pods import Pod
-from devwatch.reconciler import Cluster, Reconciler
-from devwatch.report import Reporter
-from devwatch.telemetry import Health, Metrics
+from devwatch.agent.events import EventRecorder
+from devwatch.agent.evictor import Evictor
+from devwatch.agent.reconciler import Cluster, Reconciler
+from devwatch.agent.report import Reporter
+from devwatch.config.schema import parse
+from devwatch.core.loss import Losses
+from devwatch.core.pods import Pod
+from devwatch.observe.health import Health
+from devwatch.observe.metrics import Metrics
 from fakes import EPOCH, FakeHost, FakeServer, FakeSettings, FakeWorkload, RecordingLog, date
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from devwatch.config import Config
+    from devwatch.config.schema import Config
 
 P = ParamSpec("P")
 

@@ -12,17 +12,18 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from devwatch.daemon import Ears
-from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, NodeMissing, Refused, Retry
-from devwatch.events import EventRecorder
-from devwatch.evictor import Evictor
-from devwatch.inventory import Look
-from devwatch.lock import NodeLock
-from devwatch.loss import Losses
-from devwatch.node import MAPS, WHOLE, Changes, NodeState, Writer, patch_body
-from devwatch.reconciler import Cluster, Reconciler
-from devwatch.report import Reporter
-from devwatch.telemetry import Health, Metrics
+from devwatch.agent.daemon import Ears
+from devwatch.agent.events import EventRecorder
+from devwatch.agent.evictor import Evictor
+from devwatch.agent.reconciler import Cluster, Reconciler
+from devwatch.agent.report import Reporter
+from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, NodeMissing, Refused, Retry
+from devwatch.core.inventory import Look
+from devwatch.core.loss import Losses
+from devwatch.core.node import MAPS, WHOLE, Changes, NodeState, Writer, patch_body
+from devwatch.host.lock import NodeLock
+from devwatch.observe.health import Health
+from devwatch.observe.metrics import Metrics
 from fakes import RIGHTS, FakeServer, FakeSettings, RecordingLog, date
 from model_contract import Contract, Plan, Tty, Want
 from model_eviction import Bailiff, Cut, Ledger, believed, listing, removable
@@ -33,10 +34,10 @@ from virtualtime import VirtualTimeLoop
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Mapping, Sequence
 
-    from devwatch.config import Config
-    from devwatch.device import Device
-    from devwatch.pods import Pod
-    from devwatch.workload import Event
+    from devwatch.config.schema import Config
+    from devwatch.core.device import Device
+    from devwatch.core.pods import Pod
+    from devwatch.kube.pods import Event
 
 NAMES = (METER, ZWAVE, ZIGBEE, SPARE)
 CONTESTED = (METER, ZWAVE, ZIGBEE)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from devwatch.config import parse
+from devwatch.config.schema import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from devwatch.config import Config
+    from devwatch.config.schema import Config
 
 ARRIVAL = 10.0
 """Seconds for which a device without a record waits for it, where udevd runs."""

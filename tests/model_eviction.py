@@ -10,15 +10,15 @@ from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from devwatch.pods import Phase
+from devwatch.core.pods import Phase
 from fakes import EPOCH
 from model_pods import NODE, host_date
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from devwatch.node import Changes, NodeState
-    from devwatch.pods import Container, Pod
+    from devwatch.core.node import Changes, NodeState
+    from devwatch.core.pods import Container, Pod
     from model_contract import Contract, Tty, Want
     from model_host import Host
     from model_pods import Life, Town

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from devwatch.device import Device, by_stability
+from devwatch.core.device import Device, by_stability
 from model_contract import Tty
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
-from devwatch.errors import ApiError, Forbidden, Gone, Refused, Retry
-from devwatch.node import MAPS, Writer
+from devwatch.core.errors import ApiError, Forbidden, Gone, Refused, Retry
+from devwatch.core.node import MAPS, Writer
 from fakes import RIGHTS
 from model import FAULTS, NAMES, PLANS, STRANGER, Hearing, Promise, World
 from model_eviction import listing
@@ -21,7 +21,7 @@ from model_pods import SPARE, TEMPLATES, ZIGBEE, Placing
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from devwatch.telemetry import Metrics
+    from devwatch.observe.metrics import Metrics
     from model_pods import Life
 
 Argument = str | float | bool | tuple[str, ...] | None

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from devwatch.node import quantity
-from devwatch.pods import Container, Phase, Pod
+from devwatch.core.node import quantity
+from devwatch.core.pods import Container, Phase, Pod
 from fakes import EPOCH, FakeServer, FakeWorkload, date
 
 if TYPE_CHECKING:

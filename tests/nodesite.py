@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from devwatch.node import ANNOTATION
+from devwatch.core.node import ANNOTATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devwatch import admin
-from devwatch.cli import main
-from devwatch.display import Screen
-from devwatch.kube import Connection, Credentials
-from devwatch.lock import NodeLock
-from devwatch.node import ANNOTATION
+from devwatch.cli import admin
+from devwatch.cli.display import Screen
+from devwatch.cli.entry import main
+from devwatch.core.node import ANNOTATION
+from devwatch.host.lock import NodeLock
+from devwatch.kube.client import Connection
+from devwatch.kube.credentials import Credentials
 from nodesite import RESOURCE, node, site
 from system.waiting import eventually
 

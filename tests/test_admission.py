@@ -10,7 +10,7 @@ import pytest
 
 from admission import ALLOWED_PATH, DAEMON, Request, allowed, as_cel, manifests, policy, requests
 from deployment import missing, rendered
-from devwatch.kube import list_hint
+from devwatch.kube.responses import list_hint
 from system import testbed
 
 if TYPE_CHECKING:

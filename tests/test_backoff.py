@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devwatch.backoff import Backoff, Truce
+from devwatch.core.backoff import Backoff, Truce
 
 chances = st.floats(min_value=0, max_value=1, exclude_max=True)
 

@@ -16,9 +16,10 @@ from kubernetes_validate import latest_version, validate  # type: ignore[import-
 
 from deployment import BASE, COMPONENTS, DEPLOY, Object, container, daemonset, missing, of_kind, pod_spec, rendered
 from devwatch import __version__
-from devwatch.config import parse, resource_name_fault
-from devwatch.errors import ConfigError
-from devwatch.rules import KEYS
+from devwatch.config.schema import parse
+from devwatch.core.errors import ConfigError
+from devwatch.core.names import resource_name_fault
+from devwatch.core.rules import KEYS
 from system.testbed import require
 
 helm = pytest.importorskip("helm_python", reason="needs helm-python-sdk, which has wheels for x86_64 and aarch64 alone")
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
     from helm_python import Chart
 
-    from devwatch.config import Config
-    from devwatch.rules import Matcher
+    from devwatch.config.schema import Config
+    from devwatch.core.rules import Matcher
 
 CHART = DEPLOY / "chart"
 SWITCHES: Mapping[str, str] = {

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 import pytest
 
 from devwatch import __version__
-from devwatch.cli import main
-from devwatch.display import printable
+from devwatch.cli.display import printable
+from devwatch.cli.entry import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -405,7 +405,7 @@ def test_int_leaves_nothing_running(tmp_path: Path) -> None:
 
 
 SCRIPT = """import sys
-from devwatch.cli import main
+from devwatch.cli.entry import main
 sys.exit(main())
 """
 """What pip makes of the entry point."""
@@ -531,10 +531,10 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 MODULES_OF_COMMANDS = {
-    "devwatch.display",
-    "devwatch.commands",
-    "devwatch.inspection",
-    "devwatch.sticks",
+    "devwatch.cli.display",
+    "devwatch.cli.commands",
+    "devwatch.cli.inspection",
+    "devwatch.core.sticks",
     "argcomplete",
     "difflib",
 }
@@ -546,5 +546,5 @@ def test_the_daemon_loads_nothing_that_only_a_command_needs(config: Path) -> Non
     argv = ["run", "--once", "--dry-run", "--config", str(config)]
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
-    assert "devwatch.reconciler" in loaded
+    assert "devwatch.agent.reconciler" in loaded
     assert loaded & MODULES_OF_COMMANDS == set()

@@ -17,19 +17,20 @@ from typing import Any
 import pytest
 
 from build import device, look, rule
-from devwatch import commands
-from devwatch.config import MAX_BYTES, Config
-from devwatch.device import Device
-from devwatch.display import Screen
-from devwatch.host import Host
-from devwatch.sysfs import Lister
+from devwatch.cli import commands
+from devwatch.cli.display import Screen
+from devwatch.config.schema import Config
+from devwatch.config.tree import MAX_BYTES
+from devwatch.core.device import Device
+from devwatch.host.snapshot import Host
+from devwatch.host.sysfs import Lister
 from test_sysfs import POWERLESS
 
 SHOW = """
 import sys
 from pathlib import Path
-from devwatch.commands import Scene, devices, explain, suggest
-from devwatch.display import Screen
+from devwatch.cli.commands import Scene, devices, explain, suggest
+from devwatch.cli.display import Screen
 scene = Scene.see(Path(sys.argv[2]), given=False, node=lambda: "n")
 out, err = Screen(out=sys.stdout), Screen(out=sys.stderr)
 if sys.argv[1] == "devices":

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devwatch.config import MAX_BYTES, Config, parse, resource_name_fault
-from devwatch.errors import ConfigError, Fault
-from devwatch.rules import KEYS, Count, Pattern, ResourceRule
+from devwatch.config.schema import Config, parse
+from devwatch.config.tree import MAX_BYTES
+from devwatch.core.errors import ConfigError, Fault
+from devwatch.core.names import resource_name_fault
+from devwatch.core.rules import KEYS, Count, Pattern, ResourceRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -586,7 +588,7 @@ def test_the_parser_in_pure_python_says_the_same() -> None:
         "import json, sys\n"
         "sys.modules['yaml.cyaml'] = None\n"
         "from devwatch.config import parse\n"
-        "from devwatch.errors import ConfigError\n"
+        "from devwatch.core.errors import ConfigError\n"
         "for text in json.load(sys.stdin):\n"
         "    try:\n"
         "        print(repr(str(parse(text.encode(), file='c.yaml'))))\n"

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devwatch.config import MAX_BYTES
-from devwatch.configfile import BackgroundConfigFile, ConfigFile
-from devwatch.errors import ConfigError
+from devwatch.config.file import BackgroundConfigFile, ConfigFile
+from devwatch.config.tree import MAX_BYTES
+from devwatch.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from devwatch.config import Config
+    from devwatch.config.schema import Config
 
 GOOD = "resources: [{name: a.io/b, match: [{vendor: abcd}]}]\n"
 BETTER = GOOD.replace("a.io/b", "a.io/c")

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import virtualtime
-from devwatch.daemon import Ears, PretendedNode
-from devwatch.errors import Unavailable
-from devwatch.node import WHOLE, NodeState
-from devwatch.telemetry import Metrics
+from devwatch.agent.daemon import Ears, PretendedNode
+from devwatch.core.errors import Unavailable
+from devwatch.core.node import WHOLE, NodeState
+from devwatch.observe.metrics import Metrics
 from fakes import RecordingLog
 from test_output import Pipe, in_time
 

@@ -31,9 +31,10 @@ from deployment import (
     rendered,
 )
 from devwatch import __version__
-from devwatch.cli import DEFAULT_LISTEN, main
-from devwatch.config import parse
-from devwatch.telemetry import Metrics, parse_listen
+from devwatch.cli.entry import DEFAULT_LISTEN, main
+from devwatch.config.schema import parse
+from devwatch.observe.metrics import Metrics
+from devwatch.observe.server import parse_listen
 from system.testbed import require
 
 BASE_RIGHTS = {

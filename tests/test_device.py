@@ -1,6 +1,6 @@
 """A tty as a value: what identifies it, and how people want it sorted."""
 
-from devwatch.device import Device, by_stability, natural
+from devwatch.core.device import Device, by_stability, natural
 
 PHYSICAL = "/devices/pci0000:00/usb1/1-4"
 

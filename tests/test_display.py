@@ -11,11 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from build import ZIGBEE, device, rule
-from devwatch.config import parse
-from devwatch.display import Screen, device_document, printable, show_devices, show_fault, show_rule, suggestion_text
-from devwatch.errors import Fault
-from devwatch.inspection import explain, rows, suggest
-from devwatch.rules import Verdict
+from devwatch.cli.display import (
+    Screen,
+    device_document,
+    printable,
+    show_devices,
+    show_fault,
+    show_rule,
+    suggestion_text,
+)
+from devwatch.cli.inspection import explain, rows, suggest
+from devwatch.config.schema import parse
+from devwatch.core.errors import Fault
+from devwatch.core.rules import Verdict
 
 
 class Terminal(io.StringIO):

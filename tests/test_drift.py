@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from build import ZIGBEE, ZWAVE
-from devwatch.drift import CONTESTED, Drift
-from devwatch.node import WHOLE, NodeState, Writer
+from devwatch.core.drift import CONTESTED, Drift
+from devwatch.core.node import WHOLE, NodeState, Writer
 
 
 def state(*managers: str) -> NodeState:

@@ -6,10 +6,10 @@ import asyncio
 
 import virtualtime
 from build import ZIGBEE, device
-from devwatch.errors import Conflict
-from devwatch.events import INTERVAL, EventRecorder
-from devwatch.loss import Loss
-from devwatch.node import Entry
+from devwatch.agent.events import INTERVAL, EventRecorder
+from devwatch.core.errors import Conflict
+from devwatch.core.loss import Loss
+from devwatch.core.node import Entry
 from fakes import FakeWorkload, RecordingLog
 from home import GRACE, USB1, Home, home, pod, virtual
 

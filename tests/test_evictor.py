@@ -10,15 +10,15 @@ import pytest
 
 import virtualtime
 from build import ZIGBEE, ZWAVE, device
-from devwatch.errors import Retry
-from devwatch.events import MAX_WAITING, EventRecorder
+from devwatch.agent.events import MAX_WAITING, EventRecorder
+from devwatch.core.errors import Retry
 from fakes import FakeWorkload, RecordingLog
 from home import AFTER, GRACE, USB0, USB1, Home, config, home, pod, virtual
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from devwatch.pods import Pod
+    from devwatch.core.pods import Pod
 
 # -- when
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 import virtualtime
-from devwatch.config import parse
-from devwatch.errors import ConfigError, Conflict, Forbidden, Gone, Missing, NodeMissing, Refused, Retry
-from devwatch.node import WHOLE, NodeState
-from devwatch.pods import Pod
-from devwatch.workload import Event
+from devwatch.config.schema import parse
+from devwatch.core.errors import ConfigError, Conflict, Forbidden, Gone, Missing, NodeMissing, Refused, Retry
+from devwatch.core.node import WHOLE, NodeState
+from devwatch.core.pods import Pod
+from devwatch.kube.pods import Event
 from fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, Line, RecordingLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from devwatch.node import Changes
+    from devwatch.core.node import Changes
 
 A, B = "example.com/a", "example.com/b"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devwatch import files
+from devwatch.config import files
 from test_output import in_time
 
 if TYPE_CHECKING:

@@ -156,17 +156,17 @@ LONG_FUNCTION = "def long() -> None:\n" + "    ...\n" * LONGEST_FUNCTION
 @pytest.mark.parametrize(
     ("module", "source", "fault"),
     [
-        ("errors", "from devwatch.plan import plan", "errors:1: imports plan, which is not below it"),
+        ("errors", "from devwatch.core.plan import plan", "errors:1: imports plan, which is not below it"),
         ("config", "from devwatch import plan", "config:1: imports plan, which is not below it"),
         ("config", "from . import plan", "config:1: imports plan, which is not below it"),
         ("config", "from .plan import plan", "config:1: imports plan, which is not below it"),
         ("plan", "import devwatch.kube", "plan:1: imports kube, which is not below it"),
-        ("plan", "import devwatch.plan", "plan:1: imports plan, which is not below it"),
+        ("plan", "import devwatch.core.plan", "plan:1: imports plan, which is not below it"),
         ("udev", "import devwatch.kube as k", "udev:1: imports kube, which is not below it"),
-        ("kube", "from devwatch.reconciler import NodeApi", "kube:1: imports reconciler, which is not below it"),
+        ("kube", "from devwatch.agent.reconciler import NodeApi", "kube:1: imports reconciler, which is not below it"),
         ("cli", "import devwatch.__main__", "cli:1: imports __main__, which is not below it"),
-        ("plan", "def f():\n    import devwatch.daemon", "plan:2: imports daemon, which is not below it"),
-        ("__init__", "from devwatch.errors import E", "__init__:1: imports errors, which is not below it"),
+        ("plan", "def f():\n    import devwatch.agent.daemon", "plan:2: imports daemon, which is not below it"),
+        ("__init__", "from devwatch.core.errors import E", "__init__:1: imports errors, which is not below it"),
         ("reconciler", "import pyudev", "reconciler:1: imports pyudev, which udev alone may"),
         ("telemetry", "from aiohttp import web", "telemetry:1: imports aiohttp, which kube alone may"),
         ("cli", "import kubernetes_asyncio.client", "cli:1: imports kubernetes_asyncio, which kube alone may"),
@@ -186,8 +186,8 @@ def test_a_breach_is_found(module: str, source: str, fault: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("plan", "from devwatch.errors import E\nfrom . import config\nimport re"),
-        ("udev", "import os\nimport pyudev\nfrom devwatch.device import Device"),
+        ("plan", "from devwatch.core.errors import E\nfrom . import config\nimport re"),
+        ("udev", "import os\nimport pyudev\nfrom devwatch.core.device import Device"),
         ("__main__", "import sys\nfrom devwatch.cli import main"),
         ("telemetry", "from devwatch import __version__"),
         ("cli", LONG_FUNCTION.replace("    ...\n", "", 1)),

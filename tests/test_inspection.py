@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from build import ZIGBEE, ZWAVE, device, entry, rule
-from devwatch.config import parse
-from devwatch.display import suggestion_text
-from devwatch.inspection import describe, explain, rows, suggest, twins_of
-from devwatch.rules import Verdict, claim
+from devwatch.cli.display import suggestion_text
+from devwatch.cli.inspection import describe, explain, rows, suggest, twins_of
+from devwatch.config.schema import parse
+from devwatch.core.rules import Verdict, claim
 
 if TYPE_CHECKING:
-    from devwatch.device import Device
+    from devwatch.core.device import Device
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from build import device, look
-from devwatch.inventory import ARRIVAL_TIMEOUT, Inventory, Window
+from devwatch.core.inventory import ARRIVAL_TIMEOUT, Inventory, Window
 
 BARE = device(properties=None)
 COMPLETE = device()

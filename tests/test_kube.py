@@ -22,15 +22,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from devwatch.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, NodeMissing, Refused, Retry
-from devwatch.kube import MAX_ANSWER, Credentials, KubeNode, node_state
-from devwatch.node import ANNOTATION, WHOLE, NodeState
+from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, NodeMissing, Refused, Retry
+from devwatch.core.node import ANNOTATION, WHOLE, NodeState
+from devwatch.kube.credentials import Credentials
+from devwatch.kube.nodes import KubeNode, node_state
+from devwatch.kube.responses import MAX_ANSWER
 from system.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 
-    from devwatch.node import Changes
+    from devwatch.core.node import Changes
 
 TOKEN = "SECRET-token"  # noqa: S105 - of no server
 NODE: dict[str, Any] = {
@@ -868,7 +870,7 @@ def test_keys_in_a_kubeconfig_leave_no_copy_and_no_descriptor(tmp_path: Path) ->
 
 COPIES = """
 import asyncio, json, os, sys
-from devwatch.kube import Credentials
+from devwatch.kube.credentials import Credentials
 
 written = []
 def hook(event, arguments):
@@ -1282,8 +1284,8 @@ def test_what_a_kubeconfig_hides_stays_out_of_the_log(tmp_path: Path) -> None:
 
 HIDING = """
 import asyncio, logging, os, sys
-from devwatch.errors import CredentialsError
-from devwatch.kube import Credentials
+from devwatch.core.errors import CredentialsError
+from devwatch.kube.credentials import Credentials
 
 os.dup2(1, 2)  # what is logged, or printed as a last resort, is seen too
 

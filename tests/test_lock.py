@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from devwatch.daemon import Daemon, Options
-from devwatch.errors import Unavailable
-from devwatch.lock import Holder, NodeLock
-from devwatch.node import ANNOTATION
+from devwatch.agent.daemon import Daemon, Options
+from devwatch.core.errors import Unavailable
+from devwatch.core.node import ANNOTATION
+from devwatch.host.lock import Holder, NodeLock
 from fakes import RecordingLog
 from test_kube import answer, kubeconfig, site
 
@@ -44,7 +44,7 @@ sys.stdin.read()
 
 LOOK = """
 import os, sys
-from devwatch.lock import NodeLock
+from devwatch.host.lock import NodeLock
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 lock = NodeLock(sys.argv[1])
 print([getattr(lock.acquire_once(), "counts", None) for _ in range(2)])
@@ -52,7 +52,7 @@ print([getattr(lock.acquire_once(), "counts", None) for _ in range(2)])
 
 REGAIN = """
 import asyncio, resource, sys
-from devwatch.lock import NodeLock
+from devwatch.host.lock import NodeLock
 
 async def main():
     regained = asyncio.create_task(NodeLock(sys.argv[1], poll=0).regain())
@@ -289,7 +289,7 @@ def test_a_squatter_who_answers_nobody_is_not_searched_for_again_and_again(node:
 
 SEARCHES = """
 import asyncio, sys
-from devwatch.lock import NodeLock
+from devwatch.host.lock import NodeLock
 
 searches, lock = [], NodeLock(sys.argv[1], poll=0)
 sys.addaudithook(lambda event, _: searches.append(event) if event == "glob.glob" else None)
@@ -311,8 +311,8 @@ def test_no_descriptor_left_is_an_error_and_not_a_free_node(node: str) -> None:
     """The answer is one line for the user, not a lock that was never taken."""
     script = (
         "import resource, sys\n"
-        "from devwatch.lock import NodeLock\n"
-        "from devwatch.errors import Unavailable\n"
+        "from devwatch.host.lock import NodeLock\n"
+        "from devwatch.core.errors import Unavailable\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
         "try:\n    NodeLock(sys.argv[1]).acquire_once()\n"
         "except Unavailable as error:\n    print(error)\n"

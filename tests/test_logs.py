@@ -20,7 +20,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devwatch.logs import Format, configure
+from devwatch.observe.logs import Format, configure
 from test_output import Pipe, in_time
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _own_logging() -> Iterator[None]:
     yield
     logging.captureWarnings(capture=False)
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if type(handler).__module__ == "devwatch.logs"]:
+    for handler in [handler for handler in root.handlers if type(handler).__module__ == "devwatch.observe.logs"]:
         root.removeHandler(handler)
 
 
@@ -238,7 +238,7 @@ def test_a_full_disk_does_not_raise() -> None:
 
 def test_a_pipe_whose_reader_is_gone_does_not_end_the_process() -> None:
     """`devwatch run 2>&1 | head -1` goes on after head has ended."""
-    script = "import sys; from devwatch.logs import configure; log = configure('json', 'info', sys.stderr); "
+    script = "import sys; from devwatch.observe.logs import configure; log = configure('json', 'info', sys.stderr); "
     script += "[log.info('node.patched') for _ in range(1000)]; print('alive')"
     read, write = os.pipe()
     os.close(read)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from build import ZIGBEE, device, look, rule
-from devwatch.inventory import Inventory
-from devwatch.loss import Incidents, Losses, Paths, Scene, match_remembered, match_replugged
-from devwatch.node import Entry, NodeState
-from devwatch.plan import Figure, Figures
-from devwatch.rules import Claim
+from devwatch.core.inventory import Inventory
+from devwatch.core.loss import Incidents, Losses, Paths, Scene, match_remembered, match_replugged
+from devwatch.core.node import Entry, NodeState
+from devwatch.core.plan import Figure, Figures
+from devwatch.core.rules import Claim
 
 if TYPE_CHECKING:
-    from devwatch.device import Device
-    from devwatch.loss import Loss
+    from devwatch.core.device import Device
+    from devwatch.core.loss import Loss
 
 USB0 = device("ttyUSB0", serial="S0")
 USB1 = device("ttyUSB1", serial="S1")

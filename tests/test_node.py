@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from build import ZIGBEE, ZWAVE, device
-from devwatch.config import resource_name_fault
-from devwatch.node import (
+from devwatch.core.names import resource_name_fault
+from devwatch.core.node import (
     ANNOTATION,
     MAX_BYTES,
     WHOLE,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 
 import pytest
 
-from devwatch.output import Outlet
+from devwatch.observe.output import Outlet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from build import ZIGBEE, ZWAVE, device, entry, look, rule
-from devwatch.inventory import Inventory
-from devwatch.node import MAPS, WHOLE, Changes, Entry, NodeState, Writer, apply, parse_listing, render_listing
-from devwatch.plan import Claims, Figures, Tally, changes, list_devices, portion
-from devwatch.rules import Count
+from devwatch.core.inventory import Inventory
+from devwatch.core.node import MAPS, WHOLE, Changes, Entry, NodeState, Writer, apply, parse_listing, render_listing
+from devwatch.core.plan import Claims, Figures, Tally, changes, list_devices, portion
+from devwatch.core.rules import Count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from devwatch.device import Device
-    from devwatch.rules import ResourceRule
+    from devwatch.core.device import Device
+    from devwatch.core.rules import ResourceRule
 
 SHARED_LINK = "/dev/serial/by-id/usb-Twin_0001"
 

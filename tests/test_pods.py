@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from build import ZIGBEE, ZWAVE
-from devwatch.loss import Loss
-from devwatch.node import Entry
-from devwatch.pods import Disposition, Pod, effective_request, on_loss
+from devwatch.core.loss import Loss
+from devwatch.core.node import Entry
+from devwatch.core.pods import Disposition, Pod, effective_request, on_loss
 
 LOSS = Loss(
     resource=ZIGBEE,

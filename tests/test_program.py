@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from devwatch import program
+from devwatch.kube import program
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

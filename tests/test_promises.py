@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import devwatch
-from devwatch.node import MAPS
+from devwatch.core.node import MAPS
 from model import STRANGER, Hearing, Promise, Uncounted, World
 from model_host import KINDS
 from model_moves import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from devwatch.proxy import proxy_of
+from devwatch.kube.proxy import proxy_of
 
 PROXY = "http://proxy:3128"
 SERVER = "https://api.example.com:6443"

@@ -16,18 +16,19 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 import virtualtime
-from devwatch.config import parse
-from devwatch.errors import CredentialsError, Forbidden, NodeMissing, Refused, Retry
-from devwatch.node import WHOLE, Writer
-from devwatch.reconciler import Cluster, Reconciler
-from devwatch.report import Reporter
-from devwatch.telemetry import Health, Metrics
+from devwatch.agent.reconciler import Cluster, Reconciler
+from devwatch.agent.report import Reporter
+from devwatch.config.schema import parse
+from devwatch.core.errors import CredentialsError, Forbidden, NodeMissing, Refused, Retry
+from devwatch.core.node import WHOLE, Writer
+from devwatch.observe.health import Health
+from devwatch.observe.metrics import Metrics
 from fakes import FakeHost, FakeServer, FakeSettings, RecordingLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from devwatch.config import Config
+    from devwatch.config.schema import Config
 
 P = ParamSpec("P")
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from build import ZIGBEE, ZWAVE
-from devwatch.config import parse
-from devwatch.errors import Retry
-from devwatch.pods import Container, Phase
+from devwatch.config.schema import parse
+from devwatch.core.errors import Retry
+from devwatch.core.pods import Container, Phase
 from fakes import EPOCH
 from home import AFTER, GRACE, USB0, USB1, Home, config, home, pod, virtual
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from devwatch.pods import Pod
+    from devwatch.core.pods import Pod
 
 USB2, USB3 = "/dev/ttyUSB2", "/dev/ttyUSB3"
 BY_ID = "/dev/serial/by-id/S0"

@@ -12,20 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from build import ZIGBEE, ZWAVE, device, entry, look, rule
-from devwatch.config import Config
-from devwatch.errors import ApiError, ConfigError, Fault, Forbidden, NodeMissing, Refused, Retry
-from devwatch.inventory import Inventory
-from devwatch.node import WHOLE, Changes, NodeState
-from devwatch.plan import Tally
-from devwatch.report import Answer, Reporter, Story
-from devwatch.telemetry import Health, Metrics
+from devwatch.agent.report import Answer, Reporter, Story
+from devwatch.config.schema import Config
+from devwatch.core.errors import ApiError, ConfigError, Fault, Forbidden, NodeMissing, Refused, Retry
+from devwatch.core.inventory import Inventory
+from devwatch.core.node import WHOLE, Changes, NodeState
+from devwatch.core.plan import Tally
+from devwatch.observe.health import Health
+from devwatch.observe.metrics import Metrics
 from fakes import Line, RecordingLog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from devwatch.device import Device
-    from devwatch.rules import ResourceRule
+    from devwatch.core.device import Device
+    from devwatch.core.rules import ResourceRule
 
 STICK = device("ttyUSB0", serial="0001", links=("/dev/serial/by-id/usb-0001",))
 OTHER = device("ttyUSB1", serial="0002")

@@ -11,9 +11,10 @@ from threading import enumerate as enumerate_threads
 
 import pytest
 
-from devwatch import admin
-from devwatch.kube import Connection, Credentials
-from devwatch.resolver import Resolver
+from devwatch.cli import admin
+from devwatch.config.resolver import Resolver
+from devwatch.kube.client import Connection
+from devwatch.kube.credentials import Credentials
 
 
 def test_no_exit_waits_for_a_name_server() -> None:
@@ -54,7 +55,7 @@ def test_no_thread_that_can_be_started_is_an_error_of_the_system() -> None:
 
 TIGHT = """
 import asyncio, resource
-from devwatch.resolver import new_loop
+from devwatch.config.resolver import new_loop
 
 async def main():
     size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -71,7 +72,7 @@ with asyncio.Runner(loop_factory=new_loop) as runner:
 
 def test_too_few_descriptors_for_a_loop_leave_none_half_made() -> None:
     """It is an error of the system, and what is collected afterwards prints nothing."""
-    code = "import resource, devwatch.resolver as r; resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5)); r.new_loop()"
+    code = "import resource, devwatch.config.resolver as r; resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5)); r.new_loop()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "OSError: [Errno 24] Too many open files"
     assert "Exception ignored" not in done.stderr

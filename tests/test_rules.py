@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devwatch.device import Device
-from devwatch.rules import (
+from devwatch.core.device import Device
+from devwatch.core.rules import (
     KEYS,
     Claim,
     Count,

@@ -7,12 +7,13 @@ import io
 import pytest
 
 from build import ZIGBEE, device, look, rule
-from devwatch import logs
-from devwatch.inventory import Inventory
-from devwatch.node import NodeState
-from devwatch.plan import Tally
-from devwatch.report import Reporter
-from devwatch.telemetry import Health, Metrics
+from devwatch.agent.report import Reporter
+from devwatch.core.inventory import Inventory
+from devwatch.core.node import NodeState
+from devwatch.core.plan import Tally
+from devwatch.observe import logs
+from devwatch.observe.health import Health
+from devwatch.observe.metrics import Metrics
 from fuzz.targets import TARGETS
 
 HOSTILE = {

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from devwatch import admin
-from devwatch.display import Screen
-from devwatch.kube import Connection, Credentials
-from devwatch.node import ANNOTATION
+from devwatch.cli import admin
+from devwatch.cli.display import Screen
+from devwatch.core.node import ANNOTATION
+from devwatch.kube.client import Connection
+from devwatch.kube.credentials import Credentials
 from nodesite import RESOURCE, site
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from build import device
-from devwatch.config import parse, resource_name_fault
-from devwatch.rules import claim
-from devwatch.sticks import STICKS, recognise
+from devwatch.config.schema import parse
+from devwatch.core.names import resource_name_fault
+from devwatch.core.rules import claim
+from devwatch.core.sticks import STICKS, recognise
 
 EXAMPLE = Path(__file__).parents[1] / "systemd" / "config.yaml"
 

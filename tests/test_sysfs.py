@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devwatch.sysfs import GONE, Lister, Roots, is_devtmpfs, normal_serial
+from devwatch.host.sysfs import GONE, Lister, Roots, is_devtmpfs, normal_serial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from devwatch.device import Device
-    from devwatch.inventory import Look
+    from devwatch.core.device import Device
+    from devwatch.core.inventory import Look
 
 NUMBERS = tuple(Path("/dev", name) for name in ("null", "zero", "full", "random", "urandom", "tty"))
 """Character devices that every machine has: the nodes of the made-up host are links to them, which needs no root."""
@@ -32,7 +32,7 @@ SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
 
 LOOK = """
 import json, os, resource, sys
-from devwatch.sysfs import Lister, Roots
+from devwatch.host.sysfs import Lister, Roots
 roots, paths = json.loads(sys.argv[1])
 lister = Lister(record=lambda path: None, roots=Roots(**roots), paths=frozenset(paths))
 looks = []

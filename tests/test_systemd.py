@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devwatch.systemd import Notifier, watchdog_interval
+from devwatch.host.systemd import Notifier, watchdog_interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

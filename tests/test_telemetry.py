@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from devwatch.errors import Unavailable
-from devwatch.telemetry import Health, Metrics, Response, Server, parse_listen, routes
+from devwatch.core.errors import Unavailable
+from devwatch.observe.health import Health
+from devwatch.observe.metrics import Metrics
+from devwatch.observe.server import Response, Server, parse_listen, routes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 import pyudev
 
-from devwatch.sysfs import Lister, Roots
-from devwatch.udev import TEND_INTERVAL, Monitor, UdevSource, read_record
+from devwatch.host.sysfs import Lister, Roots
+from devwatch.host.udev import TEND_INTERVAL, Monitor, UdevSource, read_record
 from test_sysfs import Host
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 LOADING = """
 import resource, sys
-from devwatch import errors, udev
+from devwatch.core import errors
+from devwatch.host import udev
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (3 + int(sys.argv[1]),) * 2)
 try:

@@ -14,17 +14,18 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import virtualtime
 from build import ZIGBEE
-from devwatch.config import parse
-from devwatch.errors import Forbidden, Gone, Retry
-from devwatch.reconciler import Cluster, Reconciler
-from devwatch.report import Reporter
-from devwatch.telemetry import Health, Metrics
+from devwatch.agent.reconciler import Cluster, Reconciler
+from devwatch.agent.report import Reporter
+from devwatch.config.schema import parse
+from devwatch.core.errors import Forbidden, Gone, Retry
+from devwatch.observe.health import Health
+from devwatch.observe.metrics import Metrics
 from fakes import FakeHost, FakeServer, FakeSettings, RecordingLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from devwatch.errors import ApiError
+    from devwatch.core.errors import ApiError
 
 P = ParamSpec("P")
 

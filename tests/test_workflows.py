@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from devwatch.cli import main
+from devwatch.cli.entry import main
 from system import testbed
 from test_floors import FLOORS
 

@@ -8,10 +8,10 @@ import pytest
 
 import virtualtime
 from build import ZIGBEE
-from devwatch.errors import Retry
-from devwatch.kube import MAX_ANSWER
-from devwatch.pods import Container, Phase, Pod
-from devwatch.workload import Event, Workload, list_all, pod_of
+from devwatch.core.errors import Retry
+from devwatch.core.pods import Container, Phase, Pod
+from devwatch.kube.pods import Event, Workload, list_all, pod_of
+from devwatch.kube.responses import MAX_ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from build import ZIGBEE
-from devwatch.errors import Refused, Retry
-from devwatch.node import Writer
+from devwatch.core.errors import Refused, Retry
+from devwatch.core.node import Writer
 from fakes import date
 from home import AFTER, GRACE, USB0, USB1, Home, config, home, pod, virtual
 

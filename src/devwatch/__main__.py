@@ -2,8 +2,8 @@
 
 import sys
 
-from devwatch import early  # noqa: F401 - which takes the signals, before all that lasts
-from devwatch.cli import main
+from devwatch.cli import early  # noqa: F401 - which takes the signals, before all that lasts
+from devwatch.cli.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

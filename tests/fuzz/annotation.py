@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
-from devwatch.cluster import removal
-from devwatch.config import resource_name_fault
-from devwatch.node import MAX_BYTES, MAX_TEXT, WHOLE, Entry, NodeState, apply, parse_listing, patch_body, render_listing
+from devwatch.core.names import resource_name_fault
+from devwatch.core.node import (
+    MAX_BYTES,
+    MAX_TEXT,
+    WHOLE,
+    Entry,
+    NodeState,
+    apply,
+    parse_listing,
+    patch_body,
+    render_listing,
+)
+from devwatch.kube.cluster import removal
 from fuzz.target import Feed, Target
 
 if TYPE_CHECKING:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
-from devwatch.cluster import overview, removal
-from devwatch.errors import ApiError
-from devwatch.kube import Credentials, KubeNode
-from devwatch.loss import Loss, Registration, Return
-from devwatch.node import ANNOTATION, Entry, NodeState, patch_body
-from devwatch.pods import on_loss, on_return
-from devwatch.workload import Workload
+from devwatch.core.errors import ApiError
+from devwatch.core.loss import Loss, Registration, Return
+from devwatch.core.node import ANNOTATION, Entry, NodeState, patch_body
+from devwatch.core.pods import on_loss, on_return
+from devwatch.kube.cluster import overview, removal
+from devwatch.kube.credentials import Credentials
+from devwatch.kube.nodes import KubeNode
+from devwatch.kube.pods import Workload
 from fuzz.target import Feed, Target
 from system.certificates import Authority, Pair
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
-from devwatch.config import parse
-from devwatch.device import Device
-from devwatch.errors import ConfigError
-from devwatch.rules import KEYS, claim
+from devwatch.config.schema import parse
+from devwatch.core.device import Device
+from devwatch.core.errors import ConfigError
+from devwatch.core.rules import KEYS, claim
 from fuzz.target import Feed, Target
 
 if TYPE_CHECKING:

@@ -14,23 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
-from devwatch import display, inspection, logs
-from devwatch.config import parse
-from devwatch.events import EventRecorder
-from devwatch.inventory import Inventory, Look
-from devwatch.node import MAX_BYTES, MAX_TEXT, Entry, NodeState, apply, parse_listing, patch_body, render_listing
-from devwatch.plan import Figures, Tally, changes
-from devwatch.report import Log, Reporter
-from devwatch.rules import claim
-from devwatch.telemetry import Health, Metrics
-from devwatch.workload import Workload
+from devwatch.agent.events import EventRecorder
+from devwatch.agent.report import Log, Reporter
+from devwatch.cli import display, inspection
+from devwatch.config.schema import parse
+from devwatch.core.inventory import Inventory, Look
+from devwatch.core.node import MAX_BYTES, MAX_TEXT, Entry, NodeState, apply, parse_listing, patch_body, render_listing
+from devwatch.core.plan import Figures, Tally, changes
+from devwatch.core.rules import claim
+from devwatch.kube.pods import Workload
+from devwatch.observe import logs
+from devwatch.observe.health import Health
+from devwatch.observe.metrics import Metrics
 from fuzz.target import Feed, Target
 from test_sysfs import Host
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
 
-    from devwatch.device import Device
+    from devwatch.core.device import Device
 
 _RULES = parse(
     b"""

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import pyudev
 from hypothesis import strategies as st
 
-from devwatch.sysfs import Roots
-from devwatch.telemetry import Metrics
-from devwatch.udev import Monitor
+from devwatch.host.sysfs import Roots
+from devwatch.host.udev import Monitor
+from devwatch.observe.metrics import Metrics
 from fuzz.target import Feed, Target
 
 if TYPE_CHECKING:

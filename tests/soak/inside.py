@@ -37,7 +37,7 @@ def main(file: Path, arguments: list[str]) -> int:
         fresh.replace(file)
 
     signal.signal(signal.SIGUSR1, tell)
-    from devwatch.cli import main as devwatch  # noqa: PLC0415 - a signal during the imports must find its handler
+    from devwatch.cli.entry import main as devwatch  # noqa: PLC0415 - a signal during the imports must find its handler
 
     return devwatch(arguments)
 

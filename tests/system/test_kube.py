@@ -14,9 +14,10 @@ from urllib.parse import quote
 
 import pytest
 
-from devwatch.errors import ApiError, CredentialsError, Forbidden, NodeMissing, Refused, Retry
-from devwatch.kube import Credentials, KubeNode
-from devwatch.node import ANNOTATION, WHOLE, NodeState
+from devwatch.core.errors import ApiError, CredentialsError, Forbidden, NodeMissing, Refused, Retry
+from devwatch.core.node import ANNOTATION, WHOLE, NodeState
+from devwatch.kube.credentials import Credentials
+from devwatch.kube.nodes import KubeNode
 from system.apiserver import NAMESPACE, PATCH_ONLY
 from system.waiting import eventually
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from devwatch.node import Changes
+    from devwatch.core.node import Changes
     from system.apiserver import ApiServer, Object
 
 pytestmark = pytest.mark.system
@@ -251,8 +252,9 @@ def test_an_outage_is_no_answer_and_the_same_client_goes_on_after_it(
 
 ASKING = """
 import asyncio, sys
-from devwatch.errors import Retry
-from devwatch.kube import Credentials, KubeNode
+from devwatch.core.errors import Retry
+from devwatch.kube.credentials import Credentials
+from devwatch.kube.nodes import KubeNode
 
 async def main():
     api = KubeNode("n1", Credentials(kubeconfig=sys.argv[1], environ={}), version="0")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from devwatch.kube import REQUEST_TIMEOUT
+from devwatch.kube.client import REQUEST_TIMEOUT
 from system.apiserver import PATCH_ONLY, WATCH
 from system.daemon import Daemon
 from system.proxy import DRIP, GARBAGE, HOLE, LOST, NONE, PAGE, RESET, SLOW, TRUNCATED, Fault, Proxy, answered

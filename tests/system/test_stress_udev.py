@@ -274,7 +274,7 @@ def test_no_file_descriptors_left(world: World, sticks: Sticks) -> None:
 
 CLOSING = """
 import os, signal, sys
-from devwatch.cli import main
+from devwatch.cli.entry import main
 from system.test_stress_udev import netlink_sockets
 signal.signal(signal.SIGUSR1, lambda *_: [os.close(number) for number in netlink_sockets(os.getpid())])
 sys.exit(main())

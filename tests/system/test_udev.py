@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 import pytest
 import pyudev
 
-from devwatch.errors import Unavailable
-from devwatch.inventory import Inventory
-from devwatch.node import Entry
-from devwatch.sysfs import Lister, Roots
-from devwatch.udev import BATCH, TEND_INTERVAL, UdevSource, read_record
+from devwatch.core.errors import Unavailable
+from devwatch.core.inventory import Inventory
+from devwatch.core.node import Entry
+from devwatch.host.sysfs import Lister, Roots
+from devwatch.host.udev import BATCH, TEND_INTERVAL, UdevSource, read_record
 from system.process import Process
 from system.udevd import DEV, RULES, SYS, ownership_kept, settle
 from system.waiting import eventually
@@ -36,7 +36,7 @@ from test_udev import Heard, turn, uevent_descriptors
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from devwatch.device import Device
+    from devwatch.core.device import Device
     from system.udevd import Sticks
 
 pytestmark = pytest.mark.system

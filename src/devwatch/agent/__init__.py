@@ -1,0 +1,1 @@
+"""The loop, what it acts through, and the daemon around it."""

@@ -1,0 +1,425 @@
+"""The composition root: wires the loop to this host, ends it on a signal, and is the only daemon of its node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from devwatch import __version__
+from devwatch.agent.events import EventRecorder
+from devwatch.agent.evictor import Evictor
+from devwatch.agent.reconciler import Cluster, Reconciler
+from devwatch.agent.report import Log, Reporter, Story
+from devwatch.config.file import BackgroundConfigFile, ConfigFile
+from devwatch.core.errors import OutputLost, Unavailable
+from devwatch.core.loss import Losses
+from devwatch.core.node import Changes, NodeState, apply, patch_body
+from devwatch.host.lock import Holder, NodeLock
+from devwatch.host.systemd import Notifier, watchdog_interval
+from devwatch.host.udev import UdevSource
+from devwatch.kube.pods import Workload
+from devwatch.observe.health import Health
+from devwatch.observe.metrics import Metrics
+from devwatch.observe.output import Outlet
+from devwatch.observe.server import Server, routes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from devwatch.agent.reconciler import NodeApi
+
+ONCE_TIMEOUT = 30.0
+"""Seconds that `--once` waits for the Node to show what is present."""
+CLOSE_TIMEOUT = 1.0
+"""Seconds for saying goodbye to the API server; TERM ends the daemon within two."""
+OUTPUT_INTERVAL = 0.05
+"""Seconds between two looks whether standard output has room again."""
+
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Why a connection cannot be taken just now; asyncio tries again every second (`selector_events`, `_accept_connection`)."""
+
+DryRun = Literal["client", "server"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line asks of the daemon."""
+
+    config: Path
+    node: str
+    kubeconfig: str | None = None
+    dry_run: DryRun | None = None
+    once: bool = False
+    listen: tuple[str, int] | None = None
+    listen_named: bool = True
+    """Whether somebody asked for this address."""
+
+
+class PretendedNode:
+    """A dry run: prints each patch as a line of JSON and answers as if it had been stored.
+
+    Without a `server` the Node is empty and nothing is sent; with one, it answers to each request, with `dryRun=All`.
+    No patch is left out: where nobody reads them, `patch` waits.
+    """
+
+    def __init__(self, out: TextIO, server: NodeApi | None = None) -> None:
+        """Print to `out`."""
+        self._out, self._server = Outlet(out), server
+        self._pretended: dict[str, str | None] = {}
+        self.date = ""
+
+    async def patch(self, changes: Changes) -> NodeState:
+        """Print what would be sent. Raises as the server's `patch` does."""
+        if changes:
+            await self._print(json.dumps(patch_body(changes), separators=(",", ":")))
+        state = NodeState() if self._server is None else await self._server.patch(changes)
+        self._pretended |= changes
+        return apply(state, self._pretended)
+
+    async def _print(self, line: str) -> None:
+        try:
+            await _until(lambda: self._out.write(line + "\n"))
+            await _until(self._out.push)
+        except (OSError, ValueError) as error:
+            raise OutputLost(f"cannot write the patch to standard output: {error}") from error
+
+
+async def _until(done: Callable[[], bool]) -> None:
+    while not done():  # noqa: ASYNC110 - poll(2) is asked, and the loop turns meanwhile
+        await asyncio.sleep(OUTPUT_INTERVAL)
+
+
+class Ears:
+    """What the monitor hears goes to the metrics, to the log, and wakes the loop."""
+
+    def __init__(self, log: Log, metrics: Metrics) -> None:
+        """Wake nobody yet."""
+        self._log, self._metrics = log, metrics
+        self.wake: Callable[[str], None] = lambda _: None
+        self._overflows = Story()
+        self._source: str | None = None
+
+    def uevents(self, actions: Sequence[str]) -> None:
+        """Count them and look."""
+        for action in actions:
+            self._metrics.uevent(action)
+        self.wake("uevent")
+
+    def overflowed(self) -> None:
+        """Uevents are lost, and with them nothing: looking again tells what is there."""
+        self._metrics.monitor_overflows.inc()
+        if self._overflows.worth_telling("overflow"):
+            self._log.warning(
+                "monitor.overflowed", times=self._overflows.repeats, lost="nothing: the devices are looked at again"
+            )
+        self.wake("uevent")
+
+    def lost(self, reason: str) -> None:
+        """Tell that only the sweep finds changes now."""
+        self._metrics.monitor_up.set(0)
+        self._source = ""
+        self._log.warning("monitor.lost", reason=reason)
+
+    def restored(self, source: str) -> None:
+        """Tell that uevents are heard again, or from elsewhere; the first time nobody has missed them."""
+        self._metrics.monitor_up.set(1)
+        if self._source is None:
+            self._log.debug("monitor.started", source=source)
+        else:
+            self._log.info("monitor.restored", source=source)
+        self._source = source
+
+
+def _chance() -> Callable[[], float]:
+    return random.SystemRandom().random
+
+
+class Daemon:
+    """Everything that `devwatch run` consists of."""
+
+    def __init__(self, options: Options, log: Log, *, environ: Mapping[str, str], out: TextIO) -> None:
+        """Read the configuration. Raises `ConfigError`."""
+        self._options, self._log, self._environ, self._out = options, log, environ, out
+        file = ConfigFile(path=options.config)
+        self._config = file.load()
+        self._settings = BackgroundConfigFile(file, self._take_config)
+        self._metrics = Metrics(__version__)
+        self._notifier = Notifier.from_env(environ)
+        self._ready = self._reloading = False
+        self._announced = True
+        self._status = ""
+        self._shortage = Story()
+        self._reconciler: Reconciler | None = None
+
+    async def run(self) -> int:
+        """Run until TERM, INT, or what `--once` waits for, and return the exit status. Raises `Unavailable` and `MemoryError`."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._stray)
+        self._health = Health(sweep=self._config.sweep, last_turn=loop.time())
+        self._ears = Ears(self._log, self._metrics)
+        self._reporter = Reporter(
+            log=self._log,
+            metrics=self._metrics,
+            health=self._health,
+            node=self._options.node,
+            dry_run=bool(self._options.dry_run),
+        )
+        work = loop.create_task(self._work(loop))
+        with _signals(
+            loop,
+            {signal.SIGTERM: work.cancel, signal.SIGINT: work.cancel, signal.SIGHUP: self._reload},
+        ):
+            status = await self._outcome(work)
+            self._notifier.stopping()
+            self._log.info("daemon.stopped", status=status, left="what is advertised stays")
+        return status
+
+    def _stray(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Take what asyncio can raise to nobody. No descriptor for a connection is a shortage of this host and ends by itself."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _SHORTAGES:
+            loop.default_exception_handler(context)
+        elif self._shortage.worth_telling("connection"):
+            reason = f"nobody can ask for metrics and health: {os.strerror(error.errno)}"
+            self._log.warning("host.limited", reason=reason, times=self._shortage.repeats)
+
+    async def _outcome(self, work: asyncio.Task[int]) -> int:
+        """Return the exit status. Whatever nobody expected is logged with its traceback: there is no half-dead daemon."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            return 1 if self._options.once else 0
+        except (Unavailable, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - it is logged, and ends the program
+            known = (Unavailable, MemoryError)
+            expected, unexpected = error.split(known) if isinstance(error, ExceptionGroup) else (None, error)
+            if unexpected is None and expected is not None:
+                raise expected.exceptions[0] from None
+            self._log.error("daemon.failed", error=repr(error), exc_info=error)
+            return 1
+
+    async def _work(self, loop: asyncio.AbstractEventLoop) -> int:
+        async with contextlib.AsyncExitStack() as stack:
+            if not self._options.once:
+                await self._reconcile(stack, loop)
+                return 0
+            try:
+                async with asyncio.timeout(ONCE_TIMEOUT):
+                    await self._reconcile(stack, loop)
+            except TimeoutError:
+                self._log.error(
+                    "node.patch_failed", node=self._options.node, error=self._unfinished(), gave_up_after=ONCE_TIMEOUT
+                )
+                return 1
+            return 0
+
+    def _unfinished(self) -> str:
+        """Return why the Node does not show what is present."""
+        if self._reconciler is None:
+            return f"another daemon holds the node: {self._health.waiting}"
+        differs = self._health.differs
+        return self._reconciler.failure or self._health.uncertain or differs or "the devices did not settle"
+
+    async def _serve(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> str:
+        """Answer for metrics and health, and return where. Raises `Unavailable` where the port cannot be had."""
+        if self._options.listen is None:
+            return "off"
+        server = Server(routes(self._metrics, self._health, loop.time))
+        stack.push_async_callback(server.close)
+        host, port = await server.start(*self._options.listen)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def _start(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> str:
+        """Serve and take the lock, and return where is served.
+
+        While another daemon holds the node it may also hold the port, so that one is asked for again afterwards. A dry run does
+        without a port that nobody named.
+        """
+        try:
+            listening = await self._serve(stack, loop)
+        except Unavailable as error:
+            if self._options.dry_run and not self._options.listen_named:
+                self._log.warning("metrics.off", reason=str(error))
+                return "off"
+            if not await self._take_lock(stack, loop):
+                raise
+            return await self._serve(stack, loop)
+        await self._take_lock(stack, loop)
+        return listening
+
+    async def _reconcile(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> None:
+        listening = await self._start(stack, loop)
+        reconciler = self._wire(stack, loop)
+        names = [rule.name for rule in self._config.for_node(self._options.node)]
+        self._log.info(
+            "daemon.started",
+            version=__version__,
+            node=self._options.node,
+            config=str(self._options.config),
+            resources=names,
+            listen=listening,
+            dry_run=self._options.dry_run or "no",
+        )
+        self._ears.wake = reconciler.wake
+        _sweep_often()
+        await reconciler.run()
+
+    async def _take_lock(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> bool:
+        """Wait until no other daemon writes to this Node, and return whether one did; a dry run writes nothing and needs no lock."""
+        if self._options.dry_run:
+            return False
+        lock = NodeLock(self._options.node)
+        stack.callback(lock.release)
+        if not await lock.acquire(self._wait, self._ignore):
+            await _beside(stack, self._regain(lock))
+        waited, self._health.waiting = self._health.waiting is not None, None
+        self._health.last_turn = loop.time()
+        return waited
+
+    def _wait(self, holder: Holder) -> None:
+        self._health.waiting = str(holder)
+        self._log.warning("daemon.waiting", node=self._options.node, holder_pid=holder.pid, holder_uid=holder.uid)
+
+    def _ignore(self, holder: Holder) -> None:
+        self._log.warning("lock.ignored", node=self._options.node, holder_pid=holder.pid, holder_uid=holder.uid)
+
+    async def _regain(self, lock: NodeLock) -> None:
+        """Hold the lock after all once the squatter has gone. Raises `Unavailable` where another daemon holds it then."""
+        await lock.regain()
+        self._log.info("lock.regained", node=self._options.node)
+
+    def _wire(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> Reconciler:
+        source = UdevSource.open(listener=self._ears, loop=loop)
+        stack.callback(source.close)
+        reporter = self._reporter
+        self._reconciler = Reconciler(
+            source=source,
+            cluster=self._cluster(stack, loop, reporter),
+            settings=self._settings,
+            config=self._config,
+            node=self._options.node,
+            reporter=reporter,
+            clock=loop.time,
+            wall=time.time,
+            chance=_chance(),
+            once=self._options.once,
+            turned=self._turned,
+            heartbeat=watchdog_interval(self._environ),
+        )
+        return self._reconciler
+
+    def _cluster(
+        self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop, reporter: Reporter
+    ) -> Cluster:
+        """Return what the loop knows of the cluster. A dry run of the client imports no API client, and only the daemon itself evicts."""
+        if self._options.dry_run == "client":
+            return Cluster(api=PretendedNode(self._out))
+        from devwatch.kube.credentials import Credentials  # noqa: PLC0415 - 20 MiB that a dry run of the client does not need
+        from devwatch.kube.nodes import KubeNode  # noqa: PLC0415 - 20 MiB that a dry run of the client does not need
+
+        credentials = Credentials(kubeconfig=self._options.kubeconfig, environ=self._environ)
+        node = KubeNode(self._options.node, credentials, version=__version__, dry_run=self._options.dry_run == "server")
+        stack.push_async_callback(_close, node.close)
+        if self._options.dry_run:
+            return Cluster(api=PretendedNode(self._out, node))
+        if self._options.once:
+            return Cluster(api=node)
+        workload = Workload(requests=node, node=self._options.node)
+        recorder = EventRecorder(api=workload, log=self._log, node=self._options.node, clock=loop.time)
+        losses = Losses()
+        evictor = Evictor(api=workload, recorder=recorder, losses=losses, metrics=self._metrics, chance=_chance())
+        reporter.record = recorder.device
+        return Cluster(api=node, watch=node.watch, losses=losses, attend=evictor.attend, tasks=(evictor, recorder))
+
+    def _reload(self) -> None:
+        """Read the configuration again; before the first turn of the loop it is read anyway."""
+        if self._reconciler is None:
+            return
+        if self._ready:
+            self._reloading, self._announced = True, self._notifier.reloading()
+        self._settings.reload()
+
+    def _take_config(self) -> None:
+        if self._reconciler is not None:
+            self._reconciler.wake("config")
+
+    def _turned(self) -> None:
+        """Tell systemd that the loop turns, and how things are: it is ready once a look was certain, and again after a reload.
+
+        What its full queue refuses is told again on the next turn.
+        """
+        self._notifier.watchdog()
+        reloaded = self._reloading and not self._settings.busy
+        if reloaded or (not self._ready and self._health.uncertain is None):
+            self._tell_ready()
+        status = self._summary()
+        if status != self._status and self._notifier.status(status):
+            self._status = status
+
+    def _tell_ready(self) -> None:
+        """Tell the end of the start or of a reload, whose beginning has to be known first."""
+        self._announced = self._announced or self._notifier.reloading()
+        if self._announced and self._notifier.ready():
+            self._ready, self._reloading = True, False
+
+    def _summary(self) -> str:
+        """Return one line for `systemctl status`."""
+        if self._reconciler is None:
+            return ""
+        figures = self._reconciler.figures.by_name.values()
+        present = sum(figure.present > 0 for figure in figures)
+        uncertain = "the devices cannot be seen for certain" if self._health.uncertain else ""
+        return "; ".join(
+            filter(None, (f"{present} of {len(figures)} resources present", uncertain, self._reporter.outage))
+        )
+
+
+def _sweep_often() -> None:
+    """Keep garbage from piling up: cyclic garbage of a storm would otherwise stay for minutes, and its memory for ever.
+
+    What was imported until now lives as long as the program; hidden from the collector, it leaves so little that looking through all of it
+    again and again costs nothing that can be measured.
+    """
+    gc.freeze()
+    gc.set_threshold(200, 5, 2)
+
+
+async def _beside(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` until the stack unwinds. Where it fails, all that runs on the stack is cancelled, and the failure raised in a group."""
+    tasks = await stack.enter_async_context(asyncio.TaskGroup())
+    stack.callback(tasks.create_task(work).cancel)
+
+
+async def _close(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await close()
+
+
+@contextlib.contextmanager
+def _signals(
+    loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, Callable[[], object]]
+) -> Iterator[None]:
+    """Have the loop call the handlers. Afterwards the former ones are back, without a moment in which a signal finds none of both."""
+    former = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
+        for number, before in former.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)

@@ -1,0 +1,422 @@
+"""What the loop tells about itself: each fact once as a log line, and always truthfully in the metrics and the health answers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Protocol
+
+from devwatch.core.errors import ApiError, ConfigError, CredentialsError, Forbidden, NodeMissing, Refused
+from devwatch.core.node import WHOLE, Changes, NodeState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from devwatch.config.schema import Config
+    from devwatch.core.device import Device, Key
+    from devwatch.core.inventory import Look
+    from devwatch.core.plan import Figure, Figures
+    from devwatch.core.rules import ResourceRule
+    from devwatch.observe.health import Health
+    from devwatch.observe.metrics import Metrics
+
+_REASONS = 5
+"""Reasons that one line writes out; the rest is a number."""
+_TEXTS = 8
+"""Different texts about one condition that are told at once; a server that writes an id into each message has no end of them."""
+_Identity = tuple[str, str | None, str | None, str | None, str | None]
+
+
+class Log(Protocol):
+    """One event a line: a dotted past-tense name and fields."""
+
+    def debug(self, event: str, **fields: object) -> object:
+        """Report a detail."""
+
+    def info(self, event: str, **fields: object) -> object:
+        """Report what happened."""
+
+    def warning(self, event: str, **fields: object) -> object:
+        """Report what the user may want to change."""
+
+    def error(self, event: str, **fields: object) -> object:
+        """Report what the user has to change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How a request ended."""
+
+    sent: Changes
+    """What it was to change; empty for a read."""
+    outcome: NodeState | ApiError
+    at: float
+    seconds: float
+    detected: float | None = None
+    """When the change became known: the uevent was read, or the grace ended."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Story:
+    """Tells a condition when it begins, what is new about it, and ever more rarely that it lasts."""
+
+    repeats: int = 0
+    texts: set[str] = field(default_factory=set)
+
+    def worth_telling(self, text: str) -> bool:
+        """Return whether this line should be written: one of the first few texts for the first time, or the 2nd, 4th, 8th ... line."""
+        self.repeats += 1
+        new = text not in self.texts and len(self.texts) < _TEXTS
+        self.texts |= {text} if new else set()
+        return new or self.repeats & (self.repeats - 1) == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """A claimed device that was reported as present."""
+
+    device: Device
+    owner: str
+
+    @property
+    def identity(self) -> _Identity:
+        """What is the same when the stick comes back through another socket."""
+        device = self.device
+        return (self.owner, device.vendor, device.product, device.serial, device.interface)
+
+    def fields(self) -> dict[str, object]:
+        device = self.device
+        ids = f"{device.vendor}:{device.product}" if device.vendor else None
+        return {
+            "resource": self.owner,
+            "devnode": device.devnode,
+            "id": ids,
+            "serial": device.serial,
+            "link": device.link,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Gone:
+    """A device that was reported as removed and still counts."""
+
+    shown: _Shown
+    since: float
+    grace: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Reporter:
+    """Tells people and Prometheus what the loop found and did."""
+
+    log: Log
+    metrics: Metrics
+    health: Health
+    node: str
+    record: Callable[[str, Device, str], None] = lambda _reason, _device, _resource: None
+    """Takes `DeviceAdded` and `DeviceRemoved` with the device and its resource, for an Event on the Node."""
+    dry_run: bool = False
+    """Whether nothing is written, so that the Node never shows what it should."""
+    outage: str = ""
+    """Why the Node could not be written and since when, for people; empty after an accepted request."""
+    _shown: dict[Key, _Shown] = field(default_factory=dict)
+    _gone: list[_Gone] = field(default_factory=list)
+    _present: dict[str, int] = field(default_factory=dict)
+    _rules: Mapping[str, ResourceRule] = field(default_factory=dict)
+    _held: Mapping[str, str] = field(default_factory=dict)
+    """By resource whose count is held up by what is unknown of a device: what that is."""
+    _denied: str = ""
+    """Why the server refuses every request; empty once it does not."""
+    _looked: bool = False
+    _told: set[str] = field(default_factory=set)
+    _stories: dict[str, Story] = field(default_factory=dict)
+
+    def woken(self, triggers: Iterable[str], now: float) -> None:
+        """Take note that the loop turns, and why."""
+        self.health.last_turn = now
+        for trigger in triggers:
+            self.metrics.reconciles.labels(trigger).inc()
+
+    def look(self, look: Look) -> None:
+        """Tell what could not be seen."""
+        for trouble in look.troubles:
+            self._warn_once("host.limited", reason=trouble)
+        doubts = _joined(look.doubts)
+        self.health.uncertain, self.health.blocked = doubts or None, _joined(look.blocked)
+        if look.certain:
+            self._stories.pop("look", None)
+            return
+        self.metrics.uncertain_looks.inc()
+        if self._worth_telling("look", doubts):
+            self.log.warning(
+                "look.uncertain",
+                reasons=list(look.doubts[:_REASONS]),
+                count=len(look.doubts),
+                kept="no count is lowered",
+            )
+
+    def devices(self, figures: Figures, present: Collection[Device], graces: Mapping[str, float], look: Look) -> None:
+        """Tell which claimed devices came and went; a look that is not certain misses nobody."""
+        self._measure(figures, look)
+        here = {
+            device.key: _Shown(device=device, owner=owner)
+            for device in present
+            if (owner := figures.claims[device].owner)
+        }
+        there, names = {device.key for device in present}, {device.devnode for device in look.devices}
+        missing = {key: shown for key, shown in self._shown.items() if key not in there}
+        # Where another one has its name it is gone, however little else is certain.
+        gone = [key for key, shown in missing.items() if look.certain or shown.device.devnode in names]
+        for shown in (missing.pop(key) for key in gone):
+            figure = figures.by_name.get(shown.owner)
+            start = (figure and figure.start_until) or look.at
+            self._departed(shown, max(graces.get(shown.owner, 0.0), round(start - look.at, 3)), look.at)
+        over = [gone for gone in self._gone if look.at >= gone.since + gone.grace]
+        self._gone = [gone for gone in self._gone if gone not in over]
+        for gone_for_good in over:
+            self.record("DeviceRemoved", gone_for_good.shown.device, gone_for_good.shown.owner)
+        for shown in (shown for key, shown in here.items() if key not in self._shown):
+            self._arrived(shown, look.at)
+        self._shown, self._looked = {**missing, **here}, True
+        self._contested(figures)
+        self._hold(figures, there, look)
+
+    def _measure(self, figures: Figures, look: Look) -> None:
+        """Show how many are present; what an uncertain look did not find is not absent."""
+        before = {} if look.certain else self._present
+        self._present = {name: max(figure.present, before.get(name, 0)) for name, figure in figures.by_name.items()}
+        self.metrics.set_devices(self._present)
+
+    def _contested(self, figures: Figures) -> None:
+        for device, claim in figures.claims.items():
+            if len(claim.wanted) > 1:
+                self._warn_once(
+                    "device.contested", devnode=device.devnode, claimed_by=claim.owner, matched=list(claim.wanted)
+                )
+
+    def _hold(self, figures: Figures, there: Collection[Key], look: Look) -> None:
+        """Tell which counts are held up by what is unknown of a device; why a look is uncertain is told elsewhere."""
+        held = {name for name, figure in figures.by_name.items() if held_up(figure)}
+        self.metrics.set_held({name: int(name in held) for name in figures.by_name})
+        if not look.certain:
+            self._held = {name: why for name, why in self._held.items() if name in held}
+            return
+        before, self._held = self._held, {name: self._unknown(name, figures, there) for name in sorted(held)}
+        for name in [name for name in self._held if name not in before]:
+            figure = figures.by_name[name]
+            self.log.warning(
+                "count.held",
+                resource=name,
+                count=figure.advertised,
+                present=figure.present,
+                reason=self._held[name],
+                hint="devwatch explain DEVNODE shows what is missing on this host",
+            )
+
+    def _unknown(self, name: str, figures: Figures, there: Collection[Key]) -> str:
+        """Return what is unknown of which device, so that it may count for the resource."""
+        reasons: list[str] = []
+        for device, claim in figures.claims.items():
+            if name in claim.doubtful:
+                rules = (self._rules[each] for each in sorted(claim.doubtful))
+                unknown = {finding.key: finding.reason for rule in rules for finding in rule.unknowns(device)}
+                reasons += [f"{key} of {device.devnode} is unknown ({reason})" for key, reason in unknown.items()]
+            elif name == claim.owner and device.key not in there:
+                reasons.append(f"{device.devnode} has no complete udev record yet")
+        return _joined(reasons)
+
+    def _arrived(self, shown: _Shown, now: float) -> None:
+        gone = next((gone for gone in self._gone if gone.shown.identity == shown.identity), None)
+        if gone is None:
+            self.log.info("device.added", **shown.fields())
+            if self._looked:  # what was there before the first look was not added now
+                self.record("DeviceAdded", shown.device, shown.owner)
+        else:
+            self._gone.remove(gone)
+            self.log.info("device.returned", **shown.fields(), away_seconds=round(now - gone.since, 3))
+
+    def _departed(self, shown: _Shown, grace: float, now: float) -> None:
+        self._gone.append(_Gone(shown=shown, since=now, grace=grace))
+        self.log.info("device.removed", **shown.fields(), counted_for_seconds=grace)
+
+    def difference(
+        self, figures: Figures, observed: NodeState | None, wanted: Changes, refused: Mapping[str, str], now: float
+    ) -> None:
+        """Take note of what the Node shows, None where there is none, of what is refused, and since when it is not what it should be.
+
+        `wanted` is what must be written; `refused` is why the server refuses a part of it, by the name of the part.
+        """
+        health = self.health
+        self.metrics.set_capacity({} if observed is None else {name: observed.count(name) for name in figures.by_name})
+        health.missing = health.missing if observed is None else None
+        health.refused = f"every write is refused: {self._denied}" if self._denied else _refusals(refused)
+        wrong = [*_named(wanted), *(self._counted(name, figures) for name in sorted(self._held.keys() - wanted.keys()))]
+        if not wrong:
+            health.differs_since = None
+        elif health.differs_since is None:
+            health.differs_since = now
+        # What is away for less than its grace differs as well, and rightly so.
+        away = [name for name, figure in figures.by_name.items() if figure.advertised != figure.present]
+        wrong += [self._counted(name, figures) for name in away if name not in {*wanted, *self._held}]
+        health.differs = _joined(wrong)
+        shown = observed is not None and health.uncertain is None and (self.dry_run or not wrong)
+        health.shown = health.shown or shown
+
+    def _counted(self, name: str, figures: Figures) -> str:
+        """Return why a resource is advertised with more than is present."""
+        figure, why = figures.by_name[name], self._held.get(name, "its grace has not ended")
+        return f"{name} is advertised as {figure.advertised}, with {figure.present} present: {why}"
+
+    def accepted(self, answer: Answer, *, failures: int) -> None:
+        """Tell that the server took a request: a change always, a read only when it ends an outage."""
+        self._answered(answer, "changed" if answer.sent else "unchanged")
+        self.metrics.last_success.set(time.time())
+        self.outage = ""
+        for subject in ("request", *(_refusal([name]) for name in answer.sent)):
+            self._stories.pop(subject, None)
+        if answer.detected is not None:
+            self.metrics.detection_to_patch.observe(answer.at - answer.detected)
+        if answer.sent or failures:
+            counts = {
+                name: None if value is None else int(value) for name, value in answer.sent.items() if name != WHOLE
+            }
+            more: dict[str, object] = {"after_failures": failures} if failures else {}
+            more |= {"annotation": "changed"} if answer.sent and not counts else {}
+            self.log.info(
+                "node.patched", node=self.node, resources=counts, milliseconds=round(answer.seconds * 1000, 1), **more
+            )
+
+    def repaired(self, names: Collection[str]) -> None:
+        """Tell that a foreign write was undone."""
+        self.metrics.drift_repairs.inc()
+        self.log.warning("drift.repaired", node=self.node, what=_named(names))
+
+    def contested(self, names: Collection[str], rivals: Collection[str]) -> None:
+        """Tell who keeps undoing what is repaired, and what helps."""
+        hint = "give the resource another name in the configuration, or stop the other writer"
+        others = sorted(rivals) or ["unknown: the API server keeps no record of it"]
+        self.log.error("drift.contested", node=self.node, what=_named(names), managers=others, hint=hint)
+
+    def watching(self) -> None:
+        """Take note that foreign writes are seen at once."""
+        self._stories.pop("watch", None)
+        self.log.debug("node.watched", node=self.node)
+
+    def unwatched(self, error: ApiError) -> None:
+        """Tell that foreign writes are only found by the resync, and which right would make that faster."""
+        if not self._worth_telling("watch", type(error).__name__):
+            return
+        if isinstance(error, Forbidden):
+            consequence = "foreign writes are repaired within a minute; with get, list and watch on nodes at once"
+            self.log.info("node.unwatched", node=self.node, error=str(error), consequence=consequence, hint=error.hint)
+        else:
+            self.log.debug("node.unwatched", node=self.node, error=str(error))
+
+    def refused(self, answer: Answer, error: ApiError, *, retry_in: float | None) -> None:
+        """Tell what the server refuses when it was sent alone (`retry_in` given); what was refused in company is sent apart first."""
+        self._answered(answer, "refused")
+        if retry_in is not None and self._worth_telling(_refusal(answer.sent), str(error)):
+            self.log.error(
+                "node.patch_failed",
+                node=self.node,
+                refused=_named(answer.sent),
+                error=str(error),
+                retry_in=round(retry_in, 1),
+                **_hint(error),
+            )
+
+    def failed(self, answer: Answer, error: ApiError, *, failures: int, retry_in: float) -> None:
+        """Tell why a request failed and when it is repeated."""
+        self._answered(answer, "failed", error)
+        self.outage = self.outage or f"{_outage(error)} since {time.strftime('%H:%M:%S')}"
+        news = self._worth_telling("request", str(error))
+        if isinstance(error, NodeMissing):
+            news = self.health.missing is None
+            self.health.missing, self.health.shown = str(error), False
+        if not news:
+            return
+        fields = {"node": self.node, "error": str(error), "failures": failures, "retry_in": round(retry_in, 1)}
+        if isinstance(error, NodeMissing):
+            self.log.warning(
+                "node.missing",
+                **fields,
+                hint="it appears when its kubelet registers it; --node-name or NODE_NAME name another",
+            )
+        elif isinstance(error, Forbidden | Refused):
+            self.log.error("node.patch_failed", **fields, **_hint(error))
+        else:
+            self.log.warning("node.patch_failed", **fields)
+
+    def _answered(self, answer: Answer, outcome: str, error: ApiError | None = None) -> None:
+        self.health.error = "" if error is None else str(error)
+        if error is None or isinstance(error, Forbidden | Refused):
+            self._denied = self.health.error
+        self.metrics.patch_duration.observe(answer.seconds)
+        self.metrics.patches.labels(outcome).inc()
+
+    def configured(self, config: Config) -> None:
+        """Tell what is doubtful about a configuration that is used from now on."""
+        self.health.sweep = config.sweep
+        self._rules = {rule.name: rule for rule in config.resources}
+        for fault in config.warnings:
+            self._warn_once("config.doubtful", line=fault.line, key=fault.path, reason=fault.message)
+
+    def reloaded(self, names: Collection[str]) -> None:
+        """Tell that another configuration is used."""
+        self.metrics.config_reloads.labels("reloaded").inc()
+        self.log.info("config.reloaded", resources=list(names))
+
+    def rejected(self, error: ConfigError) -> None:
+        """Tell that a configuration is not used, with everything that is wrong with it."""
+        self.metrics.config_reloads.labels("rejected").inc()
+        faults = [fault.render(error.file) for fault in error.faults]
+        self.log.error("config.rejected", faults=faults, kept="the configuration before it stays in force")
+
+    def _worth_telling(self, subject: str, text: str) -> bool:
+        return self._stories.setdefault(subject, Story()).worth_telling(text)
+
+    def _warn_once(self, event: str, **fields: object) -> None:
+        text = repr((event, fields))
+        if text not in self._told:
+            self._told.add(text)
+            self.log.warning(event, **fields)
+
+
+def held_up(figure: Figure) -> bool:
+    """Return whether only what is unknown keeps a count from falling to what is present: no grace does any more."""
+    return figure.held and figure.due is None and figure.advertised > figure.present
+
+
+def _joined(texts: Sequence[str]) -> str:
+    """Return the first few reasons, and how many more there are, in one line."""
+    more = (f"{len(texts) - _REASONS} more",) if len(texts) > _REASONS else ()
+    return "; ".join((*texts[:_REASONS], *more))
+
+
+def _refusals(refused: Mapping[str, str]) -> str:
+    """Return in one line what is refused and why; what was refused together is named together."""
+    ordered = sorted(refused, key=lambda name: (refused[name], name))
+    groups = ((", ".join(_named(names)), reason) for reason, names in groupby(ordered, key=refused.__getitem__))
+    return _joined([f"{names} refused: {reason}" for names, reason in groups])
+
+
+def _hint(error: ApiError) -> Mapping[str, str]:
+    return {"hint": error.hint} if error.hint else {}
+
+
+def _refusal(names: Iterable[str]) -> str:
+    return f"refused {_named(names)}"
+
+
+def _outage(error: ApiError) -> str:
+    kinds = {
+        NodeMissing: "the Node is missing",
+        Forbidden: "a right is missing",
+        CredentialsError: "no usable credentials",
+    }
+    return next((text for kind, text in kinds.items() if isinstance(error, kind)), "API server unreachable")
+
+
+def _named(names: Iterable[str]) -> list[str]:
+    return sorted(name or "annotation" for name in names)

@@ -1,0 +1,226 @@
+"""The commands about the cluster: show what devwatch advertises in it, and take it away."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from devwatch.cli import display
+from devwatch.config.resolver import new_loop
+from devwatch.core.errors import ApiError, NodeMissing, Unavailable
+from devwatch.core.node import WHOLE
+from devwatch.host.lock import NodeLock
+from devwatch.kube import cluster, nodes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from devwatch.cli.display import Screen
+    from devwatch.core.node import Changes, Entry, NodeState
+    from devwatch.host.lock import Holder
+    from devwatch.kube.client import Connection
+    from devwatch.kube.cluster import Standing
+
+DONE, FAILED = 0, 1
+SECOND_LOOK = 5.0
+"""Seconds after which `purge` looks whether a running daemon has put back what was removed."""
+_OF_A_POD = ("namespace", "name", "phase")
+"""What is told of a pod."""
+
+
+def run(connection: Connection, work: Coroutine[Any, Any, int]) -> int:
+    """Run a command to its end, which no name server delays. Raises `Unavailable` with one line for whatever the API server does not do."""
+
+    async def closing() -> int:
+        try:
+            return await work
+        except ApiError as error:
+            raise Unavailable(_with_hint(error)) from error
+        finally:
+            await connection.close()
+
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(closing())
+    finally:
+        work.close()  # where no loop could be made, it has not begun
+
+
+# -- status
+
+
+async def status(connection: Connection, screen: Screen, remarks: Screen, *, form: str) -> int:
+    """Show what every node advertises, who asks for it, and what is not as it should be."""
+    seen = await cluster.overview(connection)
+    if form in {"json", "yaml"}:
+        screen.document({"resources": [_document(standing) for standing in seen.standings]}, form)
+    elif seen.standings:
+        _show(screen, seen.standings, wide=form == "wide")
+    if form not in {"json", "yaml"} and not any(standing.owned for standing in seen.standings):
+        remarks.line("devwatch advertises nothing in this cluster")
+    hidden = (f"the pods are not shown: {seen.hidden}",) if seen.hidden else ()
+    warnings = (text for standing in seen.standings for text in standing.warnings())
+    for warning in dict.fromkeys((*hidden, *warnings)):
+        remarks.line(f"warning: {display.printable(warning)}")
+    return DONE
+
+
+def _show(screen: Screen, standings: Sequence[Standing], *, wide: bool) -> None:
+    heads = [
+        "NODE",
+        "RESOURCE",
+        "PUBLISH",
+        "CAPACITY",
+        "ALLOCATABLE",
+        "REQUESTED",
+        "PODS",
+        "DEVICES",
+        *(["LINKS", "CHANGED"] if wide else []),
+    ]
+    screen.table(heads, [_cells(standing, wide=wide) for standing in standings])
+
+
+def _cells(standing: Standing, *, wide: bool) -> list[str]:
+    pods = ", ".join(f"{pod.title} ({pod.phase})" for pod in standing.pods or ())
+    devices = ", ".join(_device(entry) for entry in standing.devices)
+    links = ", ".join(entry.link or entry.devnode for entry in standing.devices)
+    requested = "" if standing.requested is None else str(standing.requested)
+    counts = [standing.publish or "", standing.capacity or "", standing.allocatable or "", requested]
+    where = [standing.node or "", standing.resource]
+    return [*where, *counts, pods, devices, *([links, standing.changed or ""] if wide else [])]
+
+
+def _device(entry: Entry) -> str:
+    name = entry.serial or entry.link or entry.devnode
+    return f"{name} (lost)" if entry.lost else name
+
+
+def _document(standing: Standing) -> dict[str, Any]:
+    pods = standing.pods
+    return {
+        "node": standing.node,
+        "ready": standing.member.ready if standing.member else None,
+        "resource": standing.resource,
+        "publish": standing.publish,
+        "capacity": standing.capacity,
+        "allocatable": standing.allocatable,
+        "requested": standing.requested,
+        "pods": pods if pods is None else [{key: getattr(pod, key) for key in _OF_A_POD} for pod in pods],
+        "devices": [_device_document(entry) for entry in standing.devices],
+        "changed": standing.changed,
+        "nearest": standing.nearest,
+        "warnings": list(standing.warnings()),
+    }
+
+
+def _device_document(entry: Entry) -> dict[str, Any]:
+    return {field: getattr(entry, field) for field in type(entry).__slots__}
+
+
+# -- purge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purge:
+    """What is to be removed: from the node of this name, or from all with None."""
+
+    node: str | None
+    dry_run: str | None = None
+    """`client` shows the difference, `server` asks the API server too whether it would accept it."""
+    confirmed: Callable[[int], bool] = lambda _count: True
+    """Asked once, with the number of nodes, before anything is removed."""
+    pause: float = SECOND_LOOK
+
+
+async def purge(connection: Connection, screen: Screen, remarks: Screen, task: Purge) -> int:
+    """Remove exactly what the annotations say is ours, and look again whether it stays away.
+
+    A node that fails keeps no other from being done. Each failure is a line of the remarks, and the status is then 1.
+    """
+    daemon = None if task.node is None or task.dry_run else _daemon_beside(task.node)
+    states = await _states(connection, task.node)
+    removals = {name: changes for name, state in states.items() if (changes := cluster.removal(state))}
+    verb = "left" if daemon else "would remove" if task.dry_run else "removing"
+    for name, changes in removals.items():
+        _show_removal(screen, name, states[name], changes, verb=verb)
+    if daemon:
+        raise Unavailable(f"a devwatch still runs on {task.node} (pid {daemon.pid}): stop it first")
+    if not removals:
+        screen.line("there is nothing of devwatch to remove")
+    if not removals or task.dry_run == "client":
+        return DONE
+    if not task.dry_run and not task.confirmed(len(removals)):
+        screen.line("nothing was removed")
+        return FAILED
+    await asyncio.sleep(0)  # an interrupt until now ends it here, and not after the first request
+    failures = await _remove(connection, screen, task, removals)
+    for name, reason in failures.items():
+        remarks.out.write(display.printable(f"devwatch: {name}: {' '.join(reason.split())}") + "\n")
+    return FAILED if failures else DONE
+
+
+async def _remove(
+    connection: Connection, screen: Screen, task: Purge, removals: Mapping[str, Changes]
+) -> dict[str, str]:
+    """Remove, look again, and say what was done. Return why that failed, by node."""
+    held, failures = await _patch_each(connection, removals, dry_run=task.dry_run is not None)
+    for name in [name for name in removals if name not in {**held, **failures}]:
+        screen.line(f"{name}: the Node is gone meanwhile, so nothing is left to remove")
+    if task.dry_run or not held:
+        return failures
+    await asyncio.sleep(task.pause)
+    again, unseen = await _patch_each(connection, {name: {} for name in held})
+    failures |= {name: f"removed, but whether it stays away is unknown: {reason}" for name, reason in unseen.items()}
+    for name, state in again.items():
+        if left := cluster.left(state, removals[name]):
+            _show_removal(screen, name, state, left, verb="left")
+            failures[name] = f"a devwatch still runs on {name}: stop it first"
+    if done := len(held.keys() - failures.keys()):
+        screen.line(f"removed from {done} node{'s' if done > 1 else ''}")
+    return failures
+
+
+async def _patch_each(
+    connection: Connection, patches: Mapping[str, Changes], *, dry_run: bool = False
+) -> tuple[dict[str, NodeState], dict[str, str]]:
+    """Send each patch, whatever becomes of the others. Return the answers, and why there is none; a Node that is gone is in neither."""
+    answers: dict[str, NodeState] = {}
+    failures: dict[str, str] = {}
+    for name, changes in patches.items():
+        try:
+            answers[name] = await nodes.patch_node(connection, name, changes, dry_run=dry_run)
+        except NodeMissing:
+            continue
+        except ApiError as error:
+            failures[name] = _with_hint(error)
+    return answers, failures
+
+
+def _with_hint(error: ApiError) -> str:
+    return f"{error}; {error.hint}" if error.hint else str(error)
+
+
+def _daemon_beside(node: str) -> Holder | None:
+    """Return the daemon of this node if it runs on this host: by its lock that is known at once."""
+    lock = NodeLock(node)
+    holder = lock.acquire_once()
+    lock.release()
+    return holder if holder is not None and holder.counts else None
+
+
+async def _states(connection: Connection, node: str | None) -> dict[str, NodeState]:
+    if node is not None:
+        return {node: await nodes.patch_node(connection, node, {})}
+    return {member.name: member.state for member in await cluster.members(connection)}
+
+
+def _show_removal(screen: Screen, name: str, state: NodeState, changes: Changes, *, verb: str) -> None:
+    screen.line(f"{name}: {verb}")
+    for resource in sorted(filter(None, changes)):
+        capacity, allocatable = (maps.get(resource, "none") for maps in (state.capacity, state.allocatable))
+        screen.line(f"- {resource}: capacity {capacity}, allocatable {allocatable}", indent=2)
+    if WHOLE in changes:
+        screen.line("- the annotation devwatch.io/devices", indent=2)
+    for resource in cluster.strange(state):
+        screen.line(f"{resource} is listed and left alone: its count is not devwatch's to remove", indent=2)

@@ -1,0 +1,272 @@
+"""What the commands for people do: read, judge by the daemon's own verdicts, show."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from devwatch.cli import display, inspection
+from devwatch.config.file import ConfigFile
+from devwatch.core.errors import ConfigError
+from devwatch.host.snapshot import Host
+from devwatch.host.sysfs import obstruction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from devwatch.cli.display import Screen
+    from devwatch.config.schema import Config
+    from devwatch.core.device import Device
+    from devwatch.core.errors import Fault
+    from devwatch.core.inventory import Look
+    from devwatch.core.rules import Claim, ResourceRule
+
+DONE, FAILED, CONFIGURATION = 0, 1, 78
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """The devices of this host and the configuration by which they are judged."""
+
+    look: Look
+    config: Config | None
+    node: str
+    host: Host
+    hidden: str = ""
+    """Why there is no configuration though there may be one, empty where that is not so."""
+
+    @classmethod
+    def see(cls, file: Path, *, given: bool, node: Callable[[], str]) -> Scene:
+        """Look once; only a configuration asks for the name of the Node.
+
+        Raises `ConfigError`, but not where the default configuration is simply not there, or not for everybody to read.
+        """
+        (config, hidden), host = _configuration(file, given=given), Host.open()
+        return cls(
+            look=host.look(config.literal_paths if config else frozenset(), time.monotonic()),
+            config=config,
+            node=node() if config else "",
+            host=host,
+            hidden=hidden,
+        )
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What keeps something from view, one line each; the look may still be certain."""
+        return (*((self.hidden,) if self.hidden else ()), *self.look.troubles)
+
+    @property
+    def rules(self) -> tuple[ResourceRule, ...]:
+        """The resources of this node."""
+        return self.config.for_node(self.node) if self.config else ()
+
+    def rows(self, *, consoles: bool) -> tuple[inspection.Row, ...]:
+        """Return the rows to show: what is real or claimed, with `consoles` everything."""
+        drivers = {device.devnode: driver for device in self.look.devices if (driver := self.host.driver(device))}
+        rows = inspection.rows(self.look.devices, self.rules, drivers)
+        return tuple(row for row in rows if consoles or not row.device.virtual or row.claim.owner or row.claim.doubtful)
+
+
+def _configuration(file: Path, *, given: bool) -> tuple[Config | None, str]:
+    """Return the configuration. Where nobody named it, it may be missing: then None, and why it is hidden if it is there."""
+    try:
+        return ConfigFile(path=file).load(), ""
+    except ConfigError as error:
+        reason = error.__cause__
+        if given or not isinstance(reason, FileNotFoundError | NotADirectoryError | PermissionError):
+            raise
+    unread = f"{file} cannot be read ({reason.strerror}): nothing is known of its resources"
+    return None, unread if isinstance(reason, PermissionError) else ""
+
+
+def devices(scene: Scene, screen: Screen, remarks: Screen, *, form: str, consoles: bool) -> int:
+    """Show the devices and who claims them. 1 where the look is not certain: devices may be missing."""
+    rows = scene.rows(consoles=consoles)
+    if form in {"json", "yaml"}:
+        content = {"devices": [display.device_document(row) for row in rows], "uncertain": list(scene.look.doubts)}
+        screen.document(content, form)
+    elif rows:
+        display.show_devices(screen, rows, wide=form == "wide")
+        for note in _notes(rows):
+            screen.line(note)
+    for remark in _remarks(scene, rows):
+        remarks.line(display.printable(remark))
+    return FAILED if scene.look.doubts else DONE
+
+
+def _notes(rows: Sequence[inspection.Row]) -> Iterator[str]:
+    for row in rows:
+        if row.twins:
+            port = (
+                f": match it by port, {display.printable(row.device.port)!r}"
+                if row.device.port
+                else ": match it by port"
+            )
+            yield f"note: no id tells {row.device.devnode} from {', '.join(row.twins)}{port}"
+
+
+def _remarks(scene: Scene, rows: Sequence[inspection.Row]) -> Iterator[str]:
+    if not rows and scene.look.certain:
+        yield "no serial device is here (--all shows virtual consoles too)"
+    yield from (
+        f"warning: {row.device.devnode} matches {' and '.join(row.claim.wanted)}"
+        for row in rows
+        if len(row.claim.wanted) > 1
+    )
+    yield from (f"warning: {trouble}" for trouble in scene.troubles)
+    yield from (f"error: {doubt}" for doubt in scene.look.doubts)
+
+
+def suggest(scene: Scene, screen: Screen, remarks: Screen) -> int:
+    """Write a configuration for what is not claimed yet."""
+    taken = [rule.name for rule in scene.config.resources] if scene.config else []
+    suggestions = inspection.suggest(scene.look.devices, scene.rules, taken)
+    screen.out.write(display.suggestion_text(suggestions, certain=scene.look.certain))
+    for remark in (*scene.troubles, *scene.look.doubts):
+        remarks.line(display.printable(f"warning: {remark}"))
+    return FAILED if scene.look.doubts else DONE
+
+
+def explain(scene: Scene, screen: Screen, remarks: Screen, path: str) -> int:
+    """Tell for a devnode, a link or a path in sysfs why which resource claims it. 1 where there is no such device."""
+    found = _resolve(path, scene.look.devices)
+    for device in found:
+        _explain_device(scene, screen, device)
+    if not found:
+        _explain_absence(scene, screen, path)
+    troubles = (*scene.look.troubles, *scene.look.doubts, *scene.host.troubles())
+    if troubles:
+        screen.line("this host:")
+    for trouble in troubles:
+        screen.line(f"- {display.printable(trouble)}", indent=2)
+    if scene.hidden:
+        remarks.line(display.printable(f"warning: {scene.hidden}"))
+    return DONE if found else FAILED
+
+
+def _resolve(path: str, present: Sequence[Device]) -> list[Device]:
+    """Return the devices that a path means; a path in sysfs means every tty below it."""
+    real = _real(path)
+    inside = real.removeprefix(os.path.realpath("/sys"))
+    return [
+        device
+        for device in present
+        if real == device.devnode
+        or path in device.links
+        or (inside != real and f"{device.devpath}/".startswith(f"{inside}/"))
+    ]
+
+
+def _real(path: str) -> str:
+    """Return where a path leads; a relative one, in a working directory that was removed, leads nowhere."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return path
+
+
+def _explain_device(scene: Scene, screen: Screen, device: Device) -> None:
+    decided, reports = inspection.explain(device, scene.config.resources if scene.config else (), scene.node)
+    screen.line(f"{device.devnode}: {display.printable(inspection.describe(device))}")
+    for key in ("vendor", "product", "serial", "interface", "port"):
+        value = getattr(device, key)
+        screen.line(f"{key}: {'none' if value is None else display.printable(value)}{_gap(key, device)}", indent=2)
+    for link in device.links:
+        screen.line(f"link: {display.printable(link)}", indent=2)
+    screen.line(_decision(decided, scene))
+    for number, report in enumerate(reports, start=1):
+        display.show_rule(screen, number, report, claims=report.name == decided.owner)
+
+
+def _gap(key: str, device: Device) -> str:
+    unknown = key == "port" and not device.complete and not device.virtual
+    return " (unknown: there is no complete udev record)" if unknown else ""
+
+
+def _decision(decided: Claim, scene: Scene) -> str:
+    if scene.config is None:
+        return (
+            "unknown: the configuration cannot be read"
+            if scene.hidden
+            else "claimed by nothing: there is no configuration"
+        )
+    if decided.owner:
+        return f"claimed by {decided.owner}"
+    if decided.doubtful:
+        return f"unknown: it may belong to {', '.join(sorted(decided.doubtful))}; until that is known no count of theirs is lowered"
+    return "claimed by no resource"
+
+
+def _explain_absence(scene: Scene, screen: Screen, path: str) -> None:
+    """Tell what is at a path that is no present device, and which resources expect a device there."""
+    screen.line(f"{display.printable(path)}: {_what_is_there(path)}")
+    for rule in scene.config.resources if scene.config else ():
+        for kind, matchers in (("match", rule.match), ("exclude", rule.exclude)):
+            for index, matcher in enumerate(matchers):
+                for test in matcher.tests:
+                    if test.key == "path" and any(pattern.matches(path) for pattern in test.patterns):
+                        screen.line(f"{rule.name} expects a device there ({kind}[{index}].path)", indent=2)
+
+
+def _what_is_there(path: str) -> str:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - its error is the answer
+        empty = stat.S_ISDIR(status.st_mode) and not os.listdir(path)  # noqa: PTH208 - beside the stat above
+    except FileNotFoundError:
+        return "dangling link: what it led to is gone" if Path(path).is_symlink() else "there is nothing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if empty and path.startswith("/dev/"):
+        return obstruction(path).removeprefix(f"{path}: ")
+    if stat.S_ISDIR(status.st_mode):
+        return "a directory without a tty below it" if path.startswith("/sys") else "a directory"
+    return "a character device, but no present tty" if stat.S_ISCHR(status.st_mode) else "not a character device"
+
+
+def check(file: Path, screen: Screen, *, form: str) -> int:
+    """Show the faults of a configuration, or what it says."""
+    config: Config | None = None
+    faults: tuple[Fault, ...] = ()
+    source = ConfigFile(path=file)
+    try:
+        config = source.load()
+    except ConfigError as error:
+        faults = error.faults
+    warnings = config.warnings if config else ()
+    if form == "json":
+        problems = {
+            name: [_fault_document(fault) for fault in some]
+            for name, some in (("faults", faults), ("warnings", warnings))
+        }
+        names = [rule.name for rule in config.resources] if config else []
+        screen.document({"file": str(file), "valid": config is not None, **problems, "resources": names}, "json")
+        return CONFIGURATION if faults else DONE
+    shown = [*((fault, "") for fault in faults), *((fault, "warning: ") for fault in warnings)]
+    for fault, kind in shown:
+        display.show_fault(screen, fault, str(file), source.text, kind=kind)
+    if config:
+        screen.line(_summary(file, config))
+    return CONFIGURATION if faults else DONE
+
+
+def _fault_document(fault: Fault) -> dict[str, object]:
+    return {name: getattr(fault, name) for name in ("line", "column", "path", "message")}
+
+
+def _summary(file: Path, config: Config) -> str:
+    evicting = sum(rule.evict_after is not None for rule in config.resources)
+    names = ", ".join(rule.name for rule in config.resources) or "none"
+    number = len(config.resources)
+    return f"{display.printable(str(file))}: valid; {number} resource{'' if number == 1 else 's'} ({names}); {evicting} evict"
+
+
+def completion(screen: Screen, shell: str) -> int:
+    """Write the completion script of a shell."""
+    import argcomplete  # noqa: PLC0415 - only this command and the completion itself need it
+
+    screen.out.write(argcomplete.shellcode(["devwatch"], shell=shell))  # type: ignore[attr-defined]  # documented, not listed
+    return DONE

@@ -1,0 +1,264 @@
+"""How results look: tables and lists for people, JSON and YAML for scripts. Device strings are escaped, never interpreted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+import yaml
+
+from devwatch.core.rules import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from devwatch.cli.inspection import Row, RuleReport, Suggestion
+    from devwatch.core.errors import Fault
+    from devwatch.core.rules import Claim
+
+NOTHING = "-"
+_GAP = "   "
+_NUMERIC = tuple("0123456789+-.")
+_COLOURS = {Verdict.MATCHED: "32", Verdict.NOT: "31", Verdict.UNKNOWN: "33"}
+
+
+def printable(text: str) -> str:
+    """Return text without anything that a terminal would act on: what is not printable is escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+class Sink(Protocol):
+    """A stream as far as a screen needs one."""
+
+    def isatty(self) -> bool:
+        """Return whether somebody reads along."""
+
+    def write(self, text: str, /) -> object:
+        """Write it."""
+
+
+class Unfailing:
+    """A stream for remarks: that nobody can read them changes no result."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """Write to `stream`, which is None where the descriptor was closed at the start."""
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        """Return whether somebody reads along."""
+        return self._stream is not None and self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        """Write as far as that is possible."""
+        with contextlib.suppress(OSError, ValueError):
+            if self._stream is not None:
+                self._stream.write(text)
+                self._stream.flush()
+        return len(text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever any reader of YAML 1.2 may take for a number, such as the vendor 04e8; PyYAML goes by 1.1."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the scalar."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'" if text.startswith(_NUMERIC) else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screen:
+    """Where results go: `width` is None where nobody reads them on a terminal."""
+
+    out: Sink
+    width: int | None = None
+    coloured: bool = False
+
+    @classmethod
+    def of(cls, out: Sink, environ: Mapping[str, str]) -> Screen:
+        """Follow the terminal; NO_COLOR (no-color.org) and TERM=dumb are honoured, a pipe gets plain text."""
+        if not out.isatty():
+            return cls(out=out)
+        plain = bool(environ.get("NO_COLOR")) or environ.get("TERM") == "dumb"
+        return cls(out=out, width=shutil.get_terminal_size().columns, coloured=not plain)
+
+    def line(self, text: str = "", *, indent: int = 0) -> None:
+        """Write a line, folded at the width of the terminal; what follows a fold is indented a little more."""
+        prefix = " " * indent
+        if self.width is None or len(prefix) + len(text) <= self.width:
+            print(prefix + text, file=self.out)
+            return
+        lines = textwrap.wrap(
+            text, max(self.width, indent + 12), initial_indent=prefix, subsequent_indent=prefix + "  "
+        )
+        print("\n".join(lines), file=self.out)
+
+    def paint(self, verdict: Verdict) -> str:
+        """Return the word for a verdict, coloured where that is wanted."""
+        return f"\x1b[{_COLOURS[verdict]}m{verdict.value}\x1b[0m" if self.coloured else verdict.value
+
+    def table(self, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+        """Write a table as kubectl does; where the terminal is too narrow for it, a paragraph for each row."""
+        cells = [[printable(cell) or NOTHING for cell in line] for line in lines]
+        widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+        if self.width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > self.width:
+            self._paragraphs(heads, cells)
+            return
+        for line in (heads, *cells):
+            print(
+                _GAP.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip(), file=self.out
+            )
+
+    def _paragraphs(self, heads: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+        for line in cells:
+            self.line(line[0])
+            for head, cell in zip(heads[1:], line[1:], strict=True):
+                if cell != NOTHING:
+                    self.line(f"{head.lower()}: {cell}", indent=2)
+
+    def document(self, content: object, form: str) -> None:
+        """Write content as `json` or `yaml`, in ASCII: neither can carry an escape code to the terminal."""
+        if form == "json":
+            print(json.dumps(content, indent=2), file=self.out)
+        else:
+            print(yaml.dump(content, Dumper=_Dumper, sort_keys=False), end="", file=self.out)
+
+
+# -- devices
+
+
+def show_devices(screen: Screen, rows: Sequence[Row], *, wide: bool) -> None:
+    """Write the table of devices."""
+    heads = ["DEVNODE", "WHAT", "ID", "SERIAL", "INTERFACE", "LINK", "RESOURCE"]
+    lines = [_cells(row) for row in rows]
+    if wide:
+        heads += ["DRIVER", "PORT", "LINKS"]
+        lines = [
+            [*line, row.driver or "", row.device.port or "", " ".join(row.device.links)]
+            for line, row in zip(lines, rows, strict=True)
+        ]
+    screen.table(heads, lines)
+
+
+def _cells(row: Row) -> list[str]:
+    device = row.device
+    ids = f"{device.vendor}:{device.product}" if device.vendor else ""
+    return [
+        device.devnode,
+        row.what,
+        ids,
+        device.serial or "",
+        device.interface or "",
+        next(iter(device.links), ""),
+        owner(row.claim),
+    ]
+
+
+def owner(claim: Claim) -> str:
+    """Return the resource that claims a device, or that it is open between several."""
+    return claim.owner or (f"unknown ({', '.join(sorted(claim.doubtful))})" if claim.doubtful else "")
+
+
+def device_document(row: Row) -> dict[str, Any]:
+    """Return a row for scripts; these keys are public."""
+    device = row.device
+    return {
+        "devnode": device.devnode,
+        "what": row.what,
+        "vendor": device.vendor,
+        "product": device.product,
+        "serial": device.serial,
+        "interface": device.interface,
+        "port": device.port,
+        "driver": row.driver,
+        "link": next(iter(device.links), None),
+        "links": list(device.links),
+        "physical": device.body,
+        "resource": row.claim.owner,
+        "unknownFor": sorted(row.claim.doubtful),
+        "matches": list(row.claim.wanted),
+        "twins": list(row.twins),
+        "recordComplete": device.complete,
+    }
+
+
+# -- explain
+
+
+def show_rule(screen: Screen, number: int, report: RuleReport, *, claims: bool) -> None:
+    """Write what one resource says of a device, key by key."""
+    end = ": claims it" if claims else ""
+    screen.line(f"{number}. {printable(report.name)}: {screen.paint(report.verdict)}{end}")
+    for entry in report.entries:
+        screen.line(f"{entry.where}: {screen.paint(entry.verdict)}", indent=3)
+        for finding in entry.findings:
+            wanted, seen = (
+                " or ".join(map(printable, texts)) for texts in (map(repr, finding.wanted), map(repr, finding.seen))
+            )
+            why = f" ({finding.reason})" if finding.reason else ""
+            screen.line(
+                f"{printable(finding.key)}: wanted {wanted}, seen {seen or 'nothing'}: {screen.paint(finding.verdict)}{why}",
+                indent=5,
+            )
+    if report.change:
+        screen.line(f"to change: {printable(report.change)}", indent=3)
+
+
+# -- check
+
+
+def show_fault(screen: Screen, fault: Fault, file: str, text: str, *, kind: str = "") -> None:
+    """Write a fault as a compiler does; on a terminal with the line and a caret under the column."""
+    screen.line(f"{kind}{printable(fault.render(file))}")
+    lines = text.splitlines()
+    if screen.width is None or fault.line > len(lines):
+        return
+    shown, column = lines[fault.line - 1], fault.column - 1
+    start = max(0, column - screen.width // 2)
+    part = printable(shown[start : start + screen.width - 4])
+    screen.out.write(f"    {part}\n    {' ' * len(printable(shown[start:column]))}^\n")
+
+
+# -- suggest
+
+
+def suggestion_text(suggestions: Sequence[Suggestion], *, certain: bool = True) -> str:
+    """Return a configuration with these resources: valid, commented, each value matching itself and nothing else.
+
+    Unless the look at the devices was `certain`, nothing is said of those that are not in it.
+    """
+    if not suggestions:
+        nothing = "Nothing to suggest: every device here is claimed, or there is none"
+        return f"# {nothing if certain else 'Not every device here could be seen'}.\nresources: []\n"
+    return "resources:\n" + "\n".join(_resource(suggestion) for suggestion in suggestions)
+
+
+def _resource(suggestion: Suggestion) -> str:
+    comment = [
+        f"{printable(suggestion.title)}: {', '.join(suggestion.devnodes)}",
+        *([suggestion.note] if suggestion.note else []),
+    ]
+    lines = [f"  # {line}" for line in comment] + [f"  - name: {suggestion.name}", "    match:"]
+    for index, (key, values) in enumerate(suggestion.keys.items()):
+        texts = [_quoted(value) for value in values]
+        value = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
+        spelt = f"properties: {{ID_MODEL: {value}}}" if key == "model" else f"{key}: {value}"
+        lines.append(f"      {'  ' if index else '- '}{spelt}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(value: str) -> str:
+    """Return a double-quoted YAML scalar in printable ASCII; one of JSON will not do, whose pairs of surrogates YAML refuses."""
+    return f'"{"".join(_escaped(char) for char in value)}"'
+
+
+def _escaped(char: str) -> str:
+    if char.isascii() and char.isprintable():
+        return f"\\{char}" if char in '"\\' else char
+    return f"\\U{ord(char):08x}"

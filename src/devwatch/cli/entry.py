@@ -1,0 +1,621 @@
+"""The command line: options, their environment variables, exit statuses. Each command is a few lines over the floors below."""
+
+from __future__ import annotations
+
+from devwatch.cli import early
+
+# isort: split
+import argparse
+import asyncio
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from devwatch import __version__
+from devwatch.core.errors import ConfigError, DevwatchError, OutputLost, Unavailable, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from devwatch.cli.commands import Scene
+    from devwatch.cli.display import Screen
+    from devwatch.kube.client import Connection
+
+    _Commands = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - argparse has no other name for it
+
+DEFAULT_CONFIG = "/etc/devwatch/config.yaml"
+DEFAULT_LISTEN = "127.0.0.1:28796"
+DONE, FAILED, USAGE, CONFIGURATION, INTERRUPTED = 0, 1, 2, 78, 130
+"""Exit statuses; 78 is EX_CONFIG of sysexits.h, on which systemd does not restart."""
+
+_TOP_EXAMPLES = """\
+examples:
+  devwatch devices                       which sticks are here, and who claims them
+  devwatch devices --suggest > my.yaml   a configuration for them
+  devwatch check my.yaml                 is it valid?
+  devwatch explain /dev/ttyUSB0          why is this one (not) claimed?
+  devwatch run --config my.yaml --dry-run
+
+Every option has an environment variable: --node-name is DEVWATCH_NODE_NAME. The command line wins.
+Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."""
+_RUN_EXAMPLES = """\
+examples:
+  devwatch run --dry-run                 print what would be sent; contact nobody
+  devwatch run --dry-run=server          ask the API server whether it would accept it
+  devwatch run --once                    advertise what is here now, and end
+  devwatch run --node-name nuc-1 --kubeconfig /etc/devwatch/kubeconfig"""
+_DEVICES_EXAMPLES = """\
+examples:
+  devwatch devices -o wide               with driver, port and all links
+  devwatch devices -o json | jq -r '.devices[] | select(.resource == null) | .devnode'
+  devwatch devices --suggest             a configuration for what nothing claims yet"""
+_EXPLAIN_EXAMPLES = """\
+examples:
+  devwatch explain /dev/ttyUSB0
+  devwatch explain /dev/serial/by-id/usb-FTDI_FT232R_USB_UART_A50285BI-if00-port0
+  devwatch explain /sys/bus/usb/devices/1-1.4"""
+_CHECK_EXAMPLES = """\
+examples:
+  devwatch check my.yaml
+  devwatch check -o json my.yaml | jq .faults"""
+_STATUS_EXAMPLES = """\
+examples:
+  devwatch status                        every resource: counts, pods, devices
+  devwatch status -o wide                with links, and when it last changed
+  devwatch status -o json | jq '.resources[] | select(.warnings != [])'"""
+_PURGE_EXAMPLES = """\
+examples:
+  devwatch purge --dry-run               what would be removed from this node?
+  devwatch purge --node nuc-1            after the daemon there was stopped
+  devwatch purge --all-nodes --yes       after all daemons were stopped"""
+_COMPLETION_EXAMPLES = """\
+examples:
+  devwatch completion bash > /etc/bash_completion.d/devwatch
+  devwatch completion zsh > "${fpath[1]}/_devwatch"
+  devwatch completion fish > ~/.config/fish/completions/devwatch.fish"""
+
+
+_TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
+_FORMS, _FORMS_OF_CHECK = ("table", "wide", "json", "yaml"), ("text", "json")
+_CREDENTIALS = "credentials (default: KUBECONFIG, in-cluster, ~/.kube/config)"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises instead of exiting, so that all errors look alike."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+class _Unwritten(Exception):
+    """The results cannot be written, for this reason."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Results:
+    """Standard output: what goes wrong there is `_Unwritten`, and so no other error is taken for it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        """Return whether somebody reads along."""
+        return self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        """Write it. Raises `_Unwritten`."""
+        with _writing():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Let nothing wait in a buffer. Raises `_Unwritten`."""
+        with _writing():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _Unwritten(error) from error
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run a command and return the exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."""
+    try:
+        return _run_command(argv, os.environ if environ is None else environ)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        early.settle()
+
+
+def _run_command(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
+    """Run a command and return its status. Whatever the system refuses is one line."""
+    _escape_what_has_no_code()
+    status, shortage = FAILED, ""
+    try:
+        status = _main(argv, environ)
+        if sys.stdout is not None:
+            _Results(sys.stdout).flush()
+    except _Unwritten as error:
+        return _lost_results(error.reason)
+    except OSError as error:  # such errors stop at their edge; one that did not is no reason for a traceback
+        _complain(_system_error(error))
+        return FAILED
+    except (MemoryError, SystemError):  # SystemError: an import for which there is no memory may end so
+        shortage = "out of memory: raise the limit (ulimit -v)"
+    except ImportError as error:
+        shortage = f"a part of the program cannot be loaded: {error}: raise the limit of memory (ulimit -v), or install it again"
+    finally:
+        _flush_remarks()
+    if shortage:  # told only now that the exception, and all that it held in memory, is gone
+        _complain(shortage)
+    return status
+
+
+def _system_error(error: OSError) -> str:
+    """Return what the system refuses, and what helps where it is a shortage."""
+    text = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}"
+    shortage = error.errno in {errno.EMFILE, errno.ENFILE}
+    return f"{text}: raise the limit of open files (ulimit -n, LimitNOFILE)" if shortage else text
+
+
+def _escape_what_has_no_code() -> None:
+    """Let the streams write any text, and all of it: file names need not be UTF-8, and a terminal need not know every letter."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
+        # PYTHONUNBUFFERED: what a write could not take at once would be passed over without a word.
+        sys.stdout = open(sys.stdout.fileno(), "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115 - it is no path, and stays open
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _lost_results(error: OSError) -> int:
+    """Give up: quietly where nobody reads the results any more."""
+    if not isinstance(error, BrokenPipeError):
+        _complain(f"cannot write the results: {error.strerror or error}")
+    _mute(1)
+    return FAILED
+
+
+def _mute(descriptor: int) -> None:
+    """Let the rest of a stream that cannot be written go nowhere: the interpreter would try again at its end, and fail (status 120)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+def _flush_remarks() -> None:
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        _mute(2)
+
+
+def _complain(text: str) -> None:
+    _say(f"devwatch: {text}")
+
+
+def _say(*texts: str) -> None:
+    """Write lines to stderr. What a server answers must not act on the terminal, and nobody who reads nothing must hold up the end."""
+    from devwatch.observe.output import Outlet  # noqa: PLC0415 - as little as possible for the completion of a shell
+
+    lines = ("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text) for text in texts)
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            Outlet(sys.stderr).deliver("".join(f"{line}\n" for line in lines))
+
+
+def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
+    try:
+        parser = _parser(environ)
+        if "_ARGCOMPLETE" in environ:
+            import argcomplete  # noqa: PLC0415 - the shell asks for completions, nothing else runs
+
+            argcomplete.autocomplete(parser)
+        options = parser.parse_args(argv)
+        options.complete(options)
+        command: Callable[[argparse.Namespace, Mapping[str, str]], int] = options.command
+        if command is not _run:  # which takes the signals itself
+            early.release()
+        return command(options, environ)
+    except ConfigError as error:
+        _say(*(fault.render(error.file) for fault in error.faults))
+        return CONFIGURATION
+    except SystemExit as ended:  # --help and --version have written their text
+        return int(ended.code or DONE)
+    except DevwatchError as error:
+        _complain(" ".join(str(error).split()))
+        if isinstance(error, OutputLost):
+            _mute(1)
+        return USAGE if isinstance(error, UsageError) else FAILED
+
+
+# -- options
+
+
+def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="devwatch",
+        description="Advertises the USB serial sticks of a node as Kubernetes extended resources, and follows them as they come and go.",
+        epilog=_TOP_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"devwatch {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    for add in (_add_run, _add_devices, _add_explain, _add_check, _add_status, _add_purge, _add_completion):
+        add(commands, environ)
+    return parser
+
+
+def _command(commands: _Commands, name: str, summary: str, description: str, examples: str) -> _Parser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
+    description = "Watches the devices of this host and keeps the status of its Node in step."
+    parser = _command(commands, "run", "the daemon: watch the devices, patch the Node", description, _RUN_EXAMPLES)
+    option = _Options(parser, environ)
+    _add_scene(option)
+    option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
+    option(
+        "--dry-run",
+        choices=("client", "server"),
+        const="client",
+        help="print each patch as JSON, store nothing",
+    )
+    option.flag("--once", help="end when the Node shows what is present; status 1 if it does not within 30 s")
+    option(
+        "--listen", metavar="HOST:PORT", help=f"metrics and health, or off (default: {DEFAULT_LISTEN}; with --once off)"
+    )
+    option(
+        "--log-format",
+        choices=("auto", "console", "json"),
+        default="auto",
+        help="auto is console on a terminal, else json",
+    )
+    option(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="the least level to write"
+    )
+    parser.set_defaults(command=_run)
+
+
+def _add_devices(commands: _Commands, environ: Mapping[str, str]) -> None:
+    description = "Lists the serial devices of this host, what can be matched on them, and which resource claims each."
+    parser = _command(commands, "devices", "the devices here, and who claims them", description, _DEVICES_EXAMPLES)
+    option = _Options(parser, environ)
+    _add_scene(option)
+    option.flag("--all", help="with virtual consoles")
+    option.flag("--suggest", help="print a configuration for what nothing claims yet")
+    option("--output", "-o", choices=_FORMS, default="table", help="how to show them")
+    parser.set_defaults(command=_devices)
+
+
+def _add_explain(commands: _Commands, environ: Mapping[str, str]) -> None:
+    description = (
+        "Tells rule by rule and key by key why a device is claimed or not, and what this host keeps from view."
+    )
+    parser = _command(commands, "explain", "why is a device claimed, or not?", description, _EXPLAIN_EXAMPLES)
+    _add_scene(_Options(parser, environ))
+    parser.add_argument("device", metavar="DEVNODE", help="a devnode, a link to one, or a path in /sys")
+    parser.set_defaults(command=_explain)
+
+
+def _add_check(commands: _Commands, environ: Mapping[str, str]) -> None:
+    description = "Validates a configuration: prints every fault as FILE:LINE:COLUMN: KEY: MESSAGE, or a summary."
+    parser = _command(commands, "check", "is a configuration valid?", description, _CHECK_EXAMPLES)
+    default = environ.get("DEVWATCH_CONFIG") or DEFAULT_CONFIG
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", default=default, help="default: %(default)s [DEVWATCH_CONFIG]"
+    )
+    option = _Options(parser, environ)
+    option("--output", "-o", choices=_FORMS_OF_CHECK, default="text", help="how to show the faults")
+    parser.set_defaults(command=_check)
+
+
+def _add_status(commands: _Commands, environ: Mapping[str, str]) -> None:
+    description = "Shows for the whole cluster what is advertised, which pods ask for it, and the devices behind it."
+    parser = _command(commands, "status", "the cluster: counts, pods, devices", description, _STATUS_EXAMPLES)
+    option = _Options(parser, environ)
+    option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
+    option("--output", "-o", choices=_FORMS, default="table", help="how to show it")
+    parser.set_defaults(command=_status)
+
+
+def _add_purge(commands: _Commands, environ: Mapping[str, str]) -> None:
+    description = "Removes what devwatch advertised, as the Node's own annotation lists it, from this node, another or all. Asks first."
+    parser = _command(commands, "purge", "remove what devwatch advertised", description, _PURGE_EXAMPLES)
+    option = _Options(parser, environ)
+    option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
+    option("--node", metavar="NAME", help="the Node (default: NODE_NAME, else the host name)")
+    option.flag("--all-nodes", help="all Nodes of the cluster")
+    option("--dry-run", choices=("client", "server"), const="client", help="show the difference, remove nothing")
+    option.flag("--yes", help="do not ask; needed where there is no terminal")
+    parser.set_defaults(command=_purge)
+
+
+def _add_completion(commands: _Commands, environ: Mapping[str, str]) -> None:
+    description = "Prints the completion script of a shell."
+    parser = _command(commands, "completion", "completion for a shell", description, _COMPLETION_EXAMPLES)
+    _Options(parser, environ)
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.set_defaults(command=_completion)
+
+
+def _add_scene(option: _Options) -> None:
+    option("--config", metavar="FILE", help=f"the configuration (default: {DEFAULT_CONFIG})")
+    option("--node-name", metavar="NAME", help="the name of this Node (default: NODE_NAME, else the host name)")
+
+
+class _Options:
+    """Adds options that an environment variable can set; the command line wins.
+
+    The parser knows no default: so it tells what the command line gives, and a wrong variable matters only where it counts.
+    """
+
+    def __init__(self, parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+        self._parser, self._environ = parser, environ
+        self._otherwise: dict[str, Callable[[], object]] = {}
+        parser.set_defaults(complete=self._complete)
+
+    def __call__(  # noqa: PLR0913 - the words of argparse
+        self,
+        name: str,
+        *short: str,
+        help: str,  # noqa: A002 - as above
+        default: str | None = None,
+        choices: tuple[str, ...] = (),
+        const: str | None = None,
+        metavar: str | None = None,
+    ) -> None:
+        shown = f" (default: {default})" if default else ""
+        self._parser.add_argument(
+            *short,
+            name,
+            help=f"{help}{shown} [{_variable(name)}]".replace("%", "%%"),
+            default=argparse.SUPPRESS,
+            choices=choices or None,
+            const=const,
+            nargs="?" if const else None,
+            metavar=metavar,
+        )
+        self._otherwise[_field(name)] = lambda: self._value(name, default, choices, const)
+
+    def flag(self, name: str, *, help: str) -> None:  # noqa: A002 - the word of argparse
+        text = f"{help} [{_variable(name)}]"
+        self._parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        self._otherwise[_field(name)] = lambda: self._switch(name)
+
+    def _complete(self, given: argparse.Namespace) -> None:
+        """Let variables, then defaults stand for what the command line does not give; `named` is what it gives.
+
+        Raises `UsageError` for a variable that is wrong.
+        """
+        given.named = frozenset(vars(given))
+        for field, value in self._otherwise.items():
+            if field not in given.named:
+                setattr(given, field, value())
+
+    def _value(self, name: str, default: str | None, choices: tuple[str, ...], const: str | None) -> str | None:
+        """Return what the variable says in place of an option."""
+        value = self._environ.get(_variable(name))
+        if not value:
+            return default
+        if not choices or value in choices:
+            return value
+        if const and value.lower() in {*_TRUE, *_FALSE}:
+            return const if value.lower() in _TRUE else None
+        if name == "--output" and value in {*_FORMS, *_FORMS_OF_CHECK}:
+            return default  # the form of another command
+        allowed = (*choices, *_TRUE, *_FALSE) if const else choices
+        raise UsageError(f"{_variable(name)}={value!r} is none of {', '.join(allowed)}")
+
+    def _switch(self, name: str) -> bool:
+        """Return what the variable says in place of a flag."""
+        value = self._environ.get(_variable(name), "")
+        if value.lower() not in {"", *_TRUE, *_FALSE}:
+            allowed = f"neither true ({', '.join(_TRUE)}) nor false ({', '.join(_FALSE)})"
+            raise UsageError(f"{_variable(name)}={value!r} is {allowed}")
+        return value.lower() in _TRUE
+
+
+def _field(name: str) -> str:
+    return name.removeprefix("--").replace("-", "_")
+
+
+def _variable(name: str) -> str:
+    return f"DEVWATCH_{_field(name).upper()}"
+
+
+# -- commands
+
+
+def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with _signals_of_a_start(FAILED if arguments.once else DONE):
+        return _serve(arguments, environ)
+
+
+@contextlib.contextmanager
+def _signals_of_a_start(status: int) -> Iterator[None]:
+    """Take the signals until the daemon does: a reload must not end it, and as PID 1 it would not hear TERM (pid_namespaces(7)).
+
+    INT is taken already, by `early`.
+    """
+    reload = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    end = signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, reload)
+        signal.signal(signal.SIGTERM, end)
+
+
+def _serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch.agent import daemon  # noqa: PLC0415 - other commands do not need them
+    from devwatch.config import resolver  # noqa: PLC0415 - as above
+    from devwatch.host.snapshot import node_name  # noqa: PLC0415 - as above
+    from devwatch.observe import logs  # noqa: PLC0415 - other commands do not need them
+
+    options = daemon.Options(
+        config=Path(arguments.config or DEFAULT_CONFIG),
+        node=node_name(arguments.node_name, environ),
+        kubeconfig=arguments.kubeconfig,
+        dry_run=arguments.dry_run,
+        once=arguments.once,
+        listen=_address(arguments.listen or ("off" if arguments.once else DEFAULT_LISTEN)),
+        listen_named=arguments.listen is not None,
+    )
+    log = logs.configure(arguments.log_format, arguments.log_level, sys.stderr, environ=environ)
+    out = _stdout() if arguments.dry_run else io.StringIO()  # nothing else is printed
+    served = daemon.Daemon(options, log, environ=environ, out=out)
+    with asyncio.Runner(loop_factory=resolver.new_loop) as runner:
+        return runner.run(served.run())
+
+
+def _address(text: str) -> tuple[str, int] | None:
+    """Return host and port to listen on, None for `off`. Raises `UsageError`, also for a host that Python asks no resolver for."""
+    from devwatch.observe.server import parse_listen  # noqa: PLC0415 - other commands do not need it
+
+    try:
+        address = parse_listen(text)
+    except ValueError as error:
+        raise UsageError(f"--listen: {error}") from error
+    try:
+        (address[0] if address else "").encode("idna")  # as the socket module does
+    except LookupError as error:  # Python imports an encoding when it is first used
+        raise MemoryError from error
+    except UnicodeError as error:
+        raise UsageError(
+            f"--listen: {text!r} is no address to listen on (its host is no name that DNS allows)"
+        ) from error
+    return address
+
+
+def _stdout() -> TextIO:
+    """Return where results go. Raises `Unavailable` where the descriptor was closed at the start."""
+    if sys.stdout is None:
+        raise Unavailable("standard output is closed: nobody can read the results")
+    return sys.stdout
+
+
+def _scene(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Scene:
+    from devwatch.cli.commands import Scene  # noqa: PLC0415 - the daemon does not need it
+    from devwatch.host.snapshot import node_name  # noqa: PLC0415 - as above
+
+    given = arguments.config is not None
+    return Scene.see(
+        Path(arguments.config or DEFAULT_CONFIG), given=given, node=lambda: node_name(arguments.node_name, environ)
+    )
+
+
+def _screens(environ: Mapping[str, str]) -> tuple[Screen, Screen]:
+    """Return where results go and where remarks go."""
+    from devwatch.cli.display import Screen, Unfailing  # noqa: PLC0415 - the daemon does not need it
+
+    return Screen.of(_Results(_stdout()), environ), Screen.of(Unfailing(sys.stderr), environ)
+
+
+def _devices(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch.cli import commands  # noqa: PLC0415 - the daemon does not need it
+
+    scene, (screen, remarks) = _scene(arguments, environ), _screens(environ)
+    if arguments.suggest:
+        return commands.suggest(scene, screen, remarks)
+    return commands.devices(scene, screen, remarks, form=arguments.output, consoles=arguments.all)
+
+
+def _explain(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch.cli import commands  # noqa: PLC0415 - the daemon does not need it
+
+    return commands.explain(_scene(arguments, environ), *_screens(environ), arguments.device)
+
+
+def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch.cli import commands  # noqa: PLC0415 - the daemon does not need it
+
+    if not arguments.file:
+        raise UsageError(f"FILE is empty: name a configuration, or leave it out for {DEFAULT_CONFIG}")
+    screen, _ = _screens(environ)
+    return commands.check(Path(arguments.file), screen, form=arguments.output)
+
+
+def _connection(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Connection:
+    from devwatch.kube.client import Connection  # noqa: PLC0415 - 20 MiB that other commands do not need
+    from devwatch.kube.credentials import Credentials  # noqa: PLC0415 - 20 MiB that other commands do not need
+
+    return Connection(Credentials(kubeconfig=arguments.kubeconfig, environ=environ), version=__version__)
+
+
+def _status(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch.cli import admin  # noqa: PLC0415 - the daemon does not need it
+
+    (screen, remarks), connection = _screens(environ), _connection(arguments, environ)
+    return admin.run(connection, admin.status(connection, screen, remarks, form=arguments.output))
+
+
+def _purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch.cli import admin  # noqa: PLC0415 - the daemon does not need it
+
+    node = _purged(arguments, environ)
+    if not (arguments.yes or arguments.dry_run or (sys.stdin is not None and sys.stdin.isatty())):
+        raise UsageError(
+            "there is no terminal to ask on: --yes removes without a question, --dry-run shows what would be removed"
+        )
+    confirmed = (lambda _count: True) if arguments.yes else _confirmed
+    task = admin.Purge(node=node, dry_run=arguments.dry_run, confirmed=confirmed)
+    (screen, remarks), connection = _screens(environ), _connection(arguments, environ)
+    return admin.run(connection, admin.purge(connection, screen, remarks, task))
+
+
+def _purged(arguments: argparse.Namespace, environ: Mapping[str, str]) -> str | None:
+    """Return the name of the node to purge, None for all. Raises `UsageError` where command line or variables alone ask for both."""
+    from devwatch.host.snapshot import node_name  # noqa: PLC0415 - the daemon takes it from there itself
+
+    named = arguments.named & {"node", "all_nodes"}
+    if arguments.all_nodes and arguments.node is not None and len(named) != 1:
+        pair = "--all-nodes and --node" if named else "DEVWATCH_ALL_NODES and DEVWATCH_NODE"
+        raise UsageError(f"{pair} contradict each other")
+    if arguments.all_nodes and named != {"node"}:
+        return None
+    return node_name(arguments.node or environ.get("DEVWATCH_NODE_NAME"), environ, option="--node")
+
+
+def _confirmed(count: int) -> bool:
+    """Ask on stderr, which is seen wherever the results go.
+
+    Ctrl-C ends the program there and then: the event loop would cancel its task, which `input` holds up until it is answered.
+    """
+    from devwatch.cli.display import Unfailing  # noqa: PLC0415 - the daemon does not need it
+
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        Unfailing(sys.stderr).write(f"Remove all this from {count} node{'s' if count > 1 else ''}? [y/N] ")
+        return input().strip().lower() in {"y", "yes"}
+    except (EOFError, UnicodeError):
+        return False
+    finally:
+        signal.signal(signal.SIGINT, held)
+
+
+def _completion(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch.cli import commands  # noqa: PLC0415 - the daemon does not need it
+
+    screen, _ = _screens(environ)
+    return commands.completion(screen, arguments.shell)

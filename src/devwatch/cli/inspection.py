@@ -1,0 +1,266 @@
+"""What a person asks about devices and rules, answered by the very verdicts on which the daemon acts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import chain, count
+from typing import TYPE_CHECKING
+
+from devwatch.config.schema import spelling
+from devwatch.core.device import Device, natural
+from devwatch.core.names import resource_name_fault
+from devwatch.core.rules import Claim, Finding, Matcher, ResourceRule, Verdict, claim
+from devwatch.core.sticks import recognise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+_ESCAPED = re.compile(r"\\x([0-9a-fA-F]{2})")
+_SLUG = re.compile(r"[^a-z0-9]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One devnode as `devwatch devices` shows it."""
+
+    device: Device
+    what: str
+    claim: Claim
+    driver: str | None
+    twins: tuple[str, ...]
+    """The devnodes of other devices that no id tells from this one."""
+
+
+def rows(devices: Iterable[Device], rules: Sequence[ResourceRule], drivers: Mapping[str, str]) -> tuple[Row, ...]:
+    """Return a row for each device, in the natural order of the devnodes; `drivers` is by devnode."""
+    ordered = sorted(devices, key=lambda device: natural(device.devnode))
+    return tuple(
+        Row(
+            device=device,
+            what=describe(device),
+            claim=claim(device, rules),
+            driver=drivers.get(device.devnode),
+            twins=twins_of(device, ordered),
+        )
+        for device in ordered
+    )
+
+
+def describe(device: Device) -> str:
+    """Return what a device is: a well-known stick, or what udev's hardware database and the device itself say."""
+    stick = recognise(device)
+    if stick is not None:
+        return stick.title
+    record = device.properties or {}
+    maker = record.get("ID_VENDOR_FROM_DATABASE") or _decoded(record, "ID_VENDOR")
+    if device.vendor is None and not maker:
+        return "virtual console" if device.virtual else "serial port of the board"
+    own, kind = _decoded(record, "ID_MODEL"), record.get("ID_MODEL_FROM_DATABASE", "")
+    if kind and own and own.lower() not in kind.lower():
+        return f"{kind} ({own})"
+    return " ".join(text for text in (maker, kind or own) if text) or "unknown USB device"
+
+
+def _decoded(record: Mapping[str, str], name: str) -> str:
+    r"""Return a string of the device, with the escapes that udev writes (`\x20`) undone where they are ASCII."""
+    text = record.get(f"{name}_ENC") or record.get(name, "").replace("_", " ")
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text).strip()
+
+
+def twins_of(device: Device, devices: Iterable[Device]) -> tuple[str, ...]:
+    """Return the devnodes of other physical devices with the same vendor, product, serial and interface."""
+    if device.vendor is None:
+        return ()
+    return tuple(other.devnode for other in devices if other.body != device.body and _ids(other) == _ids(device))
+
+
+def _ids(device: Device) -> tuple[str | None, ...]:
+    return (device.vendor, device.product, device.serial, device.interface)
+
+
+# -- explain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryReport:
+    """What one entry of `match` or `exclude` says of a device."""
+
+    where: str
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleReport:
+    """What one resource says of a device, and what would have to change for it to be claimed."""
+
+    name: str
+    verdict: Verdict
+    applies: bool
+    entries: tuple[EntryReport, ...]
+    change: str
+
+
+def explain(device: Device, rules: Sequence[ResourceRule], node: str) -> tuple[Claim, tuple[RuleReport, ...]]:
+    """Return the claim on a device and what each resource, also those of other nodes, says of it."""
+    mine = [rule for rule in rules if rule.applies_to(node)]
+    decided = claim(device, mine)
+    return decided, tuple(_report(rule, device, decided, node) for rule in rules)
+
+
+def _report(rule: ResourceRule, device: Device, decided: Claim, node: str) -> RuleReport:
+    entries = (*_entries("match", rule.match, device), *_entries("exclude", rule.exclude, device))
+    verdict, applies = rule.verdict(device), rule.applies_to(node)
+    report = RuleReport(name=rule.name, verdict=verdict, applies=applies, entries=entries, change="")
+    return RuleReport(
+        name=rule.name, verdict=verdict, applies=applies, entries=entries, change=_change(report, decided, node)
+    )
+
+
+def _entries(kind: str, matchers: tuple[Matcher, ...], device: Device) -> tuple[EntryReport, ...]:
+    return tuple(
+        EntryReport(where=f"{kind}[{index}]", verdict=matcher.verdict(device), findings=matcher.findings(device))
+        for index, matcher in enumerate(matchers)
+    )
+
+
+def _change(report: RuleReport, decided: Claim, node: str) -> str:
+    """Return what would have to change for this resource to claim the device, empty for the one that does."""
+    if report.name == decided.owner:
+        return ""
+    if not report.applies:
+        return f"it is not for node {node} (see its nodes)"
+    if report.verdict is Verdict.MATCHED:
+        rivals = sorted(decided.doubtful - {report.name})
+        first = decided.owner or f"{', '.join(rivals)}, which may want it,"
+        return f"{first} comes first: exclude the device there, or move this resource before it"
+    excluded = [
+        entry.where
+        for entry in report.entries
+        if entry.where.startswith("exclude") and entry.verdict is Verdict.MATCHED
+    ]
+    if excluded:
+        return f"{excluded[0]} takes it out"
+    return _doubt(report) or _nearest(report)
+
+
+def _doubt(report: RuleReport) -> str:
+    """Return which exclusions are unknown and why, empty where something else already keeps the device away."""
+    if not any(entry.where.startswith("match") and entry.verdict is Verdict.MATCHED for entry in report.entries):
+        return ""
+    unknown = [
+        entry for entry in report.entries if entry.verdict is Verdict.UNKNOWN and entry.where.startswith("exclude")
+    ]
+    return "; ".join(f"{entry.where} may take it out, by {_missing(entry)}" for entry in unknown)
+
+
+def _nearest(report: RuleReport) -> str:
+    """Return what the entry that comes closest misses."""
+    matches = [entry for entry in report.entries if entry.where.startswith("match")]
+    nearest = min(matches, key=lambda entry: sum(finding.verdict is not Verdict.MATCHED for finding in entry.findings))
+    return f"{nearest.where} wants {_missing(nearest)}"
+
+
+def _missing(entry: EntryReport) -> str:
+    return ", ".join(_wanted(finding) for finding in entry.findings if finding.verdict is not Verdict.MATCHED)
+
+
+def _wanted(finding: Finding) -> str:
+    seen = finding.reason or (f"seen {' or '.join(finding.seen)}" if finding.seen else "it has none")
+    return f"{finding.key} {' or '.join(repr(text) for text in finding.wanted)} ({seen})"
+
+
+# -- suggest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suggestion:
+    """A resource for one device that nothing claims yet: `keys` are globs by key of a match entry, `model` for ID_MODEL."""
+
+    name: str
+    title: str
+    devnodes: tuple[str, ...]
+    keys: Mapping[str, tuple[str, ...]]
+    note: str = ""
+
+
+def suggest(
+    devices: Sequence[Device], rules: Sequence[ResourceRule], taken: Iterable[str] = ()
+) -> tuple[Suggestion, ...]:
+    """Return a resource for every physical device that no rule claims; each claims exactly the devnodes that it names.
+
+    Its name is new beside those of the rules and what else is `taken`, as by the resources of other nodes.
+    """
+    free = [device for device in devices if not device.virtual and _free(claim(device, rules))]
+    groups: dict[tuple[str, str], list[Device]] = {}
+    for device in sorted(free, key=lambda device: natural(device.devnode)):
+        stick = recognise(device)
+        groups.setdefault((device.body, stick.resource if stick else ""), []).append(device)
+    names = {*taken, *(rule.name for rule in rules)}
+    return tuple(_suggestion(group, devices, names) for group in groups.values())
+
+
+def _free(decided: Claim) -> bool:
+    return decided.owner is None and not decided.doubtful
+
+
+def _suggestion(group: Sequence[Device], devices: Sequence[Device], names: set[str]) -> Suggestion:
+    chosen = tuple(device.devnode for device in group)
+    keys, note = _telling(group, [device for device in devices if device.devnode not in chosen])
+    name = _unused(_name(group[0]), names)
+    globs = {key: tuple(spelling(key, value) or value for value in values) for key, values in keys.items()}
+    return Suggestion(name=name, title=describe(group[0]), devnodes=chosen, keys=globs, note=note)
+
+
+def _telling(group: Sequence[Device], others: Sequence[Device]) -> tuple[dict[str, tuple[str, ...]], str]:
+    """Return the fewest keys that match the whole group and nothing else; those that follow the stick come first.
+
+    Without a serial the model is asked for too: a bridge chip's id alone would claim the next unrelated cable. What a configuration
+    cannot spell tells nothing.
+    """
+    keys: dict[str, tuple[str, ...]] = {}
+    for key in ("vendor", "product", "serial", "model", "interface", "port"):
+        values = tuple(sorted({value for device in group if (value := _value(device, key))}))
+        whole = all(_value(device, key) for device in group) and all(spelling(key, value) for value in values)
+        needed = (
+            key in {"vendor", "product", "serial"} or (key == "model" and "serial" not in keys) or _meets(keys, others)
+        )
+        if values and whole and needed and (len(values) == 1 or key in {"interface", "port"}):
+            keys[key] = values
+    if keys and not _meets(keys, others):
+        return keys, "only the socket tells it from its twin: it has to stay in this one" if "port" in keys else ""
+    return {"path": tuple(device.devnode for device in group)}, "nothing tells it but its name, which may change"
+
+
+def _value(device: Device, key: str) -> str | None:
+    if key == "model":
+        return (device.properties or {}).get("ID_MODEL")
+    value: str | None = getattr(device, key)
+    return value
+
+
+def _meets(keys: Mapping[str, tuple[str, ...]], devices: Iterable[Device]) -> bool:
+    """Return whether another device has the same values."""
+    return any(all(_value(device, key) in values for key, values in keys.items()) for device in devices)
+
+
+def _name(device: Device) -> str:
+    stick = recognise(device)
+    if stick is not None:
+        return stick.resource
+    record = device.properties or {}
+    words = _SLUG.sub("-", f"{record.get('ID_MODEL') or ''}".lower()).strip("-")
+    base = words or (
+        f"usb-{device.vendor}-{device.product}" if device.vendor else device.devnode.rpartition("/")[2].lower()
+    )
+    name = f"devices.local/{base[:40].strip('-')}"
+    return name if not resource_name_fault(name) else "devices.local/serial"
+
+
+def _unused(name: str, names: set[str]) -> str:
+    """Return the name, with a number where it is taken, and take it."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    unused = next(each for each in chain((name,), numbered) if each not in names)
+    names.add(unused)
+    return unused

@@ -1,0 +1,1 @@
+"""Text to a frozen `Config`, and the files it comes from."""

@@ -1,0 +1,266 @@
+"""Text to a frozen `Config`: every fault at once, each at its line and column.
+
+The events of the YAML parser become a small tree. Readers, one for each kind of value, turn the tree into rules: a
+reader reports what is wrong and returns None, and its neighbours go on. YAML's own typing never happens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, chain
+from typing import TypeVar
+
+from devwatch.config.tree import (
+    _MAX_PATTERN,
+    _MAX_SIGNS,
+    MAX_FAULTS,
+    MAX_QUOTE,
+    NO_STRING,
+    Node,
+    Place,
+    quoted,
+    read_document,
+    shown_faults,
+)
+from devwatch.core.errors import ConfigError, Fault
+from devwatch.core.names import resource_name_fault
+from devwatch.core.rules import KEYS, Count, KeyTest, Matcher, Pattern, ResourceRule, is_glob
+
+_MAX_COMPARED, _MAX_NAMES = 400, 16 * 1024
+_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+_DURATION = re.compile(f"([0-9]+)({'|'.join(_MILLISECONDS)})")
+_HEX = re.compile(r"(?:0[xX])?([0-9A-Fa-f]+)")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A configuration without a fault; `warnings` are what is probably not meant."""
+
+    resources: tuple[ResourceRule, ...]
+    """The resources of all nodes, in the order of the file, which is their priority."""
+    sweep: float = 10.0
+    """Seconds between two looks at the devices when nothing happens."""
+    resync: float | None = None
+    """Seconds between two PATCHes when nothing happens; None where the file leaves the choice to the daemon."""
+    warnings: tuple[Fault, ...] = ()
+
+    def for_node(self, name: str) -> tuple[ResourceRule, ...]:
+        """Return the resources that exist on the node of this name, in their order."""
+        return tuple(rule for rule in self.resources if rule.applies_to(name))
+
+    @property
+    def literal_paths(self) -> frozenset[str]:
+        """The paths that the file names without a glob: what may be a link that no listing of links shows."""
+        entries = chain.from_iterable((*rule.match, *rule.exclude) for rule in self.resources)
+        tests = (test for entry in entries for test in entry.tests if test.key == "path")
+        texts = (pattern.text for test in tests for pattern in test.patterns)
+        return frozenset(text for text in texts if text and not is_glob(text))
+
+
+def parse(data: bytes, *, file: str) -> Config:
+    """Return the configuration that `data` holds in YAML (UTF-8, at most `MAX_BYTES`).
+
+    Raises `ConfigError` with every fault, by line and column; `file` is only the name to report. The work is bounded,
+    whatever the bytes are.
+    """
+    at = Place()
+    root = read_document(data, at)
+    config = None if root is None else _record(root, at, keys=_CONFIG, make=Config)
+    if config is None or at.faults:
+        raise ConfigError(file, shown_faults(at.faults))
+    return replace(config, warnings=shown_faults(at.warnings))
+
+
+def spelling(key: str, value: str) -> str | None:
+    """Return the glob that matches this value of a key of `match` and no other, None where the configuration can hold none."""
+    text = "".join(f"[{char}]" if is_glob(char) else char for char in value)
+    pattern, _ = _SPELLINGS.get(key, _glob)(text)
+    return text if pattern and pattern.matches(value) and not NO_STRING.search(text) else None
+
+
+_GLOB = 'a glob or a list of globs; write "" for an absent value'
+# A reader returns None where it reported a fault; a spelling returns None for a wrong text, and what is allowed.
+_Reader = Callable[[Node, Place], T | None]
+_Spelling = Callable[[str], tuple[T | None, str]]
+_Tests = tuple[KeyTest, ...]
+
+
+# A key that a mapping may have: the field that its value fills, and what reads it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Key:
+    field: str
+    read: _Reader[object]
+    required: bool = False
+
+
+def _entries(node: Node, at: Place) -> dict[str, tuple[Node, Node]]:
+    """Return key and value of the first entry of every name; nothing for a node that is no mapping."""
+    entries: dict[str, tuple[Node, Node]] = {}
+    items = node.items if node.kind == "a mapping" else []
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if key.kind in {"text", "nothing"}:
+            first, _ = entries.setdefault(key.text, (key, value))
+            if first is not key:
+                at.key(key.text).fault(key, f"duplicate key (the first is in line {first.line})")
+    return entries
+
+
+def _record(node: Node, at: Place, *, keys: Mapping[str, _Key], make: Callable[..., T]) -> T | None:
+    if node.kind != "a mapping" or not node.items:
+        at.wants(node, f"a mapping with {', '.join(keys)}")
+        return None
+    entries = _entries(node, at)
+    values = {keys[name].field: keys[name].read(entries[name][1], at.key(name)) for name in entries if name in keys}
+    for name in (name for name in entries if name not in keys):
+        at.key(name).fault(entries[name][0], _unknown(name, keys, at))
+    missing = [name for name, key in keys.items() if key.required and name not in entries]
+    for name in missing:
+        at.key(name).fault(node, "is missing (it is required)")
+    return None if missing or None in values.values() else make(**values)
+
+
+def _unknown(name: str, keys: Mapping[str, _Key], at: Place) -> str:
+    # Only a mistake that is shown needs it: most daemons never hold it in memory.
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    near = () if len(at.faults) > MAX_FAULTS else get_close_matches(name[:MAX_QUOTE], keys, n=1)
+    return f"unknown key ({', '.join(keys)}{''.join(f'; did you mean {key}?' for key in near)})"
+
+
+def _list(node: Node, at: Place, *, read: _Reader[T], least: int = 1) -> tuple[T, ...] | None:
+    if node.kind != "a list" or len(node.items) < least:
+        at.wants(node, f"a list{' of at least one' if least else ', [] for none'}")
+        return None
+    values = (read(item, at.item(index)) for index, item in enumerate(node.items))
+    good = tuple(value for value in values if value is not None)
+    return good if len(good) == len(node.items) else None
+
+
+def _values(node: Node, at: Place, *, spelling: _Spelling[T]) -> tuple[T, ...] | None:
+    if node.kind == "a list":
+        return _list(node, at, read=partial(_scalar, spelling=spelling))
+    value = _scalar(node, at, spelling=spelling)
+    return None if value is None else (value,)
+
+
+def _scalar(node: Node, at: Place, *, spelling: _Spelling[T]) -> T | None:
+    value, allowed = spelling(node.text)
+    if node.kind != "text":
+        at.wants(node, allowed)
+    elif value is None:
+        at.fault(node, f"{quoted(node.text)} is not valid ({allowed})")
+    return value if node.kind == "text" else None
+
+
+def _glob(text: str, *, form: str = "", wanted: str = _GLOB) -> tuple[Pattern | None, str]:
+    if len(text) > _MAX_PATTERN or sum(map(text.count, "*?[")) > _MAX_SIGNS:
+        return None, f"at most {_MAX_PATTERN} characters and {_MAX_SIGNS} of * ? ["
+    return Pattern(text=text) if re.match(form, text, re.DOTALL) else None, wanted
+
+
+def _digits(text: str, *, least: int, most: int, absent: str) -> tuple[Pattern | None, str]:
+    if is_glob(text):
+        return _glob(text.lower())
+    digits = _HEX.fullmatch(text)
+    number = digits[1].lower().zfill(most) if digits else ""
+    if digits and digits[1] == text and least <= len(text) <= most:
+        return Pattern(text=number), ""
+    near = f'write "{number}"' if len(number) == most else f'for an absent one properties: {{{absent}: ""}}'
+    return None, f"{'one or two' if least < most else 'four'} hex digits or a glob; {near}"
+
+
+def _seconds(text: str) -> float:
+    """Return a duration in seconds, -1 for what is none."""
+    parts = _DURATION.fullmatch(text)
+    return float(parts[1]) * _MILLISECONDS[parts[2]] / 1000 if parts else -1
+
+
+def _duration(node: Node, at: Place, *, least: str, most: str) -> float | None:
+    allowed = f"a duration such as 500ms, 2s, 5m or 1h, from {least} to {most}"
+    low, high = _seconds(least), _seconds(most)
+    return _scalar(node, at, spelling=lambda text: (_seconds(text) if low <= _seconds(text) <= high else None, allowed))
+
+
+def _tests(node: Node, at: Place, *, key: str, spelling: _Spelling[Pattern], name: str = "") -> _Tests | None:
+    patterns = _values(node, at, spelling=spelling)
+    return None if patterns is None else (KeyTest(key=key, patterns=patterns, property_name=name),)
+
+
+def _properties(node: Node, at: Place) -> _Tests:
+    entries = _entries(node, at)
+    if node.kind != "a mapping" or not node.items:
+        at.wants(node, "a mapping of udev properties to globs")
+    if "" in entries:
+        at.fault(entries[""][0], "a property without a name (such as ID_MODEL)")
+    read = partial(_tests, key="properties", spelling=_glob)
+    tests = [read(value, at.key(name), name=name) for name, (_, value) in entries.items()]
+    return tuple(chain.from_iterable(test or () for test in tests))
+
+
+def _resources(node: Node, at: Place) -> tuple[ResourceRule, ...] | None:
+    rules = _list(node, at, read=partial(_record, keys=_RESOURCE, make=ResourceRule), least=0)
+    items = node.items if node.kind == "a list" else []
+    # What is wrong inside a resource was reported when it was read.
+    names = [_entries(item, Place()).get("name", (item, Node()))[1] for item in items]
+    first: dict[str, Node] = {}
+    for index, name in enumerate(names):
+        if name.text and first.setdefault(name.text, name) is not name:
+            taken = f"{quoted(name.text)} is taken (each name once; the first is in line {first[name.text].line})"
+            at.item(index).key("name").fault(name, taken)
+    size = len(json.dumps({name: [] for name in first if not resource_name_fault(name)}, separators=(",", ":")))
+    if size > _MAX_NAMES:
+        at.fault(node, f"the names take {size} bytes of the Node's annotation (at most {_MAX_NAMES})")
+    _warn_of_shadowed(rules or (), names, at)
+    return rules
+
+
+def _warn_of_shadowed(rules: Sequence[ResourceRule], names: Sequence[Node], at: Place) -> None:
+    """Warn of resources that an earlier one leaves nothing, as far as the bound on comparisons reaches."""
+    tests = ([test for entry in (*rule.match, *rule.exclude) for test in entry.tests] for rule in rules)
+    sizes = accumulate(sum(len(test.patterns) for test in of_rule) for of_rule in tests)
+    near = [rule for rule, size in zip(rules, sizes, strict=True) if size <= _MAX_COMPARED]
+    for index, rule in enumerate(near):
+        for earlier, name in zip(near[:index], names, strict=False):
+            if earlier.shadows(rule):
+                message = f"nothing is left for it: {earlier.name} (line {name.line}) comes first and takes it all"
+                replace(at, faults=at.warnings).item(index).key("name").fault(names[index], message)
+                break
+
+
+_NAME: _Reader[str] = partial(
+    _scalar, spelling=lambda text: (None if (why := resource_name_fault(text)) else text, why)
+)
+_COUNTS = {count.value: count for count in Count}
+_COUNT: _Reader[Count] = partial(_scalar, spelling=lambda text: (_COUNTS.get(text), " or ".join(_COUNTS)))
+_NODES = partial(_values, spelling=partial(_glob, form=".", wanted="a glob of node names or a list of them"))
+_SPELLINGS: Mapping[str, _Spelling[Pattern]] = {
+    "vendor": partial(_digits, least=4, most=4, absent="ID_VENDOR_ID"),
+    "product": partial(_digits, least=4, most=4, absent="ID_MODEL_ID"),
+    "serial": _glob,
+    "interface": partial(_digits, least=1, most=2, absent="ID_USB_INTERFACE_NUM"),
+    "port": _glob,
+    "path": partial(_glob, form=r"$|[/*?\[]", wanted="an absolute path, a glob or a list of them"),
+}
+_READERS = {key: partial(_tests, key=key, spelling=spelling) for key, spelling in _SPELLINGS.items()}
+_MATCHER = {key: _Key(field=key, read=_READERS.get(key, _properties)) for key in KEYS}
+_ENTRY = partial(_record, keys=_MATCHER, make=lambda **tests: Matcher(tests=tuple(chain(*tests.values()))))
+_EVICT = {"after": _Key(field="after", read=partial(_duration, least="0s", most="24h"), required=True)}
+_RESOURCE = {
+    "name": _Key(field="name", read=_NAME, required=True),
+    "match": _Key(field="match", read=partial(_list, read=_ENTRY), required=True),
+    "exclude": _Key(field="exclude", read=partial(_list, read=_ENTRY, least=0)),
+    "count": _Key(field="count", read=_COUNT),
+    "nodes": _Key(field="nodes", read=_NODES),
+    "removalGrace": _Key(field="removal_grace", read=partial(_duration, least="0s", most="1h")),
+    "evict": _Key(field="evict_after", read=partial(_record, keys=_EVICT, make=lambda *, after: after)),
+}
+_CONFIG = {
+    "resources": _Key(field="resources", read=_resources, required=True),
+    "sweep": _Key(field="sweep", read=partial(_duration, least="1s", most="5m")),
+    "resync": _Key(field="resync", read=partial(_duration, least="1s", most="24h")),
+}

@@ -1,0 +1,278 @@
+"""Which devices a resource counts: patterns over the keys of a device, in three truth values.
+
+Unknown is not false: a key that this host cannot supply now leaves the verdict open, and nobody may act on an open verdict.
+"""
+
+from __future__ import annotations
+
+import enum
+import fnmatch
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from devwatch.core.device import Device
+
+_DEVNODE = re.compile(
+    r"/dev/(?:tty(?:ACM|AMA|AT|GS|HS|LP|MSM|MXUSB|O|S|SAC|SC|THS|UL|USB|XRUSB|mxc)?|gsmtty|hvc|rfcomm)[0-9*?\[\]!-]+"
+)
+"""What the kernel's drivers name their ttys (Documentation/admin-guide/devices.txt, n_gsm.c); whatever else is in /dev may be a link."""
+_HARDWARE = "ID_"
+"""What udev's rules name the properties by that they take from hardware (60-serial.rules, `usb_id`, `path_id`)."""
+_LISTED = ("/dev/serial/by-id/", "/dev/serial/by-path/")
+"""The folders whose links every look lists, so that no udev record is needed to know them."""
+
+KEYS = ("vendor", "product", "serial", "interface", "port", "path", "properties")
+
+
+class Verdict(enum.Enum):
+    """The answer to "does it match": Kleene's three truth values."""
+
+    MATCHED = "matched"
+    NOT = "not"
+    UNKNOWN = "unknown"
+
+
+class Count(enum.Enum):
+    """What a resource counts."""
+
+    DEVICE = "device"
+    DEVNODE = "devnode"
+
+
+def all_of(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return Kleene's conjunction: one NOT decides, whatever is unknown, and nothing after it is asked."""
+    return _kleene(verdicts, decisive=Verdict.NOT, neutral=Verdict.MATCHED)
+
+
+def any_of(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return Kleene's disjunction: one MATCHED decides, whatever is unknown, and nothing after it is asked."""
+    return _kleene(verdicts, decisive=Verdict.MATCHED, neutral=Verdict.NOT)
+
+
+def _kleene(verdicts: Iterable[Verdict], *, decisive: Verdict, neutral: Verdict) -> Verdict:
+    answer = neutral
+    for verdict in verdicts:
+        if verdict is decisive:
+            return verdict
+        if verdict is Verdict.UNKNOWN:
+            answer = verdict
+    return answer
+
+
+def negation(verdict: Verdict) -> Verdict:
+    """Return the opposite; the opposite of unknown is unknown."""
+    return {Verdict.MATCHED: Verdict.NOT, Verdict.NOT: Verdict.MATCHED, Verdict.UNKNOWN: Verdict.UNKNOWN}[verdict]
+
+
+def is_glob(text: str) -> bool:
+    """Whether a pattern can match more than itself."""
+    return any(sign in text for sign in "*?[")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern:
+    """A glob (`*`, `?`, `[seq]`, `[!seq]`) over a whole value, case-sensitive; `[[]` is a literal bracket."""
+
+    text: str
+    regex: re.Pattern[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Compile once; `fnmatch.translate` writes atomic groups, so no value can make the match explode."""
+        object.__setattr__(self, "regex", re.compile(fnmatch.translate(self.text)))
+
+    def matches(self, value: str | None) -> bool:
+        """Return whether the value matches; an absent one matches only the empty pattern."""
+        return self.text == "" if value is None else self.regex.match(value) is not None
+
+    def covers(self, other: Pattern) -> bool:
+        """Return True where everything that `other` matches is surely matched by this one too."""
+        if self.text == other.text:
+            return True
+        start = self.text[:-1]
+        if self.text.endswith("*") and start and not is_glob(start):
+            return other.text.startswith(start)
+        return (
+            self.text == "*" and other.text != ""
+            if is_glob(other.text)
+            else other.text != "" and self.matches(other.text)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one key of a matcher said of one device: for people, and the very thing that decides."""
+
+    key: str
+    wanted: tuple[str, ...]
+    seen: tuple[str, ...]
+    verdict: Verdict
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyTest:
+    """One key of a match entry with the patterns of which any may match."""
+
+    key: str
+    patterns: tuple[Pattern, ...]
+    property_name: str = ""
+
+    @property
+    def label(self) -> str:
+        """The key as the configuration spells it, `properties.NAME` for a property."""
+        return f"{self.key}.{self.property_name}" if self.property_name else self.key
+
+    def finding(self, device: Device) -> Finding:
+        """Return the verdict on this key with what it rests on."""
+        seen, reason = self._seen(device)
+        verdict = self._judge(seen, reason)
+        return Finding(
+            key=self.label,
+            wanted=tuple(pattern.text for pattern in self.patterns),
+            seen=tuple(value for value in seen if value is not None),
+            verdict=verdict,
+            reason="" if verdict is Verdict.MATCHED else reason,
+        )
+
+    def verdict(self, device: Device) -> Verdict:
+        """Return the verdict of `finding` alone: every device is judged by every rule, and few are explained."""
+        return self._judge(*self._seen(device))
+
+    def _judge(self, seen: tuple[str | None, ...], reason: str) -> Verdict:
+        for pattern in self.patterns:
+            for value in seen:
+                if pattern.matches(value):
+                    return Verdict.MATCHED
+        return Verdict.UNKNOWN if reason else Verdict.NOT
+
+    def _seen(self, device: Device) -> tuple[tuple[str | None, ...], str]:
+        """Return the values to match, and why they may not be all, empty where they are."""
+        if self.key == "path":
+            return (device.devnode, *device.links), self._gap(device)
+        if self.key in {"port", "properties"} and not self._readable(device):
+            return (), "there is no complete udev record of it"
+        if self.key == "properties":
+            return ((device.properties or {}).get(self.property_name),), ""
+        return (getattr(device, self.key),), ""
+
+    def _readable(self, device: Device) -> bool:
+        """Whether port or property is known: from the record, or because a virtual device surely has none of hardware."""
+        hardware = self.key == "port" or self.property_name.startswith(_HARDWARE)
+        return device.complete or (device.virtual and hardware)
+
+    def _gap(self, device: Device) -> str:
+        """Return why links to the device that these patterns may match are not all known, empty where they are."""
+        if device.links_known and device.complete:
+            return ""
+        open_ = [text for pattern in self.patterns if not _DEVNODE.fullmatch(text := pattern.text)]
+        if open_ and not device.links_known:
+            return "the links to it cannot be read on this host"
+        # A literal path is asked for at every look; what a glob means elsewhere is in the record alone.
+        unlisted = any(is_glob(text) and not text.startswith(_LISTED) for text in open_)
+        return "without a complete udev record only its links in /dev/serial are known" if unlisted else ""
+
+    def covers(self, other: KeyTest) -> bool:
+        """Return True where every value that passes `other` surely passes this test."""
+        same = self.label == other.label
+        return same and all(any(mine.covers(theirs) for mine in self.patterns) for theirs in other.patterns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matcher:
+    """One entry of `match` or `exclude`: every key must match."""
+
+    tests: tuple[KeyTest, ...]
+
+    def findings(self, device: Device) -> tuple[Finding, ...]:
+        """Return what each key says, in the order of the configuration."""
+        return tuple(test.finding(device) for test in self.tests)
+
+    def verdict(self, device: Device) -> Verdict:
+        """Return whether the device matches this entry."""
+        return all_of(test.verdict(device) for test in self.tests)
+
+    def covers(self, other: Matcher) -> bool:
+        """Return True where every device that matches `other` surely matches this entry."""
+        return all(any(mine.covers(theirs) for theirs in other.tests) for mine in self.tests)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceRule:
+    """An extended resource and the devices that it counts."""
+
+    name: str
+    match: tuple[Matcher, ...]
+    exclude: tuple[Matcher, ...] = ()
+    count: Count = Count.DEVICE
+    nodes: tuple[Pattern, ...] | None = None
+    removal_grace: float = 2.0
+    """Seconds for which a vanished device still counts."""
+    evict_after: float | None = None
+    """Seconds from the accepted lower count to the eviction of its pods; None: never."""
+
+    def verdict(self, device: Device) -> Verdict:
+        """Return whether the resource wants the device; an earlier resource may still take it first."""
+        wanted = any_of(entry.verdict(device) for entry in self.match)
+        if wanted is Verdict.NOT:
+            return wanted
+        return all_of((wanted, negation(any_of(entry.verdict(device) for entry in self.exclude))))
+
+    def unknowns(self, device: Device) -> tuple[Finding, ...]:
+        """Return the findings that leave open whether the resource wants the device."""
+        if self.verdict(device) is not Verdict.UNKNOWN:
+            return ()
+        matched = any_of(entry.verdict(device) for entry in self.match) is Verdict.MATCHED
+        entries = self.exclude if matched else (*self.match, *self.exclude)
+        open_ = (entry for entry in entries if entry.verdict(device) is Verdict.UNKNOWN)
+        findings = (finding for entry in open_ for finding in entry.findings(device))
+        return tuple(finding for finding in findings if finding.verdict is Verdict.UNKNOWN)
+
+    def applies_to(self, node: str) -> bool:
+        """Return whether the resource exists on the node of this name."""
+        return self.nodes is None or any(pattern.matches(node) for pattern in self.nodes)
+
+    def shadows(self, later: ResourceRule) -> bool:
+        """Return True where nothing can be left for a later resource. Never wrong when True; False may mean "cannot tell"."""
+        nodes = self.nodes is None or (
+            later.nodes is not None and all(any(mine.covers(theirs) for mine in self.nodes) for theirs in later.nodes)
+        )
+        excluded = all(any(theirs.covers(mine) for theirs in later.exclude) for mine in self.exclude)
+        return nodes and excluded and all(any(mine.covers(theirs) for mine in self.match) for theirs in later.match)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Whose a devnode is: of `owner`, or open between the resources of `doubtful`. `wanted` are all that match it."""
+
+    owner: str | None = None
+    doubtful: frozenset[str] = frozenset()
+    wanted: tuple[str, ...] = ()
+
+
+def claim(device: Device, rules: Sequence[ResourceRule]) -> Claim:
+    """Give the device to the first resource that matches and does not exclude it.
+
+    While an earlier resource may want it, a later one that surely does cannot have it: counted twice it would be oversold.
+    """
+    verdicts = [(rule.name, rule.verdict(device)) for rule in rules]
+    wanted = tuple(name for name, verdict in verdicts if verdict is Verdict.MATCHED)
+    rivals: list[str] = []
+    for name, verdict in verdicts:
+        if verdict is Verdict.MATCHED and not rivals:
+            return Claim(owner=name, wanted=wanted)
+        if verdict is not Verdict.NOT:
+            rivals.append(name)
+        if verdict is Verdict.MATCHED:
+            break
+    return Claim(doubtful=frozenset(rivals), wanted=wanted)
+
+
+def quantity_of(rule: ResourceRule, devices: Iterable[Device]) -> int:
+    """Return how many of the resource these devices are: physical devices, or devnodes."""
+    if rule.count is Count.DEVNODE:
+        return sum(1 for _ in devices)
+    return len({device.body for device in devices})

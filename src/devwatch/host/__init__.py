@@ -1,0 +1,1 @@
+"""The edge to this machine: udev, sysfs, systemd and the lock."""

@@ -1,0 +1,65 @@
+"""The host as a command sees it: one look, without a monitor, and what keeps the daemon from seeing more."""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from devwatch.core.errors import UsageError
+from devwatch.host import udev
+from devwatch.host.sysfs import Lister, Roots
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from devwatch.core.device import Device
+    from devwatch.core.inventory import Look
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_NAME_LENGTH = 253
+"""A Node is named as a DNS subdomain (apimachinery, `IsDNS1123Subdomain`)."""
+
+
+def node_name(flag: str | None, environ: Mapping[str, str], *, option: str = "--node-name") -> str:
+    """Return the name of this host's Node: the flag, `NODE_NAME`, or the lower-cased host name as the kubelet does (`GetHostname`).
+
+    Raises `UsageError` where that is no object name; `option` is what the command calls the flag.
+    """
+    name = flag or environ.get("NODE_NAME") or socket.gethostname().strip().lower()
+    if len(name) > _NAME_LENGTH or not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is no name of a Node (lower-case letters, digits, - and .): give one with {option} or NODE_NAME"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The devices of this host, without listening for changes."""
+
+    lister: Lister
+    roots: Roots = field(default_factory=Roots)
+
+    @classmethod
+    def open(cls) -> Host:
+        """Return the real host. Raises `Unavailable` where libudev is not installed."""
+        return cls(lister=Lister(record=udev.record_reader()))
+
+    def look(self, paths: frozenset[str], now: float) -> Look:
+        """Look once; `paths` are the links that the configuration names."""
+        self.lister.paths = paths
+        return self.lister.look(now)
+
+    def driver(self, device: Device) -> str | None:
+        """Return the name of the driver of a device, None where it has none."""
+        try:
+            return Path(f"{self.roots.sys}{device.devpath}/device/driver").readlink().name
+        except OSError:
+            return None
+
+    def troubles(self) -> tuple[str, ...]:
+        """Return why a daemon here would hear nothing of devices that come and go, one line each."""
+        return udev.hearing_troubles(self.roots)

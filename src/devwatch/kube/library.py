@@ -1,0 +1,127 @@
+"""kubernetes_asyncio, imported without its generated models, and without the copies of secrets that it makes on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def _lean_import() -> None:
+    """Let kubernetes_asyncio be imported without its generated models.
+
+    Its packages import 700 model classes and every API group, 40 MiB that no request of ours uses: the bodies are
+    plain dicts and the answers are read as JSON. With empty packages in their place the three modules that matter
+    import as they are. `_import_client` falls back to the ordinary import.
+    """
+    spec = None if "kubernetes_asyncio" in sys.modules else importlib.util.find_spec("kubernetes_asyncio")
+    if spec is None or spec.origin is None:
+        return
+    root = Path(spec.origin).parent
+    for name in ("kubernetes_asyncio", "kubernetes_asyncio.client", "kubernetes_asyncio.client.models"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
+        sys.modules[name] = package
+    client = sys.modules["kubernetes_asyncio.client"]
+    sys.modules["kubernetes_asyncio"].client = client  # type: ignore[attr-defined]  # what the import system does for a real package
+    client.models = sys.modules["kubernetes_asyncio.client.models"]  # type: ignore[attr-defined]  # as above
+    from kubernetes_asyncio.client.api_client import ApiClient  # noqa: PLC0415 - only now can it be imported alone
+    from kubernetes_asyncio.client.configuration import Configuration  # noqa: PLC0415 - as above
+
+    client.ApiClient, client.Configuration = ApiClient, Configuration  # type: ignore[attr-defined]  # what kubernetes_asyncio.config imports
+
+
+@contextlib.contextmanager
+def _without_certificates() -> Iterator[None]:
+    """Hide the machine's certificates from what reads them on import.
+
+    aiohttp makes a TLS context with all of them, 2 MiB and a tenth of the start; every client of ours brings its own context.
+    """
+    names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    held = {name: os.environ.get(name) for name in names}
+    os.environ |= dict.fromkeys(names, os.devnull)
+    try:
+        yield
+    finally:
+        for name, value in held.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _have_home() -> None:
+    """Let a uid without a name and without HOME, as containers have, import what asks for its home on import."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
+
+
+def _import_client() -> None:
+    _have_home()
+    try:
+        with _without_certificates():
+            _lean_import()
+            importlib.import_module("kubernetes_asyncio.config")
+    except MemoryError:  # the ordinary import needs more of it
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a release breaks, its ordinary import comes next and raises itself
+        for name in [name for name in sys.modules if name.partition(".")[0] == "kubernetes_asyncio"]:
+            del sys.modules[name]
+        warnings.warn(
+            f"this kubernetes_asyncio cannot be imported without its models ({error}): 40 MiB more", stacklevel=2
+        )
+
+
+_import_client()
+
+from kubernetes_asyncio.client.api_client import ApiClient  # noqa: E402 - after the packages were put in place
+from kubernetes_asyncio.client.configuration import Configuration  # noqa: E402 - as above
+from kubernetes_asyncio.config import ConfigException, kube_config  # noqa: E402 - as above
+from kubernetes_asyncio.config.exec_provider import ExecProvider  # noqa: E402 - as above
+
+__all__ = ("ApiClient", "ConfigException", "Configuration", "ExecProvider", "kube_config")
+
+
+def copy_to_memory(content: str | bytes) -> str:
+    """Return the path of a copy in memory, for what takes files only; where devwatch runs, no disk need be writable."""
+    descriptor = os.memfd_create("devwatch")
+    path = f"/proc/self/fd/{descriptor}"
+    kube_config._temp_files[path] = path  # noqa: SLF001 - what `remove_copies` removes
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def remove_copies() -> None:
+    """Remove the copies of keys and certificates: a client has read them for good."""
+    copies = kube_config._temp_files  # noqa: SLF001 - where `copy_to_memory` puts them
+    while copies:
+        os.close(int(copies.popitem()[0].rpartition("/")[2]))
+
+
+def _write_copy(self: kube_config.FileOrData, content: str | bytes) -> str:  # noqa: ARG001 - as it is there
+    return copy_to_memory(content)
+
+
+def _patch_library() -> None:
+    """Put what is ours in place of what the library does wrong."""
+    # The library leaves its copies open, and on the disk (kubernetes-client/python issue 1531).
+    kube_config.FileOrData._create_temp_file_with_content = _write_copy  # type: ignore[method-assign]  # noqa: SLF001 - it offers no other way
+    # It logs whole users of a kubeconfig, environment of their plugin included. What is wrong is raised as well.
+    logger = logging.getLogger("kubernetes_asyncio")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+
+
+_patch_library()

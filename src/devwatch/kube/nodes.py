@@ -1,0 +1,138 @@
+"""Nodes: read, patched and watched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from devwatch.core.errors import Missing, NodeMissing, Refused, Retry
+from devwatch.core.node import ANNOTATION, FIELD_MANAGER, MAPS, WHOLE, Changes, NodeState, Writer, patch_body
+from devwatch.kube.client import REQUEST_TIMEOUT, Connection
+from devwatch.kube.responses import list_hint, listed_items, reason_of, watched_object
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from devwatch.kube.credentials import Credentials
+
+
+WATCH_TIMEOUT = 240
+"""Seconds after which the server is asked to end a watch; the next one goes on where it ended."""
+
+
+class KubeNode(Connection):
+    """One Node of the API server."""
+
+    def __init__(
+        self,
+        name: str,
+        credentials: Credentials,
+        *,
+        version: str,
+        dry_run: bool = False,
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> None:
+        """Connect to nothing yet. With `dry_run` the server checks everything and stores nothing (`dryRun=All`)."""
+        super().__init__(credentials, version=version, timeout=timeout)
+        self._name = name
+        self._dry_run = dry_run
+
+    async def patch(self, changes: Changes) -> NodeState:
+        """Send a patch of the Node's status, or read it without changes. Raises as `request` does."""
+        return await patch_node(self, self._name, changes, dry_run=self._dry_run)
+
+    async def watch(self) -> AsyncIterator[NodeState | None]:
+        """Yield the Node, and again whenever somebody has written to it, until the server ends the watch after `WATCH_TIMEOUT`.
+
+        Yields None where there is no Node, or no longer. Raises as `request` does; `Gone` where the server has forgotten the version to
+        begin at.
+        """
+        selector = ("fieldSelector", f"metadata.name={self._name}")
+        listing = await self.request("GET", "/api/v1/nodes", query=(selector,))
+        items, version = listed_items(listing, self.origin)
+        for item in items:
+            yield node_state({"kind": "Node", **item}, origin=self.origin)
+        if not items:
+            yield None
+        options = (("watch", "1"), ("timeoutSeconds", str(WATCH_TIMEOUT)), ("resourceVersion", version))
+        async for event in self.stream("/api/v1/nodes", query=(selector, *options), idle=WATCH_TIMEOUT + self._timeout):
+            item = watched_object(event)
+            if event["type"] in {"ADDED", "MODIFIED"}:
+                yield node_state(item, origin=self.origin)
+            elif event["type"] == "DELETED":
+                yield None
+
+
+async def patch_node(connection: Connection, name: str, changes: Changes, *, dry_run: bool = False) -> NodeState:
+    """Send a strategic-merge patch of a Node's status; without changes it is a read that needs no other right.
+
+    With `dry_run` the server checks everything and stores nothing (`dryRun=All`). Raises as `request` does.
+    """
+    path = f"/api/v1/nodes/{quote(name, safe='')}/status"
+    query = (("fieldManager", FIELD_MANAGER), *((("dryRun", "All"),) if dry_run else ()))
+    kind = "application/strategic-merge-patch+json"
+    try:
+        content = await connection.request("PATCH", path, query=query, body=patch_body(changes), content_type=kind)
+    except Missing as error:
+        raise NodeMissing(str(error)) from error
+    except Refused as error:
+        raise Refused(str(error), hint=list_hint(str(error), changes)) from error
+    return node_state(content, origin=connection.origin)
+
+
+def node_state(content: Mapping[str, Any], *, origin: str) -> NodeState:
+    """Read a Node object. Raises `Retry` for anything else: a proxy's page is no Node without resources."""
+    if content.get("kind") != "Node":
+        raise Retry(f"the answer of {origin} is no Node: something else than the API server may have answered")
+    try:
+        metadata, status = content["metadata"], content.get("status") or {}
+        version = str(metadata.get("resourceVersion") or "0")
+        annotation = (metadata.get("annotations") or {}).get(ANNOTATION)
+        return NodeState(
+            uid=str(metadata["uid"]),
+            version=int(version) if version.isdecimal() else 0,
+            capacity=_strings(status.get("capacity")),
+            allocatable=_strings(status.get("allocatable")),
+            annotation=annotation if isinstance(annotation, str) else None,
+            writers=_writers(metadata.get("managedFields") or ()),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Retry(f"the answer of {origin} is no Node: {reason_of(error)}") from error
+
+
+def _strings(content: object) -> dict[str, str]:
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise TypeError(content)
+    return {str(name): str(value) for name, value in content.items()}
+
+
+def _writers(managed: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Writer, ...]]:
+    """Return who has written each extended resource and the annotation last (metav1.ManagedFieldsEntry), as far as that is recorded."""
+    recorded = any(
+        "subresource" in entry for entry in managed
+    )  # from 1.22 on; a kubelet writes the status all the time
+    writers: dict[str, tuple[Writer, ...]] = {}
+    for entry in managed:
+        for name, maps in _written(entry.get("fieldsV1") or {}).items():
+            writer = Writer(
+                manager=str(entry.get("manager")),
+                time=str(entry.get("time") or ""),
+                operation=str(entry.get("operation")),
+                subresource=str(entry.get("subresource") or "") if recorded else "status",
+                maps=frozenset(maps),
+            )
+            writers[name] = (*writers.get(name, ()), writer)
+    return writers
+
+
+def _written(fields: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return in which maps an entry has which extended resources, and under `WHOLE` whether it has the annotation."""
+    status, annotations = fields.get("f:status") or {}, (fields.get("f:metadata") or {}).get("f:annotations") or {}
+    written: dict[str, list[str]] = {WHOLE: []} if f"f:{ANNOTATION}" in annotations else {}
+    for part in MAPS:
+        for key in status.get(f"f:{part}") or ():
+            if "/" in key:
+                written.setdefault(key.removeprefix("f:"), []).append(part)
+    return written

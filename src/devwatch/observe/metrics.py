@@ -1,0 +1,97 @@
+"""The metrics of the daemon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_ACTIONS: Final = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")  # kobject_actions, Linux
+_TRIGGERS: Final = ("uevent", "sweep", "resync", "node", "retry", "config", "start")
+_PATCHES: Final = ("changed", "unchanged", "refused", "failed")
+_EVICTIONS: Final = ("evicted", "refused", "failed", "ambiguous", "bare", "spared")
+_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class _Registry(CollectorRegistry):
+    """A registry without the `_created` series, which prometheus_client can only switch off for a whole process."""
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in super().collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
+
+
+class Metrics:
+    """Every metric of devwatch, from 0 on where its label values are known. No device string is ever a label."""
+
+    def __init__(self, version: str) -> None:
+        """Register all of them in a registry of their own."""
+        self._registry = _Registry()
+        self._present: Mapping[str, int] = {}
+        self._shown: Mapping[str, int] = {}
+        self._held_up: Mapping[str, int] = {}
+        self._devices = self._gauge("devices", "Devices present.", "resource")
+        self._capacity = self._gauge("capacity", "Capacity as last observed on the Node.", "resource")
+        self._held = self._gauge(
+            "held",
+            "1 while a count is held up by what is unknown: a key of a device, or what an uncertain look did not find.",
+            "resource",
+        )
+        self._uevents = self._counter("uevents", "Uevents read.", "action", (*_ACTIONS, "other"))
+        self.reconciles = self._counter("reconciles", "Reconciles, by what woke them.", "trigger", _TRIGGERS)
+        self.patches = self._counter("patches", "PATCH requests.", "outcome", _PATCHES)
+        self.patch_duration = self._histogram("patch_duration_seconds", "PATCH sent to answered.")
+        self.detection_to_patch = self._histogram("detection_to_patch_seconds", "Uevent read to PATCH answered.")
+        self.drift_repairs = self._counter("drift_repairs", "Foreign writes undone.")
+        self.uncertain_looks = self._counter("uncertain_looks", "Looks that could not see everything.")
+        self.monitor_up = self._gauge("monitor_up", "1 while uevents can be heard.")
+        self.monitor_overflows = self._counter("monitor_overflows", "Times the kernel dropped uevents.")
+        self.evictions = self._counter("evictions", "Evictions, and pods spared.", "outcome", _EVICTIONS)
+        self.config_reloads = self._counter("config_reloads", "Config reads.", "outcome", ("reloaded", "rejected"))
+        self.last_success = self._gauge("last_success_timestamp_seconds", "Unix time of the last accepted PATCH.")
+        self._gauge("build_info", "Always 1.", "version").labels(version).set(1)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"devwatch_{name}", text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"devwatch_{name}", text, buckets=_BUCKETS, registry=self._registry)
+
+    def _counter(self, name: str, text: str, label: str = "", values: Iterable[str] = ()) -> Counter:
+        counter = Counter(f"devwatch_{name}_total", text, [label] if label else [], registry=self._registry)
+        for value in values:
+            counter.labels(value)
+        return counter
+
+    def uevent(self, action: str) -> None:
+        """Count one uevent. What is no action of the kernel counts as `other`: the text comes from outside."""
+        self._uevents.labels(action if action in _ACTIONS else "other").inc()
+
+    def set_devices(self, devices: Mapping[str, int]) -> None:
+        """Replace the devices of all resources: one that is not in `devices` disappears."""
+        self._present = _replace(self._devices, devices, self._present)
+
+    def set_capacity(self, capacity: Mapping[str, int]) -> None:
+        """Replace the capacity of all resources: one that is not in `capacity` disappears."""
+        self._shown = _replace(self._capacity, capacity, self._shown)
+
+    def set_held(self, held: Mapping[str, int]) -> None:
+        """Replace whether the count is held up of all resources: one that is not in `held` disappears."""
+        self._held_up = _replace(self._held, held, self._held_up)
+
+    def render(self) -> bytes:
+        """Return everything in the Prometheus text format 0.0.4."""
+        return generate_latest(self._registry)
+
+
+def _replace(gauge: Gauge, values: Mapping[str, int], held: Mapping[str, int]) -> Mapping[str, int]:
+    """Show these values and return them; most looks find what the one before found."""
+    if values != held:
+        gauge.clear()
+        for resource, value in values.items():
+            gauge.labels(resource).set(value)
+    return dict(values)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 STACKS = {
     "Python alone": "",
     "Python, asyncio and ssl": "import asyncio, ssl",
-    "the libraries that the daemon uses, imported as it does": "import devwatch.agent.daemon, devwatch.kube, devwatch.observe.logs",
+    "the libraries that the daemon uses, imported as it does": "import devwatch.agent.daemon, devwatch.kube.nodes, devwatch.observe.logs",
     "naive: import kubernetes_asyncio": "import kubernetes_asyncio",
     "naive, with the other libraries": "import kubernetes_asyncio, pyudev, structlog, prometheus_client, yaml",
 }

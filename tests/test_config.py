@@ -587,7 +587,7 @@ def test_the_parser_in_pure_python_says_the_same() -> None:
     program = (
         "import json, sys\n"
         "sys.modules['yaml.cyaml'] = None\n"
-        "from devwatch.config import parse\n"
+        "from devwatch.config.schema import parse\n"
         "from devwatch.core.errors import ConfigError\n"
         "for text in json.load(sys.stdin):\n"
         "    try:\n"

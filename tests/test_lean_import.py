@@ -22,10 +22,10 @@ LOADED = """
 import json, sys, warnings
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    import devwatch.kube
+    import devwatch.kube.library
 print(json.dumps({
     "modules": [name for name in sys.modules if name.startswith("kubernetes_asyncio")],
-    "from": devwatch.kube.ApiClient.__init__.__code__.co_filename,
+    "from": devwatch.kube.library.ApiClient.__init__.__code__.co_filename,
     "warnings": [str(each.message) for each in caught if "kubernetes_asyncio" in str(each.message)],
 }))
 """

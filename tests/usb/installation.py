@@ -31,7 +31,7 @@ tar -xf /share/checkout.tar -C /root/devwatch
 cd /root/devwatch
 export PIP_NO_INDEX=1 PIP_FIND_LINKS=/share/wheels PIP_COMPILE=0
 make install
-python3 -c 'import sys; sys.path.insert(0, "/usr/local/lib/devwatch"); import devwatch.cli, devwatch.agent.daemon, devwatch.kube'
+python3 -c 'import sys; sys.path.insert(0, "/usr/local/lib/devwatch"); import devwatch.cli, devwatch.agent.daemon, devwatch.kube.nodes'
 """
 
 

@@ -604,7 +604,8 @@ class Bailiff:
 
     def _can_know(self, tty: Tty, path: str) -> bool:
         """Return whether this daemon can know that a path led to a device."""
-        known = [each for (_, birth), each in self.known.items() if birth == tty.birth]
+        owner, _ = self.contract.plan.owner(tty)
+        known = [each for key, each in self.known.items() if owner and key == (owner.name, tty.birth)]
         return any(path in (tty.claims if each.remembered else self.paths.had(tty.birth)) for each in known)
 
     def _is_confused(self, tty: Tty) -> bool:

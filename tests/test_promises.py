@@ -607,6 +607,15 @@ KNOWN = {
         Move(bounce, (1, 0, 2.1)),
         Move(pull, (3,)),
     ),
+    "what a former daemon listed has its grace when it goes, though its record was never read": (
+        Move(begin, ()),
+        Move(configure, (1,)),
+        Move(furnish, ("zigbee", "composite")),
+        Move(records, (True,)),
+        Move(kill, (0, 2)),
+        Move(hearing, ("twice",), 35.0),
+        Move(replug, (0, "socket-1", 2, 4.5)),
+    ),
     "a loss that a user has invented evicts nobody": (
         Move(furnish, ("zigbee", "nameless")),
         Move(kill, (0, 0)),

@@ -394,10 +394,10 @@ class _Departure:
     maybe: Key | None = None
     """The present device that it may be."""
 
-    def decide(self, present: AbstractSet[Key]) -> None:
-        """Begin the loss again where the device that it may be has gone before that was known; else that one is another."""
+    def decide(self, present: AbstractSet[Key], now: float, grace: float) -> None:
+        """Begin the departure again where the device that it may be has gone before that was known; else that one is another."""
         if self.maybe is not None and self.maybe not in present:
-            self.since = self.choice = None
+            self.at, self.grace, self.since, self.choice = now, grace, None, None
         self.maybe = None
 
 
@@ -438,7 +438,7 @@ class KnownDevices:
             else:
                 self._find_again(entry, device, rule, scene)
         for entry in self.gone.keys() - found.keys():
-            self.gone[entry].decide(keys)
+            self.gone[entry].decide(keys, scene.now, rule.removal_grace)
         self.returns = {key: back for key, back in self.returns.items() if key in claimed}
         for device in figure.devices:
             new = device.key not in self.here and device not in found.values()

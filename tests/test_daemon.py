@@ -293,6 +293,23 @@ def test_a_dry_run_pretends_that_each_patch_was_stored() -> None:
     assert len(out.getvalue().splitlines()) == 2
 
 
+def test_a_person_at_a_terminal_reads_what_would_change() -> None:
+    """In words, and the names of the resources alone; scripts get the body of the patch."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    node = PretendedNode(out)
+    asyncio.run(node.patch({"c.io/d": None, "a.io/b": "2", WHOLE: '{"a.io/b":[]}'}))
+    asyncio.run(node.patch({"a.io/b": "0"}))
+    assert out.getvalue().splitlines() == [
+        "would change on the Node: a.io/b: 2, c.io/d: removed, the annotation devwatch.io/devices",
+        "would change on the Node: a.io/b: 0",
+    ]
+
+
 def test_a_dry_run_that_cannot_print_ends() -> None:
     """A closed output is told, not ignored."""
     out = io.StringIO()

@@ -1385,6 +1385,12 @@ async def test_every_reconcile_is_counted_by_what_woke_it() -> None:
         assert world.metric("reconciles_total", "resync") == resyncs
         assert world.metric("reconciles_total", "node") == world.metric("patch_duration_seconds_count")
         assert world.metric("reconciles_total", "sweep") > 0
+        world.server.error = None
+        await asyncio.sleep(60)
+        graces = world.metric("reconciles_total", "grace")
+        world.host.unplug()
+        await asyncio.sleep(5)
+        assert world.metric("reconciles_total", "grace") == graces + 1
 
 
 @virtual

@@ -446,6 +446,14 @@ def test_the_daemon_is_ready_when_the_node_was_seen_to_show_what_is_present() ->
     assert desk.compare(FULL, {ZIGBEE: "0"}, at=1) == (True, "ok")
 
 
+def test_a_dry_run_does_not_say_that_it_patched_the_node() -> None:
+    """Who reads the log afterwards must not look for what was never there."""
+    desk = Desk()
+    desk.reporter.dry_run = True
+    desk.reporter.accepted(answer(sent={ZIGBEE: "1"}, at=10.0, detected=9.5), failures=0)
+    assert [line.event for line in desk.log.lines] == ["node.would_patch"]
+
+
 def test_a_dry_run_is_ready_with_its_first_plan() -> None:
     """Nothing that it plans is ever seen on the Node."""
     desk = Desk()
@@ -767,3 +775,6 @@ def test_a_faulty_configuration_is_told_with_every_fault() -> None:
     assert (line.level, line.event) == ("error", "config.rejected")
     assert line.fields["faults"] == ["c.yaml:1:2: sweep: is not valid", "c.yaml:3:4: no YAML"]
     assert desk.shows('devwatch_config_reloads_total{outcome="rejected"} 1.0')
+    assert desk.shows("devwatch_config_in_force 0.0")
+    desk.reporter.reloaded([ZIGBEE])
+    assert desk.shows("devwatch_config_in_force 1.0")

@@ -39,6 +39,7 @@ CONTRACT = {
     "devwatch_monitor_overflows": ("counter", None),
     "devwatch_evictions": ("counter", "outcome"),
     "devwatch_config_reloads": ("counter", "outcome"),
+    "devwatch_config_in_force": ("gauge", None),
     "devwatch_last_success_timestamp_seconds": ("gauge", None),
     "devwatch_build_info": ("gauge", "version"),
 }
@@ -76,7 +77,7 @@ def test_the_label_values_of_the_contract_are_there_from_the_start() -> None:
     """A series that begins at 1 has no increase for `rate()`."""
     metrics = Metrics("0.1.0")
     assert samples(metrics, "devwatch_reconciles_total") == dict.fromkeys(
-        ["uevent", "sweep", "resync", "node", "retry", "config", "start"], 0
+        ["uevent", "sweep", "resync", "node", "retry", "config", "start", "grace", "kubelet"], 0
     )
     assert samples(metrics, "devwatch_patches_total") == dict.fromkeys(["changed", "unchanged", "refused", "failed"], 0)
     assert samples(metrics, "devwatch_build_info") == {"0.1.0": 1}

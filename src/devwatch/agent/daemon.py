@@ -22,7 +22,7 @@ from devwatch.agent.report import Log, Reporter, Story
 from devwatch.config.file import BackgroundConfigFile, ConfigFile
 from devwatch.core.errors import OutputLost, Unavailable
 from devwatch.core.loss import Losses
-from devwatch.core.node import Changes, NodeState, apply, patch_body
+from devwatch.core.node import WHOLE, Changes, NodeState, apply, patch_body
 from devwatch.host.lock import Holder, NodeLock
 from devwatch.host.systemd import Notifier, watchdog_interval
 from devwatch.host.udev import UdevSource
@@ -66,7 +66,7 @@ class Options:
 
 
 class PretendedNode:
-    """A dry run: prints each patch as a line of JSON and answers as if it had been stored.
+    """A dry run: prints each patch, as a line of JSON or, on a terminal, in words, and answers as if it had been stored.
 
     Without a `server` the Node is empty and nothing is sent; with one, it answers to each request, with `dryRun=All`.
     No patch is left out: where nobody reads them, `patch` waits.
@@ -74,24 +74,33 @@ class PretendedNode:
 
     def __init__(self, out: TextIO, server: NodeApi | None = None) -> None:
         """Print to `out`."""
-        self._out, self._server = Outlet(out), server
+        self._stream, self._out, self._server = out, Outlet(out), server
         self._pretended: dict[str, str | None] = {}
         self.date = ""
 
     async def patch(self, changes: Changes) -> NodeState:
         """Print what would be sent. Raises as the server's `patch` does."""
         if changes:
-            await self._print(json.dumps(patch_body(changes), separators=(",", ":")))
+            await self._print(changes)
         state = NodeState() if self._server is None else await self._server.patch(changes)
         self._pretended |= changes
         return apply(state, self._pretended)
 
-    async def _print(self, line: str) -> None:
+    async def _print(self, changes: Changes) -> None:
         try:
+            body = json.dumps(patch_body(changes), separators=(",", ":"))
+            line = _in_words(changes) if self._stream.isatty() else body
             await _until(lambda: self._out.write(line + "\n"))
             await _until(self._out.push)
         except (OSError, ValueError) as error:
             raise OutputLost(f"cannot write the patch to standard output: {error}") from error
+
+
+def _in_words(changes: Changes) -> str:
+    """Return what a patch would change, for a person."""
+    counts = [f"{name}: {value or 'removed'}" for name, value in sorted(changes.items()) if name != WHOLE]
+    annotation = ["the annotation devwatch.io/devices"] if WHOLE in changes else []
+    return f"would change on the Node: {', '.join(counts + annotation)}"
 
 
 async def _until(done: Callable[[], bool]) -> None:

@@ -261,11 +261,13 @@ class Reconciler:
 
     def _next(self, look: Look, figures: Figures, wanted: Changes) -> tuple[float, str]:
         """Return the nearest of sweep, grace, arrival, resync and retry."""
-        dues = [
-            (due, "sweep")
-            for due in (self._sweep_at, figures.due, self._inventory.due, look.again_at)
-            if due is not None
-        ]
+        moments = (
+            (self._sweep_at, "sweep"),
+            (self._inventory.due, "sweep"),
+            (look.again_at, "sweep"),
+            (figures.due, "grace"),
+        )
+        dues = [(due, trigger) for due, trigger in moments if due is not None]
         if self._request is None:
             resync = self._resync_at > self._backoff.until
             dues.append((self._resync_at, "resync") if resync else (self._backoff.until, "retry"))

@@ -284,7 +284,11 @@ class Reporter:
             more: dict[str, object] = {"after_failures": failures} if failures else {}
             more |= {"annotation": "changed"} if answer.sent and not counts else {}
             self.log.info(
-                "node.patched", node=self.node, resources=counts, milliseconds=round(answer.seconds * 1000, 1), **more
+                "node.would_patch" if self.dry_run else "node.patched",
+                node=self.node,
+                resources=counts,
+                milliseconds=round(answer.seconds * 1000, 1),
+                **more,
             )
 
     def repaired(self, names: Collection[str]) -> None:
@@ -365,11 +369,13 @@ class Reporter:
     def reloaded(self, names: Collection[str]) -> None:
         """Tell that another configuration is used."""
         self.metrics.config_reloads.labels("reloaded").inc()
+        self.metrics.config_in_force.set(1)
         self.log.info("config.reloaded", resources=list(names))
 
     def rejected(self, error: ConfigError) -> None:
         """Tell that a configuration is not used, with everything that is wrong with it."""
         self.metrics.config_reloads.labels("rejected").inc()
+        self.metrics.config_in_force.set(0)
         faults = [fault.render(error.file) for fault in error.faults]
         self.log.error("config.rejected", faults=faults, kept="the configuration before it stays in force")
 

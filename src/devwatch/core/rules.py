@@ -32,7 +32,7 @@ class Verdict(enum.Enum):
     """The answer to "does it match": Kleene's three truth values."""
 
     MATCHED = "matched"
-    NOT = "not"
+    NOT = "no match"
     UNKNOWN = "unknown"
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _ACTIONS: Final = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")  # kobject_actions, Linux
-_TRIGGERS: Final = ("uevent", "sweep", "resync", "node", "retry", "config", "start")
+_TRIGGERS: Final = ("uevent", "sweep", "resync", "node", "retry", "config", "start", "grace", "kubelet")
 _PATCHES: Final = ("changed", "unchanged", "refused", "failed")
 _EVICTIONS: Final = ("evicted", "refused", "failed", "ambiguous", "bare", "spared")
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -52,6 +52,8 @@ class Metrics:
         self.monitor_overflows = self._counter("monitor_overflows", "Times the kernel dropped uevents.")
         self.evictions = self._counter("evictions", "Evictions, and pods spared.", "outcome", _EVICTIONS)
         self.config_reloads = self._counter("config_reloads", "Config reads.", "outcome", ("reloaded", "rejected"))
+        self.config_in_force = self._gauge("config_in_force", "0 while the configuration file on disk is refused.")
+        self.config_in_force.set(1)
         self.last_success = self._gauge("last_success_timestamp_seconds", "Unix time of the last accepted PATCH.")
         self._gauge("build_info", "Always 1.", "version").labels(version).set(1)
 

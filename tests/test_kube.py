@@ -1318,6 +1318,21 @@ def test_two_kubeconfigs_are_one(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_the_flag_names_one_file(tmp_path: Path) -> None:
+    """With kubectl, too, a list stands in KUBECONFIG alone, and a colon in the flag is a part of the name."""
+    (tmp_path / "a").write_text(named("a"))
+    (tmp_path / "a:b").write_text(named("colon"))
+
+    async def scenario() -> None:
+        client = await Credentials(kubeconfig=f"{tmp_path}/a:b", environ={}).connect()
+        assert client.configuration.host == "http://colon"
+        await client.close()
+        with pytest.raises(CredentialsError, match="there is no kubeconfig"):
+            await Credentials(kubeconfig=f"{tmp_path}/a:{tmp_path}/a", environ={}).connect()
+
+    run(scenario())
+
+
 def named(name: str) -> str:
     """Return a whole kubeconfig for a cluster of this name."""
     return config_with(

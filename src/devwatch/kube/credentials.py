@@ -25,7 +25,7 @@ from devwatch.kube.proxy import proxy_of
 from devwatch.kube.responses import reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import aiohttp
 
@@ -91,8 +91,8 @@ class Credentials:
         loader: KubeconfigLoader | PodCredentials
         if self.file is None:
             loader = PodCredentials(environ=self.environ, folder=self.service_account, refresh=self.token_refresh)
-        elif _any_exists(self.file.split(os.pathsep)):
-            merged = KubeconfigMerger(self.file)
+        elif paths := _existing([self.kubeconfig] if self.kubeconfig else self.file.split(os.pathsep)):
+            merged = KubeconfigMerger(paths)
             loader = KubeconfigLoader(merged.config, active_context=merged.first_context, config_base_path=None)
         else:
             raise CredentialsError(
@@ -148,6 +148,8 @@ class _NoRedirects:
         await self._session.close()
 
 
-def _any_exists(paths: list[str]) -> bool:
+def _existing(paths: Iterable[str]) -> list[str]:
+    """Return the files that are there. The flag names one file, whatever is in its name, and `KUBECONFIG` a list, as with kubectl."""
     # pathlib raises where nobody has such a home; to the loader the file is then not there.
-    return any(path and Path(os.path.expanduser(path)).exists() for path in paths)  # noqa: PTH111 - as above
+    expanded = (os.path.expanduser(path) for path in paths if path)  # noqa: PTH111 - as above
+    return [path for path in expanded if Path(path).exists()]

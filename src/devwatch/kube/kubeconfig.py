@@ -21,7 +21,7 @@ from devwatch.kube.library import ConfigException, Configuration, ExecProvider, 
 from devwatch.kube.responses import MAX_ANSWER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -82,7 +82,15 @@ def _read_file(path: str | Path) -> bytes:
 
 
 class KubeconfigMerger(kube_config.KubeConfigMerger):
-    """The kubeconfigs of a list as one; an empty file is passed over, as kubectl does."""
+    """The kubeconfigs of a list as one; a missing or an empty file is passed over, as kubectl does."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        """Read them all. Raises `OSError`, and what the content makes the library raise."""
+        # The library takes them as one text, in which a colon always separates.
+        self.config_files: dict[str, Any] = {}
+        self.config_merged: kube_config.ConfigNode | None = None
+        for path in paths:
+            self.load_config(path)
 
     def load_config(self, path: str) -> None:
         """Add a file. Raises `OSError`, and what the content makes the library raise."""

@@ -30,7 +30,7 @@ RIGHTS: list[Object] = [
     {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
     {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
 ]
-"""What an administrator who has read the README grants."""
+"""What an administrator who has read docs/security.md grants."""
 WAIT = 60.0
 _POLICY = {
     "apiVersion": "audit.k8s.io/v1",

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+CHECKOUT = Path(__file__).parents[1]
+DEPLOY = CHECKOUT / "deploy"
 BASE = DEPLOY / "base"
 COMPONENTS = DEPLOY / "components"
 OLDEST_KUSTOMIZE = (4, 0)
@@ -83,10 +84,16 @@ def _objects(text: str) -> list[Object]:
     return [item for item in yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if item]
 
 
-def readme_block(command: str) -> str:
-    """Return the only block of commands in the README in which this stands."""
-    blocks = re.findall(r"^```\n(.*?)^```$", (DEPLOY.parent / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    (found,) = (block for block in blocks if command in block)
+def documentation() -> str:
+    """Return what users read: the README, then the pages in docs/ by name."""
+    pages = (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))
+    return "\n".join(page.read_text("utf-8") for page in pages)
+
+
+def documented_block(command: str) -> str:
+    """Return the only block of commands in the documentation in which this stands."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", documentation(), re.DOTALL | re.MULTILINE)
+    (found,) = (block for language, block in blocks if not language and command in block)
     return str(found)
 
 

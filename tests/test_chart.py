@@ -14,7 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubernetes_validate import latest_version, validate  # type: ignore[import-untyped]  # it has no type information
 
-from deployment import BASE, COMPONENTS, DEPLOY, Object, container, daemonset, missing, of_kind, pod_spec, rendered
+from deployment import (
+    BASE,
+    COMPONENTS,
+    DEPLOY,
+    Object,
+    container,
+    daemonset,
+    documentation,
+    missing,
+    of_kind,
+    pod_spec,
+    rendered,
+)
 from devwatch import __version__
 from devwatch.config.schema import parse
 from devwatch.core.errors import ConfigError
@@ -327,12 +339,13 @@ def test_what_helm_cannot_write_is_refused(chart: Chart, place: str) -> None:
     assert refusal(chart, resource(**entry)).count("does not match pattern") == len(UNWRITABLE)
 
 
-def test_the_configuration_of_the_readme_can_be_installed(chart: Chart) -> None:
+def test_every_documented_configuration_can_be_installed(chart: Chart) -> None:
     """What devwatch reads from a file, Helm takes in its values, in quotes or not where it makes no difference."""
-    text = (DEPLOY.parent / "README.md").read_text("utf-8")
-    (block,) = re.findall(r"```yaml\n(resources:\n(?:(?!```).)*removalGrace.*?)```", text, re.DOTALL)
-    values = {"config": helm.values_from_yaml(block)}
-    assert understood(configured(chart, values)) == understood(block.encode())
+    blocks = re.findall(r"^```yaml\n(resources:\n.*?)^```$", documentation(), re.DOTALL | re.MULTILINE)
+    assert [block for block in blocks if "removalGrace" in block] != []
+    for block in blocks:
+        values = {"config": helm.values_from_yaml(block)}
+        assert understood(configured(chart, values)) == understood(block.encode())
 
 
 def test_every_key_of_the_configuration_is_known(chart: Chart) -> None:

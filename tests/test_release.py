@@ -163,9 +163,14 @@ def test_an_index_accepts_the_metadata(metadata: Metadata) -> None:
     assert set(metadata.classifiers or ()) <= classifiers
 
 
-def test_a_page_elsewhere_can_show_the_readme(metadata: Metadata) -> None:
-    """Outside the checkout a relative link or picture leads nowhere."""
-    assert re.findall(r"\]\((?!https://|#)[^)]*\)", metadata.description or "") == []
+def test_a_page_elsewhere_can_show_the_readme(built: Built, metadata: Metadata) -> None:
+    """Outside the checkout a relative picture leads nowhere, and a relative link only to a file that the source distribution holds."""
+    text = metadata.description or ""
+    assert re.findall(r"!\[[^]]*\]\((?!https://)[^)]*\)|<img", text) == []
+    links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https://|#)([^)]*)\)", text)}
+    with tarfile.open(built.sdist) as archive:
+        held = set(archive.getnames())
+    assert [link for link in sorted(links) if f"devwatch-{__version__}/{link}" not in held] == []
 
 
 def test_the_classifiers_name_the_pythons_that_may_install_it(metadata: Metadata) -> None:

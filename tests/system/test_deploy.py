@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deployment import BASE, DEPLOY, granted, missing, readme_block, rendered, write_kustomization
+from deployment import BASE, DEPLOY, documented_block, granted, missing, rendered, write_kustomization
 from system.apiserver import NAMESPACE
 from system.testbed import require
 from system.waiting import eventually
@@ -95,7 +95,7 @@ def apply(tmp_path: Path, kubectl: Kubectl, namespace: str) -> Apply:
 
 @pytest.fixture
 def shell(tmp_path: Path, apiserver: ApiServer) -> Shell:
-    """Return a function that runs commands of the README as administrator, in a folder with `deploy`, and returns what they print."""
+    """Return a function that runs documented commands as administrator, in a folder with `deploy`, and returns what they print."""
     require(missing())
     (tmp_path / "deploy").symlink_to(DEPLOY)
     environ = {**os.environ, "KUBECONFIG": str(apiserver.admin_kubeconfig)}
@@ -170,7 +170,7 @@ def test_a_component_that_goes_takes_its_rights_along(apply: Apply, apiserver: A
 
 @pytest.fixture
 def units(apiserver: ApiServer) -> Iterator[None]:
-    """Delete afterwards what the README makes for units."""
+    """Delete afterwards what the documented commands make for units."""
     yield
     name = "devwatch-units"
     for path in (f"{RBAC}/clusterrolebindings/{name}", f"{RBAC}/clusterroles/{name}", f"/api/v1/namespaces/{name}"):
@@ -181,9 +181,9 @@ def units(apiserver: ApiServer) -> Iterator[None]:
 def test_a_kubeconfig_for_units_leaves_a_daemonset_alone(
     apply: Apply, shell: Shell, apiserver: ApiServer, namespace: str
 ) -> None:
-    """The commands of the README, beside an installation in another namespace: its account keeps its rights, and the new one has them."""
+    """The documented commands, beside an installation in another namespace: its account keeps its rights, and the new one has them."""
     again = f"kubectl apply -k {apply()}"
-    shell(readme_block("set-credentials"))
+    shell(documented_block("set-credentials"))
     assert [line for line in shell(again).splitlines() if not line.endswith(" unchanged")] == []
     eventually(lambda: ("nodes/status", "patch") in _allowed(apiserver, namespace, "default"))
     node = f"unit-{uuid.uuid4().hex[:6]}"
@@ -252,10 +252,12 @@ def test_a_node_that_is_off_holds_up_neither_an_update_nor_the_removal(
     eventually(lambda: site.images().keys() == {site.on, site.off})
     shell(f"kubectl -n {namespace} set image daemonset/devwatch devwatch=devwatch/devwatch:next")
     eventually(lambda: site.images().get(site.on) == "devwatch/devwatch:next")
-    remove = next(line for line in readme_block("kubectl delete -k").splitlines() if line.startswith("kubectl delete"))
+    remove = next(
+        line for line in documented_block("kubectl delete -k").splitlines() if line.startswith("kubectl delete")
+    )
     shell(remove.replace("deploy/mine", str(folder)))
     eventually(lambda: site.images().keys() == {site.off})
-    force = readme_block("spec.nodeName=NODE").replace("NODE", site.off).replace("-n devwatch", f"-n {namespace}")
+    force = documented_block("spec.nodeName=NODE").replace("NODE", site.off).replace("-n devwatch", f"-n {namespace}")
     shell(force)
     eventually(lambda: apiserver.request("GET", f"/api/v1/namespaces/{namespace}")[0] == 404)
 

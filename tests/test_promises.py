@@ -616,6 +616,14 @@ KNOWN = {
         Move(hearing, ("twice",), 35.0),
         Move(replug, (0, "socket-1", 2, 4.5)),
     ),
+    "who started before the device came has no file of it": (
+        Move(furnish, ("zigbee", "composite")),
+        Move(swap, (0, "composite", 2.5)),
+        Move(respell, (2, "Z1")),
+        Move(configure, (3,), 35.0),
+        Move(configure, (0,), 35.0),
+        Move(replug, (1, "socket-3", 1, 0.5)),
+    ),
     "a loss that a user has invented evicts nobody": (
         Move(furnish, ("zigbee", "nameless")),
         Move(kill, (0, 0)),

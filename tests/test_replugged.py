@@ -364,6 +364,22 @@ async def test_a_name_that_the_device_has_had_only_since_names_no_holder_from_be
 
 
 @virtual
+async def test_a_container_that_started_before_the_device_came_has_no_file_of_it() -> None:
+    """The path led to another one then; who can tell what the pod holds is told to look."""
+    async with home(holder("old", started=90), holder("new", started=120), sticks=()) as one:
+        for second, number in ((110, 5), (130, 6)):
+            await asyncio.sleep(second - now())
+            properties = {"USEC_INITIALIZED": f"{second}000000"}
+            one.host.plug("0001", USB0, serial="S0", link=BY_ID, number=number, properties=properties)
+            await asyncio.sleep(10)
+            one.host.unplug()
+        one.host.plug("0001", USB0, serial="S0", link=BY_ID, number=7, properties={"USEC_INITIALIZED": "140000000"})
+        await asyncio.sleep(AFTER + 5)
+        assert one.evicted == ["new"]
+        assert "ambiguous" in next(message for message in told(one) if "stays" in message)
+
+
+@virtual
 async def test_a_daemon_that_is_killed_leaves_every_number_to_the_next() -> None:
     """Who started between two returns has a good file if the second brings the number back that the first has brought."""
     async with home(holder("dead")) as one:

@@ -72,7 +72,7 @@ class Registration:
     """What a container could open a device by, from one plugging to the next."""
 
     second: int
-    """When it began, in Unix seconds by the clock of this host; 0 for the first one that is known."""
+    """When it began, in Unix seconds by the clock of this host; 0 for the first, where that is unknown or was before the daemon began."""
     number: int
     """The device number."""
     paths: frozenset[str]
@@ -103,12 +103,19 @@ class Return:
         """What stays the same from one scan to the next."""
         return ("return", self.resource, self.at, *self.entries)
 
+    @property
+    def former(self) -> tuple[Registration, ...]:
+        """All but what it is now."""
+        return self.registrations[:-1]
+
     def opened(self, started: int | None) -> tuple[Registration, ...]:
-        """Return the registrations of which a container may have a file that started at this Unix second, None for unknown."""
-        former = self.registrations[:-1]
+        """Return the registrations of which a container may have a file that started at this Unix second, None for unknown.
+
+        None where it started before the device was there.
+        """
         if started is None:
-            return former
-        return tuple(each for each in former if each.second <= started)[-1:] or former[:1]
+            return self.former
+        return tuple(each for each in self.former if each.second <= started)[-1:]
 
     def is_dead(self, opened: tuple[Registration, ...]) -> bool:
         """Return whether a file of these may open the device no more: it has another number now."""
@@ -324,6 +331,10 @@ class Scene:
     date: str = ""
     """The API server's time in its last answer (RFC 3339, seconds), empty before one."""
 
+    def second(self, moment: float) -> int:
+        """Return the Unix second of a moment of the monotonic clock."""
+        return int(self.wall - (self.now - moment))
+
     @property
     def devices(self) -> tuple[Device, ...]:
         """All that is on the host."""
@@ -355,6 +366,8 @@ class _Before:
 
     at: float = float("-inf")
     devices: tuple[Device, ...] = ()
+    began: float = float("inf")
+    """When the first certain scan was."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -466,7 +479,10 @@ class KnownDevices:
     ) -> None:
         held, former = self.here.pop(device.key), self._registrations.pop(device.key, ())
         entry = replace(held, links=tuple(link for link in held.links if link not in shared))
-        since = former[-1].second if former else 0
+        first = _initialized(device)
+        # The clock may have been set since the host has started; of what came later it is right enough.
+        came = scene.second(first) if first is not None and first > before.began else 0
+        since = former[-1].second if former else came
         last = Registration(second=since, number=device.number, paths=entry.paths)
         self.gone[entry] = _Departure(
             at=scene.now,
@@ -547,7 +563,7 @@ class KnownDevices:
         same = number == entry.rdev and not entry.numbers
         if departure.device is None and (same or not _is_surely(entry, device, scene, rule.name)):
             return
-        second = int(scene.wall - (scene.now - at))
+        second = scene.second(at)
         now = Registration(second=second, number=number, paths=frozenset())
         self._registrations[device.key] = (*departure.registrations, now)[-MAX_NUMBERS:]
         self.returns[device.key] = Return(
@@ -722,7 +738,8 @@ class Losses:
             return Incidents()
         for rule in evicting:
             self._known[rule.name].observe(rule, scene, self._before, self._paths)
-        self._before = _Before(at=scene.now, devices=scene.devices)
+        began = min(self._before.began, scene.now)
+        self._before = _Before(at=scene.now, devices=scene.devices, began=began)
         if not self._waiting:
             self._there.clear()
         return Incidents(

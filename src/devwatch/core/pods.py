@@ -171,7 +171,7 @@ _SEVERITY = (
 def _after_return(container: Container, back: Return) -> Disposition | None:
     """Return what the container asks for; None where it has nothing to do with the device, has finished or has healed."""
     paths, opened = {listed_path(path) for path in container.mounts}, back.opened(container.started)
-    own = frozenset(path for each in opened for path in each.paths) - back.shared
+    own = frozenset(path for each in opened or back.former for path in each.paths) - back.shared
     above = any(_is_above(folder, path) for folder in paths for path in own)
     healed = container.started is not None and container.started >= back.second
     over = container.phase is Phase.FINISHED or (container.phase is Phase.RUNNING and healed)
@@ -179,9 +179,10 @@ def _after_return(container: Container, back: Return) -> Disposition | None:
         return None
     if not paths & (own | back.shared):
         return Disposition.DIRECTORY
-    if not back.is_dead(opened):
+    if opened and not back.is_dead(opened):
         return Disposition.SAME_NUMBER
-    return _with_dead_file(container) if paths & own else Disposition.AMBIGUOUS
+    # Before the device was there, its path led to another one, or nowhere.
+    return _with_dead_file(container) if opened and paths & own else Disposition.AMBIGUOUS
 
 
 def _with_dead_file(container: Container) -> Disposition:

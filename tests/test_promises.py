@@ -624,6 +624,13 @@ KNOWN = {
         Move(configure, (0,), 35.0),
         Move(replug, (1, "socket-3", 1, 0.5)),
     ),
+    "a name that a device of another resource has taken is dead for the pod": (
+        Move(plug, ("composite", "socket-3", 1, True)),
+        Move(replug, (2, "socket-3", 0, 1.9)),
+        Move(furnish, ("zigbee", "nameless")),
+        Move(terminate, (10,)),
+        Move(bounce, (0, 1, 4.5)),
+    ),
     "a loss that a user has invented evicts nobody": (
         Move(furnish, ("zigbee", "nameless")),
         Move(kill, (0, 0)),

@@ -456,7 +456,7 @@ async def test_a_container_that_healed_at_the_first_of_two_returns_has_a_good_fi
 
 
 @virtual
-async def test_a_path_that_leads_to_another_stick_by_now_is_ambiguous() -> None:
+async def test_a_path_that_leads_to_another_stick_of_the_resource_by_now_is_ambiguous() -> None:
     """The other one took the name while the stick was away: the container may work with that one."""
     async with home(holder(path=USB0)) as one:
         one.host.unplug()

@@ -307,9 +307,9 @@ class Paths:
         """Return the paths that another device had as well."""
         return self._shared.get(key, self._before.get(key, frozenset()))
 
-    def others(self, key: Key) -> frozenset[str]:
-        """Return the paths of all other present devices."""
-        return frozenset(chain.from_iterable(had for other, had in self._had.items() if other != key))
+    def of(self, keys: AbstractSet[Key]) -> frozenset[str]:
+        """Return all paths of these devices, as far as they are present."""
+        return frozenset(chain.from_iterable(had for key, had in self._had.items() if key in keys))
 
 
 def _paths(device: Device) -> frozenset[str]:
@@ -760,7 +760,9 @@ class Losses:
         Those that name another device as well decide nothing.
         """
         paths = frozenset(chain.from_iterable(each.paths for each in back.registrations))
-        return replace(back, shared=self._paths.shared(key) | (paths & self._paths.others(key)))
+        # What has its path by now serves its pod as well, if it is of the same resource.
+        equals = self._known[back.resource].here.keys() - {key}
+        return replace(back, shared=self._paths.shared(key) | (paths & self._paths.of(equals)))
 
     def listing(self, figures: Figures) -> Listing:
         """Return what the annotation should list of the resources that evict."""

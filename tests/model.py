@@ -510,6 +510,8 @@ class World:
         self.ledger = Ledger(host=self.host, town=self.town)
         self.plan = PLANS[0]
         self.chance = 0.5
+        self.apart = 0.0
+        """Seconds between the devnodes of a stick that is plugged."""
         self.faults: deque[Fault] = deque()
         self.climate: Fault | None = None
         self.deaf = self.watched = False

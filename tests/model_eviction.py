@@ -676,7 +676,9 @@ class Bailiff:
             return
         if known.tty.stick in self.ledger.replugged:
             return
-        own = self._own(known.tty) - self.ledger.paths.places[known.tty.birth].doubtful
+        # Where another has its path by now, a container that started shortly before may have mounted that one.
+        taken = set().union(*(tty.claims for tty in self.here.values() if tty is not back))
+        own = self._own(known.tty) - self.ledger.paths.places[known.tty.birth].doubtful - taken
         for life in self.ledger.town.here:
             for container, path, opened in life.exact() if known.want in life.template.requests else ():
                 dead = opened is not None and opened.birth == known.tty.birth and path in own

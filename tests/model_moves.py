@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from model_pods import SPARE, TEMPLATES, ZIGBEE, Placing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from collections.abc import Set as AbstractSet
 
     from devwatch.observe.metrics import Metrics
     from model_pods import Life
@@ -78,7 +79,27 @@ def draw(world: World, chance: float) -> None:
 def plug(world: World, kind: str, socket: str, number: int, record: bool) -> None:  # noqa: FBT001 - an argument of a move
     """Plug a stick."""
     if len(world.host.ttys) <= 6:
+        before = {tty.birth for tty in world.host.ttys.values()}
         world.host.plug(KINDS[kind], socket, number, record=record)
+        arrive(world, before)
+
+
+def apart(world: World, seconds: float) -> None:
+    """Let the kernel register the devnodes of a stick one after the other from now on, as it does."""
+    world.apart = seconds
+
+
+def arrive(world: World, before: AbstractSet[int]) -> None:
+    """Announce what was plugged since."""
+    _, *later = (tty for tty in world.host.ttys.values() if tty.birth not in before)
+    for tty in later if world.apart else ():
+        del world.host.ttys[tty.devnode]
+    world.hear()
+    for tty in later if world.apart else ():
+        world.wait(world.apart)
+        now = world.loop.time()
+        born = replace(tty, plugged=now, handled=now if tty.record else None)
+        world.host.ttys[tty.devnode] = world.host.past[tty.birth] = born
         world.hear()
 
 
@@ -103,8 +124,9 @@ def replug(world: World, index: int, socket: str, number: int, away: float) -> N
     pulled = world.host.pull(stick)
     world.hear()
     world.wait(away)
+    before = {tty.birth for tty in world.host.ttys.values()}
     world.host.replug(pulled, socket, number)
-    world.hear()
+    arrive(world, before)
 
 
 def bounce(world: World, index: int, shift: int, away: float) -> None:
@@ -114,8 +136,9 @@ def bounce(world: World, index: int, shift: int, away: float) -> None:
     pulled = world.host.pull(sticks[index % len(sticks)])
     world.hear()
     world.wait(away)
+    before = {tty.birth for tty in world.host.ttys.values()}
     world.host.replug(pulled, pulled[0].socket, pulled[0].number + shift)
-    world.hear()
+    arrive(world, before)
 
 
 def swap(world: World, index: int, name: str, away: float) -> None:
@@ -412,6 +435,7 @@ FUNCTIONS: tuple[tuple[Callable[..., None], int, tuple[Sequence[Argument], ...]]
     (plug, 6, (tuple(KINDS), SOCKETS, (0, 1, 2), (True, True, True, False))),
     (pull, 5, (INDEXES,)),
     (replug, 5, (INDEXES, SOCKETS, (0, 1, 2), (0.0, 0.5, 1.9, 2.1, 4.5))),
+    (apart, 2, ((0.0, 0.05, 0.5, 2.5),)),
     (bounce, 4, (INDEXES, (0, 1), (0.0, 0.5, 1.9, 2.1, 4.5, 8.0, 12.0))),
     (swap, 2, (INDEXES, ("zigbee", "nameless", "composite"), (0.0, 0.5, 2.5, 8.0))),
     (respell, 1, (INDEXES, (None, "Z1", "Z2"))),

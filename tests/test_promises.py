@@ -22,6 +22,7 @@ from model_host import KINDS
 from model_moves import (
     Move,
     annotate,
+    apart,
     begin,
     blind,
     bounce,
@@ -624,12 +625,16 @@ KNOWN = {
         Move(configure, (0,), 35.0),
         Move(replug, (1, "socket-3", 1, 0.5)),
     ),
-    "a name that a device of another resource has taken is dead for the pod": (
-        Move(plug, ("composite", "socket-3", 1, True)),
-        Move(replug, (2, "socket-3", 0, 1.9)),
-        Move(furnish, ("zigbee", "nameless")),
-        Move(terminate, (10,)),
+    "the parts of a stick come one after the other": (
+        Move(furnish, ("composite",)),
+        Move(apart, (0.5,)),
+        Move(bounce, (0, 1, 0.5)),
+    ),
+    "one part of a stick stays away": (
+        Move(furnish, ("composite",)),
+        Move(apart, (2.5,)),
         Move(bounce, (0, 1, 4.5)),
+        Move(kill, (0, 1)),
     ),
     "a loss that a user has invented evicts nobody": (
         Move(furnish, ("zigbee", "nameless")),

@@ -260,12 +260,17 @@ async def test_a_pod_that_was_spared_has_a_good_file_after_a_return_under_its_nu
         assert "same number" in told(one)[-1]
 
 
-def plug_parts(one: Home, first: str, second: str, *, physical: str = "/devices/stick") -> None:
-    """Plug a stick with two devnodes, which have the same ids and are of two resources."""
-    for part, devnode in (("a", first), ("b", second)):
-        number, link = 100 + int(devnode[-1]), f"{BY_ID}-{part}"
-        one.host.plug("0001", devnode, serial="S", link=link, number=number, properties={"PART": part})
-        one.host.change(devnode, physical=physical)
+def plug_part(one: Home, part: str, devnode: str) -> None:
+    """Let the kernel register one of the two devnodes of a stick, which have the same ids and are of two resources."""
+    number, link = 100 + int(devnode[-1]), f"{BY_ID}-{part}"
+    one.host.plug("0001", devnode, serial="S", link=link, number=number, properties={"PART": part}, interface=part)
+    one.host.change(devnode, physical="/devices/stick")
+
+
+def plug_parts(one: Home, first: str, second: str) -> None:
+    """Plug the stick."""
+    plug_part(one, "a", first)
+    plug_part(one, "b", second)
 
 
 def holder_of_part(part: str, *, started: float = 0) -> Pod:
@@ -294,6 +299,57 @@ async def test_the_parts_of_a_stick_take_over_each_other_s_names() -> None:
         plug_parts(one, USB1, USB2)
         await asyncio.sleep(AFTER + 5)
         assert sorted(one.evicted) == ["a", "b"]
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+@pytest.mark.parametrize("names", [(USB0, USB1), (USB1, USB0), (USB1, USB2), (USB2, USB3)])
+@pytest.mark.parametrize("apart", [0.01, 1.0, GRACE + 1])
+@virtual
+async def test_the_parts_of_a_stick_come_one_after_the_other(apart: float, names: tuple[str, str], order: str) -> None:
+    """The kernel registers one interface after the other: what has come is not the one that has yet to come."""
+    async with home_with_parts() as one:
+        one.host.unplug(USB0)
+        one.host.unplug(USB1)
+        await asyncio.sleep(1)
+        for part in order:
+            plug_part(one, part, names["ab".index(part)])
+            await asyncio.sleep(apart)
+        await asyncio.sleep(AFTER + 5)
+        renumbered = [
+            part for part, devnode, before in zip("ab", names, (USB0, USB1), strict=True) if devnode != before
+        ]
+        assert sorted(one.evicted) == renumbered
+
+
+@virtual
+async def test_a_name_that_a_device_of_another_resource_has_taken_is_dead_for_the_pod() -> None:
+    """It mounted the name while its own device had it; who came while that was away has mounted the other one."""
+    async with home_with_parts() as one:
+        stayed = replace(holder("c", path=USB1, started=now()), requests={ZIGBEE: 1})
+        one.workload.run(stayed)
+        await asyncio.sleep(30)
+        one.host.unplug(USB0)
+        one.host.unplug(USB1)
+        await asyncio.sleep(5)
+        one.workload.run(replace(holder("d", path=USB1, started=now()), requests={ZIGBEE: 1}))
+        plug_parts(one, USB1, USB2)
+        await asyncio.sleep(AFTER + 5)
+        assert sorted(one.evicted) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("part", "name"), [("a", USB2), ("a", USB1), ("b", USB2), ("b", USB0)])
+@virtual
+async def test_the_part_that_stays_away_is_lost(part: str, name: str) -> None:
+    """And the other has returned, whatever its name."""
+    async with home_with_parts() as one:
+        one.host.unplug(USB0)
+        one.host.unplug(USB1)
+        await asyncio.sleep(1)
+        plug_part(one, part, name)
+        await asyncio.sleep(GRACE + AFTER + 10)
+        assert sorted(one.evicted) == ["a", "b"]
+        reasons = {event.reason for _, event in one.workload.events if event.pod and event.pod.name != part}
+        assert reasons == {"DeviceLost"}
 
 
 @virtual

@@ -95,8 +95,12 @@ class Return:
     """How the device could be opened, also before returns at which a pod was spared: its file may be good again. The last one is now."""
     recent: bool = False
     """Whether a pod was evicted for such a return of the device within `REPLUG_PEACE` before."""
+    left: int = 0
+    """Since when it was away at most, in Unix seconds; 0 where nobody saw it go."""
     shared: frozenset[str] = frozenset()
-    """The paths that name it as well as another."""
+    """The paths that name it as well as another, or lead to another of the resource by now: a pod may work with that one."""
+    taken: frozenset[str] = frozenset()
+    """The paths that lead to any other by now: a container that started while the device was away has mounted that one."""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -182,22 +186,23 @@ class _Candidates:
 
     def options(self, entry: Entry, others: AbstractSet[Key]) -> _Options:
         """Return the devices that a listed one may be, but for `others`."""
-        own, here = self._own(entry), self._by_name.get(entry.devnode)
+        here = self._by_name.get(entry.devnode)
+        named = (here,) if here and here.key not in others else ()
+        own = self._own(entry, *named)
         alike = [device for device in self._by_ids.get(_ids(entry), ()) if device.key not in others]
         found = (self._by_socket[path] for path in entry.links if path in self._by_socket)
         in_socket = tuple(device for device in found if device in alike)
         # Without any ids none can be told from another.
         elsewhere = tuple(device for device in alike if device is not here) if entry.vendor else ()
-        named = (here,) if here else ()
         by_name = (named, elsewhere) if own is Verdict.MATCHED else (elsewhere, named if own is Verdict.UNKNOWN else ())
         return _Options(
             places=(in_socket, *by_name, self._unclear(entry, others)),
             rank=(not in_socket, own is not Verdict.MATCHED, not elsewhere),
         )
 
-    def _own(self, entry: Entry) -> Verdict:
+    def _own(self, entry: Entry, device: Device | None = None) -> Verdict:
         """Return whether a listed device is where it was; unknown while the device with that name is, or where a serial is missing."""
-        if (device := self._by_name.get(entry.devnode)) is None:
+        if device is None:
             return Verdict.NOT
         # What is claimed without udev's record is known well enough.
         found, known = Entry.of(device), device.complete or device.key in self._claimed
@@ -307,9 +312,13 @@ class Paths:
         """Return the paths that another device had as well."""
         return self._shared.get(key, self._before.get(key, frozenset()))
 
-    def of(self, keys: AbstractSet[Key]) -> frozenset[str]:
-        """Return all paths of these devices, as far as they are present."""
-        return frozenset(chain.from_iterable(had for key, had in self._had.items() if key in keys))
+    def keys(self) -> AbstractSet[Key]:
+        """Return the present devices."""
+        return self._had.keys()
+
+    def of(self, key: Key) -> frozenset[str]:
+        """Return all paths of a present device."""
+        return self._had[key]
 
 
 def _paths(device: Device) -> frozenset[str]:
@@ -406,6 +415,15 @@ class _Departure:
     """The loss as it was when its victims were chosen."""
     maybe: Key | None = None
     """The present device that it may be."""
+
+    def excluded(self, devices: Iterable[Device]) -> set[Key]:
+        """Return those that are other devices: that udev handled before this one was last there, or that are another part of a stick."""
+        return {
+            device.key
+            for device in devices
+            if (_initialized(device) or math.inf) + _MICROSECOND < self.seen
+            or (self.device is not None and _is_other_part(device, self.device))
+        }
 
     def decide(self, present: AbstractSet[Key], now: float, grace: float) -> None:
         """Begin the departure again where the device that it may be has gone before that was known; else that one is another."""
@@ -515,27 +533,41 @@ class KnownDevices:
     def _find(self, name: str, scene: Scene, claimed: AbstractSet[Key], open_: AbstractSet[Key]) -> dict[Entry, Device]:
         """Return the present devices that are, or may be, gone ones; those that another resource surely has come last.
 
-        The parts of a stick differ in nothing but their interface, which no entry has, and take over each other's names.
+        The parts of a stick have the same ids, come one after the other, and take over each other's names: what another resource has is a
+        device that this daemon has seen here only if it has a link of it.
         """
-        found = self._unchanged(scene) if self.gone else {}
-        for devices in scene.by_ownership(name) if self.gone else ():
+        if not self.gone:
+            return {}
+        found = self._unchanged(scene)
+        own, foreign = scene.by_ownership(name)
+        for devices in (own, foreign):
             rest = [device for device in devices if device not in found.values()]
-            found |= self._match([entry for entry in self.gone if entry not in found], rest, claimed, open_)
+            left = {entry: each for entry, each in self.gone.items() if entry not in found}
+            others = {entry: each.others | each.excluded(rest) for entry, each in left.items()}
+            if devices is foreign:
+                others = {
+                    entry: others[entry] | _unlinked(entry, rest) if left[entry].device else others[entry]
+                    for entry in left
+                }
+            found |= self._match(others, rest, claimed, open_)
         return found
 
     def _match(
-        self, entries: list[Entry], devices: Sequence[Device], claimed: AbstractSet[Key], open_: AbstractSet[Key]
+        self,
+        others: Mapping[Entry, AbstractSet[Key]],
+        devices: Sequence[Device],
+        claimed: AbstractSet[Key],
+        open_: AbstractSet[Key],
     ) -> dict[Entry, Device]:
         strangers = [device for device in devices if device.key not in self.here]
         # Of those that are alike, the one that went last is the likeliest to be back.
-        entries = sorted(entries, key=lambda entry: -self.gone[entry].at)
-        others = {entry: self.gone[entry].others | _older(strangers, self.gone[entry]) for entry in entries}
+        others = {entry: others[entry] for entry in sorted(others, key=lambda entry: -self.gone[entry].at)}
         found = {
             entry: device
             for entry, device in match_replugged(others, strangers, claimed).items()
             if device.complete or device.key in {*open_, *claimed} or _ids(entry) == _ids(Entry.of(device))
         }
-        rest = (entry for entry in entries if self.gone[entry].device is None and entry not in found)
+        rest = (entry for entry in others if self.gone[entry].device is None and entry not in found)
         return found | match_remembered(rest, devices)
 
     def _unchanged(self, scene: Scene) -> dict[Entry, Device]:
@@ -573,6 +605,7 @@ class KnownDevices:
             second=second,
             due=at + (rule.evict_after or 0.0),
             registrations=self._registrations[device.key],
+            left=scene.second(departure.seen) if departure.device is not None else 0,
             recent=evicted is not None and evicted <= second < evicted + REPLUG_PEACE,
         )
 
@@ -676,9 +709,14 @@ def _initialized(device: Device) -> float | None:
     return int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _LONG else None
 
 
-def _older(devices: Iterable[Device], departure: _Departure) -> set[Key]:
-    """Return the registrations that udev handled before the departed device was last there: they are other devices."""
-    return {device.key for device in devices if (_initialized(device) or math.inf) + _MICROSECOND < departure.seen}
+def _is_other_part(one: Device, other: Device) -> bool:
+    return None not in {one.interface, other.interface} and one.interface != other.interface
+
+
+def _unlinked(entry: Entry, devices: Iterable[Device]) -> set[Key]:
+    """Return the devices that have no link of a listed one, as far as the links of both are known."""
+    known = (device for device in devices if entry.links and device.complete)
+    return {device.key for device in known if _paths(device).isdisjoint(entry.links)}
 
 
 def _returned_at(device: Device, departure: _Departure, scene: Scene) -> float | None:
@@ -760,9 +798,13 @@ class Losses:
         Those that name another device as well decide nothing.
         """
         paths = frozenset(chain.from_iterable(each.paths for each in back.registrations))
-        # What has its path by now serves its pod as well, if it is of the same resource.
-        equals = self._known[back.resource].here.keys() - {key}
-        return replace(back, shared=self._paths.shared(key) | (paths & self._paths.of(equals)))
+        taken = {each: paths & self._paths.of(each) for each in self._paths.keys() - {key}}
+        equals = chain.from_iterable(taken[each] for each in taken.keys() & self._known[back.resource].here.keys())
+        return replace(
+            back,
+            shared=self._paths.shared(key).union(equals),
+            taken=frozenset(chain.from_iterable(taken.values())),
+        )
 
     def listing(self, figures: Figures) -> Listing:
         """Return what the annotation should list of the resources that evict."""

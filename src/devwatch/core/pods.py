@@ -171,13 +171,15 @@ _SEVERITY = (
 def _after_return(container: Container, back: Return) -> Disposition | None:
     """Return what the container asks for; None where it has nothing to do with the device, has finished or has healed."""
     paths, opened = {listed_path(path) for path in container.mounts}, back.opened(container.started)
-    own = frozenset(path for each in opened or back.former for path in each.paths) - back.shared
+    stayed = container.started is not None and container.started < back.left
+    shared = back.shared if stayed else back.shared | back.taken
+    own = frozenset(path for each in opened or back.former for path in each.paths) - shared
     above = any(_is_above(folder, path) for folder in paths for path in own)
     healed = container.started is not None and container.started >= back.second
     over = container.phase is Phase.FINISHED or (container.phase is Phase.RUNNING and healed)
-    if over or not (above or paths & (own | back.shared)):
+    if over or not (above or paths & (own | shared)):
         return None
-    if not paths & (own | back.shared):
+    if not paths & (own | shared):
         return Disposition.DIRECTORY
     if opened and not back.is_dead(opened):
         return Disposition.SAME_NUMBER

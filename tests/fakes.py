@@ -71,7 +71,6 @@ class FakeHost:
         links: tuple[str, ...] = (),
         number: int | None = None,
         properties: dict[str, str] | None = None,
-        interface: str | None = None,
     ) -> None:
         """Let the kernel register a stick, under another number each time; without `record` udev has not finished it yet."""
         self._incarnations += 1
@@ -84,7 +83,6 @@ class FakeHost:
             vendor=vendor,
             product="0001",
             serial=serial,
-            interface=interface,
             links=(link, *links) if link else links,
             properties=(properties or {}) if record else None,
         )

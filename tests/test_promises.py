@@ -636,6 +636,13 @@ KNOWN = {
         Move(bounce, (0, 1, 4.5)),
         Move(kill, (0, 1)),
     ),
+    "a twin in a socket of another resource may be the one that went": (
+        Move(furnish, ("zigbee", "composite")),
+        Move(configure, (1,)),
+        Move(pull, (3,)),
+        Move(furnish, ("zigbee",)),
+        Move(replug, (4, "socket-2", 0, 2.1)),
+    ),
     "a loss that a user has invented evicts nobody": (
         Move(furnish, ("zigbee", "nameless")),
         Move(kill, (0, 0)),

@@ -260,17 +260,21 @@ async def test_a_pod_that_was_spared_has_a_good_file_after_a_return_under_its_nu
         assert "same number" in told(one)[-1]
 
 
-def plug_part(one: Home, part: str, devnode: str) -> None:
-    """Let the kernel register one of the two devnodes of a stick, which have the same ids and are of two resources."""
+def plug_part(one: Home, part: str, devnode: str, *, interfaces: bool = True) -> None:
+    """Let the kernel register one of the two devnodes of a stick, which have the same ids and are of two resources.
+
+    The ports of some adapters have one interface; their links tell them apart.
+    """
     number, link = 100 + int(devnode[-1]), f"{BY_ID}-{part}"
-    one.host.plug("0001", devnode, serial="S", link=link, number=number, properties={"PART": part}, interface=part)
+    one.host.plug("0001", devnode, serial="S", link=link, number=number, properties={"PART": part})
+    one.host.change(devnode, interface=part if interfaces else None)
     one.host.change(devnode, physical="/devices/stick")
 
 
-def plug_parts(one: Home, first: str, second: str) -> None:
+def plug_parts(one: Home, first: str, second: str, *, interfaces: bool = True) -> None:
     """Plug the stick."""
-    plug_part(one, "a", first)
-    plug_part(one, "b", second)
+    plug_part(one, "a", first, interfaces=interfaces)
+    plug_part(one, "b", second, interfaces=interfaces)
 
 
 def holder_of_part(part: str, *, started: float = 0) -> Pod:
@@ -280,10 +284,10 @@ def holder_of_part(part: str, *, started: float = 0) -> Pod:
 
 
 @asynccontextmanager
-async def home_with_parts() -> AsyncIterator[Home]:
+async def home_with_parts(*, interfaces: bool = True) -> AsyncIterator[Home]:
     """Have a stick with two devnodes, each with a pod."""
     async with home(sticks=(), used=parse(PARTS.encode(), file="config.yaml")) as one:
-        plug_parts(one, USB0, USB1)
+        plug_parts(one, USB0, USB1, interfaces=interfaces)
         one.workload.run(holder_of_part("a", started=now() + 1), holder_of_part("b", started=now() + 1))
         await asyncio.sleep(100)
         yield one
@@ -301,18 +305,24 @@ async def test_the_parts_of_a_stick_take_over_each_other_s_names() -> None:
         assert sorted(one.evicted) == ["a", "b"]
 
 
+@pytest.mark.parametrize("interfaces", [True, False])
 @pytest.mark.parametrize("order", ["ab", "ba"])
 @pytest.mark.parametrize("names", [(USB0, USB1), (USB1, USB0), (USB1, USB2), (USB2, USB3)])
 @pytest.mark.parametrize("apart", [0.01, 1.0, GRACE + 1])
 @virtual
-async def test_the_parts_of_a_stick_come_one_after_the_other(apart: float, names: tuple[str, str], order: str) -> None:
+async def test_the_parts_of_a_stick_come_one_after_the_other(
+    apart: float,
+    names: tuple[str, str],
+    order: str,
+    interfaces: bool,  # noqa: FBT001 - a parameter of pytest
+) -> None:
     """The kernel registers one interface after the other: what has come is not the one that has yet to come."""
-    async with home_with_parts() as one:
+    async with home_with_parts(interfaces=interfaces) as one:
         one.host.unplug(USB0)
         one.host.unplug(USB1)
         await asyncio.sleep(1)
         for part in order:
-            plug_part(one, part, names["ab".index(part)])
+            plug_part(one, part, names["ab".index(part)], interfaces=interfaces)
             await asyncio.sleep(apart)
         await asyncio.sleep(AFTER + 5)
         renumbered = [

@@ -401,6 +401,8 @@ class _Departure:
     """As the last scan found it, None where only the annotation of a former daemon tells of it."""
     registrations: tuple[Registration, ...] = ()
     """As in `Return`, up to this departure; none where the number of the device is unknown."""
+    links: AbstractSet[str] = frozenset()
+    """All links that udev made for it, where this daemon has seen it."""
     others: AbstractSet[Key] = frozenset()
     """The registrations with the same ids that were there beside it: they are other devices."""
     recalled: bool = False
@@ -424,6 +426,11 @@ class _Departure:
             if (_initialized(device) or math.inf) + _MICROSECOND < self.seen
             or (self.device is not None and _is_other_part(device, self.device))
         }
+
+    def unlinked(self, devices: Iterable[Device]) -> set[Key]:
+        """Return those that have no link of it, not even one that twins share, as far as the links of both are known."""
+        known = (device for device in devices if self.links and device.complete)
+        return {device.key for device in known if _paths(device).isdisjoint(self.links)}
 
     def decide(self, present: AbstractSet[Key], now: float, grace: float) -> None:
         """Begin the departure again where the device that it may be has gone before that was known; else that one is another."""
@@ -508,6 +515,7 @@ class KnownDevices:
             seen=before.at,
             device=device,
             registrations=(*former[:-1], last),
+            links={*held.links, *shared} - {listed_path(device.devnode)},
             others=frozenset(other.key for other in before.devices if _ids(Entry.of(other)) == _ids(entry)),
         )
 
@@ -545,10 +553,7 @@ class KnownDevices:
             left = {entry: each for entry, each in self.gone.items() if entry not in found}
             others = {entry: each.others | each.excluded(rest) for entry, each in left.items()}
             if devices is foreign:
-                others = {
-                    entry: others[entry] | _unlinked(entry, rest) if left[entry].device else others[entry]
-                    for entry in left
-                }
+                others = {entry: others[entry] | each.unlinked(rest) for entry, each in left.items()}
             found |= self._match(others, rest, claimed, open_)
         return found
 
@@ -711,12 +716,6 @@ def _initialized(device: Device) -> float | None:
 
 def _is_other_part(one: Device, other: Device) -> bool:
     return None not in {one.interface, other.interface} and one.interface != other.interface
-
-
-def _unlinked(entry: Entry, devices: Iterable[Device]) -> set[Key]:
-    """Return the devices that have no link of a listed one, as far as the links of both are known."""
-    known = (device for device in devices if entry.links and device.complete)
-    return {device.key for device in known if _paths(device).isdisjoint(entry.links)}
 
 
 def _returned_at(device: Device, departure: _Departure, scene: Scene) -> float | None:

@@ -342,6 +342,7 @@ async def test_a_name_that_a_device_of_another_resource_has_taken_is_dead_for_th
         one.host.unplug(USB1)
         await asyncio.sleep(5)
         one.workload.run(replace(holder("d", path=USB1, started=now()), requests={ZIGBEE: 1}))
+        await asyncio.sleep(5)
         plug_parts(one, USB1, USB2)
         await asyncio.sleep(AFTER + 5)
         assert sorted(one.evicted) == ["a", "b", "c"]

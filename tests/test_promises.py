@@ -643,6 +643,12 @@ KNOWN = {
         Move(furnish, ("zigbee",)),
         Move(replug, (4, "socket-2", 0, 2.1)),
     ),
+    "a pod whose turn was put off by uncertain scans is read again": (
+        Move(furnish, ("composite", "twin", "modem")),
+        Move(replug, (0, "socket-1", 2, 0.5), 6.0),
+        Move(devnode, (4, 40), 0.5),
+        Move(furnish, ("composite", "twin", "modem")),
+    ),
     "a loss that a user has invented evicts nobody": (
         Move(furnish, ("zigbee", "nameless")),
         Move(kill, (0, 0)),

@@ -72,6 +72,8 @@ class Evictor:
     def attend(self, incidents: Incidents) -> None:
         """Take what calls for a look at the pods now; nothing while that is uncertain."""
         self._incidents = {incident.key: incident for incident in incidents}
+        if self._next is not None and self._next[0] not in self._incidents:
+            self._next = None  # who has waited meanwhile is read again: a container may have restarted
         if self._kept:
             self._kept = {key: at for key, at in self._kept.items() if key in self._incidents}
         if not self._incidents:

@@ -96,7 +96,7 @@ class Return:
     recent: bool = False
     """Whether a pod was evicted for such a return of the device within `REPLUG_PEACE` before."""
     left: int = 0
-    """Since when it was away at most, in Unix seconds; 0 where nobody saw it go."""
+    """Since when it was away at most, in Unix seconds; 0 where that was not seen."""
     shared: frozenset[str] = frozenset()
     """The paths that name it as well as another, or lead to another of the resource by now: a pod may work with that one."""
     taken: frozenset[str] = frozenset()

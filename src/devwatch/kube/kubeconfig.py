@@ -82,7 +82,7 @@ def _read_file(path: str | Path) -> bytes:
 
 
 class KubeconfigMerger(kube_config.KubeConfigMerger):
-    """The kubeconfigs of a list as one; a missing or an empty file is passed over, as kubectl does."""
+    """The kubeconfigs of a list as one; an empty file is passed over, as kubectl does."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         """Read them all. Raises `OSError`, and what the content makes the library raise."""

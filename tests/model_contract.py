@@ -51,6 +51,11 @@ class Tty:
         return int(self.devnode.removeprefix("/dev/ttyUSB"))
 
     @property
+    def told(self) -> str | None:
+        """The serial as a look tells it: what udev says, or without its record the stick itself."""
+        return self.serial if self.record else self.plain
+
+    @property
     def face(self) -> tuple[int, str]:
         """What it truly is, whatever it is called."""
         return (self.stick, self.interface)

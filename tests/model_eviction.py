@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from devwatch.core.pods import Phase
 from fakes import EPOCH
@@ -190,6 +190,8 @@ class Ledger:
     host: Host
     town: Town
     paths: Paths = field(default_factory=Paths)
+    read: Paths = field(default_factory=Paths)
+    """As far as any daemon could know."""
     replugged: set[int] = field(default_factory=set)
     """The sticks for whose return any daemon evicted a pod."""
     seen: set[int] = field(default_factory=set)
@@ -220,6 +222,8 @@ class Bailiff:
     met: set[str] = field(default_factory=set)
     """The uids in every list so far."""
     configured_at: float = -math.inf
+    recalled: dict[int, set[str]] = field(default_factory=dict)
+    """By birth: what twins shared, as the annotation of the former daemon says."""
     former: frozenset[str] = frozenset()
     """The API server's times before the PATCHes of former daemons."""
 
@@ -229,6 +233,9 @@ class Bailiff:
         for name, entries in believed(state).items():
             for entry in entries:
                 for tty in self._meant(entry):
+                    shared, rdev = cast("tuple[Any, Any]", (entry.get("shared") or (), entry.get("rdev")))
+                    if rdev == os.makedev(188, tty.number):
+                        self.recalled.setdefault(tty.birth, set()).update(shared)
                     lost = entry.get("lost")
                     known = Known(
                         want=name,
@@ -282,7 +289,9 @@ class Bailiff:
         ]
         self.ledger.paths.note({birth: self.ledger.host.past[birth].claims for birth in maybe}, frozenset(gone))
         if certain and answered:
-            self.paths.note({tty.birth: tty.claims if tty.record else self._bare(tty) for tty in listed})
+            read = {tty.birth: tty.claims if tty.record else self._bare(tty) for tty in listed}
+            self.paths.note(read)
+            self.ledger.read.note(read)
         for tty in listed:
             want, _ = owners[tty.birth]
             if want is None or want.evict is None:
@@ -291,7 +300,7 @@ class Bailiff:
             known.tty = self.ledger.host.past[tty.birth]
             known.back = now if known.missing is not None else known.back
             known.seen()
-            known.told, known.serial = known.told and tty.record, tty.serial
+            known.told, known.serial = known.told and tty.record, tty.told
             if certain and answered and self.contract.counts(tty):
                 known.counted, known.dated = now, date
         for key in [key for key in self.known if key[1] in births]:
@@ -311,7 +320,7 @@ class Bailiff:
         return frozenset({tty.devnode} | paths)
 
     def _miss(self, now: float) -> None:
-        faces = {(tty.face, tty.serial) for tty in self.here.values()}
+        faces = {(tty.face, tty.told) for tty in self.here.values()}
         for known in self.known.values():
             if known.tty.birth in self.here:
                 continue
@@ -465,9 +474,10 @@ class Bailiff:
         return "; ".join(faults) or "it requests nothing"
 
     def _own(self, tty: Tty) -> set[str]:
-        """Return the paths that named a registration alone; of one that only a former daemon saw, those that it knew."""
-        places = self.paths.places.get(tty.birth) or self.ledger.paths.places.get(tty.birth)
-        return places.own if places else set()
+        """Return the paths that named a registration alone, as far as this daemon, or the one before it, could know."""
+        known = (paths.places.get(tty.birth) for paths in (self.paths, self.ledger.read, self.ledger.paths))
+        places = next(filter(None, known), Places())
+        return places.own - self.recalled.get(tty.birth, set())
 
     def _never(self, life: Life) -> str:
         told = self.roster.get(life.uid)
@@ -583,7 +593,7 @@ class Bailiff:
                 yield container, path, tty if told is life.pod else None
 
     def _in_peace(self, tty: Tty, at: float) -> bool:
-        return any(then < at < then + PEACE - 1 for then in self.replugged.get((tty.stick, tty.serial), ()))
+        return any(then < at < then + PEACE - 1 for then in self.replugged.get((tty.stick, tty.told), ()))
 
     def _has_dead_file(self, container: Container, path: str, opened: Tty | None, own: set[str], at: float) -> str:
         """Return why a container does not have the dead file of a returned device."""
@@ -638,7 +648,7 @@ class Bailiff:
                 if resource != name or tty is None or was.looks != tty.looks:
                     continue
                 if not self._after_return(life, (was, tty, at), want.evict, now):
-                    yield tty.stick, tty.serial
+                    yield tty.stick, tty.told
 
     # -- who should have gone
 

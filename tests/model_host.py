@@ -166,7 +166,7 @@ def device(tty: Tty, links: tuple[str, ...]) -> Device:
         physical=f"/devices/{tty.socket}/{tty.stick}",
         vendor=tty.vendor,
         product="0001",
-        serial=tty.serial if tty.record else tty.plain,
+        serial=tty.told,
         interface=tty.interface,
         port=tty.socket if tty.record else None,
         links=tuple(sorted(links, key=by_stability)),

@@ -177,9 +177,10 @@ def unfinished(one: Home) -> None:
 
 
 def without_record(one: Home) -> None:
-    """Let it come back at its place without a udev record."""
+    """Let a device come to its place of which nothing is known yet."""
     one.host.unplug()
     one.host.plug("0009", record=False)
+    one.host.change(vendor=None, product=None)
 
 
 def left_the_configuration(one: Home) -> None:

@@ -673,7 +673,15 @@ def test_a_count_that_others_wrote_is_left_alone(part: str) -> None:
     theirs = replace(KUBELET, maps=frozenset({part}))
     node = replace(node, writers={**node.writers, ZWAVE: (ours, theirs)})
     assert changes(figures_of(), node) == {WHOLE: NONE_LISTED}
-    assert changes(figures_of(), node, written={ZWAVE}) == {WHOLE: NONE_LISTED}
+
+
+def test_a_count_that_may_yet_be_stored_stays_on_record() -> None:
+    """Another client had the name when the Node was last seen; a PATCH without an answer may make it ours."""
+    both = render_listing({ZIGBEE: (), ZWAVE: ()})
+    node = node_of(NONE_LISTED, zigbee="0", zwave="2")
+    node = replace(node, writers={**node.writers, ZWAVE: (KUBELET,)})
+    assert changes(figures_of(), node, written={ZWAVE}) == {WHOLE: both}
+    assert changes(figures_of(), node) == {}
 
 
 def test_a_malformed_annotation_is_overwritten() -> None:

@@ -655,6 +655,32 @@ KNOWN = {
         Move(forge, ("a loss", "by our name")),
         Move(begin, (), 35.0),
     ),
+    "a count whose answer was lost stays on record": (
+        Move(climate, ("answer lost",)),
+        Move(foreign, ("example.com/zwave", "1k", ("allocatable",))),
+        Move(configure, (1,)),
+        Move(furnish, ("composite", "twin", "modem")),
+        Move(kill, (1, 8)),
+    ),
+    "another vendor in the place of a lost device is not the device": (
+        Move(furnish, ("composite", "twin", "modem")),
+        Move(pull, (1,), 2.5),
+        Move(step, (3,), 6.0),
+        Move(plug, ("mouse", "socket-3", 1, False)),
+        Move(pull, (4,)),
+        Move(pull, (2,)),
+        Move(relief, (), 35.0),
+    ),
+    "a link that twins shared is no longer one's own after a restart": (
+        Move(create, (), 6.0),
+        Move(furnish, ("composite", "twin", "modem")),
+        Move(begin, ()),
+        Move(pull, (0,)),
+        Move(swap, (1, "nameless", 8.0)),
+        Move(devnode, (0, 2)),
+        Move(kill, (0, 3), 35.0),
+        Move(pull, (3,)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

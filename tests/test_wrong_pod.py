@@ -190,6 +190,24 @@ async def test_who_mounts_the_link_of_twins_is_spared_whichever_is_pulled(pulled
 
 
 @virtual
+async def test_what_twins_shared_is_known_to_the_next_daemon() -> None:
+    """It starts when one of them is gone: the link of the other says no more than before who uses it."""
+    async with home(pod(paths=(SHARED,)), sticks=("/dev/ttyUSB7",)) as one:
+        plug_twins(one, USB0, USB1)
+        await asyncio.sleep(10)
+        one.host.unplug(USB1)
+        one.host.change(USB0, links=(SHARED, "/dev/serial/by-path/0"))
+        await asyncio.sleep(500)
+        await one.kill()
+        one.start(config())
+        await asyncio.sleep(60)
+        one.host.unplug(USB0)
+        await asyncio.sleep(500)
+        assert not one.workload.tried
+        assert all(str(line["reason"]).startswith("ambiguous") for line in one.refusals())
+
+
+@virtual
 async def test_a_link_that_moved_to_a_twin_for_a_while_names_neither() -> None:
     """The pod uses the first; the second is plugged, takes the link, and is pulled."""
     async with home(pod(paths=(SHARED,)), sticks=()) as one:

@@ -485,7 +485,9 @@ class Reconciler:
                 self._cluster.losses.start(state.memory())
         self._observed, self._missing, self._unsure = state, False, set()
         self._late = {name: until for name, until in self._late.items() if now < until}
-        self._written = {name for name in self._written | self._late.keys() if not state.shows(name, None)}
+        # What another client has written since is its own, unless our own count may still be stored.
+        self._written = {name for name in self._written if state.removable(name)} | self._late.keys()
+        self._written = {name for name in self._written if not state.shows(name, None)}
 
     def _replace(self, old: str, new: str) -> None:
         """Pass over what a watch that lags goes on telling of a Node that was replaced."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from devwatch.core.node import MAX_NUMBERS, Entry, listed_path
+from devwatch.core.node import MAX_LINKS, MAX_NUMBERS, Entry, listed_path
 from devwatch.core.plan import START_GRACE
 from devwatch.core.rules import Verdict
 
@@ -208,7 +208,9 @@ class _Candidates:
         found, known = Entry.of(device), device.complete or device.key in self._claimed
         if _ids(entry) == _ids(found) and known:
             return Verdict.MATCHED
-        return Verdict.UNKNOWN if _alike(entry, found) or not known else Verdict.NOT
+        # A serial as udev writes it may differ from that of the stick itself.
+        maybe = _alike(entry, found) or (not known and _alike(replace(entry, serial=None), found))
+        return Verdict.UNKNOWN if maybe else Verdict.NOT
 
     def _unclear(self, entry: Entry, others: AbstractSet[Key]) -> tuple[Device, ...]:
         """Return the devices under another name of which udev may yet say that they have the ids of a listed one."""
@@ -303,6 +305,10 @@ class Paths:
         self._before = self._shared
         self._shared = {key: self._shared.get(key, frozenset()) | (had & shared) for key, had in maybe.items()}
         self._had = found if certain else maybe
+
+    def recall(self, key: Key, shared: Iterable[str]) -> None:
+        """Take what a former daemon has seen: paths of a present device that another had as well."""
+        self._shared[key] = self._shared.get(key, frozenset()).union(shared)
 
     def own(self, key: Key) -> frozenset[str]:
         """Return the paths that no other device had while this one was there."""
@@ -474,6 +480,8 @@ class KnownDevices:
             if device.key in open_:
                 self.gone[entry].maybe = device.key
             else:
+                if self.gone[entry].device is None and entry.rdev == device.number:
+                    paths.recall(device.key, entry.shared)
                 self._find_again(entry, device, rule, scene)
         for entry in self.gone.keys() - found.keys():
             self.gone[entry].decide(keys, scene.now, rule.removal_grace)
@@ -503,7 +511,9 @@ class KnownDevices:
         self, device: Device, rule: ResourceRule, scene: Scene, before: _Before, shared: AbstractSet[str]
     ) -> None:
         held, former = self.here.pop(device.key), self._registrations.pop(device.key, ())
-        entry = replace(held, links=tuple(link for link in held.links if link not in shared))
+        shared -= {listed_path(device.devnode)}
+        own = (link for link in held.links if link not in shared)
+        entry = replace(held, links=tuple(own), shared=tuple(sorted(shared))[:MAX_LINKS])
         first = _initialized(device)
         # The clock may have been set since the host has started; of what came later it is right enough.
         came = scene.second(first) if first is not None and first > before.began else 0
@@ -515,7 +525,7 @@ class KnownDevices:
             seen=before.at,
             device=device,
             registrations=(*former[:-1], last),
-            links={*held.links, *shared} - {listed_path(device.devnode)},
+            links={*held.links, *shared},
             others=frozenset(other.key for other in before.devices if _ids(Entry.of(other)) == _ids(entry)),
         )
 
@@ -625,10 +635,13 @@ class KnownDevices:
         back = self.returns.get(device.key)
         # Until udev's record is complete the links may still change.
         own = paths.own(device.key) - {listed_path(device.devnode)} if device.complete else ()
+        shared = paths.shared(device.key) - {listed_path(device.devnode)}
         former = back.registrations if back and back.is_dead(back.registrations) else ()
         numbers = tuple((each.second, each.number) for each in former)
         replugged = self.replugged.get(device.key)
-        return Entry.of(device).remembering(links=own, rdev=device.number, numbers=numbers, replugged=replugged)
+        return Entry.of(device).remembering(
+            links=own, shared=shared, rdev=device.number, numbers=numbers, replugged=replugged
+        )
 
     def _advance(self, name: str, scene: Scene) -> None:
         """Move every departure on, as the table of `_Departure` says."""

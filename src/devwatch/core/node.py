@@ -73,6 +73,8 @@ class Entry:
     link: str | None = None
     links: tuple[str, ...] = ()
     """The links that only this device had while it was there, as `listed_path` writes them."""
+    shared: tuple[str, ...] = ()
+    """Those that another device had as well."""
     rdev: int | None = None
     """The device number (`st_rdev`)."""
     numbers: tuple[tuple[int, int], ...] = ()
@@ -90,11 +92,23 @@ class Entry:
         return cls(devnode=device.devnode, vendor=vendor, product=product, serial=serial, link=link)
 
     def remembering(
-        self, *, links: Iterable[str], rdev: int, numbers: tuple[tuple[int, int], ...], replugged: int | None
+        self,
+        *,
+        links: Iterable[str],
+        shared: Iterable[str],
+        rdev: int,
+        numbers: tuple[tuple[int, int], ...],
+        replugged: int | None,
     ) -> Entry:
         """Return it with what a daemon has to know once the device is gone."""
-        own = tuple(sorted(links))[:MAX_LINKS]
-        return replace(self, links=own, rdev=rdev, numbers=numbers[-MAX_NUMBERS:], replugged=replugged)
+        return replace(
+            self,
+            links=tuple(sorted(links))[:MAX_LINKS],
+            shared=tuple(sorted(shared))[:MAX_LINKS],
+            rdev=rdev,
+            numbers=numbers[-MAX_NUMBERS:],
+            replugged=replugged,
+        )
 
     @property
     def paths(self) -> frozenset[str]:
@@ -196,10 +210,9 @@ def _entries(entries: list[dict[str, object]]) -> Iterable[Entry]:
         if isinstance(devnode := entry.get("devnode"), str):
             texts = {name: _text(entry.get(name)) for name in (*_IDS, "lost")}
             whole = {name: _number(entry.get(name)) for name in ("rdev", "replugged")}
-            links = tuple(filter(None, map(_text, _items(entry.get("links"))[:MAX_LINKS])))
+            links = {name: _texts(entry.get(name)) for name in ("links", "shared")}
             numbers = tuple(map(_pair, _items(entry.get("numbers"))[:MAX_NUMBERS]))
-            several = {"links": links, "numbers": () if None in numbers else numbers}
-            known: dict[str, Any] = {**texts, **whole, **several}
+            known: dict[str, Any] = {**texts, **whole, **links, "numbers": () if None in numbers else numbers}
             yield Entry(devnode=devnode[:MAX_TEXT], **known)
 
 
@@ -209,6 +222,10 @@ _IDS = ("vendor", "product", "serial", "link")
 
 def _items(value: object) -> list[object]:
     return value if isinstance(value, list) else []
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(filter(None, map(_text, _items(value)[:MAX_LINKS])))
 
 
 def _pair(value: object) -> tuple[int, int] | None:
@@ -259,7 +276,7 @@ def _limited(entries: tuple[Entry, ...], limit: int) -> list[dict[str, object]]:
 
 def _content(entry: Entry) -> dict[str, object]:
     shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in ("devnode", *_IDS)}
-    memory = {name: getattr(entry, name) for name in ("links", "rdev", "numbers", "lost", "replugged")}
+    memory = {name: getattr(entry, name) for name in ("links", "shared", "rdev", "numbers", "lost", "replugged")}
     return shown | {name: value for name, value in memory.items() if value}
 
 

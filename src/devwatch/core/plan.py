@@ -206,7 +206,8 @@ def changes(
     last observed to be gone, and no other client has written its count; what another one put there is left alone. While anything is written
     `apart` (in a request of its own), the annotation keeps the name until the removal was observed, so that it is never forgotten. While a
     devnode is away for less than its grace, the list of its resource and the links of others are no reason to write the annotation: back
-    again, they are as before. What was `written` may be on the Node though neither its state nor its annotation says so.
+    again, they are as before. What was `written` may be on the Node though neither its state nor its annotation says so: it stays listed
+    until that is known.
     """
     memory = observed.memory()
     wanted: dict[str, str | None] = {name: str(figure.advertised) for name, figure in figures.by_name.items()}
@@ -214,8 +215,9 @@ def changes(
     wanted |= {name: None for name in memory if name not in wanted and observed.removable(name)}
     wanted |= dict.fromkeys(unseen)
     needed = {name: count for name, count in wanted.items() if name in unseen or not observed.shows(name, count)}
-    leaving = {name: memory.get(name, ()) for name, count in needed.items() if count is None and apart}
-    annotation = render_listing({**list_devices(figures, memory, remembered), **leaving})
+    leaving = {name for name, count in needed.items() if count is None and apart} | (written - wanted.keys())
+    listed = list_devices(figures, memory, remembered)
+    annotation = render_listing({**listed, **{name: memory.get(name, ()) for name in leaving}})
     if annotation == observed.annotation:
         return needed
     ours = memory.keys() == figures.by_name.keys()
@@ -233,7 +235,7 @@ def _can_wait(figures: Figures, wanted: str, shown: str) -> bool:
 
 
 def _unlinked(entries: Iterable[dict[str, object]]) -> list[dict[str, object]]:
-    return [{**entry, "link": None, "links": None} for entry in entries]
+    return [{**entry, "link": None, "links": None, "shared": None} for entry in entries]
 
 
 class Draft:

@@ -191,7 +191,7 @@ def gone(pid: int) -> bool:
     """Return whether no such process runs; one that nobody has waited for yet counts as gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it is waited for between open and read
         return True
 
 

@@ -21,7 +21,7 @@ from devwatch.agent.reconciler import RESYNC_SPREAD, WATCHED_RESYNC, Cluster, Re
 from devwatch.agent.report import Reporter
 from devwatch.config.schema import Config
 from devwatch.core.device import Device
-from devwatch.core.inventory import Look
+from devwatch.core.inventory import Scan
 from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule
 from devwatch.kube.client import Connection
 from devwatch.kube.credentials import Credentials
@@ -68,9 +68,9 @@ class Publisher:
     wake: Callable[[str], None] = lambda _: None
     date: str = ""
 
-    def look(self, now: float) -> Look:
+    def scan(self, now: float) -> Scan:
         """Return the stick while it is plugged."""
-        return Look(at=now, devices=(_STICK,) if self.plugged else ())
+        return Scan(at=now, devices=(_STICK,) if self.plugged else ())
 
     def expect(self, paths: frozenset[str]) -> None:
         """There are no links."""
@@ -95,7 +95,7 @@ class Publisher:
     async def run(self, name: str) -> None:
         """Reconcile for ever."""
         loop = asyncio.get_running_loop()
-        health = Health(sweep=_RESYNC, last_turn=0)
+        health = Health(sweep=_RESYNC, last_cycle=0)
         reconciler = Reconciler(
             source=self,
             cluster=Cluster(api=self, watch=self.api.watch),
@@ -105,7 +105,7 @@ class Publisher:
             reporter=Reporter(log=Silence(), metrics=Metrics(__version__), health=health, node=name),
             clock=loop.time,
             wall=lambda: 0.0,
-            chance=random.random,
+            jitter=random.random,
         )
         self.wake = reconciler.wake
         await reconciler.run()

@@ -28,7 +28,7 @@ from devwatch.observe.metrics import Metrics
 
 if TYPE_CHECKING:
     from bench.ground import Ground
-    from devwatch.core.inventory import Look
+    from devwatch.core.inventory import Scan
 
 DEVICES, RULES = (1, 8, 64, 512), (1, 16, 256)
 _MAJOR = 188
@@ -126,13 +126,13 @@ class _Source:
     turns: list[float] = field(default_factory=list)
     turning: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def look(self, now: float) -> Look:
-        return self.lister.look(now)
+    def scan(self, now: float) -> Scan:
+        return self.lister.scan(now)
 
     def expect(self, paths: frozenset[str]) -> None:
         self.lister.paths = paths
 
-    def turned(self) -> None:
+    def cycled(self) -> None:
         self.turns.append(time.perf_counter() - self.began)
         self.turning.set()
 
@@ -190,10 +190,10 @@ async def _measure(copy: Copy, rules: tuple[ResourceRule, ...], devices: int, tu
     reconciler = _reconciler(source, node, Config(resources=rules))
     running = asyncio.create_task(reconciler.run())
     # A read, its answer and the first patch, its answer: until then, and no longer, a turn is followed by another.
-    await _turned(source, _FIRST_TURNS)
+    await _cycled(source, _FIRST_TURNS)
     for turn in range(turns):
         reconciler.wake("uevent")
-        await _turned(source, _FIRST_TURNS + turn + 1)
+        await _cycled(source, _FIRST_TURNS + turn + 1)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     first, *_ = source.turns
@@ -206,7 +206,7 @@ async def _measure(copy: Copy, rules: tuple[ResourceRule, ...], devices: int, tu
     )
 
 
-async def _turned(source: _Source, count: int) -> None:
+async def _cycled(source: _Source, count: int) -> None:
     async with asyncio.timeout(_TIMEOUT):
         while len(source.turns) < count:
             source.turning.clear()
@@ -221,7 +221,7 @@ def _reconciler(source: _Source, node: _Node, config: Config) -> Reconciler:
         source.began = time.perf_counter()
         return loop.time()
 
-    metrics, health = Metrics(__version__), Health(sweep=config.sweep, last_turn=0)
+    metrics, health = Metrics(__version__), Health(sweep=config.sweep, last_cycle=0)
     return Reconciler(
         source=source,
         cluster=Cluster(api=node),
@@ -231,8 +231,8 @@ def _reconciler(source: _Source, node: _Node, config: Config) -> Reconciler:
         reporter=Reporter(log=Silence(), metrics=metrics, health=health, node="n"),
         clock=clock,
         wall=lambda: 0.0,
-        chance=random.random,
-        turned=source.turned,
+        jitter=random.random,
+        cycled=source.cycled,
     )
 
 

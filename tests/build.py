@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from devwatch.core.device import Device
-from devwatch.core.inventory import Look
+from devwatch.core.inventory import Scan
 from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def device(name: str = "ttyUSB0", **fields: Any) -> Device:  # noqa: ANN401  any
     return Device(**own | fields)
 
 
-def look(*devices: Device, at: float = 0.0, **fields: Any) -> Look:  # noqa: ANN401  any field of a Look
+def scan(*devices: Device, at: float = 0.0, **fields: Any) -> Scan:  # noqa: ANN401  any field of a Look
     """Return a look that found these devices, a certain one unless `doubts` says otherwise."""
-    return Look(at=at, devices=devices, **fields)
+    return Scan(at=at, devices=devices, **fields)
 
 
 def key(name: str, *globs: str) -> KeyTest:

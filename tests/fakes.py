@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from devwatch.core.device import Device
 from devwatch.core.errors import ApiError, ConfigError, Conflict, Fault, Forbidden, Missing, NodeMissing, Refused, Retry
-from devwatch.core.inventory import Look
+from devwatch.core.inventory import Scan
 from devwatch.core.node import ANNOTATION, FIELD_MANAGER, MAPS, WHOLE, Changes, NodeState, Writer, patch_body
 
 if TYPE_CHECKING:
@@ -42,19 +42,19 @@ class FakeHost:
     doubts: tuple[str, ...] = ()
     troubles: tuple[str, ...] = ()
     again_at: float | None = None
-    looks: list[float] = field(default_factory=list)
+    scans: list[float] = field(default_factory=list)
     expected: list[frozenset[str]] = field(default_factory=list)
     at_look: Callable[[], None] = lambda: None
     _devices: dict[str, Device] = field(default_factory=dict)
     _incarnations: int = 0
 
-    def look(self, now: float) -> Look:
+    def scan(self, now: float) -> Scan:
         """Return what is plugged; while there are doubts nothing of it can be seen, as in a failed enumeration."""
-        self.looks.append(now)
+        self.scans.append(now)
         self.at_look()
         devices = () if self.doubts else tuple(self._devices.values())
         again_at = self.again_at if self.again_at is not None and self.again_at > now else None
-        return Look(at=now, devices=devices, doubts=self.doubts, troubles=self.troubles, again_at=again_at)
+        return Scan(at=now, devices=devices, doubts=self.doubts, troubles=self.troubles, again_at=again_at)
 
     def expect(self, paths: frozenset[str]) -> None:
         """Note the paths."""

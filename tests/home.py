@@ -77,8 +77,8 @@ class Home:
         """Start a daemon."""
         clock = asyncio.get_running_loop().time
         recorder, losses = EventRecorder(api=self.workload, log=self.log, node="n", clock=clock), Losses()
-        evictor = Evictor(api=self.workload, recorder=recorder, losses=losses, metrics=self.metrics, chance=lambda: 0.5)
-        health = Health(sweep=10, last_turn=0)
+        evictor = Evictor(api=self.workload, recorder=recorder, losses=losses, metrics=self.metrics, jitter=lambda: 0.5)
+        health = Health(sweep=10, last_cycle=0)
         self.reconciler = Reconciler(
             source=self.host,
             cluster=Cluster(api=self.server, losses=losses, attend=evictor.attend, tasks=(evictor, recorder)),
@@ -88,7 +88,7 @@ class Home:
             reporter=Reporter(log=self.log, metrics=self.metrics, health=health, node="n", record=recorder.device),
             clock=clock,
             wall=lambda: EPOCH + clock(),
-            chance=lambda: 0.5,
+            jitter=lambda: 0.5,
         )
         self.host.wake = self.reconciler.wake
         self.tasks.append(asyncio.create_task(self.reconciler.run()))

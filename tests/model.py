@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from devwatch.agent.daemon import Ears
+from devwatch.agent.daemon import MonitorListener
 from devwatch.agent.events import EventRecorder
 from devwatch.agent.evictor import Evictor
 from devwatch.agent.reconciler import Cluster, Reconciler
 from devwatch.agent.report import Reporter
 from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, NodeMissing, Refused, Retry
-from devwatch.core.inventory import Look
+from devwatch.core.inventory import Scan
 from devwatch.core.loss import Losses
 from devwatch.core.node import MAPS, WHOLE, Changes, NodeState, Writer, patch_body
 from devwatch.host.lock import NodeLock
@@ -115,7 +115,7 @@ class Eye:
     def expect(self, paths: frozenset[str]) -> None:
         """Follow no link: the paths of `PLANS` are devnodes."""
 
-    def look(self, now: float) -> Look:
+    def scan(self, now: float) -> Scan:
         """Look."""
         host = self.world.host
         doubts = tuple(f"{node}: {number}" for node, number in host.nodes.items() if number in UNSURE)
@@ -124,8 +124,8 @@ class Eye:
         seen = tuple(tty for tty in ttys if host.nodes.get(tty.devnode, 0) == 0)
         if not host.blind:
             self.records = {tty.birth: tty for tty in ttys if tty.record}
-        self.judge.looked(seen, now, certain=not doubts)
-        return Look(at=now, devices=self._devices(seen), doubts=doubts, udevd=not host.hidden)
+        self.judge.scanned(seen, now, certain=not doubts)
+        return Scan(at=now, devices=self._devices(seen), doubts=doubts, udevd=not host.hidden)
 
     def _read(self, tty: Tty) -> Tty:
         """Return a tty as it is read now: a record that is no longer to be had still tells what it told last."""
@@ -208,13 +208,13 @@ class Judge:
 
     # -- what the daemon learns
 
-    def looked(self, seen: Sequence[Tty], now: float, *, certain: bool) -> None:
+    def scanned(self, seen: Sequence[Tty], now: float, *, certain: bool) -> None:
         """Take note of a look, and end a daemon that spins."""
         self._looks[now] += 1
         if self._looks[now] > SPINNING:
             raise RuntimeError("the loop spins")
-        self.contract.look(seen, now, certain=certain, udevd=not self.world.host.hidden)
-        self.bailiff.looked(seen, now, certain=certain, date=self.date, answered=self.answered)
+        self.contract.scan(seen, now, certain=certain, udevd=not self.world.host.hidden)
+        self.bailiff.scanned(seen, now, certain=certain, date=self.date, answered=self.answered)
         self.bailiff.learned(self.known, now, answered=self.answered)
 
     def configured(self, plan: Plan) -> None:
@@ -438,7 +438,7 @@ class Daemon:
         self.judge = Judge(world=world, contract=Contract(plan=world.plan))
         self.file = File(world=world, judge=self.judge, settings=FakeSettings(world.plan.config))
         self.log = RecordingLog()
-        self.ears = Ears(self.log, world.metrics)
+        self.listener = MonitorListener(self.log, world.metrics)
         self.task = world.loop.create_task(self._run())
 
     async def _run(self) -> None:
@@ -447,7 +447,7 @@ class Daemon:
             await lock.acquire(lambda _: None, lambda _: None)
             self.world.holder = self
             reconciler = self._wire()
-            self.ears.wake = reconciler.wake
+            self.listener.wake = reconciler.wake
             await reconciler.run()
         finally:
             self.world.holder = None if self.world.holder is self else self.world.holder
@@ -455,10 +455,10 @@ class Daemon:
 
     def _wire(self) -> Reconciler:
         world, line = self.world, Line(world=self.world, judge=self.judge)
-        health = Health(sweep=10, last_turn=world.loop.time())
+        health = Health(sweep=10, last_cycle=world.loop.time())
         recorder, losses = EventRecorder(api=line, log=self.log, node=NODE, clock=world.loop.time), Losses()
         evictor = Evictor(
-            api=line, recorder=recorder, losses=losses, metrics=world.metrics, chance=lambda: world.chance
+            api=line, recorder=recorder, losses=losses, metrics=world.metrics, jitter=lambda: world.jitter
         )
         return Reconciler(
             source=Eye(world=world, judge=self.judge),
@@ -471,7 +471,7 @@ class Daemon:
             reporter=Reporter(log=self.log, metrics=world.metrics, health=health, node=NODE, record=recorder.device),
             clock=world.loop.time,
             wall=lambda: host_date(world.loop.time()),
-            chance=lambda: world.chance,
+            jitter=lambda: world.jitter,
         )
 
 
@@ -509,7 +509,7 @@ class World:
         self.town = Town(self.loop, self.server, self.host)
         self.ledger = Ledger(host=self.host, town=self.town)
         self.plan = PLANS[0]
-        self.chance = 0.5
+        self.jitter = 0.5
         self.apart = 0.0
         """Seconds between the devnodes of a stick that is plugged."""
         self.faults: deque[Fault] = deque()
@@ -586,7 +586,7 @@ class World:
         """Let uevents come, or not."""
         for daemon in self.daemons:
             for _ in range({Hearing.NEVER: 0, Hearing.TWICE: 2}.get(self.hearing, 1)):
-                self.loop.call_later(3 if self.hearing is Hearing.LATE else 0, daemon.ears.uevents, ["add"])
+                self.loop.call_later(3 if self.hearing is Hearing.LATE else 0, daemon.listener.uevents, ["add"])
 
     # -- the API server
 

@@ -255,7 +255,7 @@ class Contract:
             if held := self._start.get(want.name):
                 self._start[want.name] = replace(held, high_until=now + max(START, want.grace))
 
-    def look(self, ttys: Sequence[Tty], now: float, *, certain: bool, udevd: bool) -> None:
+    def scan(self, ttys: Sequence[Tty], now: float, *, certain: bool, udevd: bool) -> None:
         """Take in a look; `now` never falls."""
         here = [tty for tty in ttys if self._arrives(tty, now, udevd=udevd)]
         if certain:

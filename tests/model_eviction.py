@@ -266,7 +266,7 @@ class Bailiff:
 
     # -- what is there
 
-    def looked(self, seen: Sequence[Tty], now: float, *, certain: bool, date: str, answered: bool) -> None:
+    def scanned(self, seen: Sequence[Tty], now: float, *, certain: bool, date: str, answered: bool) -> None:
         """Take in a look, after the contract has done so."""
         plan = self.contract.plan
         births = {tty.birth: tty for tty in seen}

@@ -68,9 +68,9 @@ def begin(world: World) -> None:
         world.begin()
 
 
-def draw(world: World, chance: float) -> None:
+def draw(world: World, jitter: float) -> None:
     """Let what is drawn at random be this."""
-    world.chance = chance
+    world.jitter = jitter
 
 
 # -- the sticks
@@ -179,7 +179,7 @@ def hearing(world: World, how: str) -> None:
 def overflow(world: World) -> None:
     """Let the monitor overflow."""
     for daemon in world.daemons:
-        daemon.ears.overflowed()
+        daemon.listener.overflowed()
 
 
 def blind(world: World, blinded: bool) -> None:  # noqa: FBT001 - an argument of a move
@@ -393,7 +393,7 @@ def spoil(world: World) -> None:
 def hup(world: World) -> None:
     """Ask for the configuration to be read again."""
     for daemon in world.daemons:
-        daemon.ears.wake("config")
+        daemon.listener.wake("config")
 
 
 WRITERS = {

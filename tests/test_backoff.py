@@ -21,17 +21,17 @@ def test_the_bound_doubles_from_half_a_second_to_thirty() -> None:
 def test_the_wait_is_anything_below_the_bound(draws: list[float], now: float) -> None:
     """Full jitter: the daemons of a fleet that lost its server together do not come back together."""
     backoff = Backoff()
-    for failures, chance in enumerate(draws):
+    for failures, jitter in enumerate(draws):
         bound = min(30, 0.5 * 2**failures)
-        assert backoff.fail(now, chance) == pytest.approx(chance * bound)
-        assert backoff.until == pytest.approx(now + chance * bound)
+        assert backoff.fail(now, jitter) == pytest.approx(jitter * bound)
+        assert backoff.until == pytest.approx(now + jitter * bound)
 
 
 @given(chances, st.floats(min_value=0, max_value=60))
-def test_the_wait_is_never_shorter_than_the_server_asked_for(chance: float, asked: float) -> None:
+def test_the_wait_is_never_shorter_than_the_server_asked_for(jitter: float, asked: float) -> None:
     """A server that says Retry-After is left alone until then."""
     backoff = Backoff()
-    assert backoff.fail(100, chance, at_least=asked) == max(asked, chance * 0.5)
+    assert backoff.fail(100, jitter, at_least=asked) == max(asked, jitter * 0.5)
     assert backoff.until >= 100 + asked
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from build import device, look, rule
+from build import device, rule, scan
 from devwatch.cli import commands
 from devwatch.cli.display import Screen
 from devwatch.config.schema import Config
@@ -85,7 +85,7 @@ def test_a_configuration_that_is_not_there_is_not_missed(name: str, tmp_path: Pa
 def scene(*devices: Device, config: Config | None = None, **fields: Any) -> commands.Scene:  # noqa: ANN401  any field of a look
     """Return what a command would have seen."""
     host = Host(lister=Lister(record=lambda _: None))
-    return commands.Scene(look=look(*devices, **fields), config=config, node="n", host=host)
+    return commands.Scene(scan=scan(*devices, **fields), config=config, node="n", host=host)
 
 
 def test_after_a_failed_look_nothing_is_said_to_be_absent() -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import virtualtime
-from devwatch.agent.daemon import Ears, PretendedNode
+from devwatch.agent.daemon import DryRunNode, MonitorListener
 from devwatch.core.errors import Unavailable
 from devwatch.core.node import WHOLE, NodeState
 from devwatch.observe.metrics import Metrics
@@ -236,7 +236,7 @@ def test_no_patch_of_a_dry_run_is_left_out_for_want_of_room(pipe: Pipe) -> None:
     big = "x" * 2 * pipe.size
 
     async def scenario() -> str:
-        patching = asyncio.create_task(PretendedNode(pipe.stream).patch({WHOLE: big}))
+        patching = asyncio.create_task(DryRunNode(pipe.stream).patch({WHOLE: big}))
         await asyncio.sleep(60)
         text = ""
         while not patching.done():
@@ -286,7 +286,7 @@ def test_a_dry_run_pretends_that_each_patch_was_stored() -> None:
             return NodeState(uid="u", capacity={"a.io/b": "7", "c.io/d": "1"})
 
     out = io.StringIO()
-    for node, rest in ((PretendedNode(out), {}), (PretendedNode(out, Server()), {"c.io/d": "1"})):
+    for node, rest in ((DryRunNode(out), {}), (DryRunNode(out, Server()), {"c.io/d": "1"})):
         asyncio.run(node.patch({"a.io/b": "2", WHOLE: "{}"}))
         state = asyncio.run(node.patch({}))
         assert state.capacity == {"a.io/b": "2", **rest}
@@ -301,7 +301,7 @@ def test_a_person_at_a_terminal_reads_what_would_change() -> None:
             return True
 
     out = Terminal()
-    node = PretendedNode(out)
+    node = DryRunNode(out)
     asyncio.run(node.patch({"c.io/d": None, "a.io/b": "2", WHOLE: '{"a.io/b":[]}'}))
     asyncio.run(node.patch({"a.io/b": "0"}))
     assert out.getvalue().splitlines() == [
@@ -315,22 +315,22 @@ def test_a_dry_run_that_cannot_print_ends() -> None:
     out = io.StringIO()
     out.close()
     with pytest.raises(Unavailable, match="standard output"):
-        asyncio.run(PretendedNode(out).patch({WHOLE: "{}"}))
+        asyncio.run(DryRunNode(out).patch({WHOLE: "{}"}))
 
 
 def test_what_the_monitor_hears_is_told() -> None:
     """Uevents are counted and wake the loop, an overflow too; a lost and a restored monitor are logged, the first start is not."""
     log, metrics, wakes = RecordingLog(), Metrics("0"), list[str]()
-    ears = Ears(log, metrics)
-    ears.uevents(["add"])
-    ears.wake = wakes.append
-    ears.restored("udev")
-    ears.uevents(["add", "\x1b[31m"])
+    listener = MonitorListener(log, metrics)
+    listener.uevents(["add"])
+    listener.wake = wakes.append
+    listener.restored("udev")
+    listener.uevents(["add", "\x1b[31m"])
     for _ in range(3):
-        ears.overflowed()
-    ears.lost("why")
+        listener.overflowed()
+    listener.lost("why")
     assert b"devwatch_monitor_up 0.0" in metrics.render()
-    ears.restored("kernel")
+    listener.restored("kernel")
     assert wakes == ["uevent"] * 4
     text = metrics.render()
     for line in (

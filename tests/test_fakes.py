@@ -183,30 +183,30 @@ def test_every_stick_is_another_incarnation_and_announced() -> None:
     woken: list[str] = []
     host = FakeHost(wake=woken.append)
     host.plug("0001")
-    (first,) = host.look(1).devices
+    (first,) = host.scan(1).devices
     host.unplug()
-    assert host.look(2).devices == ()
+    assert host.scan(2).devices == ()
     host.plug("0001", record=False)
-    (second,) = host.look(3).devices
+    (second,) = host.scan(3).devices
     assert first.key != second.key
     assert (first.complete, second.complete) == (True, False)
     host.finish()
-    assert host.look(4).devices[0].key == second.key
-    assert host.look(4).devices[0].complete
+    assert host.scan(4).devices[0].key == second.key
+    assert host.scan(4).devices[0].complete
     assert len(woken) == 4
     host.unheard = True
     host.unplug()
     assert len(woken) == 4
-    assert host.looks == [1, 2, 3, 4, 4]
+    assert host.scans == [1, 2, 3, 4, 4]
 
 
 def test_doubts_hide_everything_and_are_told() -> None:
     """As a failed enumeration does; another look is due only where it lies ahead."""
     host = FakeHost(doubts=("masked",), again_at=5, troubles=("no /run/udev",))
     host.plug("0001")
-    look = host.look(1)
-    assert (look.devices, look.certain, look.again_at, look.troubles) == ((), False, 5, ("no /run/udev",))
-    assert host.look(5).again_at is None
+    scan = host.scan(1)
+    assert (scan.devices, scan.certain, scan.again_at, scan.troubles) == ((), False, 5, ("no /run/udev",))
+    assert host.scan(5).again_at is None
 
 
 def test_a_file_is_news_once_and_with_force_always() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build import device, look
+from build import device, scan
 from devwatch.core.inventory import ARRIVAL_TIMEOUT, Inventory, Window
 
 BARE = device(properties=None)
@@ -28,23 +28,23 @@ def test_before_the_first_look_nothing_is_certain() -> None:
 
 def test_a_look_is_certain_without_doubts() -> None:
     """What is missing from an uncertain look may be there all the same."""
-    assert look().certain
-    assert not look(doubts=("/sys/class/tty: Too many open files",)).certain
+    assert scan().certain
+    assert not scan(doubts=("/sys/class/tty: Too many open files",)).certain
 
 
 def test_the_doubts_are_those_of_the_last_look() -> None:
     """One certain look ends the uncertainty."""
     inventory = Inventory()
-    inventory.observe(look(at=1, doubts=("no /sys",)))
+    inventory.observe(scan(at=1, doubts=("no /sys",)))
     assert inventory.doubts == ("no /sys",)
-    inventory.observe(look(at=2))
+    inventory.observe(scan(at=2))
     assert not inventory.doubts
 
 
 def test_a_device_with_a_complete_record_is_there_at_once() -> None:
     """Nobody waits for a stick that udev has finished."""
     inventory = Inventory()
-    inventory.observe(look(COMPLETE))
+    inventory.observe(scan(COMPLETE))
     assert inventory.present == (COMPLETE,)
     assert not inventory.pending
 
@@ -52,20 +52,20 @@ def test_a_device_with_a_complete_record_is_there_at_once() -> None:
 def test_where_no_udevd_runs_no_record_is_waited_for() -> None:
     """A host without udevd has its devices as fast as any other."""
     inventory = Inventory()
-    inventory.observe(look(BARE, udevd=False))
+    inventory.observe(scan(BARE, udevd=False))
     assert inventory.present == (BARE,)
 
 
 def test_a_device_without_a_record_is_no_arrival_for_ten_seconds() -> None:
     """Counted by what sysfs says alone it could go to the wrong resource; a udevd that hangs holds it up no longer than that."""
     inventory = Inventory()
-    inventory.observe(look(BARE, at=5))
+    inventory.observe(scan(BARE, at=5))
     assert not inventory.present
     assert [pending.key for pending in inventory.pending] == [BARE.key]
     assert inventory.due == 5 + ARRIVAL_TIMEOUT == 15
-    inventory.observe(look(BARE, at=14.999))
+    inventory.observe(scan(BARE, at=14.999))
     assert not inventory.present
-    inventory.observe(look(BARE, at=15))
+    inventory.observe(scan(BARE, at=15))
     assert inventory.present == (BARE,)
     assert inventory.due is None
 
@@ -73,8 +73,8 @@ def test_a_device_without_a_record_is_no_arrival_for_ten_seconds() -> None:
 def test_a_device_arrives_with_its_record() -> None:
     """The wait ends as soon as udev is done."""
     inventory = Inventory()
-    inventory.observe(look(BARE, at=0))
-    inventory.observe(look(COMPLETE, at=0.057))
+    inventory.observe(scan(BARE, at=0))
+    inventory.observe(scan(COMPLETE, at=0.057))
     assert inventory.present == (COMPLETE,)
     assert inventory.due is None
 
@@ -82,25 +82,25 @@ def test_a_device_arrives_with_its_record() -> None:
 def test_nobody_knows_the_links_of_a_device_that_waits() -> None:
     """Udev makes the links: that none leads to the device yet says nothing about the rule that names one."""
     inventory = Inventory()
-    inventory.observe(look(BARE, at=0))
+    inventory.observe(scan(BARE, at=0))
     assert [pending.links_known for pending in inventory.pending] == [False]
-    inventory.observe(look(BARE, at=10))
+    inventory.observe(scan(BARE, at=10))
     assert [present.links_known for present in inventory.present] == [True]
 
 
 def test_the_next_to_arrive_is_the_one_that_waits_longest() -> None:
     """The loop turns in time for each of them."""
     inventory = Inventory()
-    inventory.observe(look(BARE, at=0))
-    inventory.observe(look(BARE, device("ttyUSB1", properties=None), at=4))
+    inventory.observe(scan(BARE, at=0))
+    inventory.observe(scan(BARE, device("ttyUSB1", properties=None), at=4))
     assert inventory.due == 10
 
 
 def test_a_device_that_has_arrived_stays_whatever_becomes_of_its_record() -> None:
     """A udevd that is restarted and rewrites its records takes no stick away."""
     inventory = Inventory()
-    inventory.observe(look(COMPLETE, at=0))
-    inventory.observe(look(BARE, at=100))
+    inventory.observe(scan(COMPLETE, at=0))
+    inventory.observe(scan(BARE, at=100))
     assert inventory.present == (BARE,)
 
 
@@ -108,9 +108,9 @@ def test_a_device_that_has_arrived_stays_whatever_becomes_of_its_record() -> Non
 def test_a_stick_that_was_plugged_again_has_to_arrive_again(change: dict[str, object]) -> None:
     """The record of the former registration says nothing about this one, though the name is the same."""
     inventory = Inventory()
-    inventory.observe(look(COMPLETE, at=0))
+    inventory.observe(scan(COMPLETE, at=0))
     again = replace(BARE, **change)  # type: ignore[arg-type]  # each field with its own type
-    inventory.observe(look(again, at=1))
+    inventory.observe(scan(again, at=1))
     assert not inventory.present
     assert inventory.due == 11
 
@@ -118,10 +118,10 @@ def test_a_stick_that_was_plugged_again_has_to_arrive_again(change: dict[str, ob
 def test_a_certain_look_without_a_device_forgets_it() -> None:
     """What comes back later waits for its record from then on."""
     inventory = Inventory()
-    inventory.observe(look(COMPLETE, at=0))
-    inventory.observe(look(at=1))
+    inventory.observe(scan(COMPLETE, at=0))
+    inventory.observe(scan(at=1))
     assert not inventory.present
-    inventory.observe(look(BARE, at=100))
+    inventory.observe(scan(BARE, at=100))
     assert inventory.due == 110
 
 
@@ -130,7 +130,7 @@ def test_however_long_looks_are_uncertain_one_registration_of_each_name_is_remem
     inventory, sizes = Inventory(), set()
     for number in range(1, 100):
         stick = device(incarnation=number, devpath=f"/devices/usb/{number % 3}/ttyUSB0")
-        inventory.observe(look(stick, device("ttyUSB1"), at=number, doubts=("?",)))
+        inventory.observe(scan(stick, device("ttyUSB1"), at=number, doubts=("?",)))
         sizes.add(len(pickle.dumps(inventory)))
     assert max(sizes) < min(sizes) + 100
     assert [stick.incarnation for stick in inventory.present] == [99, 1]
@@ -140,7 +140,7 @@ def test_what_has_arrived_without_a_record_stays_through_uncertain_looks() -> No
     """It waited for its record long enough."""
     inventory, bare = Inventory(), device(properties=None)
     for at in (0, 10, 11, 12):
-        inventory.observe(look(bare, at=at, doubts=("?",) if at > 10 else ()))
+        inventory.observe(scan(bare, at=at, doubts=("?",) if at > 10 else ()))
     assert inventory.pending == ()
 
 
@@ -148,15 +148,15 @@ def test_an_uncertain_look_forgets_nothing() -> None:
     """A device that could not be seen for a moment neither arrives again nor waits again."""
     inventory = Inventory()
     late = device("ttyUSB1", properties=None)
-    inventory.observe(look(COMPLETE, late, at=0))
-    inventory.observe(look(at=5, doubts=("no descriptor left",)))
+    inventory.observe(scan(COMPLETE, late, at=0))
+    inventory.observe(scan(at=5, doubts=("no descriptor left",)))
     assert not inventory.present
-    inventory.observe(look(BARE, late, at=6))
+    inventory.observe(scan(BARE, late, at=6))
     assert inventory.present == (BARE,)
     assert inventory.due == 10
 
 
-looks = st.lists(
+scans = st.lists(
     st.tuples(st.integers(min_value=0, max_value=5), st.integers(min_value=0, max_value=4)), min_size=1, max_size=30
 )
 
@@ -167,7 +167,7 @@ def brute(history: list[tuple[int, int]], now: int, seconds: int) -> int:
     return max(number for (_, number), end in zip(history, ends, strict=True) if end is None or end + seconds > now)
 
 
-@given(looks, st.integers(min_value=0, max_value=8), st.integers(min_value=0, max_value=10))
+@given(scans, st.integers(min_value=0, max_value=8), st.integers(min_value=0, max_value=10))
 def test_the_largest_lately_is_what_trying_each_look_finds(
     steps: list[tuple[int, int]], seconds: int, later: int
 ) -> None:
@@ -183,7 +183,7 @@ def test_the_largest_lately_is_what_trying_each_look_finds(
     assert window.largest(now, seconds) == brute(history, now, seconds)
 
 
-@given(looks, st.integers(min_value=0, max_value=8))
+@given(scans, st.integers(min_value=0, max_value=8))
 def test_the_largest_falls_when_it_said_it_would_and_not_before(steps: list[tuple[int, int]], seconds: int) -> None:
     """The loop sleeps until then: too late is a count too high, too early or in the past is a turn for nothing."""
     window = Window()

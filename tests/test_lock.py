@@ -228,19 +228,19 @@ def test_a_forged_row_in_proc_does_not_speak_for_root(node: str, hold: Hold) -> 
         hold(NOBODY, "listen", f"x\n0: 2 0 10000 0001 01 {os.fstat(ours.fileno()).st_ino} @devwatch/{node}")
         hold(NOBODY, "bind")
         lock = NodeLock(node)
-        looks = [lock.acquire_once(), lock.acquire_once()]
-    assert [holder is not None and holder.counts for holder in looks] == [True, False]
+        scans = [lock.acquire_once(), lock.acquire_once()]
+    assert [holder is not None and holder.counts for holder in scans] == [True, False]
 
 
 @as_root
 def test_a_squatter_whose_traces_change_at_every_look_is_ignored_all_the_same(node: str, hold: Hold) -> None:
     """One that is mute, and forges another row for each look, would else be waited for without an end."""
     hold(NOBODY, "bind")
-    lock, looks = NodeLock(node), []
+    lock, scans = NodeLock(node), []
     for number in range(2):
         hold(NOBODY, "listen", f"x{number}\n0: 2 0 10000 0001 01 {number + 1} @devwatch/{node}")
-        looks.append(lock.acquire_once())
-    assert [holder is not None and holder.counts for holder in looks] == [True, False]
+        scans.append(lock.acquire_once())
+    assert [holder is not None and holder.counts for holder in scans] == [True, False]
 
 
 @as_root

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from build import ZIGBEE, device, look, rule
+from build import ZIGBEE, device, rule, scan
 from devwatch.core.inventory import Inventory
 from devwatch.core.loss import Incidents, Losses, Paths, Scene, match_remembered, match_replugged
 from devwatch.core.node import Entry, NodeState
@@ -137,7 +137,7 @@ class Story:
 
         The resource has them all, unless `fields` say otherwise; of `doubtful` ones it is unknown.
         """
-        self.inventory.observe(look(*devices, at=now, doubts=doubts))
+        self.inventory.observe(scan(*devices, at=now, doubts=doubts))
         present = len(self.inventory.present)
         own = {"present": present, "advertised": present, "devices": self.inventory.present, **fields}
         everything = (*self.inventory.present, *self.inventory.pending)
@@ -379,7 +379,7 @@ def test_a_loss_stays_as_it_was_when_its_victims_were_chosen_unless_a_device_ret
 def test_before_the_first_observation_nothing_is_listed_and_nothing_is_lost() -> None:
     """A stick that was moved meanwhile is found to be the listed one."""
     story = Story()
-    story.inventory.observe(look(USB0))
+    story.inventory.observe(scan(USB0))
     scene = Scene(figures=Figures(), inventory=story.inventory, observed=None, now=0)
     assert story.losses.update(RULES, scene) == Incidents()
     story.losses.start({ZIGBEE: (Entry.of(device("ttyUSB9", serial="S0")),)})
@@ -488,22 +488,22 @@ def test_the_pods_are_listed_at_a_departure_and_before_the_end_of_its_grace() ->
     """And at a bouncing contact not more often than once a second."""
     story, slow = Story(), (rule(evict_after=30.0, removal_grace=5.0),)
 
-    def scan(now: float, *devices: Device) -> None:
-        story.inventory.observe(look(*devices, at=now))
+    def cycle(now: float, *devices: Device) -> None:
+        story.inventory.observe(scan(*devices, at=now))
         figure = Figure(present=len(devices), advertised=1, devices=story.inventory.present)
         claims = dict.fromkeys(devices, Claim())
         figures = Figures(by_name={ZIGBEE: figure}, claims=claims)
         story.losses.update(slow, Scene(figures=figures, inventory=story.inventory, observed=NodeState(), now=now))
 
-    scan(0, USB0)
+    cycle(0, USB0)
     assert story.losses.roll_call is None
-    scan(10)
+    cycle(10)
     assert story.losses.roll_call == 10
     story.losses.call_roll(10)
     assert story.losses.roll_call == 14.5
-    scan(10.1, USB0)
+    cycle(10.1, USB0)
     assert story.losses.roll_call is None
-    scan(10.2)
+    cycle(10.2)
     assert story.losses.roll_call == 11
     story.losses.call_roll(11)
     assert story.losses.roll_call == 14.7

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 
 import pytest
 
-from devwatch.observe.output import Outlet
+from devwatch.observe.output import NonBlockingStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,7 +87,7 @@ def pipe() -> Iterator[Pipe]:
 
 def test_what_is_written_arrives_at_once(pipe: Pipe) -> None:
     """Nothing stays in a buffer while there is room."""
-    outlet = Outlet(pipe.stream)
+    outlet = NonBlockingStream(pipe.stream)
     assert outlet.write("a stick\n")
     assert outlet.write("Žigbee\n")
     assert pipe.read() == "a stick\nŽigbee\n"
@@ -96,7 +96,7 @@ def test_what_is_written_arrives_at_once(pipe: Pipe) -> None:
 
 def test_a_reader_that_has_stopped_is_not_waited_for(pipe: Pipe) -> None:
     """What finds no room is not written at all; when the reader goes on, so does the writer."""
-    outlet = Outlet(pipe.stream)
+    outlet = NonBlockingStream(pipe.stream)
     pipe.fill()
     assert not in_time(lambda: outlet.write("left out\n"))
     pipe.read()
@@ -106,7 +106,7 @@ def test_a_reader_that_has_stopped_is_not_waited_for(pipe: Pipe) -> None:
 
 def test_what_was_begun_is_written_to_its_end_before_anything_else(pipe: Pipe) -> None:
     """A line that is longer than the room there was is not torn by the next one."""
-    outlet, line = Outlet(pipe.stream), "x" * 3 * pipe.size + "\n"
+    outlet, line = NonBlockingStream(pipe.stream), "x" * 3 * pipe.size + "\n"
     assert in_time(lambda: outlet.write(line))
     assert not in_time(lambda: outlet.write("left out\n"))
     text = pipe.read()
@@ -118,7 +118,7 @@ def test_what_was_begun_is_written_to_its_end_before_anything_else(pipe: Pipe) -
 
 def test_the_next_line_brings_the_end_of_the_one_before(pipe: Pipe) -> None:
     """Nobody has to ask for it."""
-    outlet, line = Outlet(pipe.stream), "x" * (pipe.size + 100) + "\n"
+    outlet, line = NonBlockingStream(pipe.stream), "x" * (pipe.size + 100) + "\n"
     assert in_time(lambda: outlet.write(line))
     begun = pipe.read()
     assert outlet.write("next\n")
@@ -128,7 +128,7 @@ def test_the_next_line_brings_the_end_of_the_one_before(pipe: Pipe) -> None:
 def test_last_words_wait_for_a_reader_who_is_slow(pipe: Pipe) -> None:
     """However much it is, all of it arrives."""
     text = "".join(f"{number:09}\n" for number in range(20_000))
-    saying = Thread(target=Outlet(pipe.stream).deliver, args=(text,))
+    saying = Thread(target=NonBlockingStream(pipe.stream).deliver, args=(text,))
     pipe.fill()
     saying.start()
     heard = ""
@@ -140,13 +140,13 @@ def test_last_words_wait_for_a_reader_who_is_slow(pipe: Pipe) -> None:
 def test_last_words_that_nobody_reads_hold_no_program_up(pipe: Pipe) -> None:
     """After a moment it ends without them."""
     pipe.fill()
-    in_time(lambda: Outlet(pipe.stream).deliver("the end\n"))
+    in_time(lambda: NonBlockingStream(pipe.stream).deliver("the end\n"))
     assert pipe.read().strip(".") == ""
 
 
 def test_a_reader_that_has_left_is_told(pipe: Pipe) -> None:
     """Also where it left the pipe full: that is no lack of room."""
-    outlet = Outlet(pipe.stream)
+    outlet = NonBlockingStream(pipe.stream)
     pipe.fill()
     pipe.leave()
     with pytest.raises(BrokenPipeError):
@@ -155,7 +155,7 @@ def test_a_reader_that_has_left_is_told(pipe: Pipe) -> None:
 
 def test_a_closed_stream_is_told(pipe: Pipe) -> None:
     """As it does by itself."""
-    outlet = Outlet(pipe.stream)
+    outlet = NonBlockingStream(pipe.stream)
     pipe.stream.close()
     with pytest.raises(ValueError, match="closed"):
         outlet.write("x\n")
@@ -165,7 +165,7 @@ def test_a_socket_that_nobody_reads_is_not_waited_for() -> None:
     """Under systemd the log is a socket of its journal."""
     ours, theirs = socket.socketpair()
     with ours, theirs, os.fdopen(os.dup(ours.fileno()), "w", encoding="utf-8") as stream:
-        outlet = Outlet(stream)
+        outlet = NonBlockingStream(stream)
         written = 0
         while in_time(lambda: outlet.write("x" * 999 + "\n")):
             written += 1000
@@ -207,7 +207,7 @@ def terminal() -> Iterator[Terminal]:
 
 def test_a_terminal_stopped_with_ctrl_s_is_not_waited_for(terminal: Terminal) -> None:
     """Ctrl-Q lets it go on."""
-    outlet = Outlet(terminal.stream)
+    outlet = NonBlockingStream(terminal.stream)
     termios.tcflow(terminal.descriptor, termios.TCOOFF)
     assert not in_time(lambda: outlet.write("left out\n"))
     termios.tcflow(terminal.descriptor, termios.TCOON)
@@ -218,7 +218,7 @@ def test_a_terminal_stopped_with_ctrl_s_is_not_waited_for(terminal: Terminal) ->
 @pytest.mark.parametrize("length", [9, 30, 127, 128, 500, 5000])
 def test_a_terminal_that_nobody_reads_is_not_waited_for(terminal: Terminal, length: int) -> None:
     """However the lines meet its buffers: each is whole or left out."""
-    outlet, line, lines = Outlet(terminal.stream), "x" * (length - 1) + "\n", 0
+    outlet, line, lines = NonBlockingStream(terminal.stream), "x" * (length - 1) + "\n", 0
 
     def crowd() -> int:
         count = 0
@@ -240,8 +240,8 @@ def test_a_file_and_a_stream_without_descriptor_take_everything(tmp_path: Path) 
     """As they always do, of any length."""
     line = "x" * 100_000 + "\n"
     memory = io.StringIO()
-    assert Outlet(memory).write(line)
+    assert NonBlockingStream(memory).write(line)
     assert memory.getvalue() == line
     with (tmp_path / "log").open("w") as file:
-        assert Outlet(file).write(line)
+        assert NonBlockingStream(file).write(line)
         assert (tmp_path / "log").read_text() == line

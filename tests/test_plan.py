@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build import ZIGBEE, ZWAVE, device, entry, look, rule
+from build import ZIGBEE, ZWAVE, device, entry, rule, scan
 from devwatch.core.inventory import Inventory
 from devwatch.core.node import MAPS, WHOLE, Changes, Entry, NodeState, Writer, apply, parse_listing, render_listing
 from devwatch.core.plan import Claims, Figures, Tally, changes, list_devices, portion
@@ -42,7 +42,7 @@ class Host:
 
     def see(self, at: float, *devices: Device, doubts: tuple[str, ...] = (), udevd: bool = True) -> Figures:
         """Look and count."""
-        self.inventory.observe(look(*devices, at=at, doubts=doubts, udevd=udevd))
+        self.inventory.observe(scan(*devices, at=at, doubts=doubts, udevd=udevd))
         self.figures = self.tally.count(self.inventory, self.node, at)
         return self.figures
 
@@ -371,7 +371,7 @@ def test_without_a_start_nothing_is_waited_for() -> None:
 def test_before_the_node_was_read_only_what_is_present_counts() -> None:
     """The first answer decides what else does."""
     inventory, tally = Inventory(), Tally((rule(),))
-    inventory.observe(look(STICK, doubts=("no /sys/class/tty/ttyUSB1",)))
+    inventory.observe(scan(STICK, doubts=("no /sys/class/tty/ttyUSB1",)))
     assert tally.count(inventory, None, 0).by_name[ZIGBEE].advertised == 1
 
 

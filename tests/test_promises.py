@@ -662,6 +662,12 @@ KNOWN = {
         Move(furnish, ("composite", "twin", "modem")),
         Move(kill, (1, 8)),
     ),
+    "a count that another client has is not listed for longer than it may be ours": (
+        Move(configure, (1,)),
+        Move(climate, ("half an answer",)),
+        Move(foreign, ("example.com/spare", "0", ("allocatable",))),
+        Move(configure, (2,), 2.5),
+    ),
     "another vendor in the place of a lost device is not the device": (
         Move(furnish, ("composite", "twin", "modem")),
         Move(pull, (1,), 2.5),

@@ -65,8 +65,8 @@ class World:
     settings: FakeSettings
     log: RecordingLog = field(default_factory=RecordingLog)
     metrics: Metrics = field(default_factory=lambda: Metrics("0"))
-    health: Health = field(default_factory=lambda: Health(sweep=10, last_turn=0))
-    chance: float = 0.5
+    health: Health = field(default_factory=lambda: Health(sweep=10, last_cycle=0))
+    jitter: float = 0.5
     turns: list[float] = field(default_factory=list)
     reconciler: Reconciler = field(init=False)
     task: asyncio.Task[None] = field(init=False)
@@ -90,9 +90,9 @@ class World:
             reporter=Reporter(log=self.log, metrics=self.metrics, health=self.health, node="n"),
             clock=loop.time,
             wall=lambda: 0.0,
-            chance=lambda: self.chance,
+            jitter=lambda: self.jitter,
             once=once,
-            turned=lambda: self.turns.append(loop.time()),
+            cycled=lambda: self.turns.append(loop.time()),
             heartbeat=heartbeat,
         )
         self.host.wake = self.reconciler.wake
@@ -237,7 +237,7 @@ async def test_the_source_says_when_to_look_again() -> None:
         world.host.again_at = 1.2
         world.reconciler.wake("uevent")
         await asyncio.sleep(1)
-        assert 1.2 in world.host.looks
+        assert 1.2 in world.host.scans
 
 
 @virtual
@@ -305,27 +305,27 @@ async def test_a_server_that_never_answers_stops_no_look_and_no_line() -> None:
         world.host.plug(VENDORS[ZIGBEE], "/dev/ttyUSB1")
         await asyncio.sleep(1)
         world.host.unplug()
-        world.host.looks.clear()
+        world.host.scans.clear()
         await asyncio.sleep(HOUR)
-        assert len(world.host.looks) >= HOUR / 10
+        assert len(world.host.scans) >= HOUR / 10
         assert [line.fields["devnode"] for line in world.log.of("device.removed")] == ["/dev/ttyUSB0"]
         assert len(world.server.requests) == 1
         assert world.health.healthz(now())[0]
 
 
-@pytest.mark.parametrize("chance", [0.25, 0.5, 0.999])
+@pytest.mark.parametrize("jitter", [0.25, 0.5, 0.999])
 @virtual
-async def test_retries_wait_a_random_share_of_half_a_second_doubling_to_30(chance: float) -> None:
+async def test_retries_wait_a_random_share_of_half_a_second_doubling_to_30(jitter: float) -> None:
     """Full jitter: the whole delay is drawn anew for each retry."""
 
     def fail(world: World) -> None:
-        world.server.error, world.server.latency, world.chance = Retry("no answer"), 0, chance
+        world.server.error, world.server.latency, world.jitter = Retry("no answer"), 0, jitter
 
     async with living(before=fail) as world:
         await asyncio.sleep(200)
         times = [request.at for request in world.server.requests][:9]
         delays = [later - earlier for earlier, later in itertools.pairwise(times)]
-        assert delays == pytest.approx([bound * chance for bound in (0.5, 1, 2, 4, 8, 16, 30, 30)])
+        assert delays == pytest.approx([bound * jitter for bound in (0.5, 1, 2, 4, 8, 16, 30, 30)])
         world.server.error = None
         await asyncio.sleep(30)
         fail(world)
@@ -333,7 +333,7 @@ async def test_retries_wait_a_random_share_of_half_a_second_doubling_to_30(chanc
         world.host.plug(VENDORS[ZIGBEE])
         await asyncio.sleep(2)
         first, second = world.server.requests[:2]
-        assert second.at - first.at == pytest.approx(0.5 * chance)
+        assert second.at - first.at == pytest.approx(0.5 * jitter)
 
 
 @pytest.mark.parametrize(("after", "waited"), [(7, 7), (60, 60), (86_400, 60)])
@@ -394,7 +394,7 @@ async def test_a_resource_that_was_stored_without_an_answer_and_then_dropped_is_
     """A lost answer is not believed to have failed: the Node is asked what it holds before anything is forgotten."""
     async with living(ZIGBEE) as world:
         await started(world)
-        world.server.losing, world.chance = 1, 0.999
+        world.server.losing, world.jitter = 1, 0.999
         world.settings.write(config(ZIGBEE, ZWAVE))
         world.reconciler.wake("config")
         await asyncio.sleep(0.1)
@@ -418,7 +418,7 @@ async def test_a_request_that_is_stored_when_its_resource_is_dropped_leaves_noth
     """A server may go on for a minute with a request that timed out; what is written later is of someone else."""
     async with living(ZIGBEE) as world:
         await asyncio.sleep(HOUR)
-        world.server.error, world.chance = Retry("no answer in time"), 0.999
+        world.server.error, world.jitter = Retry("no answer in time"), 0.999
         world.settings.write(config(ZIGBEE, ZWAVE))
         world.reconciler.wake("config")
         await asyncio.sleep(0.1)
@@ -440,7 +440,7 @@ async def test_a_change_that_was_undone_while_its_answer_got_lost_is_undone_on_t
     """Held and wanted agree again, the Node does not: it is asked until it answers, and that is no drift."""
     async with living(used=config(ZIGBEE, grace="1ms")) as world:
         await started(world)
-        world.server.losing, world.chance = 1, 0.999
+        world.server.losing, world.jitter = 1, 0.999
         world.host.plug(VENDORS[ZIGBEE])
         await asyncio.sleep(0.02)
         world.host.unplug()
@@ -648,9 +648,9 @@ async def test_a_changed_file_is_found_by_the_sweep() -> None:
         await asyncio.sleep(9.5)
         assert world.server.shows(ZWAVE) == ("1", "1")
         assert world.log.of("config.reloaded")[0].fields["resources"] == [ZIGBEE, ZWAVE]
-        world.host.looks.clear()
+        world.host.scans.clear()
         await asyncio.sleep(9.5)
-        assert len(world.host.looks) == 9
+        assert len(world.host.scans) == 9
         assert world.health.sweep == 1
 
 
@@ -662,9 +662,9 @@ async def test_a_shorter_sweep_counts_from_its_hup_on() -> None:
         world.settings.write(config(ZIGBEE, more="sweep: 1s\n"))
         world.reconciler.wake("config")
         await asyncio.sleep(0.5)
-        world.host.looks.clear()
+        world.host.scans.clear()
         await asyncio.sleep(9)
-        assert len(world.host.looks) == 9
+        assert len(world.host.scans) == 9
 
 
 @virtual
@@ -757,7 +757,7 @@ async def test_a_refused_annotation_holds_up_no_resource() -> None:
 async def test_what_is_refused_alone_is_retried_ever_more_rarely_up_to_a_minute() -> None:
     """Backoff of its own: an hour costs about 70 requests, and a few lines."""
     async with living(*VENDORS, before=refuse(ZWAVE)) as world:
-        world.chance = 0.999
+        world.jitter = 0.999
         await asyncio.sleep(HOUR)
         times = [request.at for request in world.server.writes if set(request.changes) == {ZWAVE, WHOLE}]
         delays = [later - earlier for earlier, later in itertools.pairwise(times)]
@@ -823,14 +823,14 @@ async def test_what_was_refused_alone_is_never_sent_in_company_again() -> None:
     """A refused repair does not spoil the request for a new stick."""
     async with living(ZIGBEE, METER, before=with_stick) as world:
         await started(world)
-        world.chance, world.server.latency = 0, 1
+        world.jitter, world.server.latency = 0, 1
         world.server.zero()
         world.server.refused[ZIGBEE] = Refused("not now")
         await asyncio.sleep(50)
         world.host.plug(VENDORS[METER], "/dev/ttyUSB1")
         await asyncio.sleep(5)
         assert world.server.shows(METER) == ("1", "1")
-        world.chance = 0.5
+        world.jitter = 0.5
         world.server.write(ZIGBEE, "1")  # for a while nothing has to be repaired
         await asyncio.sleep(70)
         world.server.zero()
@@ -1056,7 +1056,7 @@ async def test_nothing_is_sent_while_nothing_changes_but_a_read_a_minute() -> No
 async def test_a_configured_resync_comes_more_often() -> None:
     """Where it is shorter than what an unwatched Node needs, it counts."""
     async with living(used=config(ZIGBEE, more="resync: 10s\n")) as world:
-        world.chance = 0
+        world.jitter = 0
         await started(world)
         await asyncio.sleep(100.5)
         assert len(world.server.requests) in {9, 10}
@@ -1655,7 +1655,7 @@ async def test_a_wake_during_a_turn_is_not_lost() -> None:
     """What comes while the devices are looked at leads to another look."""
     async with living() as world:
         await started(world)
-        looks = len(world.host.looks)
+        scans = len(world.host.scans)
 
         def once_more() -> None:
             world.host.at_look = lambda: None
@@ -1664,7 +1664,7 @@ async def test_a_wake_during_a_turn_is_not_lost() -> None:
         world.host.at_look = once_more
         world.reconciler.wake("config")
         await asyncio.sleep(0.1)
-        assert len(world.host.looks) == looks + 2
+        assert len(world.host.scans) == scans + 2
 
 
 # -- all of it, in any order

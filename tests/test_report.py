@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build import ZIGBEE, ZWAVE, device, entry, look, rule
-from devwatch.agent.report import Answer, Reporter, Story
+from build import ZIGBEE, ZWAVE, device, entry, rule, scan
+from devwatch.agent.report import Answer, RepeatFilter, Reporter
 from devwatch.config.schema import Config
 from devwatch.core.errors import ApiError, ConfigError, Fault, Forbidden, NodeMissing, Refused, Retry
 from devwatch.core.inventory import Inventory
@@ -46,7 +46,7 @@ class Desk:
     rules: Sequence[ResourceRule] = (rule(),)
     log: RecordingLog = field(default_factory=RecordingLog)
     metrics: Metrics = field(default_factory=lambda: Metrics("1"))
-    health: Health = field(default_factory=lambda: Health(sweep=10, last_turn=0))
+    health: Health = field(default_factory=lambda: Health(sweep=10, last_cycle=0))
     inventory: Inventory = field(default_factory=Inventory)
     reporter: Reporter = field(init=False)
     tally: Tally = field(init=False)
@@ -61,13 +61,13 @@ class Desk:
         self, at: float, *devices: Device, doubts: tuple[str, ...] = (), observed: NodeState | None = None
     ) -> list[Line]:
         """Look, report what was found and, where it is given, the Node, and return the new lines."""
-        seen, before = look(*devices, at=at, doubts=doubts), len(self.log.lines)
+        seen, before = scan(*devices, at=at, doubts=doubts), len(self.log.lines)
         self.inventory.observe(seen)
         figures = self.tally.count(self.inventory, observed, at)
         graces = {counted.name: counted.removal_grace for counted in self.rules}
         self.reporter.devices(figures, self.inventory.present, graces, seen)
         if observed is not None:
-            self.reporter.look(seen)
+            self.reporter.scan(seen)
             self.reporter.difference(figures, observed, {}, {}, at)
         return self.log.lines[before:]
 
@@ -117,7 +117,7 @@ def test_every_turn_is_counted_by_what_woke_it_and_keeps_the_daemon_healthy() ->
     """`/healthz` knows when the loop turned last, and the metrics why."""
     desk = Desk()
     desk.reporter.woken({"uevent", "sweep"}, 100.0)
-    assert desk.health.last_turn == 100
+    assert desk.health.last_cycle == 100
     assert desk.health.healthz(131)[0] is False
     assert desk.shows('devwatch_reconciles_total{trigger="uevent"} 1.0')
     assert desk.shows('devwatch_reconciles_total{trigger="sweep"} 1.0')
@@ -129,16 +129,16 @@ def test_every_turn_is_counted_by_what_woke_it_and_keeps_the_daemon_healthy() ->
 
 def test_a_lasting_condition_is_told_ever_more_rarely() -> None:
     """A server that is away for a day is a dozen lines, not thousands."""
-    story = Story()
-    told = [number for number in range(1, 70) if story.worth_telling("refused")]
+    repeats = RepeatFilter()
+    told = [number for number in range(1, 70) if repeats.should_log("refused")]
     assert told == [1, 2, 4, 8, 16, 32, 64]
-    assert story.repeats == 69
+    assert repeats.repeats == 69
 
 
 def test_what_is_new_about_a_condition_is_told_at_once() -> None:
     """Another reason may need another hand."""
-    story = Story()
-    assert [story.worth_telling(text) for text in ("a", "a", "a", "b", "b", "c", "a", "a", "b")] == [
+    repeats = RepeatFilter()
+    assert [repeats.should_log(text) for text in ("a", "a", "a", "b", "b", "c", "a", "a", "b")] == [
         True,
         True,
         False,
@@ -153,18 +153,18 @@ def test_what_is_new_about_a_condition_is_told_at_once() -> None:
 
 def test_reasons_that_alternate_are_not_always_news() -> None:
     """A server that boots refuses and times out by turns."""
-    story = Story()
-    told = [story.worth_telling(text) for _ in range(500) for text in ("refused", "timeout")]
+    repeats = RepeatFilter()
+    told = [repeats.should_log(text) for _ in range(500) for text in ("refused", "timeout")]
     assert sum(told) == 10
 
 
 @given(st.integers(min_value=1, max_value=2000))
 def test_reasons_that_are_never_the_same_are_no_flood(number: int) -> None:
     """Some servers write the number of the request into every message."""
-    story = Story()
-    told = sum(story.worth_telling(f"request {index}") for index in range(number))
+    repeats = RepeatFilter()
+    told = sum(repeats.should_log(f"request {index}") for index in range(number))
     assert told <= 8 + number.bit_length()
-    assert len(story.texts) <= 8
+    assert len(repeats.texts) <= 8
 
 
 # -- looks
@@ -183,7 +183,7 @@ def test_a_directory_in_the_place_of_a_device_makes_the_daemon_unready_until_it_
     desk = Desk()
     desk.health.shown = True
     for blocked, ready in (((), True), (("/dev/ttyUSB0: run `rmdir /dev/ttyUSB0`",), False), ((), True)):
-        desk.reporter.look(look(blocked=blocked))
+        desk.reporter.scan(scan(blocked=blocked))
         good, line = desk.health.readyz(0)
         assert good is ready
         assert ("rmdir" in line) is not ready
@@ -193,7 +193,7 @@ def test_an_uncertain_look_is_told_counted_and_makes_the_daemon_unready() -> Non
     """With the reason, and what it means for the counts."""
     desk = Desk()
     desk.health.shown = True
-    desk.reporter.look(look(doubts=("/sys/class/tty: Too many open files",)))
+    desk.reporter.scan(scan(doubts=("/sys/class/tty: Too many open files",)))
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("warning", "look.uncertain")
     assert line.fields == {
@@ -212,24 +212,24 @@ def test_a_certain_look_makes_the_daemon_ready_and_ends_the_story() -> None:
     desk = Desk()
     desk.health.shown = True
     for _ in range(5):
-        desk.reporter.look(look(doubts=("?",)))
+        desk.reporter.scan(scan(doubts=("?",)))
     assert desk.log.counts["look.uncertain"] == 3
-    desk.reporter.look(look())
+    desk.reporter.scan(scan())
     assert desk.health.readyz(0) == (True, "ok")
     assert desk.shows("devwatch_uncertain_looks_total 5.0")
-    desk.reporter.look(look(doubts=("?",)))
+    desk.reporter.scan(scan(doubts=("?",)))
     assert desk.log.counts["look.uncertain"] == 4
 
 
 def test_of_many_reasons_the_first_five_are_told() -> None:
     """Sixty ttys that cannot be read are one line that can be."""
     desk = Desk()
-    desk.reporter.look(look(doubts=tuple(f"tty{number}: no" for number in range(60))))
+    desk.reporter.scan(scan(doubts=tuple(f"tty{number}: no" for number in range(60))))
     (line,) = desk.log.lines
     assert line.fields["reasons"] == [f"tty{number}: no" for number in range(5)]
     assert line.fields["count"] == 60
     assert desk.health.uncertain == "tty0: no; tty1: no; tty2: no; tty3: no; tty4: no; 55 more"
-    desk.reporter.look(look(doubts=("a", "b", "c", "d", "e")))
+    desk.reporter.scan(scan(doubts=("a", "b", "c", "d", "e")))
     assert desk.health.uncertain == "a; b; c; d; e"
 
 
@@ -237,7 +237,7 @@ def test_what_a_host_lacks_is_told_once() -> None:
     """It stays so until somebody mounts it; the look may be certain all the same."""
     desk = Desk()
     for _ in range(3):
-        desk.reporter.look(look(troubles=("/run/udev is not there: mount it",)))
+        desk.reporter.scan(scan(troubles=("/run/udev is not there: mount it",)))
     assert [(line.level, line.event, line.fields) for line in desk.log.lines] == [
         ("warning", "host.limited", {"reason": "/run/udev is not there: mount it"})
     ]
@@ -587,7 +587,7 @@ def test_a_count_that_is_held_up_for_a_minute_makes_the_daemon_unready() -> None
 def test_a_device_that_is_on_its_way_holds_a_count_up_as_well() -> None:
     """What it will be is known, and that it has no record yet is the reason."""
     desk = Desk()
-    desk.inventory.observe(look(at=0, udevd=True))
+    desk.inventory.observe(scan(at=0, udevd=True))
     (line,) = desk.see(1, BARE, observed=FULL)
     assert line.fields["reason"] == "/dev/ttyUSB9 has no complete udev record yet"
 

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from build import ZIGBEE, device, look, rule
+from build import ZIGBEE, device, rule, scan
 from devwatch.agent.report import Reporter
 from devwatch.core.inventory import Inventory
 from devwatch.core.node import NodeState
@@ -50,11 +50,11 @@ def test_no_text_of_a_stick_gets_into_the_metrics(text: str) -> None:
     metrics, plain = Metrics("0"), Metrics("0")
     for filled, serial in ((metrics, text), (plain, "A1")):
         stick = device(serial=serial, port=text if serial is text else "A1", links=(f"/dev/{serial}",))
-        seen, inventory = look(stick), Inventory()
+        seen, inventory = scan(stick), Inventory()
         inventory.observe(seen)
         figures = Tally((rule(ZIGBEE),)).count(inventory, NodeState(), 0)
         log = logs.configure("json", "debug", io.StringIO())
-        reporter = Reporter(log=log, metrics=filled, health=Health(sweep=1, last_turn=0), node="n")
+        reporter = Reporter(log=log, metrics=filled, health=Health(sweep=1, last_cycle=0), node="n")
         reporter.devices(figures, inventory.present, {}, seen)
     assert metrics.render() == plain.render()
     assert f'devwatch_devices{{resource="{ZIGBEE}"}} 1.0'.encode() in metrics.render()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from devwatch.core.device import Device
-    from devwatch.core.inventory import Look
+    from devwatch.core.inventory import Scan
 
 NUMBERS = tuple(Path("/dev", name) for name in ("null", "zero", "full", "random", "urandom", "tty"))
 """Character devices that every machine has: the nodes of the made-up host are links to them, which needs no root."""
@@ -36,11 +36,11 @@ from devwatch.host.sysfs import Lister, Roots
 roots, paths = json.loads(sys.argv[1])
 lister = Lister(record=lambda path: None, roots=Roots(**roots), paths=frozenset(paths))
 looks = []
-def look():
-    seen = lister.look(0)
+def scan():
+    seen = lister.scan(0)
     looks.append([[device.devnode for device in seen.devices], seen.doubts, seen.troubles])
 """
-ONCE = "look()"
+ONCE = "scan()"
 STARVED = """
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 taken = []
@@ -48,12 +48,12 @@ try:
     while True:
         taken.append(os.dup(1))
 except OSError:
-    look()
+    scan()
 os.close(taken.pop())
-look()
+scan()
 while taken:
     os.close(taken.pop())
-look()
+scan()
 """
 TELL = """
 print(json.dumps(looks))
@@ -85,15 +85,15 @@ class Host:
         """Write the mount table."""
         (self.home / "mountinfo").write_text("".join(f"{line}\n" for line in lines))
 
-    def look(self, now: float = 0) -> Look:
+    def scan(self, now: float = 0) -> Scan:
         """Look once more."""
-        return self.lister.look(now)
+        return self.lister.scan(now)
 
     def found(self, now: float = 0) -> dict[str, Device]:
         """Return the devices of a look that must be certain, by the name of the node."""
-        look = self.look(now)
-        assert look.doubts == ()
-        return {device.devnode.removeprefix(f"{self.dev}/"): device for device in look.devices}
+        scan = self.scan(now)
+        assert scan.doubts == ()
+        return {device.devnode.removeprefix(f"{self.dev}/"): device for device in scan.devices}
 
     def register(self, name: str, parent: str, *, node: Path | None, **attributes: str) -> Path:
         """Register a tty with the kernel: a folder in sysfs, an entry in its class, a node in /dev; None for no node."""
@@ -174,7 +174,7 @@ class Host:
             self.on_read()
         return record
 
-    def looks(self, script: str = ONCE) -> list[tuple[list[str], list[str], list[str]]]:
+    def scans(self, script: str = ONCE) -> list[tuple[list[str], list[str], list[str]]]:
         """Look from a process without capabilities, for which file modes count; return nodes, doubts and troubles of each look."""
         world = json.dumps([asdict(self.roots), sorted(self.lister.paths)])
         done = subprocess.run(
@@ -380,7 +380,7 @@ def test_a_link_that_cannot_be_followed_leaves_a_doubt_and_the_devices(host: Hos
     host.stick()
     (host.dev / "closed").mkdir(mode=0)
     host.lister.paths = frozenset({f"{host.dev}/closed/link"})
-    ((nodes, doubts, _),) = host.looks()
+    ((nodes, doubts, _),) = host.scans()
     assert nodes == [str(host.node("ttyUSB0"))]
     assert doubts == [f"{host.dev}/closed/link: Permission denied"]
 
@@ -410,16 +410,16 @@ def test_a_list_that_cannot_be_read_is_not_an_empty_list(host: Host) -> None:
     """No /sys: no device is seen, and the look says why."""
     host.stick()
     host.ttys.rename(host.home / "elsewhere")
-    look = host.look()
-    assert look.devices == ()
-    assert look.doubts == (f"{host.ttys}: No such file or directory",)
+    scan = host.scan()
+    assert scan.devices == ()
+    assert scan.doubts == (f"{host.ttys}: No such file or directory",)
 
 
 @pytest.mark.parametrize("name", ["tty", "console"])
 def test_a_list_without_the_kernels_own_ttys_is_not_the_kernels(host: Host, name: str) -> None:
     """A mount over /sys/class hides the devices without an error."""
     (host.ttys / name).unlink()
-    assert host.look().doubts == (f"{host.ttys} lacks the kernel's own tty and console",)
+    assert host.scan().doubts == (f"{host.ttys} lacks the kernel's own tty and console",)
 
 
 def test_masked_devices_are_not_absent(host: Host) -> None:
@@ -428,9 +428,9 @@ def test_masked_devices_are_not_absent(host: Host) -> None:
     host.rules_run("ttyUSB0")
     before = host.found()
     (host.sys / "devices").rename(host.sys / "masked")
-    look = host.look()
-    assert look.devices == ()
-    assert set(look.doubts) == {
+    scan = host.scan()
+    assert scan.devices == ()
+    assert set(scan.doubts) == {
         f"{host.ttys}/{name}: No such file or directory" for name in ("tty", "console", "ttyUSB0")
     }
     (host.sys / "masked").rename(host.sys / "devices")
@@ -442,7 +442,7 @@ def test_entries_that_may_not_be_followed_are_not_absent(host: Host) -> None:
     """The list can be read and no more: every entry is a doubt."""
     host.stick()
     host.ttys.chmod(0o400)
-    ((nodes, doubts, _),) = host.looks()
+    ((nodes, doubts, _),) = host.scans()
     host.ttys.chmod(0o700)
     assert nodes == []
     assert set(doubts) == {f"{host.ttys}/{name}: Permission denied" for name in ("tty", "console", "ttyUSB0")}
@@ -467,16 +467,16 @@ def test_a_node_that_cannot_be_examined_may_be_there(host: Host, obstacle: Calla
     host.stick("ttyUSB1", at="usb1/1-2", node=NUMBERS[1])
     host.node("ttyUSB0").unlink()
     obstacle(host.node("ttyUSB0"))
-    look = host.look()
-    assert [device.devnode for device in look.devices] == [str(host.node("ttyUSB1"))]
-    assert look.doubts == (f"{host.node('ttyUSB0')}: {os.strerror(error)}",)
+    scan = host.scan()
+    assert [device.devnode for device in scan.devices] == [str(host.node("ttyUSB1"))]
+    assert scan.doubts == (f"{host.node('ttyUSB0')}: {os.strerror(error)}",)
 
 
 def test_a_node_that_may_not_be_examined_may_be_there(host: Host) -> None:
     """The folder is closed to us, not empty."""
     host.register("rfcomm!tty0", "devices/virtual/tty", node=NUMBERS[0])
     (host.dev / "rfcomm").chmod(0)
-    ((nodes, doubts, _),) = host.looks()
+    ((nodes, doubts, _),) = host.scans()
     (host.dev / "rfcomm").chmod(0o700)
     assert (nodes, doubts) == ([], [f"{host.dev}/rfcomm/tty0: Permission denied"])
 
@@ -486,9 +486,9 @@ def test_an_attribute_that_cannot_be_read_leaves_a_doubt(host: Host) -> None:
     body = host.stick().parents[3]
     (body / "serial").unlink()
     (body / "serial").symlink_to("/proc/self/mem")
-    look = host.look()
-    assert look.devices == ()
-    assert [doubt for doubt in look.doubts if os.strerror(errno.EIO) in doubt]
+    scan = host.scan()
+    assert scan.devices == ()
+    assert [doubt for doubt in scan.doubts if os.strerror(errno.EIO) in doubt]
 
 
 def test_an_attribute_of_a_device_that_just_went_leaves_no_doubt(host: Host) -> None:
@@ -505,16 +505,16 @@ def test_an_attribute_of_a_device_that_just_went_leaves_no_doubt(host: Host) -> 
 def test_a_number_that_is_none_leaves_a_doubt(host: Host) -> None:
     """Something else than the kernel's sysfs is mounted there."""
     host.write(host.stick(), dev="four:sixty")
-    look = host.look()
-    assert look.devices == ()
-    assert [doubt for doubt in look.doubts if doubt.endswith("ttyUSB0/dev: no device number")]
+    scan = host.scan()
+    assert scan.devices == ()
+    assert [doubt for doubt in scan.doubts if doubt.endswith("ttyUSB0/dev: no device number")]
 
 
 def test_a_type_that_only_root_may_read_leaves_the_port_to_its_node(host: Host) -> None:
     """So it is on kernels before 5.10."""
     folder = host.register("ttyS0", "devices/pnp0/tty", node=NUMBERS[0], type="4")
     (folder / "type").chmod(0)
-    ((nodes, doubts, _),) = host.looks()
+    ((nodes, doubts, _),) = host.scans()
     assert (nodes, doubts) == ([str(host.node("ttyS0"))], [])
 
 
@@ -524,7 +524,7 @@ def test_a_closed_folder_is_a_doubt_and_no_exception(host: Host, closed: str) ->
     host.stick()
     host.rules_run("ttyUSB0")
     (host.home / closed).chmod(0)
-    ((nodes, doubts, _),) = host.looks()
+    ((nodes, doubts, _),) = host.scans()
     (host.home / closed).chmod(0o700)
     assert nodes == []
     assert [doubt for doubt in doubts if "Permission denied" in doubt]
@@ -533,10 +533,10 @@ def test_a_closed_folder_is_a_doubt_and_no_exception(host: Host, closed: str) ->
 def test_without_file_descriptors_nothing_is_taken_for_absent(host: Host) -> None:
     """No look without the stick is certain, and the first with enough descriptors has forgotten the shortage."""
     host.stick()
-    starved, _, fed = looks = host.looks(STARVED)
+    starved, _, fed = scans = host.scans(STARVED)
     assert starved[0] == []
     assert os.strerror(errno.EMFILE) in starved[1][0]
-    assert all(doubts or nodes == [str(host.node("ttyUSB0"))] for nodes, doubts, _ in looks)
+    assert all(doubts or nodes == [str(host.node("ttyUSB0"))] for nodes, doubts, _ in scans)
     assert fed == ([str(host.node("ttyUSB0"))], [], [])
 
 
@@ -548,10 +548,10 @@ def test_where_nobody_makes_the_nodes_a_listed_device_is_present(host: Host) -> 
     host.mounts(f"24 1 0:50 / {host.dev} rw - tmpfs tmpfs rw")
     host.stick()
     host.node("ttyUSB0").unlink()
-    look = host.look()
-    assert look.certain
-    assert str(host.node("ttyUSB0")) in {device.devnode for device in look.devices}
-    assert [trouble for trouble in look.troubles if "no devtmpfs: mount the host's /dev" in trouble]
+    scan = host.scan()
+    assert scan.certain
+    assert str(host.node("ttyUSB0")) in {device.devnode for device in scan.devices}
+    assert [trouble for trouble in scan.troubles if "no devtmpfs: mount the host's /dev" in trouble]
 
 
 def test_where_nobody_makes_the_nodes_links_come_from_the_record_or_are_unknown(host: Host) -> None:
@@ -578,10 +578,10 @@ def test_the_mount_table_is_read_when_something_is_mounted_on_dev(host: Host) ->
     host.stick()
     host.found()
     host.mounts()
-    assert host.look().troubles == ()
+    assert host.scan().troubles == ()
     host.dev.rename(host.home / "below")
     host.dev.mkdir()
-    assert [trouble for trouble in host.look().troubles if "no devtmpfs" in trouble]
+    assert [trouble for trouble in host.scan().troubles if "no devtmpfs" in trouble]
 
 
 def test_without_a_mount_table_a_missing_node_proves_nothing(host: Host) -> None:
@@ -595,30 +595,30 @@ def test_a_mount_table_that_cannot_be_read_is_a_doubt_and_asked_for_again(host: 
     host.stick()
     (host.home / "mountinfo").rename(host.home / "kept")
     (host.home / "mountinfo").mkdir()
-    assert not host.look().certain
+    assert not host.scan().certain
     (host.home / "mountinfo").rmdir()
     (host.home / "kept").rename(host.home / "mountinfo")
     assert list(host.found()) == ["ttyUSB0"]
-    assert host.look().troubles == ()
+    assert host.scan().troubles == ()
 
 
 def test_without_udev_the_ids_come_from_sysfs(host: Host) -> None:
     """Port and properties are unknown, and the look says what to do."""
     host.stick(vendor="10C4", product="8A2A", interface="0A", serial=b" HUSB 1 ")
     host.run.rename(host.home / "elsewhere")
-    look = host.look()
-    (stick,) = look.devices
+    scan = host.scan()
+    (stick,) = scan.devices
     assert (stick.vendor, stick.product, stick.interface, stick.serial) == ("10c4", "8a2a", "0a", "HUSB_1")
     assert (stick.port, stick.properties, stick.complete) == (None, None, False)
-    assert (look.certain, look.udevd) == (True, False)
-    assert [trouble for trouble in look.troubles if "mount the host's whole /run/udev" in trouble]
+    assert (scan.certain, scan.udevd) == (True, False)
+    assert [trouble for trouble in scan.troubles if "mount the host's whole /run/udev" in trouble]
 
 
 def test_a_look_tells_whether_udevd_runs(host: Host) -> None:
     """Where it does, a device without a record is one that it has not finished."""
-    assert host.look().udevd
+    assert host.scan().udevd
     (host.run / "control").unlink()
-    assert not host.look().udevd
+    assert not host.scan().udevd
 
 
 # Records and registrations
@@ -772,7 +772,7 @@ def test_the_record_of_a_registration_that_was_only_hidden_is_still_its_own(host
     before = host.found()["ttyUSB0"]
     host.ttys.rename(host.home / "hidden")
     host.ttys.mkdir()
-    assert not host.look().certain
+    assert not host.scan().certain
     host.ttys.rmdir()
     (host.home / "hidden").rename(host.ttys)
     assert host.found()["ttyUSB0"] == before
@@ -880,7 +880,7 @@ def test_the_serial_is_read_once_for_a_registration(host: Host) -> None:
     assert host.found()["ttyUSB0"].serial == "udev's"
     serial.unlink()
     serial.symlink_to("/proc/self/mem")
-    assert host.look().certain
+    assert host.scan().certain
 
 
 # A directory in the place of a device
@@ -888,11 +888,11 @@ def test_the_serial_is_read_once_for_a_registration(host: Host) -> None:
 
 def blocked(host: Host) -> set[str]:
     """Return the paths that a look finds blocked; such a look is certain, and tells each as a trouble too."""
-    look = host.look()
-    assert look.certain
-    assert look.troubles == look.blocked
-    assert all("rmdir" in line and "mount /dev" in line for line in look.blocked)
-    return {line.partition(": ")[0] for line in look.blocked}
+    scan = host.scan()
+    assert scan.certain
+    assert scan.troubles == scan.blocked
+    assert all("rmdir" in line and "mount /dev" in line for line in scan.blocked)
+    return {line.partition(": ")[0] for line in scan.blocked}
 
 
 def test_a_directory_where_the_devnode_belongs_is_told(host: Host) -> None:
@@ -915,7 +915,7 @@ def test_a_directory_where_a_link_belongs_is_told(host: Host, path: str) -> None
     (host.dev / path).mkdir()
     host.lister.paths = frozenset({f"{host.dev}/zigbee", f"{host.dev}/my dongle"})
     assert blocked(host) == {f"{host.dev}/{path}"}
-    (line,) = host.look().blocked
+    (line,) = host.scan().blocked
     assert f"`rmdir {shlex.quote(f'{host.dev}/{path}')}`" in line
     (host.dev / path).rmdir()
     assert blocked(host) == set()

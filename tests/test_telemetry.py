@@ -130,19 +130,19 @@ def test_two_sets_of_metrics_share_nothing() -> None:
 @pytest.mark.parametrize(("sweep", "limit"), [(1, 30), (10, 30), (60, 180)])
 def test_healthz_fails_after_three_sweeps_or_30_s(sweep: float, limit: float) -> None:
     """Whichever is longer; and it says how long."""
-    health = Health(sweep=sweep, last_turn=100)
+    health = Health(sweep=sweep, last_cycle=100)
     assert health.healthz(100 + limit) == (True, "ok")
     assert health.healthz(100 + limit + 1) == (
         False,
         f"the loop has not turned for {limit + 1} s (limit {limit} s)",
     )
-    health.last_turn = 100 + limit
+    health.last_cycle = 100 + limit
     assert health.healthz(100 + limit + 1) == (True, "ok")
 
 
 def test_readyz_waits_until_the_node_was_seen_to_show_what_is_present() -> None:
     """Before that it may show anything; what is known of the reason is in the line."""
-    health = Health(sweep=10, last_turn=0)
+    health = Health(sweep=10, last_cycle=0)
     assert health.readyz(0) == (False, "the Node has not been seen to show what is present")
     health.differs, health.error = "a/b", "no answer"
     assert health.readyz(0) == (False, "the Node has not been seen to show what is present: a/b: no answer")
@@ -152,7 +152,7 @@ def test_readyz_waits_until_the_node_was_seen_to_show_what_is_present() -> None:
 
 def test_readyz_fails_at_once_for_what_no_time_cures() -> None:
     """A Node that is missing and a write that is refused, with the server's words; the first explains the second."""
-    health = Health(sweep=10, last_turn=0, shown=True, refused="a/b refused: no (422)")
+    health = Health(sweep=10, last_cycle=0, shown=True, refused="a/b refused: no (422)")
     assert health.readyz(0) == (False, "a/b refused: no (422)")
     health.missing = 'nodes "n" not found'
     assert health.readyz(0) == (False, 'the Node is missing: nodes "n" not found')
@@ -160,19 +160,19 @@ def test_readyz_fails_at_once_for_what_no_time_cures() -> None:
 
 def test_readyz_names_who_holds_the_node() -> None:
     """The reason that explains the others comes first."""
-    health = Health(sweep=10, last_turn=0, waiting="pid 12, uid 0", uncertain="x")
+    health = Health(sweep=10, last_cycle=0, waiting="pid 12, uid 0", uncertain="x")
     assert health.readyz(0) == (False, "another daemon holds the node: pid 12, uid 0")
 
 
 def test_readyz_fails_while_looks_are_uncertain_and_says_why_in_one_line() -> None:
     """The reason may carry a path or a device's text: it stays one line."""
-    health = Health(sweep=10, last_turn=0, shown=True, uncertain="/sys/class/tty\n\x1b[31m: EMFILE\ud800")
+    health = Health(sweep=10, last_cycle=0, shown=True, uncertain="/sys/class/tty\n\x1b[31m: EMFILE\ud800")
     assert health.readyz(0) == (False, "the devices cannot be seen for certain: /sys/class/tty  [31m: EMFILE ")
 
 
 def test_readyz_fails_when_the_node_differs_for_60_s() -> None:
     """A patch on its way is no fault; one that never arrives is."""
-    health = Health(sweep=10, last_turn=0, shown=True, differs="a/b", differs_since=0)
+    health = Health(sweep=10, last_cycle=0, shown=True, differs="a/b", differs_since=0)
     assert health.readyz(59.9) == (True, "ok")
     assert health.readyz(60) == (False, "the Node has not shown what is present for 60 s: a/b")
     health.error = "no answer (503)"
@@ -637,12 +637,12 @@ def test_a_failing_route_is_reported_and_closes_the_connection() -> None:
 
 def test_the_daemon_s_routes_answer_what_metrics_and_health_say() -> None:
     """Status, type and body of the three paths of the contract."""
-    health = Health(sweep=10, last_turn=0)
+    health = Health(sweep=10, last_cycle=0)
     table = routes(filled(), health, lambda: 31.0)
     metrics, healthz, readyz = (table[path]() for path in ("/metrics", "/healthz", "/readyz"))
     assert metrics.content_type == "text/plain; version=0.0.4; charset=utf-8"
     assert b'devwatch_devices{resource="a/b"} 1.0\n' in metrics.body
     assert (healthz.status, healthz.body) == (503, b"the loop has not turned for 31 s (limit 30 s)\n")
     assert (readyz.status, readyz.body) == (503, b"the Node has not been seen to show what is present\n")
-    health.shown, health.last_turn = True, 31.0
+    health.shown, health.last_cycle = True, 31.0
     assert [(table[path]().status, table[path]().body) for path in ("/healthz", "/readyz")] == [(200, b"ok\n")] * 2

@@ -379,7 +379,7 @@ def test_uevents_are_heard_before_the_first_look(bench: Bench, source: tuple[Ude
     """A stick that comes between the two is in the look; one that comes later is heard."""
     devices, host = source
     bench.heard.on_restored = host.stick
-    assert [Path(device.devnode).name for device in devices.look(0).devices] == ["ttyUSB0"]
+    assert [Path(device.devnode).name for device in devices.scan(0).devices] == ["ttyUSB0"]
     devices.close()
 
 
@@ -389,20 +389,20 @@ def test_the_paths_of_the_configuration_are_followed(source: tuple[UdevSource, H
     host.stick()
     link = host.link("zigbee", "ttyUSB0")
     devices.expect(frozenset({link}))
-    assert [device.links for device in devices.look(0).devices] == [(link,)]
+    assert [device.links for device in devices.scan(0).devices] == [(link,)]
 
 
 def test_a_look_says_when_what_follows_an_uevent_of_the_kernel_is_due(source: tuple[UdevSource, Host]) -> None:
     """Links and permissions come later without an event; each look takes the next of these times."""
     devices, _ = source
     devices.monitor.settling = [1.2, 2.0, 4.0]
-    assert [devices.look(now).again_at for now in (1.0, 1.2, 3.9, 4.0)] == [1.2, 2.0, 4.0, None]
+    assert [devices.scan(now).again_at for now in (1.0, 1.2, 3.9, 4.0)] == [1.2, 2.0, 4.0, None]
 
 
 def test_a_udevd_that_cannot_be_heard_is_said(source: tuple[UdevSource, Host]) -> None:
     """Its files are there, and its stream is not: `hostNetwork` is missing. Without its files that is no wonder."""
     devices, host = source
-    assert any("hostNetwork is missing" in trouble for trouble in devices.look(0).troubles)
+    assert any("hostNetwork is missing" in trouble for trouble in devices.scan(0).troubles)
     (host.run / "control").unlink()
-    assert not any("hostNetwork" in trouble for trouble in devices.look(0).troubles)
+    assert not any("hostNetwork" in trouble for trouble in devices.scan(0).troubles)
     devices.close()

@@ -50,8 +50,8 @@ class Site:
     server: FakeServer
     log: RecordingLog = field(default_factory=RecordingLog)
     metrics: Metrics = field(default_factory=lambda: Metrics("0"))
-    health: Health = field(default_factory=lambda: Health(sweep=10, last_turn=0))
-    chance: float = 0.5
+    health: Health = field(default_factory=lambda: Health(sweep=10, last_cycle=0))
+    jitter: float = 0.5
     more: str = ""
     """What stands in the configuration beside the resource."""
 
@@ -76,7 +76,7 @@ class Site:
             reporter=Reporter(log=self.log, metrics=self.metrics, health=self.health, node="n"),
             clock=clock,
             wall=lambda: 0.0,
-            chance=lambda: self.chance,
+            jitter=lambda: self.jitter,
             once=once,
         )
         self.host.wake = loop.wake
@@ -476,7 +476,7 @@ async def test_a_watch_that_comes_and_goes_puts_off_no_resync() -> None:
 async def test_a_right_that_goes_while_no_watch_lasts_hides_no_foreign_write_for_longer_than_a_minute() -> None:
     """The minute runs from the end of the last watch, however long the next one was waited for."""
     async with watched() as site:
-        site.chance = 0.99
+        site.jitter = 0.99
         site.server.stream_error = Gone("too old")
         site.server.show(Gone("too old"))
         await asyncio.sleep(HOUR)
@@ -507,7 +507,7 @@ async def test_a_watch_that_has_lasted_is_asked_for_again_soon() -> None:
 async def test_a_watch_that_ends_at_once_is_not_asked_without_a_pause(end: ApiError | None) -> None:
     """A second lies between two, however the dice fall."""
     async with watched() as site:
-        site.chance = 0.0
+        site.jitter = 0.0
         for _ in range(1000):
             site.server.show(end)
             await asyncio.sleep(0.1)

@@ -18,7 +18,7 @@ from devwatch.agent.events import EventRecorder
 from devwatch.agent.report import Log, Reporter
 from devwatch.cli import display, inspection
 from devwatch.config.schema import parse
-from devwatch.core.inventory import Inventory, Look
+from devwatch.core.inventory import Inventory, Scan
 from devwatch.core.node import MAX_BYTES, MAX_TEXT, Entry, NodeState, apply, parse_listing, patch_body, render_listing
 from devwatch.core.plan import Figures, Tally, changes
 from devwatch.core.rules import claim
@@ -84,12 +84,12 @@ class _Hostile(Host):
         self._times = 0
         super().__init__(home)
 
-    def say(self, record: dict[str, str]) -> Look:
+    def say(self, record: dict[str, str]) -> Scan:
         """Have udev write this record, and look."""
         self.said = record
         self._times += 1
         os.utime(self.database("ttyUSB0"), ns=(self._times, self._times))
-        return self.look()
+        return self.scan()
 
     def record(self, path: str) -> dict[str, str]:
         """Return what was said last, unaltered by any file."""
@@ -116,19 +116,19 @@ class _Events:
         return {}
 
 
-def _figures(look: Look) -> tuple[Figures, Inventory]:
+def _figures(scan: Scan) -> tuple[Figures, Inventory]:
     inventory = Inventory()
-    inventory.observe(look)
-    return Tally(_RULES).count(inventory, NodeState(), look.at), inventory
+    inventory.observe(scan)
+    return Tally(_RULES).count(inventory, NodeState(), scan.at), inventory
 
 
-def _count(look: Look) -> None:
-    figures, inventory = _figures(look)
+def _count(scan: Scan) -> None:
+    figures, inventory = _figures(scan)
     assert inventory.pending == ()
     wanted = changes(figures, NodeState())
     json.dumps(patch_body(wanted)).encode()
     after = apply(NodeState(), wanted)
-    assert all(0 <= int(count) <= len(look.devices) for count in after.capacity.values())
+    assert all(0 <= int(count) <= len(scan.devices) for count in after.capacity.values())
 
 
 def _list(device: Device) -> None:
@@ -141,10 +141,10 @@ def _list(device: Device) -> None:
     assert parse_listing(text) == {"a.io/x": (replace(entry, link=entry.link and entry.link[:MAX_TEXT]),)}
 
 
-def _show(look: Look) -> None:
+def _show(scan: Scan) -> None:
     """Check that a table has a line for each device, and no terminal acts on what stands there."""
     out = io.StringIO()
-    rows = inspection.rows(look.devices, _RULES, {})
+    rows = inspection.rows(scan.devices, _RULES, {})
     display.show_devices(display.Screen(out=out), rows, wide=True)
     assert len(out.getvalue().split("\n")) == 2 + len(rows), out.getvalue()
     for row in rows:
@@ -177,13 +177,13 @@ class _Book:
         return lines
 
 
-def _tell(look: Look, book: _Book) -> None:
+def _tell(scan: Scan, book: _Book) -> None:
     """One event is one line, and neither log nor Event carries what a terminal would act on."""
     events, log = _Events(), book.log
     recorder = EventRecorder(api=Workload(requests=events, node="n"), log=log, node="n", clock=lambda: 0.0)
-    reporter = Reporter(log=log, metrics=book.metrics, health=Health(sweep=1, last_turn=0), node="n")
+    reporter = Reporter(log=log, metrics=book.metrics, health=Health(sweep=1, last_cycle=0), node="n")
     reporter.record = recorder.device
-    for seen in (Look(at=0.0), look, Look(at=1.0)):
+    for seen in (Scan(at=0.0), scan, Scan(at=1.0)):
         figures, inventory = _figures(seen)
         reporter.devices(figures, inventory.present, {}, seen)
     while (task := recorder.task(0.0)) is not None:
@@ -200,11 +200,11 @@ def _finish(coroutine: Coroutine[None, None, None]) -> None:
         raise AssertionError("it waits")
 
 
-def _suggest(look: Look) -> None:
+def _suggest(scan: Scan) -> None:
     """Check that what is suggested is valid, and claims what it names."""
-    suggestions = inspection.suggest(look.devices, ())
+    suggestions = inspection.suggest(scan.devices, ())
     config = parse(display.suggestion_text(suggestions).encode(), file="suggested")
-    by_node = {device.devnode: device for device in look.devices}
+    by_node = {device.devnode: device for device in scan.devices}
     for suggestion in suggestions:
         owners = {claim(by_node[devnode], config.resources).owner for devnode in suggestion.devnodes}
         assert owners == {suggestion.name}, (suggestion, owners)
@@ -221,16 +221,16 @@ def _open() -> Iterator[Feed]:
         books = [_Book.of("json"), _Book.of("console")]
 
         def feed(data: bytes) -> None:
-            look = host.say(_record(data))
-            assert look.doubts == ()
-            assert len(look.devices) == 2
-            _count(look)
-            for device in look.devices:
+            scan = host.say(_record(data))
+            assert scan.doubts == ()
+            assert len(scan.devices) == 2
+            _count(scan)
+            for device in scan.devices:
                 _list(device)
-            _show(look)
-            _suggest(look)
+            _show(scan)
+            _suggest(scan)
             for book in books:
-                _tell(look, book)
+                _tell(scan, book)
 
         yield feed
 

@@ -126,7 +126,7 @@ class _World:
         self.heard.actions.clear()
         for sent in (packet, message(_SENTINEL)):
             self._send(sent)
-        self._turn()
+        self._cycle()
         assert self.heard.actions[-1:] == ["add"], self.heard.actions
         assert self.heard.told == []
         failures, self.failures = self.failures, []
@@ -139,7 +139,7 @@ class _World:
             while True:
                 self.udevd.recv(_LARGEST)
 
-    def _turn(self) -> None:
+    def _cycle(self) -> None:
         for _ in range(3):  # what libudev passes over ends a batch
             self.loop.call_soon(self.loop.stop)
             self.loop.run_forever()

@@ -51,7 +51,7 @@ class Life:
     rate: float
     uevents: int = 0
     _nodes: dict[str, Node] = field(default_factory=dict)
-    _chance: random.Random = field(default_factory=lambda: random.Random(7))  # noqa: S311 - the same life every time
+    _jitter: random.Random = field(default_factory=lambda: random.Random(7))  # noqa: S311 - the same life every time
     _next: dict[str, float] = field(default_factory=dict)
     _server: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     _frozen: Future[None] | None = None
@@ -98,7 +98,7 @@ class Life:
         return all(status[part].get(RESOURCE) == str(len(CONSOLES)) for part in ("capacity", "allocatable"))
 
     def _shake(self) -> None:
-        self._chance.choices((self._change, self._plug, self._unplug), (6, 2, 2))[0](self._chance.choice(CONSOLES))
+        self._jitter.choices((self._change, self._plug, self._unplug), (6, 2, 2))[0](self._jitter.choice(CONSOLES))
 
     def _change(self, tty: str) -> None:
         self._uevent(tty, "change")

@@ -50,7 +50,7 @@ VT_DISALLOCATE = 0x5608
 
 
 @dataclass(slots=True, kw_only=True)
-class Ears:
+class MonitorListener:
     """A source of devices on this machine, and what it hears."""
 
     roots: Roots = field(default_factory=Roots)
@@ -77,11 +77,11 @@ class Ears:
     def until(self, check: Callable[[], object]) -> None:
         """Let the loop turn until something is so."""
 
-        def turned() -> bool:
+        def cycled() -> bool:
             turn(self.loop)
             return bool(check())
 
-        eventually(turned)
+        eventually(cycled)
 
     def hears(self, cause: Callable[[], object], action: str) -> None:
         """Wait for an uevent that comes after its cause; those that came before have been read then."""
@@ -101,9 +101,9 @@ class Ears:
 
     def device(self, tty: str) -> Device | None:
         """Return a tty as a look finds it that must be certain."""
-        look = self.source.look(self.now)
-        assert look.doubts == ()
-        return next((device for device in look.devices if device.devnode == str(DEV / tty)), None)
+        scan = self.source.scan(self.now)
+        assert scan.doubts == ()
+        return next((device for device in scan.devices if device.devnode == str(DEV / tty)), None)
 
     def close(self) -> None:
         """Close everything."""
@@ -112,17 +112,17 @@ class Ears:
 
 
 @contextlib.contextmanager
-def listening(roots: Roots | None = None) -> Iterator[Ears]:
+def listening(roots: Roots | None = None) -> Iterator[MonitorListener]:
     """Have ears for a while."""
-    ears = Ears(roots=roots or Roots())
+    listener = MonitorListener(roots=roots or Roots())
     try:
-        yield ears
+        yield listener
     finally:
-        ears.close()
+        listener.close()
 
 
 @pytest.fixture
-def ears(sticks: Sticks) -> Iterator[Ears]:  # noqa: ARG001 - udevd has to run first
+def listener(sticks: Sticks) -> Iterator[MonitorListener]:  # noqa: ARG001 - udevd has to run first
     """Hear what udevd says."""
     with listening() as open_ears:
         assert open_ears.said() == ["restored: udev"]
@@ -155,29 +155,31 @@ def plug(
 # Devices
 
 
-def test_a_stick_comes_and_goes(ears: Ears, sticks: Sticks) -> None:
+def test_a_stick_comes_and_goes(listener: MonitorListener, sticks: Sticks) -> None:
     """Heard from udev when its rules have run, so that the look after the event has everything."""
     links = ["serial/by-id/usb-a1"]
-    ears.hears(lambda: plug(sticks, serial="A1", port="usb-0:1.4:1.0", links=links), "add")
-    stick = ears.device("tty40")
+    listener.hears(lambda: plug(sticks, serial="A1", port="usb-0:1.4:1.0", links=links), "add")
+    stick = listener.device("tty40")
     assert stick is not None
     assert (stick.vendor, stick.product, stick.serial) == ("0403", "6001", "A1")
     assert (stick.interface, stick.port, stick.links) == ("00", "usb-0:1.4:1.0", ("/dev/serial/by-id/usb-a1",))
     assert dict(stick.properties or {}).items() >= sticks.properties("tty40").items()
-    ears.hears(lambda: sticks.unplug("tty40"), "remove")
-    assert ears.device("tty40") is None
+    listener.hears(lambda: sticks.unplug("tty40"), "remove")
+    assert listener.device("tty40") is None
 
 
-def test_a_record_that_the_rules_change_is_seen(ears: Ears, sticks: Sticks) -> None:
+def test_a_record_that_the_rules_change_is_seen(listener: MonitorListener, sticks: Sticks) -> None:
     """As `udevadm trigger` does after an administrator has written a rule."""
     plug(sticks, port="before")
     sticks.settle()
-    assert getattr(ears.device("tty40"), "port", None) == "before"
-    ears.hears(lambda: plug(sticks, port="after"), "add")
-    assert getattr(ears.device("tty40"), "port", None) == "after"
+    assert getattr(listener.device("tty40"), "port", None) == "before"
+    listener.hears(lambda: plug(sticks, port="after"), "add")
+    assert getattr(listener.device("tty40"), "port", None) == "after"
 
 
-def test_the_shared_link_of_twins_moves_without_an_event_for_the_survivor(ears: Ears, sticks: Sticks) -> None:
+def test_the_shared_link_of_twins_moves_without_an_event_for_the_survivor(
+    listener: MonitorListener, sticks: Sticks
+) -> None:
     """Each look follows it."""
     links = ["serial/by-id/usb-twin"]
     plug(sticks, serial="same", links=links)
@@ -185,44 +187,50 @@ def test_the_shared_link_of_twins_moves_without_an_event_for_the_survivor(ears: 
     sticks.settle()
     leads_to = Path("/dev", *links).resolve().name
     other = {"tty40": "tty41", "tty41": "tty40"}[leads_to]
-    assert getattr(ears.device(leads_to), "links", None) == ("/dev/serial/by-id/usb-twin",)
-    assert getattr(ears.device(other), "links", None) == ()
-    ears.hears(lambda: sticks.unplug(leads_to), "remove")
-    assert getattr(ears.device(other), "links", None) == ("/dev/serial/by-id/usb-twin",)
+    assert getattr(listener.device(leads_to), "links", None) == ("/dev/serial/by-id/usb-twin",)
+    assert getattr(listener.device(other), "links", None) == ()
+    listener.hears(lambda: sticks.unplug(leads_to), "remove")
+    assert getattr(listener.device(other), "links", None) == ("/dev/serial/by-id/usb-twin",)
 
 
 @pytest.mark.parametrize("serial", ["esc\x1b[31m", "$(reboot)`x`", "a,b c\\x2f", "中é", "A" * 500])
-def test_what_a_rule_makes_of_a_serial_is_taken_as_it_is(ears: Ears, sticks: Sticks, serial: str) -> None:
+def test_what_a_rule_makes_of_a_serial_is_taken_as_it_is(
+    listener: MonitorListener, sticks: Sticks, serial: str
+) -> None:
     """The record decides, not what a stick may have been meant to say."""
     plug(sticks, serial=serial)
     sticks.settle()
-    assert getattr(ears.device("tty40"), "serial", None) == serial
+    assert getattr(listener.device("tty40"), "serial", None) == serial
 
 
-def test_what_udevd_marks_a_record_with_while_it_handles_an_event_is_no_property(ears: Ears, sticks: Sticks) -> None:
+def test_what_udevd_marks_a_record_with_while_it_handles_an_event_is_no_property(
+    listener: MonitorListener, sticks: Sticks
+) -> None:
     """Newer ones write ID_PROCESSING and take it out again at every event: the device would change twice."""
     sticks.plug("tty40", vendor="0403", product="6001", properties={"ID_PROCESSING": "1", "ID_MODEL": "M"})
     sticks.settle()
-    record = getattr(ears.device("tty40"), "properties", {})
+    record = getattr(listener.device("tty40"), "properties", {})
     assert (record.get("ID_MODEL"), record.get("ID_PROCESSING")) == ("M", None)
 
 
-def test_a_change_that_changes_nothing_leaves_the_device_the_very_same(ears: Ears, sticks: Sticks) -> None:
+def test_a_change_that_changes_nothing_leaves_the_device_the_very_same(
+    listener: MonitorListener, sticks: Sticks
+) -> None:
     """Udevd writes the record again, and makes each link under another name to rename it: none of it is seen."""
     plug(sticks, serial="A1", links=["serial/by-id/usb-a1", "serial/by-path/usb-0", "zigbee"])
     sticks.settle()
-    first = ears.device("tty40")
+    first = listener.device("tty40")
     assert first is not None
     assert first.links == ("/dev/serial/by-id/usb-a1", "/dev/serial/by-path/usb-0", "/dev/zigbee")
     for _ in range(CHANGES):
-        heard = len(ears.heard.actions)
+        heard = len(listener.heard.actions)
         uevent("tty40")
-        while len(ears.heard.actions) == heard:
+        while len(listener.heard.actions) == heard:
             # A look takes longer than most of these names last: look as soon as there is one.
             if any(path.name != "usb-a1" for path in Path("/dev/serial/by-id").iterdir()):
-                assert ears.device("tty40") is first
-            turn(ears.loop)
-        assert ears.device("tty40") is first
+                assert listener.device("tty40") is first
+            turn(listener.loop)
+        assert listener.device("tty40") is first
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +297,8 @@ def test_a_device_that_flaps_is_published_as_it_is_or_not_at_all(
     """Each time another registration, removed and made again before udevd has come to it, and looked at all the while."""
     lister, inventory, published, seen = lister_of(terminal, tmp_path), Inventory(), set[Entry](), set[int]()
 
-    def look() -> None:
-        found = lister.look(time.monotonic())
+    def scan() -> None:
+        found = lister.scan(time.monotonic())
         missing, *doubts = found.doubts
         assert "lacks the kernel's own tty and console" in missing  # which are in another class
         inventory.observe(replace(found, doubts=tuple(doubts)))
@@ -298,14 +306,14 @@ def test_a_device_that_flaps_is_published_as_it_is_or_not_at_all(
         published.update(map(Entry.of, present))
         seen.update(device.incarnation for device in present)
 
-    look()
+    scan()
     with ThreadPoolExecutor(1) as beside:
         flapping = beside.submit(flap, terminal, pause)
         while not flapping.done():
-            look()
+            scan()
         flapping.result()
     settle()
-    look()
+    scan()
     assert [(entry.link, entry.serial) for entry in published] == [("/dev/serial/by-id/usb-vcs", "V1")]
     assert len(seen) > FLAPS // 10
 
@@ -319,43 +327,47 @@ def flap(terminal: Terminal, pause: float) -> None:
         time.sleep(pause + number % 5 * 0.01)
 
 
-def test_a_directory_in_the_place_of_a_stick_is_told_until_it_is_removed(ears: Ears, sticks: Sticks) -> None:
+def test_a_directory_in_the_place_of_a_stick_is_told_until_it_is_removed(
+    listener: MonitorListener, sticks: Sticks
+) -> None:
     """As containerd leaves one at each path of a pod that is restarted without its stick: udevd and kernel cannot make theirs."""
     link = Path("/dev/serial/by-id/usb-a1")
     places = {link, plug(sticks, links=["serial/by-id/usb-a1"])}
     sticks.settle()
-    assert ears.device("tty40") is not None
+    assert listener.device("tty40") is not None
     sticks.unplug("tty40")
     sticks.settle()
-    assert blocked(ears) == set()
+    assert blocked(listener) == set()
     for place in places:
         place.mkdir(parents=True)
     try:
-        assert blocked(ears) == places
+        assert blocked(listener) == places
         plug(sticks, links=["serial/by-id/usb-a1"])
         sticks.settle()
-        assert ears.device("tty40") is None
-        assert blocked(ears) == places
+        assert listener.device("tty40") is None
+        assert blocked(listener) == places
     finally:
         for place in places:
             place.rmdir()
     plug(sticks, links=["serial/by-id/usb-a1"])
     sticks.settle()
-    assert getattr(ears.device("tty40"), "link", None) == str(link)
-    assert blocked(ears) == set()
+    assert getattr(listener.device("tty40"), "link", None) == str(link)
+    assert blocked(listener) == set()
 
 
-def blocked(ears: Ears) -> set[Path]:
+def blocked(listener: MonitorListener) -> set[Path]:
     """Return the paths of which a look tells that a directory is in the way."""
-    return {Path(line.partition(": ")[0]) for line in ears.source.look(ears.now).blocked}
+    return {Path(line.partition(": ")[0]) for line in listener.source.scan(listener.now).blocked}
 
 
-def test_a_link_that_the_configuration_names_is_followed(ears: Ears, sticks: Sticks, tmp_path: Path) -> None:
+def test_a_link_that_the_configuration_names_is_followed(
+    listener: MonitorListener, sticks: Sticks, tmp_path: Path
+) -> None:
     """Also outside /dev."""
     (tmp_path / "zigbee").symlink_to(plug(sticks))
     sticks.settle()
-    ears.source.expect(frozenset({str(tmp_path / "zigbee")}))
-    assert getattr(ears.device("tty40"), "link", None) == str(tmp_path / "zigbee")
+    listener.source.expect(frozenset({str(tmp_path / "zigbee")}))
+    assert getattr(listener.device("tty40"), "link", None) == str(tmp_path / "zigbee")
 
 
 # The monitor
@@ -363,30 +375,30 @@ def test_a_link_that_the_configuration_names_is_followed(ears: Ears, sticks: Sti
 
 def test_without_udevd_the_kernel_wakes_and_later_looks_are_due(sticks: Sticks, no_udevd: Roots) -> None:
     """The node is there at once; links and permissions follow without a word."""
-    with listening(no_udevd) as ears:
-        assert ears.said() == ["restored: kernel"]
-        ears.hears(lambda: plug(sticks), "add")
-        assert ears.device("tty40") is not None
-        assert ears.source.look(ears.loop.time()).again_at is not None
+    with listening(no_udevd) as listener:
+        assert listener.said() == ["restored: kernel"]
+        listener.hears(lambda: plug(sticks), "add")
+        assert listener.device("tty40") is not None
+        assert listener.source.scan(listener.loop.time()).again_at is not None
 
 
 def test_the_stream_follows_udevd(sticks: Sticks, tmp_path: Path) -> None:
     """That of udev while there is a udevd, the kernel's before and after; each is heard."""
     control = tmp_path / "control"
-    with listening(Roots(run=str(tmp_path))) as ears:
-        assert ears.said() == ["restored: kernel"]
+    with listening(Roots(run=str(tmp_path))) as listener:
+        assert listener.said() == ["restored: kernel"]
         for change, source in ((control.touch, "udev"), (control.unlink, "kernel")):
-            ears.hears(lambda: plug(sticks), "add")
+            listener.hears(lambda: plug(sticks), "add")
             change()
-            ears.tend()
-            assert ears.said() == [f"restored: {source}"]
+            listener.tend()
+            assert listener.said() == [f"restored: {source}"]
             assert len(uevent_descriptors()) == 1
-        ears.hears(lambda: plug(sticks), "add")
+        listener.hears(lambda: plug(sticks), "add")
 
 
-def test_the_buffer_holds_a_storm(ears: Ears) -> None:
+def test_the_buffer_holds_a_storm(listener: MonitorListener) -> None:
     """The kernel doubles what was asked for, and root may ask for more than the administrator's limit (socket(7))."""
-    assert ears.heard.overflows == 0
+    assert listener.heard.overflows == 0
     with own_socket() as heard:
         assert heard.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 256 * 1024 * 1024
 
@@ -402,25 +414,27 @@ def own_socket() -> Iterator[socket.socket]:
 @pytest.mark.parametrize("stream", ["udev", "kernel"])
 def test_an_overflow_is_told_and_heard_through(sticks: Sticks, no_udevd: Roots, stream: str) -> None:
     """Uevents are lost, the monitor is not: the next stick is heard."""
-    with listening(no_udevd if stream == "kernel" else None) as ears:
+    with listening(no_udevd if stream == "kernel" else None) as listener:
         with own_socket() as heard:
             heard.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         for _ in range(100):
             uevent()
         sticks.settle()
-        ears.until(lambda: ears.heard.overflows)
-        ears.hears(lambda: plug(sticks), "add")
-        assert ears.said() == [f"restored: {stream}"]
+        listener.until(lambda: listener.heard.overflows)
+        listener.hears(lambda: plug(sticks), "add")
+        assert listener.said() == [f"restored: {stream}"]
 
 
-def test_a_socket_that_was_closed_under_the_monitor_is_replaced_by_one_that_hears(ears: Ears, sticks: Sticks) -> None:
+def test_a_socket_that_was_closed_under_the_monitor_is_replaced_by_one_that_hears(
+    listener: MonitorListener, sticks: Sticks
+) -> None:
     """The new one has the number of the old: the loop must not take it for that."""
     (before,) = uevent_descriptors()
     os.close(before)
-    ears.tend()
-    assert ears.said() == ["lost: the netlink socket was closed", "restored: udev"]
+    listener.tend()
+    assert listener.said() == ["lost: the netlink socket was closed", "restored: udev"]
     assert uevent_descriptors() == [before]
-    ears.hears(lambda: plug(sticks), "add")
+    listener.hears(lambda: plug(sticks), "add")
 
 
 # What must happen in a process of its own
@@ -518,12 +532,12 @@ def hears_as_nobody(run: str, tty: str) -> None:
     os.setgid(NOBODY)
     os.setuid(NOBODY)
     assert "CapEff:\t0000000000000000" in Path("/proc/self/status").read_text("ascii")
-    with listening(Roots(run=run)) as ears:
-        answer(ears.said())
-        ears.until(lambda: "add" in ears.heard.actions)
-        answer(getattr(ears.device(tty), "vendor", None))
-        ears.until(lambda: "remove" in ears.heard.actions)
-        assert ears.device(tty) is None
+    with listening(Roots(run=run)) as listener:
+        answer(listener.said())
+        listener.until(lambda: "add" in listener.heard.actions)
+        answer(getattr(listener.device(tty), "vendor", None))
+        listener.until(lambda: "remove" in listener.heard.actions)
+        assert listener.device(tty) is None
 
 
 @pytest.mark.parametrize(("stream", "vendor"), [("udev", "0403"), ("kernel", None)])
@@ -541,22 +555,22 @@ def test_neither_stream_needs_a_right(sticks: Sticks, stream: str, vendor: str |
 def hears_a_storm() -> None:
     """Hear ten thousand uevents while the loop does something else too."""
     storm, turns = 10_000, 0
-    with listening() as ears:
+    with listening() as listener:
 
         def tick() -> None:
             nonlocal turns
             turns += 1
-            ears.loop.call_soon(tick)
+            listener.loop.call_soon(tick)
 
-        assert ears.said() == ["restored: kernel"]
+        assert listener.said() == ["restored: kernel"]
         for _ in range(storm):
             send("change")
-        ears.loop.call_soon(tick)
-        ears.until(lambda: len(ears.heard.actions) >= storm)
-        assert ears.heard.actions == ["change"] * storm
-        assert max(map(len, ears.heard.batches)) <= BATCH
-        assert turns >= len(ears.heard.batches)
-        assert ears.heard.overflows == 0
+        listener.loop.call_soon(tick)
+        listener.until(lambda: len(listener.heard.actions) >= storm)
+        assert listener.heard.actions == ["change"] * storm
+        assert max(map(len, listener.heard.batches)) <= BATCH
+        assert turns >= len(listener.heard.batches)
+        assert listener.heard.overflows == 0
 
 
 def test_a_storm_of_uevents_holds_up_nothing_else(udevd: None) -> None:  # noqa: ARG001 - holds the lock
@@ -566,18 +580,18 @@ def test_a_storm_of_uevents_holds_up_nothing_else(udevd: None) -> None:  # noqa:
 
 def overflows_without_descriptors() -> None:
     """Hear through an overflow when there is no descriptor left, and find nothing absent meanwhile."""
-    with listening() as ears:
+    with listening() as listener:
         with own_socket() as heard:
             heard.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         for _ in range(100):
             send("change")
         with no_descriptors():
-            ears.until(lambda: ears.heard.overflows)
-            ears.tend()
-            assert not ears.source.look(ears.now).certain
-        ears.hears(lambda: send("add"), "add")
-        assert ears.said() == ["restored: kernel"]
-        assert ears.source.look(ears.now).certain
+            listener.until(lambda: listener.heard.overflows)
+            listener.tend()
+            assert not listener.source.scan(listener.now).certain
+        listener.hears(lambda: send("add"), "add")
+        assert listener.said() == ["restored: kernel"]
+        assert listener.source.scan(listener.now).certain
 
 
 def test_an_overflow_without_file_descriptors_is_heard_through(udevd: None) -> None:  # noqa: ARG001 - holds the lock
@@ -588,21 +602,21 @@ def test_an_overflow_without_file_descriptors_is_heard_through(udevd: None) -> N
 def opens_without_descriptors() -> None:
     """Open a monitor, and read records, with few descriptors or none."""
     context = pyudev.Context()
-    with listening() as ears, no_descriptors() as taken:
-        ears.source.close()
+    with listening() as listener, no_descriptors() as taken:
+        listener.source.close()
         os.close(taken.pop())
         while uevent_free(taken):
             pass
-        ears.tend()
-        assert any("Too many open files" in said for said in ears.said())
+        listener.tend()
+        assert any("Too many open files" in said for said in listener.said())
         for _ in range(12):
-            look = Lister(record=lambda path: read_record(context, path)).look(0)
-            assert not look.certain or {"tty", "console"} <= {Path(device.devnode).name for device in look.devices}
-            assert all(device.properties is None or "DEVNAME" in device.properties for device in look.devices)
+            scan = Lister(record=lambda path: read_record(context, path)).scan(0)
+            assert not scan.certain or {"tty", "console"} <= {Path(device.devnode).name for device in scan.devices}
+            assert all(device.properties is None or "DEVNAME" in device.properties for device in scan.devices)
             os.close(taken.pop())
-        ears.tend()
-        assert ears.said() == ["restored: udev"]
-        assert getattr(ears.device("tty40"), "vendor", None) == "0403"
+        listener.tend()
+        assert listener.said() == ["restored: udev"]
+        assert getattr(listener.device("tty40"), "vendor", None) == "0403"
 
 
 def uevent_free(taken: list[int]) -> bool:
@@ -628,15 +642,15 @@ def is_deaf() -> None:
         mount("/run/udev")
         mount("/dev")
         os.mknod("/dev/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        with listening(Roots(run=run)) as ears:
-            (said,) = ears.said()
+        with listening(Roots(run=run)) as listener:
+            (said,) = listener.said()
             assert "libudev opened a deaf udev monitor" in said
-            ears.tend()
-            assert ears.said() == []
+            listener.tend()
+            assert listener.said() == []
             uncover("/run/udev")
-            ears.tend()
-            assert ears.said() == ["restored: udev"]
-            ears.hears(uevent, "change")
+            listener.tend()
+            assert listener.said() == ["restored: udev"]
+            listener.hears(uevent, "change")
         uncover("/dev")
 
 
@@ -648,15 +662,15 @@ def test_a_deaf_monitor_is_opened_again_until_it_hears(udevd: None) -> None:  # 
 def outlives_udevd(logs: str) -> None:
     """Have a udevd of our own end and start again."""
     mount("/run/udev")
-    with listening() as ears:
-        assert ears.said() == ["restored: kernel"]
+    with listening() as listener:
+        assert listener.said() == ["restored: kernel"]
         for life in range(2):
             process = Process([UDEVD], Path(logs, f"udevd{life}"))
-            ears.turns_to("udev")
-            ears.hears(lambda: send("add"), "add")
+            listener.turns_to("udev")
+            listener.hears(lambda: send("add"), "add")
             process.kill()
-            ears.turns_to("kernel")
-            ears.hears(lambda: send("change"), "change")
+            listener.turns_to("kernel")
+            listener.hears(lambda: send("change"), "change")
 
 
 def test_a_udevd_that_ends_and_starts_again_is_followed(udevd: None, tmp_path: Path) -> None:  # noqa: ARG001 - holds the lock
@@ -667,20 +681,20 @@ def test_a_udevd_that_ends_and_starts_again_is_followed(udevd: None, tmp_path: P
 
 def looks_at_masked_folders() -> None:
     """Look at a host whose sysfs is covered, in part or all."""
-    with listening() as ears:
-        assert ears.source.look(ears.now).certain
+    with listening() as listener:
+        assert listener.source.scan(listener.now).certain
         for folder in ("/sys/devices", "/sys/class", "/sys"):
             mount(folder)
-            look = ears.source.look(ears.now)
-            assert not look.certain, folder
+            scan = listener.source.scan(listener.now)
+            assert not scan.certain, folder
             # Where the entries can still be listed, a virtual console whose node is there is still known.
-            assert all(device.virtual and folder == "/sys/devices" for device in look.devices)
+            assert all(device.virtual and folder == "/sys/devices" for device in scan.devices)
             uncover(folder)
-            assert ears.source.look(ears.now).certain
+            assert listener.source.scan(listener.now).certain
         mount("/dev")
-        look = ears.source.look(ears.now)
-        assert "/dev/tty40" in {device.devnode for device in look.devices}
-        assert [trouble for trouble in look.troubles if "/dev is no devtmpfs" in trouble]
+        scan = listener.source.scan(listener.now)
+        assert "/dev/tty40" in {device.devnode for device in scan.devices}
+        assert [trouble for trouble in scan.troubles if "/dev is no devtmpfs" in trouble]
 
 
 def test_a_covered_folder_hides_no_device(udevd: None) -> None:  # noqa: ARG001 - holds the lock

@@ -18,7 +18,7 @@ from devwatch import __version__
 from devwatch.agent.events import EventRecorder
 from devwatch.agent.evictor import Evictor
 from devwatch.agent.reconciler import Cluster, Reconciler
-from devwatch.agent.report import Log, Reporter, Story
+from devwatch.agent.report import Log, RepeatFilter, Reporter
 from devwatch.config.file import BackgroundConfigFile, ConfigFile
 from devwatch.core.errors import OutputLost, Unavailable
 from devwatch.core.loss import Losses
@@ -29,7 +29,7 @@ from devwatch.host.udev import UdevSource
 from devwatch.kube.pods import Workload
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
-from devwatch.observe.output import Outlet
+from devwatch.observe.output import NonBlockingStream
 from devwatch.observe.server import Server, routes
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Options:
     """Whether somebody asked for this address."""
 
 
-class PretendedNode:
+class DryRunNode:
     """A dry run: prints each patch, as a line of JSON or, on a terminal, in words, and answers as if it had been stored.
 
     Without a `server` the Node is empty and nothing is sent; with one, it answers to each request, with `dryRun=All`.
@@ -74,7 +74,7 @@ class PretendedNode:
 
     def __init__(self, out: TextIO, server: NodeApi | None = None) -> None:
         """Print to `out`."""
-        self._stream, self._out, self._server = out, Outlet(out), server
+        self._stream, self._out, self._server = out, NonBlockingStream(out), server
         self._pretended: dict[str, str | None] = {}
         self.date = ""
 
@@ -108,14 +108,14 @@ async def _until(done: Callable[[], bool]) -> None:
         await asyncio.sleep(OUTPUT_INTERVAL)
 
 
-class Ears:
+class MonitorListener:
     """What the monitor hears goes to the metrics, to the log, and wakes the loop."""
 
     def __init__(self, log: Log, metrics: Metrics) -> None:
         """Wake nobody yet."""
         self._log, self._metrics = log, metrics
         self.wake: Callable[[str], None] = lambda _: None
-        self._overflows = Story()
+        self._overflows = RepeatFilter()
         self._source: str | None = None
 
     def uevents(self, actions: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ class Ears:
     def overflowed(self) -> None:
         """Uevents are lost, and with them nothing: looking again tells what is there."""
         self._metrics.monitor_overflows.inc()
-        if self._overflows.worth_telling("overflow"):
+        if self._overflows.should_log("overflow"):
             self._log.warning(
                 "monitor.overflowed", times=self._overflows.repeats, lost="nothing: the devices are looked at again"
             )
@@ -149,7 +149,7 @@ class Ears:
         self._source = source
 
 
-def _chance() -> Callable[[], float]:
+def _jitter() -> Callable[[], float]:
     return random.SystemRandom().random
 
 
@@ -167,15 +167,15 @@ class Daemon:
         self._ready = self._reloading = False
         self._announced = True
         self._status = ""
-        self._shortage = Story()
+        self._shortage = RepeatFilter()
         self._reconciler: Reconciler | None = None
 
     async def run(self) -> int:
         """Run until TERM, INT, or what `--once` waits for, and return the exit status. Raises `Unavailable` and `MemoryError`."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._stray)
-        self._health = Health(sweep=self._config.sweep, last_turn=loop.time())
-        self._ears = Ears(self._log, self._metrics)
+        self._health = Health(sweep=self._config.sweep, last_cycle=loop.time())
+        self._listener = MonitorListener(self._log, self._metrics)
         self._reporter = Reporter(
             log=self._log,
             metrics=self._metrics,
@@ -198,7 +198,7 @@ class Daemon:
         error = context.get("exception")
         if not isinstance(error, OSError) or error.errno not in _SHORTAGES:
             loop.default_exception_handler(context)
-        elif self._shortage.worth_telling("connection"):
+        elif self._shortage.should_log("connection"):
             reason = f"nobody can ask for metrics and health: {os.strerror(error.errno)}"
             self._log.warning("host.limited", reason=reason, times=self._shortage.repeats)
 
@@ -280,7 +280,7 @@ class Daemon:
             listen=listening,
             dry_run=self._options.dry_run or "no",
         )
-        self._ears.wake = reconciler.wake
+        self._listener.wake = reconciler.wake
         _sweep_often()
         await reconciler.run()
 
@@ -293,7 +293,7 @@ class Daemon:
         if not await lock.acquire(self._wait, self._ignore):
             await _beside(stack, self._regain(lock))
         waited, self._health.waiting = self._health.waiting is not None, None
-        self._health.last_turn = loop.time()
+        self._health.last_cycle = loop.time()
         return waited
 
     def _wait(self, holder: Holder) -> None:
@@ -309,7 +309,7 @@ class Daemon:
         self._log.info("lock.regained", node=self._options.node)
 
     def _wire(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> Reconciler:
-        source = UdevSource.open(listener=self._ears, loop=loop)
+        source = UdevSource.open(listener=self._listener, loop=loop)
         stack.callback(source.close)
         reporter = self._reporter
         self._reconciler = Reconciler(
@@ -321,9 +321,9 @@ class Daemon:
             reporter=reporter,
             clock=loop.time,
             wall=time.time,
-            chance=_chance(),
+            jitter=_jitter(),
             once=self._options.once,
-            turned=self._turned,
+            cycled=self._cycled,
             heartbeat=watchdog_interval(self._environ),
         )
         return self._reconciler
@@ -333,7 +333,7 @@ class Daemon:
     ) -> Cluster:
         """Return what the loop knows of the cluster. A dry run of the client imports no API client, and only the daemon itself evicts."""
         if self._options.dry_run == "client":
-            return Cluster(api=PretendedNode(self._out))
+            return Cluster(api=DryRunNode(self._out))
         from devwatch.kube.credentials import Credentials  # noqa: PLC0415 - 20 MiB that a dry run of the client does not need
         from devwatch.kube.nodes import KubeNode  # noqa: PLC0415 - 20 MiB that a dry run of the client does not need
 
@@ -341,13 +341,13 @@ class Daemon:
         node = KubeNode(self._options.node, credentials, version=__version__, dry_run=self._options.dry_run == "server")
         stack.push_async_callback(_close, node.close)
         if self._options.dry_run:
-            return Cluster(api=PretendedNode(self._out, node))
+            return Cluster(api=DryRunNode(self._out, node))
         if self._options.once:
             return Cluster(api=node)
         workload = Workload(requests=node, node=self._options.node)
         recorder = EventRecorder(api=workload, log=self._log, node=self._options.node, clock=loop.time)
         losses = Losses()
-        evictor = Evictor(api=workload, recorder=recorder, losses=losses, metrics=self._metrics, chance=_chance())
+        evictor = Evictor(api=workload, recorder=recorder, losses=losses, metrics=self._metrics, jitter=_jitter())
         reporter.record = recorder.device
         return Cluster(api=node, watch=node.watch, losses=losses, attend=evictor.attend, tasks=(evictor, recorder))
 
@@ -363,7 +363,7 @@ class Daemon:
         if self._reconciler is not None:
             self._reconciler.wake("config")
 
-    def _turned(self) -> None:
+    def _cycled(self) -> None:
         """Tell systemd that the loop turns, and how things are: it is ready once a look was certain, and again after a reload.
 
         What its full queue refuses is told again on the next turn.

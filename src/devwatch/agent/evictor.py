@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from devwatch.agent.report import Story
+from devwatch.agent.report import RepeatFilter
 from devwatch.core.backoff import Backoff
 from devwatch.core.errors import ApiError, Conflict, Forbidden, Missing, Retry
 from devwatch.core.loss import Incidents, Loss, Return
@@ -55,13 +55,13 @@ class Evictor:
     recorder: EventRecorder
     losses: Losses
     metrics: Metrics
-    chance: Callable[[], float]
+    jitter: Callable[[], float]
     _incidents: dict[Key, Incident] = field(default_factory=dict)
     _next: tuple[Key, Pod] | None = None
     """The pod whose turn it is: its status was read in the request before."""
     _pace: float = float("-inf")
     _backoff: Backoff = field(default_factory=lambda: Backoff(first=1.0))
-    _story: Story = field(default_factory=Story)
+    _filter: RepeatFilter = field(default_factory=RepeatFilter)
     _refusals: Counter[object] = field(default_factory=Counter)
     """By incident and by UID, so that one that is refused again and again holds up no other."""
     _reported: set[tuple[Key, str]] = field(default_factory=set)
@@ -179,7 +179,7 @@ class Evictor:
             self._backoff.succeed()
             return  # it is gone already; what has its name now is another pod
         self._backoff.succeed()
-        self._story = Story()
+        self._filter = RepeatFilter()
         if isinstance(incident, Return):
             self.losses.note_eviction(incident, self.recorder.clock())
         self.recorder.pod(pod, incident, "the pod is evicted")
@@ -189,11 +189,11 @@ class Evictor:
     def _refused(self, error: ApiError, incident: Incident, pod: Pod | None, *, at_least: float) -> None:
         self._refusals.update([incident.key, *([pod.uid] if pod else [])])
         self.metrics.evictions.labels("refused" if isinstance(error, Retry) else "failed").inc()
-        delay = self._backoff.fail(self.recorder.clock(), self.chance(), at_least=at_least)
+        delay = self._backoff.fail(self.recorder.clock(), self.jitter(), at_least=at_least)
         hint = getattr(error, "hint", "") or _cure(str(error), pod)
         if pod:
             self.recorder.pod(pod, incident, f"it cannot be evicted: {error}" + (f" ({hint})" if hint else ""))
-        if self._story.worth_telling(str(error)):
+        if self._filter.should_log(str(error)):
             more = ({"pod": pod.title} if pod else {}) | ({"hint": hint} if hint else {})
             self.recorder.log.warning(
                 "pod.eviction_refused", resource=incident.resource, error=str(error), retry_in=round(delay, 1), **more

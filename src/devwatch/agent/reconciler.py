@@ -13,7 +13,7 @@ from devwatch.agent.report import Answer, Reporter, held_up
 from devwatch.core.backoff import Backoff
 from devwatch.core.drift import Drift
 from devwatch.core.errors import ApiError, ConfigError, Forbidden, Gone, NodeMissing, Refused
-from devwatch.core.inventory import Inventory, Look
+from devwatch.core.inventory import Inventory, Scan
 from devwatch.core.loss import Scene
 from devwatch.core.node import WHOLE, Changes, Listing, NodeState
 from devwatch.core.plan import Draft, Figures, Tally, changes, portion
@@ -54,7 +54,7 @@ RESYNC_SPREAD = 0.1
 class DeviceSource(Protocol):
     """Where the devices come from."""
 
-    def look(self, now: float) -> Look:
+    def scan(self, now: float) -> Scan:
         """Return what is there now; never raises for what cannot be read."""
 
     def expect(self, paths: frozenset[str]) -> None:
@@ -143,10 +143,10 @@ class Reconciler:
         node: str,
         reporter: Reporter,
         clock: Callable[[], float],
-        chance: Callable[[], float],
+        jitter: Callable[[], float],
         wall: Callable[[], float],
         once: bool = False,
-        turned: Callable[[], None] = lambda: None,
+        cycled: Callable[[], None] = lambda: None,
         heartbeat: float | None = None,
     ) -> None:
         """Start with nothing seen.
@@ -155,8 +155,8 @@ class Reconciler:
         called on every turn of the loop, which comes at least every `heartbeat` seconds.
         """
         self._source, self._cluster, self._settings, self._reporter = source, cluster, settings, reporter
-        self._node, self._clock, self._wall, self._chance, self._once = node, clock, wall, chance, once
-        self._turned, self._heartbeat = turned, heartbeat or math.inf
+        self._node, self._clock, self._wall, self._jitter, self._once = node, clock, wall, jitter, once
+        self._cycled, self._heartbeat = cycled, heartbeat or math.inf
         self._wakes, self._woken = set[str](), asyncio.Event()
         self._inventory, self._tally, self._former = Inventory(), Tally(()), deque[str](maxlen=16)
         self._observed: NodeState | None = None
@@ -193,7 +193,7 @@ class Reconciler:
             if self._cluster.watch is not None and not self._once:
                 tasks.create_task(self._follow(self._cluster.watch))
             while True:
-                due, trigger = self._turn(tasks)
+                due, trigger = self._cycle(tasks)
                 if self._once and self._agreed:
                     return
                 await self._sleep(due, trigger)
@@ -206,7 +206,7 @@ class Reconciler:
             self._wakes.add(trigger)
         self._woken.clear()
 
-    def _turn(self, tasks: asyncio.TaskGroup) -> tuple[float, str]:
+    def _cycle(self, tasks: asyncio.TaskGroup) -> tuple[float, str]:
         """Do everything once and return when to do it again, and why then."""
         now = self._clock()
         wakes, self._wakes = self._wakes, set()
@@ -214,27 +214,39 @@ class Reconciler:
         self._take_answer(now)
         self._take_sight(now)
         self._reload(now, force="config" in wakes)
-        look = self._source.look(now)
-        self._inventory.observe(look)
+        scan = self._source.scan(now)
+        self._inventory.observe(scan)
         figures = self.figures = self._tally.count(self._inventory, self._observed, now)
         remembered = self._attend(figures, now)
-        wanted = self._wanted(figures, remembered)
+        wanted = self._wanted(figures, remembered, now)
         self._forgive(figures, wanted)
-        self._report(look, figures, changes(figures, NodeState()) if self._missing else wanted)
+        self._report(scan, figures, changes(figures, NodeState()) if self._missing else wanted)
         self._time_detection(figures, wanted, now)
         self._send(wanted, now, tasks)
         held = any(map(held_up, figures.by_name.values()))
-        settled = look.certain and not self._inventory.pending and figures.due is None and not held
+        settled = scan.certain and not self._inventory.pending and figures.due is None and not held
         self._agreed = settled and not wanted and self._request is None and now < self._resync_at
-        self._turned()
-        return self._next(look, figures, wanted)
+        self._cycled()
+        return self._next(scan, figures, wanted)
 
-    def _wanted(self, figures: Figures, remembered: Listing) -> Changes:
+    def _wanted(self, figures: Figures, remembered: Listing, now: float) -> Changes:
         if self._observed is None:
             return {}
         return self._draft.changes(
-            figures, self._observed, apart=self._apart, remembered=remembered, written=self._written
+            figures,
+            self._observed,
+            apart=self._apart,
+            remembered=remembered,
+            written=self._perhaps_ours(self._observed, now),
         )
+
+    def _perhaps_ours(self, observed: NodeState, now: float) -> set[str]:
+        """Return the names that devwatch has written, but for those that another client has written since.
+
+        A PATCH without an answer may have been stored after the state that is held, or be stored yet.
+        """
+        open_ = self._unsure | {name for name, until in self._late.items() if now < until}
+        return {name for name in self._written if name in open_ or observed.removable(name)}
 
     def _attend(self, figures: Figures, now: float) -> Listing:
         """Report what is lost and what has returned, and return what the annotation has to list so that it is remembered."""
@@ -251,20 +263,20 @@ class Reconciler:
         self._cluster.attend(self._cluster.losses.update(self._config.for_node(self._node), scene))
         return self._cluster.losses.listing(figures)
 
-    def _report(self, look: Look, figures: Figures, wanted: Changes) -> None:
+    def _report(self, scan: Scan, figures: Figures, wanted: Changes) -> None:
         graces = {rule.name: rule.removal_grace for rule in self._config.resources}
-        self._reporter.look(look)
-        self._reporter.devices(figures, self._inventory.present, graces, look)
+        self._reporter.scan(scan)
+        self._reporter.devices(figures, self._inventory.present, graces, scan)
         observed = None if self._missing else self._observed
         refused = {name: refusal.reason for name, refusal in self._refusals.items()}
-        self._reporter.difference(figures, observed, wanted, refused, look.at)
+        self._reporter.difference(figures, observed, wanted, refused, scan.at)
 
-    def _next(self, look: Look, figures: Figures, wanted: Changes) -> tuple[float, str]:
+    def _next(self, scan: Scan, figures: Figures, wanted: Changes) -> tuple[float, str]:
         """Return the nearest of sweep, grace, arrival, resync and retry."""
         moments = (
             (self._sweep_at, "sweep"),
             (self._inventory.due, "sweep"),
-            (look.again_at, "sweep"),
+            (scan.again_at, "sweep"),
             (figures.due, "grace"),
         )
         dues = [(due, trigger) for due, trigger in moments if due is not None]
@@ -276,11 +288,11 @@ class Reconciler:
                     max(self._refusals.get(name, self._backoff).until, self._drift.due(name)) for name in wanted
                 )
                 dues.append((max(first, self._backoff.until), "retry"))
-            tasks = [due for tasks in self._cluster.tasks if (due := tasks.due(look.at)) is not None]
+            tasks = [due for tasks in self._cluster.tasks if (due := tasks.due(scan.at)) is not None]
             dues += [(max(due, self._backoff.until), "retry") for due in tasks]
-        elif wanted and look.at < self._yields_at < math.inf:
+        elif wanted and scan.at < self._yields_at < math.inf:
             dues.append((self._yields_at, "retry"))
-        return min(*dues, (look.at + self._heartbeat, "sweep"))
+        return min(*dues, (scan.at + self._heartbeat, "sweep"))
 
     # -- the configuration
 
@@ -392,7 +404,7 @@ class Reconciler:
         self._apart -= answer.sent.keys()
         self._refusals = {name: refusal for name, refusal in self._refusals.items() if name not in answer.sent}
         self._failure = ""
-        self._resync_at = now + self._resync() * (1 - RESYNC_SPREAD * self._chance())
+        self._resync_at = now + self._resync() * (1 - RESYNC_SPREAD * self._jitter())
 
     def _resync(self) -> float:
         if self._watching:
@@ -412,7 +424,7 @@ class Reconciler:
                 least = WATCH_RETRY_LIMIT if isinstance(error, Forbidden) else max(WATCH_PAUSE, _asked(error))
             if self._clock() >= began + WATCH_LASTS:
                 backoff.succeed()
-            await asyncio.sleep(backoff.fail(self._clock(), self._chance(), at_least=least))
+            await asyncio.sleep(backoff.fail(self._clock(), self._jitter(), at_least=least))
 
     async def _hear(self, watch: Watch) -> None:
         """Hold what a watch tells. The first it tells comes of a list, which says nothing of the right to watch."""
@@ -485,9 +497,7 @@ class Reconciler:
                 self._cluster.losses.start(state.memory())
         self._observed, self._missing, self._unsure = state, False, set()
         self._late = {name: until for name, until in self._late.items() if now < until}
-        # What another client has written since is its own, unless our own count may still be stored.
-        self._written = {name for name in self._written if state.removable(name)} | self._late.keys()
-        self._written = {name for name in self._written if not state.shows(name, None)}
+        self._written = {name for name in self._written | self._late.keys() if not state.shows(name, None)}
 
     def _replace(self, old: str, new: str) -> None:
         """Pass over what a watch that lags goes on telling of a Node that was replaced."""
@@ -507,7 +517,7 @@ class Reconciler:
             self._reporter.refused(answer, error, retry_in=None)
             return
         (name,) = parts
-        retry_in = self._refusals[name].fail(now, self._chance())
+        retry_in = self._refusals[name].fail(now, self._jitter())
         self._reporter.refused(replace(answer, sent=parts), error, retry_in=retry_in)
 
     def _parts(self, sent: Changes) -> Changes:
@@ -524,7 +534,7 @@ class Reconciler:
         self._unsure |= answer.sent.keys()
         self._late |= dict.fromkeys(answer.sent.keys() - {WHOLE}, now + STORED_LATE)
         self._resync_at = now  # what is held may no longer be so: ask, though nothing may be wanted
-        delay = self._backoff.fail(now, self._chance(), at_least=_asked(error))
+        delay = self._backoff.fail(now, self._jitter(), at_least=_asked(error))
         self._reporter.failed(answer, error, failures=self._backoff.failures, retry_in=delay)
 
     def _earliest(self, answer: Answer) -> float | None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from devwatch.config.schema import Config
     from devwatch.core.device import Device, Key
-    from devwatch.core.inventory import Look
+    from devwatch.core.inventory import Scan
     from devwatch.core.plan import Figure, Figures
     from devwatch.core.rules import ResourceRule
     from devwatch.observe.health import Health
@@ -58,13 +58,13 @@ class Answer:
 
 
 @dataclass(slots=True, kw_only=True)
-class Story:
+class RepeatFilter:
     """Tells a condition when it begins, what is new about it, and ever more rarely that it lasts."""
 
     repeats: int = 0
     texts: set[str] = field(default_factory=set)
 
-    def worth_telling(self, text: str) -> bool:
+    def should_log(self, text: str) -> bool:
         """Return whether this line should be written: one of the first few texts for the first time, or the 2nd, 4th, 8th ... line."""
         self.repeats += 1
         new = text not in self.texts and len(self.texts) < _TEXTS
@@ -130,61 +130,61 @@ class Reporter:
     """Why the server refuses every request; empty once it does not."""
     _looked: bool = False
     _told: set[str] = field(default_factory=set)
-    _stories: dict[str, Story] = field(default_factory=dict)
+    _filters: dict[str, RepeatFilter] = field(default_factory=dict)
 
     def woken(self, triggers: Iterable[str], now: float) -> None:
         """Take note that the loop turns, and why."""
-        self.health.last_turn = now
+        self.health.last_cycle = now
         for trigger in triggers:
             self.metrics.reconciles.labels(trigger).inc()
 
-    def look(self, look: Look) -> None:
+    def scan(self, scan: Scan) -> None:
         """Tell what could not be seen."""
-        for trouble in look.troubles:
+        for trouble in scan.troubles:
             self._warn_once("host.limited", reason=trouble)
-        doubts = _joined(look.doubts)
-        self.health.uncertain, self.health.blocked = doubts or None, _joined(look.blocked)
-        if look.certain:
-            self._stories.pop("look", None)
+        doubts = _joined(scan.doubts)
+        self.health.uncertain, self.health.blocked = doubts or None, _joined(scan.blocked)
+        if scan.certain:
+            self._filters.pop("look", None)
             return
         self.metrics.uncertain_looks.inc()
-        if self._worth_telling("look", doubts):
+        if self._should_log("look", doubts):
             self.log.warning(
                 "look.uncertain",
-                reasons=list(look.doubts[:_REASONS]),
-                count=len(look.doubts),
+                reasons=list(scan.doubts[:_REASONS]),
+                count=len(scan.doubts),
                 kept="no count is lowered",
             )
 
-    def devices(self, figures: Figures, present: Collection[Device], graces: Mapping[str, float], look: Look) -> None:
+    def devices(self, figures: Figures, present: Collection[Device], graces: Mapping[str, float], scan: Scan) -> None:
         """Tell which claimed devices came and went; a look that is not certain misses nobody."""
-        self._measure(figures, look)
+        self._measure(figures, scan)
         here = {
             device.key: _Shown(device=device, owner=owner)
             for device in present
             if (owner := figures.claims[device].owner)
         }
-        there, names = {device.key for device in present}, {device.devnode for device in look.devices}
+        there, names = {device.key for device in present}, {device.devnode for device in scan.devices}
         missing = {key: shown for key, shown in self._shown.items() if key not in there}
         # Where another one has its name it is gone, however little else is certain.
-        gone = [key for key, shown in missing.items() if look.certain or shown.device.devnode in names]
+        gone = [key for key, shown in missing.items() if scan.certain or shown.device.devnode in names]
         for shown in (missing.pop(key) for key in gone):
             figure = figures.by_name.get(shown.owner)
-            start = (figure and figure.start_until) or look.at
-            self._departed(shown, max(graces.get(shown.owner, 0.0), round(start - look.at, 3)), look.at)
-        over = [gone for gone in self._gone if look.at >= gone.since + gone.grace]
+            start = (figure and figure.start_until) or scan.at
+            self._departed(shown, max(graces.get(shown.owner, 0.0), round(start - scan.at, 3)), scan.at)
+        over = [gone for gone in self._gone if scan.at >= gone.since + gone.grace]
         self._gone = [gone for gone in self._gone if gone not in over]
         for gone_for_good in over:
             self.record("DeviceRemoved", gone_for_good.shown.device, gone_for_good.shown.owner)
         for shown in (shown for key, shown in here.items() if key not in self._shown):
-            self._arrived(shown, look.at)
+            self._arrived(shown, scan.at)
         self._shown, self._looked = {**missing, **here}, True
         self._contested(figures)
-        self._hold(figures, there, look)
+        self._hold(figures, there, scan)
 
-    def _measure(self, figures: Figures, look: Look) -> None:
+    def _measure(self, figures: Figures, scan: Scan) -> None:
         """Show how many are present; what an uncertain look did not find is not absent."""
-        before = {} if look.certain else self._present
+        before = {} if scan.certain else self._present
         self._present = {name: max(figure.present, before.get(name, 0)) for name, figure in figures.by_name.items()}
         self.metrics.set_devices(self._present)
 
@@ -195,11 +195,11 @@ class Reporter:
                     "device.contested", devnode=device.devnode, claimed_by=claim.owner, matched=list(claim.wanted)
                 )
 
-    def _hold(self, figures: Figures, there: Collection[Key], look: Look) -> None:
+    def _hold(self, figures: Figures, there: Collection[Key], scan: Scan) -> None:
         """Tell which counts are held up by what is unknown of a device; why a look is uncertain is told elsewhere."""
         held = {name for name, figure in figures.by_name.items() if held_up(figure)}
         self.metrics.set_held({name: int(name in held) for name in figures.by_name})
-        if not look.certain:
+        if not scan.certain:
             self._held = {name: why for name, why in self._held.items() if name in held}
             return
         before, self._held = self._held, {name: self._unknown(name, figures, there) for name in sorted(held)}
@@ -274,7 +274,7 @@ class Reporter:
         self.metrics.last_success.set(time.time())
         self.outage = ""
         for subject in ("request", *(_refusal([name]) for name in answer.sent)):
-            self._stories.pop(subject, None)
+            self._filters.pop(subject, None)
         if answer.detected is not None:
             self.metrics.detection_to_patch.observe(answer.at - answer.detected)
         if answer.sent or failures:
@@ -304,12 +304,12 @@ class Reporter:
 
     def watching(self) -> None:
         """Take note that foreign writes are seen at once."""
-        self._stories.pop("watch", None)
+        self._filters.pop("watch", None)
         self.log.debug("node.watched", node=self.node)
 
     def unwatched(self, error: ApiError) -> None:
         """Tell that foreign writes are only found by the resync, and which right would make that faster."""
-        if not self._worth_telling("watch", type(error).__name__):
+        if not self._should_log("watch", type(error).__name__):
             return
         if isinstance(error, Forbidden):
             consequence = "foreign writes are repaired within a minute; with get, list and watch on nodes at once"
@@ -320,7 +320,7 @@ class Reporter:
     def refused(self, answer: Answer, error: ApiError, *, retry_in: float | None) -> None:
         """Tell what the server refuses when it was sent alone (`retry_in` given); what was refused in company is sent apart first."""
         self._answered(answer, "refused")
-        if retry_in is not None and self._worth_telling(_refusal(answer.sent), str(error)):
+        if retry_in is not None and self._should_log(_refusal(answer.sent), str(error)):
             self.log.error(
                 "node.patch_failed",
                 node=self.node,
@@ -334,7 +334,7 @@ class Reporter:
         """Tell why a request failed and when it is repeated."""
         self._answered(answer, "failed", error)
         self.outage = self.outage or f"{_outage(error)} since {time.strftime('%H:%M:%S')}"
-        news = self._worth_telling("request", str(error))
+        news = self._should_log("request", str(error))
         if isinstance(error, NodeMissing):
             news = self.health.missing is None
             self.health.missing, self.health.shown = str(error), False
@@ -379,8 +379,8 @@ class Reporter:
         faults = [fault.render(error.file) for fault in error.faults]
         self.log.error("config.rejected", faults=faults, kept="the configuration before it stays in force")
 
-    def _worth_telling(self, subject: str, text: str) -> bool:
-        return self._stories.setdefault(subject, Story()).worth_telling(text)
+    def _should_log(self, subject: str, text: str) -> bool:
+        return self._filters.setdefault(subject, RepeatFilter()).should_log(text)
 
     def _warn_once(self, event: str, **fields: object) -> None:
         text = repr((event, fields))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from devwatch.core.node import Changes, Entry, NodeState
     from devwatch.host.lock import Holder
     from devwatch.kube.client import Connection
-    from devwatch.kube.cluster import Standing
+    from devwatch.kube.cluster import ResourceStatus
 
 DONE, FAILED = 0, 1
 SECOND_LOOK = 5.0
@@ -66,7 +66,7 @@ async def status(connection: Connection, screen: Screen, remarks: Screen, *, for
     return DONE
 
 
-def _show(screen: Screen, standings: Sequence[Standing], *, wide: bool) -> None:
+def _show(screen: Screen, standings: Sequence[ResourceStatus], *, wide: bool) -> None:
     heads = [
         "NODE",
         "RESOURCE",
@@ -81,7 +81,7 @@ def _show(screen: Screen, standings: Sequence[Standing], *, wide: bool) -> None:
     screen.table(heads, [_cells(standing, wide=wide) for standing in standings])
 
 
-def _cells(standing: Standing, *, wide: bool) -> list[str]:
+def _cells(standing: ResourceStatus, *, wide: bool) -> list[str]:
     pods = ", ".join(f"{pod.title} ({pod.phase})" for pod in standing.pods or ())
     devices = ", ".join(_device(entry) for entry in standing.devices)
     links = ", ".join(entry.link or entry.devnode for entry in standing.devices)
@@ -96,7 +96,7 @@ def _device(entry: Entry) -> str:
     return f"{name} (lost)" if entry.lost else name
 
 
-def _document(standing: Standing) -> dict[str, Any]:
+def _document(standing: ResourceStatus) -> dict[str, Any]:
     pods = standing.pods
     return {
         "node": standing.node,

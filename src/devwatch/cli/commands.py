@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from devwatch.config.schema import Config
     from devwatch.core.device import Device
     from devwatch.core.errors import Fault
-    from devwatch.core.inventory import Look
+    from devwatch.core.inventory import Scan
     from devwatch.core.rules import Claim, ResourceRule
 
 DONE, FAILED, CONFIGURATION = 0, 1, 78
@@ -32,7 +32,7 @@ DONE, FAILED, CONFIGURATION = 0, 1, 78
 class Scene:
     """The devices of this host and the configuration by which they are judged."""
 
-    look: Look
+    scan: Scan
     config: Config | None
     node: str
     host: Host
@@ -47,7 +47,7 @@ class Scene:
         """
         (config, hidden), host = _configuration(file, given=given), Host.open()
         return cls(
-            look=host.look(config.literal_paths if config else frozenset(), time.monotonic()),
+            scan=host.scan(config.literal_paths if config else frozenset(), time.monotonic()),
             config=config,
             node=node() if config else "",
             host=host,
@@ -57,7 +57,7 @@ class Scene:
     @property
     def troubles(self) -> tuple[str, ...]:
         """What keeps something from view, one line each; the look may still be certain."""
-        return (*((self.hidden,) if self.hidden else ()), *self.look.troubles)
+        return (*((self.hidden,) if self.hidden else ()), *self.scan.troubles)
 
     @property
     def rules(self) -> tuple[ResourceRule, ...]:
@@ -66,8 +66,8 @@ class Scene:
 
     def rows(self, *, consoles: bool) -> tuple[inspection.Row, ...]:
         """Return the rows to show: what is real or claimed, with `consoles` everything."""
-        drivers = {device.devnode: driver for device in self.look.devices if (driver := self.host.driver(device))}
-        rows = inspection.rows(self.look.devices, self.rules, drivers)
+        drivers = {device.devnode: driver for device in self.scan.devices if (driver := self.host.driver(device))}
+        rows = inspection.rows(self.scan.devices, self.rules, drivers)
         return tuple(row for row in rows if consoles or not row.device.virtual or row.claim.owner or row.claim.doubtful)
 
 
@@ -87,7 +87,7 @@ def devices(scene: Scene, screen: Screen, remarks: Screen, *, form: str, console
     """Show the devices and who claims them. 1 where the look is not certain: devices may be missing."""
     rows = scene.rows(consoles=consoles)
     if form in {"json", "yaml"}:
-        content = {"devices": [display.device_document(row) for row in rows], "uncertain": list(scene.look.doubts)}
+        content = {"devices": [display.device_document(row) for row in rows], "uncertain": list(scene.scan.doubts)}
         screen.document(content, form)
     elif rows:
         display.show_devices(screen, rows, wide=form == "wide")
@@ -95,7 +95,7 @@ def devices(scene: Scene, screen: Screen, remarks: Screen, *, form: str, console
             screen.line(note)
     for remark in _remarks(scene, rows):
         remarks.line(display.printable(remark))
-    return FAILED if scene.look.doubts else DONE
+    return FAILED if scene.scan.doubts else DONE
 
 
 def _notes(rows: Sequence[inspection.Row]) -> Iterator[str]:
@@ -110,7 +110,7 @@ def _notes(rows: Sequence[inspection.Row]) -> Iterator[str]:
 
 
 def _remarks(scene: Scene, rows: Sequence[inspection.Row]) -> Iterator[str]:
-    if not rows and scene.look.certain:
+    if not rows and scene.scan.certain:
         yield "no serial device is here (--all shows virtual consoles too)"
     yield from (
         f"warning: {row.device.devnode} matches {' and '.join(row.claim.wanted)}"
@@ -118,27 +118,27 @@ def _remarks(scene: Scene, rows: Sequence[inspection.Row]) -> Iterator[str]:
         if len(row.claim.wanted) > 1
     )
     yield from (f"warning: {trouble}" for trouble in scene.troubles)
-    yield from (f"error: {doubt}" for doubt in scene.look.doubts)
+    yield from (f"error: {doubt}" for doubt in scene.scan.doubts)
 
 
 def suggest(scene: Scene, screen: Screen, remarks: Screen) -> int:
     """Write a configuration for what is not claimed yet."""
     taken = [rule.name for rule in scene.config.resources] if scene.config else []
-    suggestions = inspection.suggest(scene.look.devices, scene.rules, taken)
-    screen.out.write(display.suggestion_text(suggestions, certain=scene.look.certain))
-    for remark in (*scene.troubles, *scene.look.doubts):
+    suggestions = inspection.suggest(scene.scan.devices, scene.rules, taken)
+    screen.out.write(display.suggestion_text(suggestions, certain=scene.scan.certain))
+    for remark in (*scene.troubles, *scene.scan.doubts):
         remarks.line(display.printable(f"warning: {remark}"))
-    return FAILED if scene.look.doubts else DONE
+    return FAILED if scene.scan.doubts else DONE
 
 
 def explain(scene: Scene, screen: Screen, remarks: Screen, path: str) -> int:
     """Tell for a devnode, a link or a path in sysfs why which resource claims it. 1 where there is no such device."""
-    found = _resolve(path, scene.look.devices)
+    found = _resolve(path, scene.scan.devices)
     for device in found:
         _explain_device(scene, screen, device)
     if not found:
         _explain_absence(scene, screen, path)
-    troubles = (*scene.look.troubles, *scene.look.doubts, *scene.host.troubles())
+    troubles = (*scene.scan.troubles, *scene.scan.doubts, *scene.host.troubles())
     if troubles:
         screen.line("this host:")
     for trouble in troubles:

@@ -41,7 +41,7 @@ class Sink(Protocol):
         """Write it."""
 
 
-class Unfailing:
+class BestEffortStream:
     """A stream for remarks: that nobody can read them changes no result."""
 
     def __init__(self, stream: TextIO | None) -> None:

@@ -207,12 +207,12 @@ def _complain(text: str) -> None:
 
 def _say(*texts: str) -> None:
     """Write lines to stderr. What a server answers must not act on the terminal, and nobody who reads nothing must hold up the end."""
-    from devwatch.observe.output import Outlet  # noqa: PLC0415 - as little as possible for the completion of a shell
+    from devwatch.observe.output import NonBlockingStream  # noqa: PLC0415 - as little as possible for the completion of a shell
 
     lines = ("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text) for text in texts)
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
-            Outlet(sys.stderr).deliver("".join(f"{line}\n" for line in lines))
+            NonBlockingStream(sys.stderr).deliver("".join(f"{line}\n" for line in lines))
 
 
 def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
@@ -527,9 +527,9 @@ def _scene(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Scene:
 
 def _screens(environ: Mapping[str, str]) -> tuple[Screen, Screen]:
     """Return where results go and where remarks go."""
-    from devwatch.cli.display import Screen, Unfailing  # noqa: PLC0415 - the daemon does not need it
+    from devwatch.cli.display import BestEffortStream, Screen  # noqa: PLC0415 - the daemon does not need it
 
-    return Screen.of(_Results(_stdout()), environ), Screen.of(Unfailing(sys.stderr), environ)
+    return Screen.of(_Results(_stdout()), environ), Screen.of(BestEffortStream(sys.stderr), environ)
 
 
 def _devices(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -602,11 +602,11 @@ def _confirmed(count: int) -> bool:
 
     Ctrl-C ends the program there and then: the event loop would cancel its task, which `input` holds up until it is answered.
     """
-    from devwatch.cli.display import Unfailing  # noqa: PLC0415 - the daemon does not need it
+    from devwatch.cli.display import BestEffortStream  # noqa: PLC0415 - the daemon does not need it
 
     held = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        Unfailing(sys.stderr).write(f"Remove all this from {count} node{'s' if count > 1 else ''}? [y/N] ")
+        BestEffortStream(sys.stderr).write(f"Remove all this from {count} node{'s' if count > 1 else ''}? [y/N] ")
         return input().strip().lower() in {"y", "yes"}
     except (EOFError, UnicodeError):
         return False

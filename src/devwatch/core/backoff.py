@@ -20,11 +20,11 @@ class Backoff:
     until: float = float("-inf")
     """No attempt before this moment."""
 
-    def fail(self, now: float, chance: float, *, at_least: float = 0.0) -> float:
+    def fail(self, now: float, jitter: float, *, at_least: float = 0.0) -> float:
         """Count a failure at `now` and return the seconds to wait; `chance` is a random number in [0, 1)."""
         bound = min(self.limit, self.first * 2.0 ** min(self.failures, 32))
         self.failures += 1
-        delay = max(at_least, chance * bound)
+        delay = max(at_least, jitter * bound)
         self.until = now + delay
         return delay
 

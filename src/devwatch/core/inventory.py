@@ -14,7 +14,7 @@ ARRIVAL_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Scan:
     """The answer of one look at the devices of this host."""
 
     at: float
@@ -51,21 +51,21 @@ class Inventory:
         self.pending: tuple[Device, ...] = ()
         self.doubts: tuple[str, ...] = ("no look yet",)
 
-    def observe(self, look: Look) -> None:
+    def observe(self, scan: Scan) -> None:
         """Take in a look; looks come in the order of their time."""
-        for device in look.devices:
-            self._sight(device, look)
-        self.present = tuple(device for device in look.devices if device.key in self._arrived)
+        for device in scan.devices:
+            self._sight(device, scan)
+        self.present = tuple(device for device in scan.devices if device.key in self._arrived)
         # udev makes the links of a device when it writes the record: until then nobody can tell which will lead to it.
-        waiting = (device for device in look.devices if device.key not in self._arrived)
+        waiting = (device for device in scan.devices if device.key not in self._arrived)
         self.pending = tuple(replace(device, links_known=False) for device in waiting)
-        self.doubts = look.doubts
-        seen = {device.key for device in look.devices}
-        self._forget(self._first_seen.keys() - seen if look.certain else self._replaced(seen))
+        self.doubts = scan.doubts
+        seen = {device.key for device in scan.devices}
+        self._forget(self._first_seen.keys() - seen if scan.certain else self._replaced(seen))
 
-    def _sight(self, device: Device, look: Look) -> None:
-        since = self._first_seen.setdefault(device.key, look.at)
-        if device.complete or not look.udevd or look.at >= since + ARRIVAL_TIMEOUT:
+    def _sight(self, device: Device, scan: Scan) -> None:
+        since = self._first_seen.setdefault(device.key, scan.at)
+        if device.complete or not scan.udevd or scan.at >= since + ARRIVAL_TIMEOUT:
             self._arrived.add(device.key)
 
     def _replaced(self, seen: set[Key]) -> set[Key]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from devwatch.core.device import Device
-    from devwatch.core.inventory import Look
+    from devwatch.core.inventory import Scan
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _NAME_LENGTH = 253
@@ -48,10 +48,10 @@ class Host:
         """Return the real host. Raises `Unavailable` where libudev is not installed."""
         return cls(lister=Lister(record=udev.record_reader()))
 
-    def look(self, paths: frozenset[str], now: float) -> Look:
+    def scan(self, paths: frozenset[str], now: float) -> Scan:
         """Look once; `paths` are the links that the configuration names."""
         self.lister.paths = paths
-        return self.lister.look(now)
+        return self.lister.scan(now)
 
     def driver(self, device: Device) -> str | None:
         """Return the name of the driver of a device, None where it has none."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from devwatch.core.device import Device, by_stability
-from devwatch.core.inventory import ARRIVAL_TIMEOUT, Look
+from devwatch.core.inventory import ARRIVAL_TIMEOUT, Scan
 
 Record = Mapping[str, str]
 Stamp = tuple[int, int]
@@ -107,7 +107,7 @@ class Lister:
     _blocked: set[str] = field(default_factory=set)
     """Where the present look has found a directory in place of a devnode or link."""
 
-    def look(self, now: float) -> Look:
+    def scan(self, now: float) -> Scan:
         """Return what is there now. Never raises `OSError`: what cannot be read makes the look uncertain."""
         troubles: tuple[str, ...] = ()
         doubts: list[str] = []
@@ -117,14 +117,14 @@ class Lister:
             entries = _entries(f"{self.roots.sys}/class/tty")
             links = self._links(doubts)
         except OSError as error:
-            return Look(at=now, doubts=(_told(error),), troubles=troubles)
+            return Scan(at=now, doubts=(_told(error),), troubles=troubles)
         if not entries.keys() >= KERNEL_TTYS:
             doubts.append(f"{self.roots.sys}/class/tty lacks the kernel's own tty and console")
         found = list(self._devices(entries, links, doubts, now, devtmpfs=devtmpfs))
         for name in self._known.keys() - entries.keys():
             self._depart(self._known.pop(name))
         blocked = self._obstructions()
-        return Look(
+        return Scan(
             at=now,
             devices=tuple(found),
             doubts=tuple(doubts),

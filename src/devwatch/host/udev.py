@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Sequence
 
-    from devwatch.core.inventory import Look
+    from devwatch.core.inventory import Scan
 
 SUBSYSTEM = "tty"
 BUFFER_SIZE = 128 * 1024 * 1024
@@ -285,13 +285,13 @@ class UdevSource:
         """Take the paths of the configuration that may be links."""
         self.lister.paths = paths
 
-    def look(self, now: float) -> Look:
+    def scan(self, now: float) -> Scan:
         """Return what is there now; the monitor is tended first, so that nothing falls between it and the look."""
         self.monitor.tend(now)
-        look = self.lister.look(now)
+        scan = self.lister.scan(now)
         self.monitor.settling = [at for at in self.monitor.settling if at > now]
-        troubles = (*look.troubles, _ELSEWHERE) if look.udevd and self.monitor.source == "kernel" else look.troubles
-        return replace(look, again_at=min(self.monitor.settling, default=None), troubles=troubles)
+        troubles = (*scan.troubles, _ELSEWHERE) if scan.udevd and self.monitor.source == "kernel" else scan.troubles
+        return replace(scan, again_at=min(self.monitor.settling, default=None), troubles=troubles)
 
     def close(self) -> None:
         """Stop listening."""

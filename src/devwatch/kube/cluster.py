@@ -25,7 +25,7 @@ NODE_STATUS = "nodeStatus"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class NodeSummary:
     """A Node of the cluster."""
 
     name: str
@@ -44,10 +44,10 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class ResourceStatus:
     """One resource of one Node; without a Node, what is requested by pods that are bound to none."""
 
-    member: Member | None
+    member: NodeSummary | None
     resource: str
     pods: tuple[Pod, ...] | None
     """The pods that request it and have not finished, None where they may not be listed."""
@@ -104,7 +104,7 @@ class Standing:
             return (f"{self.resource} is requested, and no node has it in its capacity{nearest}",)
         return self._warnings_of(self.member) if self.member else ()
 
-    def _warnings_of(self, member: Member) -> tuple[str, ...]:
+    def _warnings_of(self, member: NodeSummary) -> tuple[str, ...]:
         capacity, allocatable, where = self.capacity, self.allocatable, f"{self.resource} on {member.name}"
         found = [] if member.ready else [f"node {member.name} is not Ready: its figures may be old"]
         if capacity != allocatable:
@@ -122,25 +122,25 @@ class Standing:
 class Overview:
     """What the cluster shows."""
 
-    standings: tuple[Standing, ...]
+    standings: tuple[ResourceStatus, ...]
     """By node and name; what has no node comes last."""
     hidden: str = ""
     """Why the pods are not shown, empty where they are."""
 
 
-async def members(connection: Connection) -> tuple[Member, ...]:
+async def members(connection: Connection) -> tuple[NodeSummary, ...]:
     """Return the Nodes of the cluster. Raises an `ApiError`."""
     return tuple([_member(item, connection.origin) async for item in list_all(connection, "/api/v1/nodes")])
 
 
-def _member(item: Mapping[str, Any], origin: str) -> Member:
+def _member(item: Mapping[str, Any], origin: str) -> NodeSummary:
     state = node_state({"kind": "Node", **item}, origin=origin)
     conditions = (item.get("status") or {}).get("conditions") or ()
     try:
         ready = any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in conditions)
     except (AttributeError, TypeError) as error:
         raise Retry(f"the answer of {origin} is no Node: its conditions are of another form") from error
-    return Member(name=str(item["metadata"].get("name")), state=state, ready=ready)
+    return NodeSummary(name=str(item["metadata"].get("name")), state=state, ready=ready)
 
 
 async def overview(connection: Connection) -> Overview:
@@ -168,7 +168,7 @@ async def _pods_by_node(connection: Connection) -> PodsByNode:
     return pods
 
 
-def _standings(nodes: Mapping[str, Member], pods: PodsByNode | None) -> tuple[Standing, ...]:
+def _standings(nodes: Mapping[str, NodeSummary], pods: PodsByNode | None) -> tuple[ResourceStatus, ...]:
     owned = {name for member in nodes.values() for name in member.owned}
     shown = owned.union(*(member.shown for member in nodes.values()))
     rows: dict[tuple[str, str], list[Pod]] = {(node, name): [] for node in nodes for name in nodes[node].owned}
@@ -177,7 +177,7 @@ def _standings(nodes: Mapping[str, Member], pods: PodsByNode | None) -> tuple[St
             for name in _concerning(pod, nodes[node] if node else None, owned, shown):
                 rows.setdefault((node or "", name), []).append(pod)
     return tuple(
-        Standing(
+        ResourceStatus(
             member=nodes.get(node),
             resource=name,
             pods=None if pods is None else tuple(requesting),
@@ -188,7 +188,9 @@ def _standings(nodes: Mapping[str, Member], pods: PodsByNode | None) -> tuple[St
     )
 
 
-def _concerning(pod: Pod, member: Member | None, owned: AbstractSet[str], shown: AbstractSet[str]) -> Iterator[str]:
+def _concerning(
+    pod: Pod, member: NodeSummary | None, owned: AbstractSet[str], shown: AbstractSet[str]
+) -> Iterator[str]:
     """Yield the resources by which a pod on this Node, or bound to none, is a matter of devwatch.
 
     What devwatch owns anywhere, but not where another plugin has it; and what no Node has, while the pod is Pending: one that runs

@@ -20,7 +20,7 @@ class Health:
     """
 
     sweep: float
-    last_turn: float
+    last_cycle: float
     """When the loop last turned, or started."""
     waiting: str | None = None
     """Who else holds the node."""
@@ -45,7 +45,7 @@ class Health:
         """Return whether the loop turns, and one line that says why not."""
         if self.waiting is not None:  # it has nothing to turn for, and is as healthy as can be
             return True, "ok"
-        age, limit = now - self.last_turn, max(3 * self.sweep, 30)
+        age, limit = now - self.last_cycle, max(3 * self.sweep, 30)
         return age <= limit, "ok" if age <= limit else f"the loop has not turned for {age:.0f} s (limit {limit:.0f} s)"
 
     def readyz(self, now: float) -> tuple[bool, str]:

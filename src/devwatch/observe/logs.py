@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, TextIO
 
 import structlog
 
-from devwatch.observe.output import Outlet
+from devwatch.observe.output import NonBlockingStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,7 +88,7 @@ class _Sink:
 
     def __init__(self, stream: TextIO | None) -> None:
         # None where the process was started with a closed descriptor 2
-        self._outlet = None if stream is None else Outlet(stream)
+        self._output = None if stream is None else NonBlockingStream(stream)
         self._lost = 0
 
     def tell_lost(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -100,8 +100,8 @@ class _Sink:
     def msg(self, line: str) -> None:
         # A full disk or a broken pipe is an OSError, a closed or an ASCII-only stream a ValueError.
         with contextlib.suppress(OSError, ValueError):
-            if self._outlet is not None:
-                self._lost = 0 if self._outlet.write(line + "\n") else self._lost + 1
+            if self._output is not None:
+                self._lost = 0 if self._output.write(line + "\n") else self._lost + 1
 
     debug = info = warning = error = critical = msg
 

@@ -23,7 +23,7 @@ PATIENCE: Final = 1.0
 """Seconds for which the last words of a program wait for their reader."""
 
 
-class Outlet:
+class NonBlockingStream:
     """A stream that is written to without waiting: pipes, sockets and terminals take what they have room for, all others everything.
 
     Every method raises `OSError` or `ValueError` where the stream cannot be written to, as the stream itself does.

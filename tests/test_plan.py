@@ -681,6 +681,9 @@ def test_a_count_that_may_yet_be_stored_stays_on_record() -> None:
     node = node_of(NONE_LISTED, zigbee="0", zwave="2")
     node = replace(node, writers={**node.writers, ZWAVE: (KUBELET,)})
     assert changes(figures_of(), node, written={ZWAVE}) == {WHOLE: both}
+    figures = figures_of()
+    away = replace(figures, by_name={ZIGBEE: replace(figures.by_name[ZIGBEE], away=True)})
+    assert changes(away, node, written={ZWAVE}) == {WHOLE: both}
     assert changes(figures_of(), node) == {}
 
 

@@ -220,7 +220,7 @@ def changes(
     annotation = render_listing({**listed, **{name: memory.get(name, ()) for name in leaving}})
     if annotation == observed.annotation:
         return needed
-    ours = memory.keys() == figures.by_name.keys()
+    ours = not leaving and memory.keys() == figures.by_name.keys()
     if ours and not needed and _can_wait(figures, annotation or "", observed.annotation or ""):
         return {}
     return {**needed, WHOLE: annotation}

@@ -17,8 +17,8 @@ from bench.server import RIGHTS
 from bench.stats import Sample
 from bench.table import Row, at_most
 from devwatch import __version__
-from devwatch.agent.reconciler import RESYNC_SPREAD, WATCHED_RESYNC, Cluster, Reconciler
-from devwatch.agent.report import Reporter
+from devwatch.agent.nodestatus import RESYNC_SPREAD, WATCHED_RESYNC
+from devwatch.agent.wiring import build_agent
 from devwatch.config.schema import Config
 from devwatch.core.device import Device
 from devwatch.core.inventory import Scan
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from bench.ground import Ground
     from bench.server import AuditedServer, Request
-    from devwatch.core.node import Changes, NodeState
+    from devwatch.core.node import NodePatch, NodeState
 
 NODES, LARGE = 1000, 5000
 _ACCOUNT = "fleet"
@@ -75,9 +75,9 @@ class Publisher:
     def expect(self, paths: frozenset[str]) -> None:
         """There are no links."""
 
-    async def patch(self, changes: Changes) -> NodeState:
+    async def patch(self, patch: NodePatch) -> NodeState:
         """Send it. Raises as the client does."""
-        state = await self.api.patch(changes)
+        state = await self.api.patch(patch)
         if (count := state.capacity.get(RESOURCE)) is not None:
             self.shown = count == "1"
         return state
@@ -96,13 +96,16 @@ class Publisher:
         """Reconcile for ever."""
         loop = asyncio.get_running_loop()
         health = Health(sweep=_RESYNC, last_cycle=0)
-        reconciler = Reconciler(
+        reconciler = build_agent(
             source=self,
-            cluster=Cluster(api=self, watch=self.api.watch),
+            api=self,
+            watch=self.api.watch,
             settings=Settled(),
             config=Config(resources=(_RULE,), sweep=WATCHED_RESYNC, resync=_RESYNC),
             node=name,
-            reporter=Reporter(log=Silence(), metrics=Metrics(__version__), health=health, node=name),
+            log=Silence(),
+            metrics=Metrics(__version__),
+            health=health,
             clock=loop.time,
             wall=lambda: 0.0,
             jitter=random.random,

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 from bench.stats import Sample
 from bench.table import Goal, Row, at_most
 from devwatch import __version__
-from devwatch.agent.reconciler import Cluster, Reconciler
-from devwatch.agent.report import Reporter
+from devwatch.agent.wiring import build_agent
 from devwatch.config.schema import Config
-from devwatch.core.node import Changes, NodeState, apply, patch_body
+from devwatch.core.node import NodePatch, NodeState
 from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule
 from devwatch.host.sysfs import Lister, Roots
 from devwatch.observe.health import Health
@@ -28,6 +27,7 @@ from devwatch.observe.metrics import Metrics
 
 if TYPE_CHECKING:
     from bench.ground import Ground
+    from devwatch.agent.reconciler import Reconciler
     from devwatch.core.inventory import Scan
 
 DEVICES, RULES = (1, 8, 64, 512), (1, 16, 256)
@@ -145,10 +145,10 @@ class _Node:
     sizes: list[int] = field(default_factory=list)
     date: str = ""
 
-    async def patch(self, changes: Changes) -> NodeState:
-        if changes:
-            self.sizes.append(len(json.dumps(patch_body(changes))))
-        self.state = apply(self.state, changes)
+    async def patch(self, patch: NodePatch) -> NodeState:
+        if patch:
+            self.sizes.append(len(json.dumps(patch.body())))
+        self.state = patch.applied(self.state)
         return self.state
 
 
@@ -222,13 +222,15 @@ def _reconciler(source: _Source, node: _Node, config: Config) -> Reconciler:
         return loop.time()
 
     metrics, health = Metrics(__version__), Health(sweep=config.sweep, last_cycle=0)
-    return Reconciler(
+    return build_agent(
         source=source,
-        cluster=Cluster(api=node),
+        api=node,
         settings=Settled(),
         config=config,
         node="n",
-        reporter=Reporter(log=Silence(), metrics=metrics, health=health, node="n"),
+        log=Silence(),
+        metrics=metrics,
+        health=health,
         clock=clock,
         wall=lambda: 0.0,
         jitter=random.random,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from devwatch.core.device import Device
 from devwatch.core.inventory import Scan
+from devwatch.core.node import ANNOTATION_PART, UNTOUCHED, Amounts, NodePatch
 from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule
 
 if TYPE_CHECKING:
@@ -28,6 +30,27 @@ def device(name: str = "ttyUSB0", **fields: Any) -> Device:  # noqa: ANN401  any
         "properties": {},
     }
     return Device(**own | fields)
+
+
+Parts = Mapping[str, str | None]
+"""A patch in short: by resource the count of both maps, and the annotation as `ANNOTATION_PART`; None removes."""
+
+
+def patch_of(parts: Parts) -> NodePatch:
+    """Return the patch that writes these parts."""
+    counts = {
+        name: None if count is None else Amounts.of(int(count))
+        for name, count in parts.items()
+        if name != ANNOTATION_PART
+    }
+    return NodePatch(counts=counts, annotation=parts.get(ANNOTATION_PART, UNTOUCHED))
+
+
+def parts_of(patch: NodePatch) -> dict[str, str | None]:
+    """Return a patch in short. Raises `AssertionError` where the two maps of a resource differ."""
+    assert all(count is None or count.capacity == count.allocatable for count in patch.counts.values())
+    counts = {name: None if count is None else str(count.capacity) for name, count in patch.counts.items()}
+    return counts | ({ANNOTATION_PART: patch.annotation} if patch.annotation is not UNTOUCHED else {})
 
 
 def scan(*devices: Device, at: float = 0.0, **fields: Any) -> Scan:  # noqa: ANN401  any field of a Look

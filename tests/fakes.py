@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from build import Parts, parts_of, patch_of
 from devwatch.core.device import Device
 from devwatch.core.errors import ApiError, ConfigError, Conflict, Fault, Forbidden, Missing, NodeMissing, Refused, Retry
 from devwatch.core.inventory import Scan
-from devwatch.core.node import ANNOTATION, FIELD_MANAGER, MAPS, WHOLE, Changes, NodeState, Writer, patch_body
+from devwatch.core.node import ANNOTATION, ANNOTATION_PART, FIELD_MANAGER, MAPS, NodePatch, NodeState, Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -123,7 +124,7 @@ class Request:
     """A PATCH as the server saw it."""
 
     at: float
-    changes: Changes
+    changes: Parts
     body: dict[str, object]
     ended: float | None = None
 
@@ -147,7 +148,7 @@ class FakeServer:
         self.losing = 0
         """How many of the next requests are stored without their answer coming through."""
         self.refused: dict[str, Refused] = {}
-        """By resource (`WHOLE`: the annotation): why a request that names it is refused as a whole."""
+        """By resource (`ANNOTATION_PART`: the annotation): why a request that names it is refused as a whole."""
         self.undone: set[str] = set()
         """What a mutating webhook puts back to what it was."""
         self.states: list[NodeState] = []
@@ -165,7 +166,7 @@ class FakeServer:
         self.date = ""
         self._viewers: list[asyncio.Queue[Told]] = []
         self._writers: dict[str, dict[str, Writer]] = {}
-        """By resource, and `WHOLE` for the annotation: who wrote it in which map."""
+        """By resource, and `ANNOTATION_PART` for the annotation: who wrote it in which map."""
         self._births = 0
         self._version = 0
         self._node: dict[str, Any] | None = None
@@ -199,7 +200,9 @@ class FakeServer:
     def annotate(self, text: str | None, *, writer: Writer | None = None) -> None:
         """Let a stranger write our annotation."""
         notes = self._there()["metadata"]["annotations"]
-        self._note(WHOLE, "", notes.get(ANNOTATION), text, writer or Writer(manager="kubectl-annotate", time=""))
+        self._note(
+            ANNOTATION_PART, "", notes.get(ANNOTATION), text, writer or Writer(manager="kubectl-annotate", time="")
+        )
         _merge(notes, {ANNOTATION: text})
         self._stamp()
 
@@ -289,9 +292,9 @@ class FakeServer:
 
     # -- what devwatch does
 
-    async def patch(self, changes: Changes) -> NodeState:
-        """Merge the changes, answer with the Node; or do whatever was asked for instead."""
-        request = Request(at=self._clock(), changes=dict(changes), body=patch_body(changes))
+    async def patch(self, patch: NodePatch) -> NodeState:
+        """Merge the patch, answer with the Node; or do whatever was asked for instead."""
+        request = Request(at=self._clock(), changes=parts_of(patch), body=patch.body())
         self.requests.append(request)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -326,11 +329,11 @@ class FakeServer:
         passed = {name: value for name, value in request.changes.items() if name not in self.undone}
         us = Writer(manager=FIELD_MANAGER, time="")
         for name, value in passed.items():
-            if name == WHOLE:
+            if name == ANNOTATION_PART:
                 self._note(name, "", before["metadata"]["annotations"].get(ANNOTATION), value, us)
-            for part in MAPS if name else ():
+            for part in MAPS if name != ANNOTATION_PART else ():
                 self._note(name, part, before["status"][part].get(name), value, us)
-        _merge(self._there(), patch_body(passed))
+        _merge(self._there(), patch_of(passed).body())
         if self._there() != before:
             self._stamp()
 

@@ -13,12 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import virtualtime
 from build import ZIGBEE
-from devwatch.agent.events import EventRecorder
-from devwatch.agent.evictor import Evictor
-from devwatch.agent.reconciler import Cluster, Reconciler
-from devwatch.agent.report import Reporter
+from devwatch.agent.wiring import build_agent
 from devwatch.config.schema import parse
-from devwatch.core.loss import Losses
 from devwatch.core.pods import Pod
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
@@ -27,6 +23,7 @@ from fakes import EPOCH, FakeHost, FakeServer, FakeSettings, FakeWorkload, Recor
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
+    from devwatch.agent.reconciler import Reconciler
     from devwatch.config.schema import Config
 
 P = ParamSpec("P")
@@ -76,16 +73,16 @@ class Home:
     def start(self, used: Config) -> None:
         """Start a daemon."""
         clock = asyncio.get_running_loop().time
-        recorder, losses = EventRecorder(api=self.workload, log=self.log, node="n", clock=clock), Losses()
-        evictor = Evictor(api=self.workload, recorder=recorder, losses=losses, metrics=self.metrics, jitter=lambda: 0.5)
-        health = Health(sweep=10, last_cycle=0)
-        self.reconciler = Reconciler(
+        self.reconciler = build_agent(
             source=self.host,
-            cluster=Cluster(api=self.server, losses=losses, attend=evictor.attend, tasks=(evictor, recorder)),
+            api=self.server,
+            workload=self.workload,
             settings=self.settings,
             config=used,
             node="n",
-            reporter=Reporter(log=self.log, metrics=self.metrics, health=health, node="n", record=recorder.device),
+            log=self.log,
+            metrics=self.metrics,
+            health=Health(sweep=10, last_cycle=0),
             clock=clock,
             wall=lambda: EPOCH + clock(),
             jitter=lambda: 0.5,

@@ -12,15 +12,12 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from devwatch.agent.daemon import MonitorListener
-from devwatch.agent.events import EventRecorder
-from devwatch.agent.evictor import Evictor
-from devwatch.agent.reconciler import Cluster, Reconciler
-from devwatch.agent.report import Reporter
+from build import Parts, parts_of, patch_of
+from devwatch.agent.listener import MonitorListener
+from devwatch.agent.wiring import build_agent
 from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, NodeMissing, Refused, Retry
 from devwatch.core.inventory import Scan
-from devwatch.core.loss import Losses
-from devwatch.core.node import MAPS, WHOLE, Changes, NodeState, Writer, patch_body
+from devwatch.core.node import ANNOTATION_PART, MAPS, NodeState, Writer
 from devwatch.host.lock import NodeLock
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
@@ -34,8 +31,10 @@ from virtualtime import VirtualTimeLoop
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Mapping, Sequence
 
+    from devwatch.agent.reconciler import Reconciler
     from devwatch.config.schema import Config
     from devwatch.core.device import Device
+    from devwatch.core.node import NodePatch
     from devwatch.core.pods import Pod
     from devwatch.kube.pods import Event
 
@@ -267,25 +266,25 @@ class Judge:
         finally:
             self.out -= 1
 
-    def sent(self, changes: Changes) -> list[Cut]:
+    def sent(self, changes: Parts) -> list[Cut]:
         """Judge a PATCH, and return what it stops counting, to be marked once it is stored."""
         if self.now < self.not_before - SOON:
             self.broken(Promise.QUIET, f"a request {self.not_before - self.now:.1f} s before the end of Retry-After")
         if not changes:
             return []
         self._begun()
-        if self._unanswered.isdisjoint(changes) and all(state.reflects(changes) for state in self.known):
+        if self._unanswered.isdisjoint(changes) and all(state.reflects(patch_of(changes)) for state in self.known):
             self.broken(Promise.QUIET, f"writes what the Node is known to show: {changes}")
-        self._own(patch_body(changes))
+        self._own(patch_of(changes).body())
         for name, value in changes.items():
-            if name == WHOLE:
+            if name == ANNOTATION_PART:
                 self._annotated(value)
             elif self.contract.plan.want(name) is None:
                 self._removed(name, value)
             else:
                 self._counted(name, value)
         self._rest(changes)
-        self._written |= changes.keys() - {WHOLE}
+        self._written |= changes.keys() - {ANNOTATION_PART}
         self._unanswered |= changes.keys()
         cuts, fault = self.bailiff.sending(changes, self.date, self.now)
         if fault:
@@ -321,7 +320,7 @@ class Judge:
         if int(value) > bounds.high:
             self.broken(Promise.OVERSELLS, f"raises {name} to {value}, not {bounds.high}")
 
-    def _rest(self, changes: Changes) -> None:
+    def _rest(self, changes: Parts) -> None:
         """Judge what a patch leaves as it is, where nobody else can be to blame for that."""
         names = set() if self.world.meddled else {want.name for want in self.contract.plan.wants} - changes.keys()
         for name in names:
@@ -355,11 +354,11 @@ class Line:
     date: str = ""
     """The API server's time in the last answer."""
 
-    async def patch(self, changes: Changes) -> NodeState:
+    async def patch(self, patch: NodePatch) -> NodeState:
         """Send a patch. What is sent is sent: the server goes on with it, whatever becomes of the daemon."""
         with self.judge.request():
-            cuts = self.judge.sent(changes)
-            served = self.world.spawn(self.world.serve(changes, cuts))
+            cuts = self.judge.sent(parts_of(patch))
+            served = self.world.spawn(self.world.serve(patch, cuts))
             try:
                 async with asyncio.timeout(TIMEOUT):
                     state, stamp = await asyncio.shield(served)
@@ -455,20 +454,17 @@ class Daemon:
 
     def _wire(self) -> Reconciler:
         world, line = self.world, Line(world=self.world, judge=self.judge)
-        health = Health(sweep=10, last_cycle=world.loop.time())
-        recorder, losses = EventRecorder(api=line, log=self.log, node=NODE, clock=world.loop.time), Losses()
-        evictor = Evictor(
-            api=line, recorder=recorder, losses=losses, metrics=world.metrics, jitter=lambda: world.jitter
-        )
-        return Reconciler(
+        return build_agent(
             source=Eye(world=world, judge=self.judge),
-            cluster=Cluster(
-                api=line, watch=line.watch, losses=losses, attend=evictor.attend, tasks=(evictor, recorder)
-            ),
+            api=line,
+            watch=line.watch,
+            workload=line,
             settings=self.file,
             config=self.judge.contract.plan.config,
             node=NODE,
-            reporter=Reporter(log=self.log, metrics=world.metrics, health=health, node=NODE, record=recorder.device),
+            log=self.log,
+            metrics=world.metrics,
+            health=Health(sweep=10, last_cycle=world.loop.time()),
             clock=world.loop.time,
             wall=lambda: host_date(world.loop.time()),
             jitter=lambda: world.jitter,
@@ -590,11 +586,11 @@ class World:
 
     # -- the API server
 
-    async def serve(self, changes: Changes, cuts: Sequence[Cut]) -> Served:
+    async def serve(self, patch: NodePatch, cuts: Sequence[Cut]) -> Served:
         """Answer a request, or do to it what is to be done."""
         fault = self.faults.popleft() if self.faults else self.climate or Fault()
         await (asyncio.sleep(fault.before) if fault.before < math.inf else self.loop.create_future())
-        state = await self.server.patch(changes) if fault.stored else None
+        state = await self.server.patch(patch) if fault.stored else None
         stamp = date(self.loop.time())
         if state is not None:
             self.town.schedule()
@@ -604,7 +600,7 @@ class World:
         unseen = not self.watched or self.deaf or self.server.watch_latency > 0
         self.tampered |= fault.stored and fault.before > TIMEOUT and unseen
         # What goes on the Node while its annotation is refused alone is nobody's once the daemon is killed.
-        self.tampered |= isinstance(fault.error, Refused) and changes.keys() == {WHOLE}
+        self.tampered |= isinstance(fault.error, Refused) and patch.parts == {ANNOTATION_PART}
         await asyncio.sleep(fault.after)
         if fault.error is not None or state is None:
             raise (fault.error or Retry("no answer")).with_traceback(None)

@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
+from devwatch.core.node import ANNOTATION_PART
 from devwatch.core.pods import Phase
 from fakes import EPOCH
 from model_pods import NODE, host_date
@@ -17,7 +18,8 @@ from model_pods import NODE, host_date
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from devwatch.core.node import Changes, NodeState
+    from build import Parts
+    from devwatch.core.node import NodeState
     from devwatch.core.pods import Container, Pod
     from model_contract import Contract, Tty, Want
     from model_host import Host
@@ -399,11 +401,11 @@ class Bailiff:
 
     # -- what is sent
 
-    def sending(self, changes: Changes, date: str, now: float) -> tuple[list[Cut], str]:
+    def sending(self, changes: Parts, date: str, now: float) -> tuple[list[Cut], str]:
         """Return what a PATCH stops counting, to be marked once it is stored; and what is wrong with its memory."""
         cut = Cut(date=date, listed=frozenset(self.met))
         self.ledger.dates.add(date)
-        entries = _content(changes.get(""))
+        entries = _content(changes.get(ANNOTATION_PART))
         for known in self.known.values():
             if known.missing is None:
                 continue

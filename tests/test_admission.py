@@ -9,6 +9,7 @@ import kubernetes_validate  # type: ignore[import-untyped]  # it has no type inf
 import pytest
 
 from admission import ALLOWED_PATH, DAEMON, Request, allowed, as_cel, manifests, policy, requests
+from build import patch_of
 from deployment import missing, rendered
 from devwatch.kube.responses import list_hint
 from system import testbed
@@ -97,8 +98,8 @@ def test_the_daemon_knows_the_words_for_a_name_that_is_not_listed() -> None:
     """It says in which list the name has to stand: other words in the policy would take that hint away."""
     denial = Policy(manifests()[0]).denial(_count_of("example.com/meter"))
     message = f"nodes \"n\" is forbidden: ValidatingAdmissionPolicy 'devwatch' with binding 'devwatch' denied request: {denial}"
-    assert "add example.com/meter to " in list_hint(message, {"example.com/meter": "1"})
-    assert "keep example.com/meter in " in list_hint(message, {"example.com/meter": None})
+    assert "add example.com/meter to " in list_hint(message, patch_of({"example.com/meter": "1"}))
+    assert "keep example.com/meter in " in list_hint(message, patch_of({"example.com/meter": None}))
 
 
 def test_an_installer_names_the_resources_in_a_kustomization() -> None:

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import virtualtime
-from devwatch.agent.daemon import DryRunNode, MonitorListener
+from build import patch_of
+from devwatch.agent.dryrun import DryRunNode
+from devwatch.agent.listener import MonitorListener
 from devwatch.core.errors import Unavailable
-from devwatch.core.node import WHOLE, NodeState
+from devwatch.core.node import ANNOTATION_PART, NodeState
 from devwatch.observe.metrics import Metrics
 from fakes import RecordingLog
 from test_output import Pipe, in_time
@@ -236,7 +238,7 @@ def test_no_patch_of_a_dry_run_is_left_out_for_want_of_room(pipe: Pipe) -> None:
     big = "x" * 2 * pipe.size
 
     async def scenario() -> str:
-        patching = asyncio.create_task(DryRunNode(pipe.stream).patch({WHOLE: big}))
+        patching = asyncio.create_task(DryRunNode(pipe.stream).patch(patch_of({ANNOTATION_PART: big})))
         await asyncio.sleep(60)
         text = ""
         while not patching.done():
@@ -287,8 +289,8 @@ def test_a_dry_run_pretends_that_each_patch_was_stored() -> None:
 
     out = io.StringIO()
     for node, rest in ((DryRunNode(out), {}), (DryRunNode(out, Server()), {"c.io/d": "1"})):
-        asyncio.run(node.patch({"a.io/b": "2", WHOLE: "{}"}))
-        state = asyncio.run(node.patch({}))
+        asyncio.run(node.patch(patch_of({"a.io/b": "2", ANNOTATION_PART: "{}"})))
+        state = asyncio.run(node.patch(patch_of({})))
         assert state.capacity == {"a.io/b": "2", **rest}
     assert len(out.getvalue().splitlines()) == 2
 
@@ -302,8 +304,8 @@ def test_a_person_at_a_terminal_reads_what_would_change() -> None:
 
     out = Terminal()
     node = DryRunNode(out)
-    asyncio.run(node.patch({"c.io/d": None, "a.io/b": "2", WHOLE: '{"a.io/b":[]}'}))
-    asyncio.run(node.patch({"a.io/b": "0"}))
+    asyncio.run(node.patch(patch_of({"c.io/d": None, "a.io/b": "2", ANNOTATION_PART: '{"a.io/b":[]}'})))
+    asyncio.run(node.patch(patch_of({"a.io/b": "0"})))
     assert out.getvalue().splitlines() == [
         "would change on the Node: a.io/b: 2, c.io/d: removed, the annotation devwatch.io/devices",
         "would change on the Node: a.io/b: 0",
@@ -315,7 +317,7 @@ def test_a_dry_run_that_cannot_print_ends() -> None:
     out = io.StringIO()
     out.close()
     with pytest.raises(Unavailable, match="standard output"):
-        asyncio.run(DryRunNode(out).patch({WHOLE: "{}"}))
+        asyncio.run(DryRunNode(out).patch(patch_of({ANNOTATION_PART: "{}"})))
 
 
 def test_what_the_monitor_hears_is_told() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from build import ZIGBEE, ZWAVE
+from build import ZIGBEE, ZWAVE, patch_of
 from devwatch.core.drift import CONTESTED, Drift
-from devwatch.core.node import WHOLE, NodeState, Writer
+from devwatch.core.node import ANNOTATION_PART, NodeState, Writer
 
 
 def state(*managers: str) -> NodeState:
@@ -15,17 +15,17 @@ def state(*managers: str) -> NodeState:
 def repair(drift: Drift, now: float, *managers: str) -> None:
     """Let somebody write and us repair."""
     drift.note([ZIGBEE], state(*managers))
-    drift.waiting({ZIGBEE: "1"}, now)
-    drift.repair({ZIGBEE: "1"}, now)
+    drift.waiting(patch_of({ZIGBEE: "1"}), now)
+    drift.repair(patch_of({ZIGBEE: "1"}), now)
 
 
 def test_the_first_repair_is_due_at_once() -> None:
     """Nothing waits in peace."""
     drift = Drift()
-    drift.note([ZIGBEE, WHOLE], state("kubelet"))
-    assert drift.waiting({ZIGBEE: "1", WHOLE: "{}"}, 0) == set()
-    assert drift.repair({ZIGBEE: "1"}, 0) == {ZIGBEE}
-    assert drift.names == {WHOLE}
+    drift.note([ZIGBEE, ANNOTATION_PART], state("kubelet"))
+    assert drift.waiting(patch_of({ZIGBEE: "1", ANNOTATION_PART: "{}"}), 0) == set()
+    assert drift.repair(patch_of({ZIGBEE: "1"}), 0) == {ZIGBEE}
+    assert drift.parts == {ANNOTATION_PART}
 
 
 def test_the_next_waits_for_the_truce_and_nothing_else_does() -> None:
@@ -33,9 +33,9 @@ def test_the_next_waits_for_the_truce_and_nothing_else_does() -> None:
     drift = Drift()
     repair(drift, 0, "kubelet")
     drift.note([ZIGBEE], state("kubelet"))
-    assert drift.waiting({ZIGBEE: "1", ZWAVE: "1"}, 0.5) == {ZIGBEE}
+    assert drift.waiting(patch_of({ZIGBEE: "1", ZWAVE: "1"}), 0.5) == {ZIGBEE}
     assert (drift.due(ZIGBEE), drift.due(ZWAVE)) == (1, float("-inf"))
-    assert drift.waiting({ZIGBEE: "1"}, 1) == set()
+    assert drift.waiting(patch_of({ZIGBEE: "1"}), 1) == set()
 
 
 def test_what_is_wanted_anew_does_not_wait() -> None:
@@ -43,17 +43,17 @@ def test_what_is_wanted_anew_does_not_wait() -> None:
     drift = Drift()
     repair(drift, 0, "kubelet")
     drift.note([ZIGBEE], state("kubelet"))
-    assert drift.waiting({ZIGBEE: "1"}, 0.5) == {ZIGBEE}
-    assert drift.waiting({ZIGBEE: "2"}, 0.6) == set()
+    assert drift.waiting(patch_of({ZIGBEE: "1"}), 0.5) == {ZIGBEE}
+    assert drift.waiting(patch_of({ZIGBEE: "2"}), 0.6) == set()
 
 
 def test_what_is_no_longer_wanted_is_no_drift() -> None:
     """Somebody else has put it right, and the truce is none the longer."""
     drift = Drift()
     drift.note([ZIGBEE], state("kubelet"))
-    assert drift.waiting({}, 0) == set()
-    assert drift.repair({ZIGBEE: "1"}, 0) == set()
-    assert drift.waiting({ZIGBEE: "1"}, 0.1) == set()
+    assert drift.waiting(patch_of({}), 0) == set()
+    assert drift.repair(patch_of({ZIGBEE: "1"}), 0) == set()
+    assert drift.waiting(patch_of({ZIGBEE: "1"}), 0.1) == set()
 
 
 def test_the_other_writers_are_named_at_the_fifth_repair_only() -> None:
@@ -69,14 +69,14 @@ def test_the_other_writers_are_named_at_the_fifth_repair_only() -> None:
 def test_what_is_repaired_apart_is_one_repair() -> None:
     """Where a policy refuses one resource the others are written one by one, and none waits for the truce of the one before."""
     drift = Drift()
-    wanted = {ZIGBEE: "1", ZWAVE: "1", WHOLE: "{}"}
+    wanted = {ZIGBEE: "1", ZWAVE: "1", ANNOTATION_PART: "{}"}
     drift.note(wanted, state("kubelet"))
     for name, value in wanted.items():
-        assert drift.waiting(wanted, 0) == set()
+        assert drift.waiting(patch_of(wanted), 0) == set()
         assert drift.due(name) <= 0
-        assert drift.repair({name: value}, 0) == {name}
+        assert drift.repair(patch_of({name: value}), 0) == {name}
     drift.note([ZIGBEE], state("kubelet"))
-    assert drift.waiting(wanted, 0) == {ZIGBEE}
+    assert drift.waiting(patch_of(wanted), 0) == {ZIGBEE}
     assert drift.due(ZIGBEE) == 1
 
 
@@ -85,11 +85,11 @@ def test_what_is_written_over_again_before_its_repair_waits() -> None:
     drift = Drift()
     wanted = {ZIGBEE: "1", ZWAVE: "1"}
     drift.note(wanted, state("kubelet"))
-    drift.waiting(wanted, 0)
-    drift.repair({ZIGBEE: "1"}, 0)
+    drift.waiting(patch_of(wanted), 0)
+    drift.repair(patch_of({ZIGBEE: "1"}), 0)
     drift.note([ZWAVE], state("kubelet"))
-    assert drift.waiting(wanted, 0.5) == {ZWAVE}
-    assert drift.waiting(wanted, 1) == set()
+    assert drift.waiting(patch_of(wanted), 0.5) == {ZWAVE}
+    assert drift.waiting(patch_of(wanted), 1) == set()
 
 
 def test_a_repair_within_the_truce_ends_it_for_nothing_else() -> None:
@@ -97,10 +97,10 @@ def test_a_repair_within_the_truce_ends_it_for_nothing_else() -> None:
     drift = Drift()
     repair(drift, 0, "kubelet")
     drift.note([ZIGBEE, ZWAVE], state("kubelet"))
-    drift.waiting({ZIGBEE: "1", ZWAVE: "1"}, 0.5)
-    assert drift.waiting({ZIGBEE: "2", ZWAVE: "1"}, 0.6) == {ZWAVE}
-    assert drift.repair({ZIGBEE: "2"}, 0.6) == {ZIGBEE}
-    assert drift.waiting({ZWAVE: "1"}, 0.7) == {ZWAVE}
+    drift.waiting(patch_of({ZIGBEE: "1", ZWAVE: "1"}), 0.5)
+    assert drift.waiting(patch_of({ZIGBEE: "2", ZWAVE: "1"}), 0.6) == {ZWAVE}
+    assert drift.repair(patch_of({ZIGBEE: "2"}), 0.6) == {ZIGBEE}
+    assert drift.waiting(patch_of({ZWAVE: "1"}), 0.7) == {ZWAVE}
 
 
 def test_what_is_wanted_anew_lengthens_no_truce() -> None:
@@ -108,10 +108,10 @@ def test_what_is_wanted_anew_lengthens_no_truce() -> None:
     drift = Drift()
     repair(drift, 0, "kubelet")
     drift.note([ZIGBEE, ZWAVE], state("kubelet"))
-    assert drift.waiting({ZIGBEE: "1", ZWAVE: "1"}, 0.5) == {ZIGBEE, ZWAVE}
-    assert drift.waiting({ZIGBEE: "2", ZWAVE: "1"}, 0.6) == {ZWAVE}
-    assert drift.repair({ZIGBEE: "2"}, 0.6) == {ZIGBEE}
-    assert drift.waiting({ZWAVE: "1"}, 1) == set()
+    assert drift.waiting(patch_of({ZIGBEE: "1", ZWAVE: "1"}), 0.5) == {ZIGBEE, ZWAVE}
+    assert drift.waiting(patch_of({ZIGBEE: "2", ZWAVE: "1"}), 0.6) == {ZWAVE}
+    assert drift.repair(patch_of({ZIGBEE: "2"}), 0.6) == {ZIGBEE}
+    assert drift.waiting(patch_of({ZWAVE: "1"}), 1) == set()
 
 
 def test_the_other_writers_are_named_once_where_a_repair_is_made_apart() -> None:
@@ -121,7 +121,7 @@ def test_the_other_writers_are_named_once_where_a_repair_is_made_apart() -> None
     for number in range(CONTESTED):
         drift.note([ZIGBEE, ZWAVE], state("a"))
         for name in (ZIGBEE, ZWAVE):
-            drift.waiting({ZIGBEE: "1", ZWAVE: "1"}, 400 * number)
-            drift.repair({name: "1"}, 400 * number)
+            drift.waiting(patch_of({ZIGBEE: "1", ZWAVE: "1"}), 400 * number)
+            drift.repair(patch_of({name: "1"}), 400 * number)
             told.append(drift.rivals())
     assert [rivals for rivals in told if rivals] == [("a",)]

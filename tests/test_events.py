@@ -8,8 +8,8 @@ import virtualtime
 from build import ZIGBEE, device
 from devwatch.agent.events import INTERVAL, EventRecorder
 from devwatch.core.errors import Conflict
+from devwatch.core.listing import Entry
 from devwatch.core.loss import Loss
-from devwatch.core.node import Entry
 from fakes import FakeWorkload, RecordingLog
 from home import GRACE, USB1, Home, home, pod, virtual
 
@@ -107,7 +107,7 @@ def test_a_pod_of_the_same_name_is_told_once_a_minute() -> None:
 
 async def drain(recorder: EventRecorder) -> None:
     """Send what is due."""
-    while (task := recorder.task(recorder.clock())) is not None:
+    while (task := recorder.action(recorder.clock())) is not None:
         await task.run()
 
 
@@ -120,7 +120,7 @@ def test_an_event_that_is_stored_already_is_not_an_error() -> None:
         recorder.device("DeviceAdded", device(name), ZIGBEE)
     virtualtime.run(lambda: drain(recorder))
     assert not log.lines
-    assert recorder.task(0) is None
+    assert recorder.action(0) is None
 
 
 def test_without_the_permission_nothing_waits_for_the_end_of_a_minute() -> None:
@@ -134,4 +134,4 @@ def test_without_the_permission_nothing_waits_for_the_end_of_a_minute() -> None:
     virtualtime.run(lambda: drain(recorder))
     moment[0] = 2 * INTERVAL
     assert recorder.due(moment[0]) is None
-    assert recorder.task(moment[0]) is None
+    assert recorder.action(moment[0]) is None

@@ -597,7 +597,7 @@ async def test_a_stick_with_many_ttys_is_one_device_to_tell_of() -> None:
         for number in range(4):
             recorder.device("DeviceAdded", device(f"ttyUSB{number}", physical="/devices/usb/1-1"), ZIGBEE)
         recorder.device("DeviceAdded", device("ttyUSB9", physical="/devices/usb/1-2"), ZIGBEE)
-        while (task := recorder.task(0)) is not None:
+        while (task := recorder.action(0)) is not None:
             await task.run()
         assert [note.message.split()[0] for _, note in one.workload.events] == [USB0, "/dev/ttyUSB9"]
 
@@ -633,7 +633,7 @@ def test_the_events_that_wait_are_bounded_and_their_text_is_escaped() -> None:
         recorder.device("DeviceAdded", device(f"ttyUSB{number}", serial=f"\x1b[{number}J", vendor="\n"), ZIGBEE)
 
     async def drain() -> list[str]:
-        while (task := recorder.task(0)) is not None:
+        while (task := recorder.action(0)) is not None:
             await task.run()
         assert isinstance(recorder.api, FakeWorkload)
         return [note.message for _, note in recorder.api.events]

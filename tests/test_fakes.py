@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import virtualtime
+from build import patch_of
 from devwatch.config.schema import parse
 from devwatch.core.errors import ConfigError, Conflict, Forbidden, Gone, Missing, NodeMissing, Refused, Retry
-from devwatch.core.node import WHOLE, NodeState
+from devwatch.core.node import ANNOTATION_PART, NodeState
 from devwatch.core.pods import Pod
 from devwatch.kube.pods import Event
 from fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, Line, RecordingLog
@@ -18,7 +19,7 @@ from fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, Line, Record
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from devwatch.core.node import Changes
+    from build import Parts
 
 A, B = "example.com/a", "example.com/b"
 
@@ -28,15 +29,15 @@ def server() -> FakeServer:
     return FakeServer(lambda: 0.0)
 
 
-def patch(server: FakeServer, changes: Changes) -> NodeState:
+def patch(server: FakeServer, changes: Parts) -> NodeState:
     """Send one request."""
-    return virtualtime.run(lambda: server.patch(changes))
+    return virtualtime.run(lambda: server.patch(patch_of(changes)))
 
 
 def test_a_patch_is_merged_and_answered_with_the_node() -> None:
     """Both maps and the annotation are set, null removes, what is not named stays, removing an absent key is fine."""
     node = server()
-    patch(node, {A: "1", B: "2", WHOLE: "{}"})
+    patch(node, {A: "1", B: "2", ANNOTATION_PART: "{}"})
     answer = patch(node, {A: None, "example.com/absent": None})
     assert answer == node.state
     assert (node.shows(A), node.shows(B), answer.annotation) == ((None, None), ("2", "2"), "{}")
@@ -57,7 +58,7 @@ def test_requests_are_recorded_with_their_time_and_those_at_once_are_counted() -
 
     async def main() -> FakeServer:
         node = FakeServer(asyncio.get_running_loop().time, latency=2)
-        await asyncio.gather(node.patch({}), node.patch({A: "1"}))
+        await asyncio.gather(node.patch(patch_of({})), node.patch(patch_of({A: "1"})))
         return node
 
     node = virtualtime.run(main)
@@ -86,7 +87,7 @@ def test_a_silent_server_never_answers() -> None:
         node.silent = True
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(100):
-                await node.patch({})
+                await node.patch(patch_of({}))
         return node
 
     assert virtualtime.run(main).in_flight == 0
@@ -123,7 +124,7 @@ def test_an_undone_name_is_accepted_and_not_stored() -> None:
 def test_a_deleted_node_is_missing_until_it_is_created_anew() -> None:
     """With another uid, a greater version and nothing of ours."""
     node = server()
-    before = patch(node, {A: "1", WHOLE: "{}"})
+    before = patch(node, {A: "1", ANNOTATION_PART: "{}"})
     node.delete()
     assert not node.exists
     with pytest.raises(NodeMissing):
@@ -149,7 +150,7 @@ STRANGERS: dict[str, Callable[[FakeServer], object]] = {
 def test_what_others_write_is_a_new_version(write: Callable[[FakeServer], object]) -> None:
     """And no request of ours."""
     node = server()
-    before = patch(node, {A: "1", WHOLE: "{}"})
+    before = patch(node, {A: "1", ANNOTATION_PART: "{}"})
     write(node)
     assert node.state.version > before.version
     assert node.state.annotation in {"x", "{}"}
@@ -255,7 +256,7 @@ def test_a_watch_shows_the_node_and_every_write_late_or_not() -> None:
 
         task = asyncio.create_task(follow())
         await asyncio.sleep(1)
-        await node.patch({A: "1"})
+        await node.patch(patch_of({A: "1"}))
         node.write(A, "2", manager="rival")
         node.show(first)
         node.delete()

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from build import patch_of
 from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, NodeMissing, Refused, Retry
-from devwatch.core.node import ANNOTATION, WHOLE, NodeState
+from devwatch.core.node import ANNOTATION, ANNOTATION_PART, NodePatch, NodeState
 from devwatch.kube.credentials import Credentials
 from devwatch.kube.nodes import KubeNode, node_state
 from devwatch.kube.responses import MAX_ANSWER
@@ -32,7 +33,7 @@ from system.certificates import Authority
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 
-    from devwatch.core.node import Changes
+    from build import Parts
 
 TOKEN = "SECRET-token"  # noqa: S105 - of no server
 NODE: dict[str, Any] = {
@@ -213,7 +214,7 @@ async def node(
 def ask(
     folder: Path,
     *answers: Any,  # noqa: ANN401 - as `site` takes them
-    changes: Changes | None = None,
+    changes: Parts | None = None,
     dry_run: bool = False,
     patience: float = 20,
 ) -> tuple[NodeState | ApiError, list[Request]]:
@@ -247,10 +248,10 @@ async def talk(
         yield server, api
 
 
-async def outcome(api: KubeNode, changes: Changes | None = None) -> NodeState | ApiError:
+async def outcome(api: KubeNode, changes: Parts | None = None) -> NodeState | ApiError:
     """Return the Node, or the error; an exception of any other kind fails the test."""
     try:
-        return await api.patch(changes or {})
+        return await api.patch(patch_of(changes or {}))
     except ApiError as error:
         plain(error)
         return error
@@ -272,7 +273,7 @@ def plain(error: ApiError) -> None:
 
 def test_a_change_is_one_strategic_merge_patch_of_the_status(tmp_path: Path) -> None:
     """Both maps and the annotation in one request, under our field manager, by our name."""
-    _, (sent,) = ask(tmp_path, answer(200, NODE), changes={"a.io/b": "1", "a.io/gone": None, WHOLE: "{}"})
+    _, (sent,) = ask(tmp_path, answer(200, NODE), changes={"a.io/b": "1", "a.io/gone": None, ANNOTATION_PART: "{}"})
     assert sent.line == "PATCH /api/v1/nodes/n1/status?fieldManager=devwatch HTTP/1.1"
     assert sent.headers["content-type"] == "application/strategic-merge-patch+json"
     assert sent.headers["accept"] == "application/json"
@@ -329,7 +330,7 @@ def test_the_time_of_the_server_is_known_from_its_last_answer(
     async def scenario() -> None:
         async with talk(tmp_path, answer(200, NODE, **header)) as (_, api):
             assert api.date == ""
-            await api.patch({})
+            await api.patch(NodePatch())
             assert api.date == date
 
     run(scenario())
@@ -403,7 +404,7 @@ def test_requests_share_a_connection(tmp_path: Path) -> None:
             async with node(config) as api:
                 before = len(sockets())
                 for _ in range(5):
-                    await api.patch({})
+                    await api.patch(NodePatch())
                 assert len(sockets()) == before + 2, "one connection has two ends"
 
     run(scenario())
@@ -684,7 +685,7 @@ DENIED = (
 )
 def test_a_name_that_a_policy_does_not_list_is_told_with_the_list(value: str | None, hint: str, tmp_path: Path) -> None:
     """Where the name has to stand, with both ways to install the policy, and for a removal until when."""
-    error, _ = ask(tmp_path, refusal(403, DENIED), changes={"a.io/b": value, WHOLE: "{}"})
+    error, _ = ask(tmp_path, refusal(403, DENIED), changes={"a.io/b": value, ANNOTATION_PART: "{}"})
     assert type(error) is Refused
     assert error.hint.startswith(hint)
     assert "spec.variables[0] of ValidatingAdmissionPolicy devwatch" in error.hint
@@ -730,7 +731,7 @@ def test_refused_credentials_are_read_again_and_the_request_is_repeated_once(tmp
         async with site(answer(200, NODE), UNAUTHORIZED, answer(200, NODE)) as server:
             config = kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}", user={"tokenFile": "token"})
             async with node(config) as api:
-                await api.patch({})
+                await api.patch(NodePatch())
                 token.write_text("new\n")
                 assert isinstance(await outcome(api, {"a.io/b": "1"}), NodeState)
         sent = [(request.headers["authorization"], request.body) for request in server.requests]
@@ -745,7 +746,7 @@ def test_credentials_that_stay_refused_are_an_error(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with talk(tmp_path, answer(200, NODE), UNAUTHORIZED, UNAUTHORIZED, answer(200, NODE)) as (server, api):
-            await api.patch({})
+            await api.patch(NodePatch())
             error = await outcome(api)
             assert isinstance(error, CredentialsError)
             assert "does not accept the credentials: Unauthorized (401" in str(error)
@@ -788,9 +789,9 @@ def test_a_client_certificate_that_was_rotated_on_disk_is_read_again(tmp_path: P
             cluster = {"certificate-authority": str(authority.certificate)}
             config = kubeconfig(tmp_path, f"https://127.0.0.1:{server.port}", user=files, cluster=cluster)
             async with node(config) as api:
-                await api.patch({})
+                await api.patch(NodePatch())
                 issue("after")
-                await api.patch({})
+                await api.patch(NodePatch())
         assert [request.user for request in server.requests] == ["before", "before", "after"]
 
     run(scenario())
@@ -829,7 +830,7 @@ def test_embedded_certificates_work(tmp_path: Path) -> None:
             async with node(
                 kubeconfig(tmp_path, f"https://127.0.0.1:{server.port}", user=user, cluster=cluster)
             ) as api:
-                await api.patch({})
+                await api.patch(NodePatch())
         assert [request.user for request in server.requests] == ["jane"]
 
     run(scenario())
@@ -924,9 +925,9 @@ def test_a_pod_uses_its_service_account(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with pod(tmp_path, answer(200, NODE), UNAUTHORIZED, answer(200, NODE)) as (server, api):
-            await api.patch({})
+            await api.patch(NodePatch())
             (tmp_path / "token").write_text("newer")
-            await api.patch({})
+            await api.patch(NodePatch())
         keys = [request.headers["authorization"] for request in server.requests]
         assert keys == ["Bearer of the pod", "Bearer of the pod", "Bearer newer"]
 
@@ -938,11 +939,11 @@ def test_a_token_that_the_kubelet_replaces_is_taken_before_it_is_refused(tmp_pat
 
     async def scenario() -> None:
         async with pod(tmp_path, answer(200, NODE), refresh=0) as (server, api):
-            await api.patch({})
+            await api.patch(NodePatch())
             (tmp_path / "token").write_text("newer\n")
-            await api.patch({})
+            await api.patch(NodePatch())
             (tmp_path / "token").unlink()
-            await api.patch({})
+            await api.patch(NodePatch())
         keys = [request.headers["authorization"] for request in server.requests]
         assert keys == ["Bearer of the pod", "Bearer newer", "Bearer newer"]
 
@@ -954,9 +955,9 @@ def test_a_token_is_not_read_again_for_every_request(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with pod(tmp_path, answer(200, NODE)) as (server, api):
-            await api.patch({})
+            await api.patch(NodePatch())
             (tmp_path / "token").write_text("newer")
-            await api.patch({})
+            await api.patch(NodePatch())
         assert {request.headers["authorization"] for request in server.requests} == {"Bearer of the pod"}
 
     run(scenario())
@@ -1634,7 +1635,7 @@ def test_a_cancelled_request_closes_its_connection(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with talk(tmp_path, silence, answer(200, NODE)) as (server, api):
-            request = asyncio.create_task(api.patch({}))
+            request = asyncio.create_task(api.patch(NodePatch()))
             await server.asked.wait()
             request.cancel()
             with pytest.raises(asyncio.CancelledError):

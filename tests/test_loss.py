@@ -9,8 +9,9 @@ import pytest
 
 from build import ZIGBEE, device, rule, scan
 from devwatch.core.inventory import Inventory
+from devwatch.core.listing import Entry
 from devwatch.core.loss import Incidents, Losses, Paths, Scene, match_remembered, match_replugged
-from devwatch.core.node import Entry, NodeState
+from devwatch.core.node import NodeState
 from devwatch.core.plan import Figure, Figures
 from devwatch.core.rules import Claim
 

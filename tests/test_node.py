@@ -9,23 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build import ZIGBEE, ZWAVE, device
+from build import ZIGBEE, ZWAVE, Parts, device, patch_of
+from devwatch.core.listing import MAX_BYTES, Entry, Listing, parse_listing, render_listing
 from devwatch.core.names import resource_name_fault
-from devwatch.core.node import (
-    ANNOTATION,
-    MAX_BYTES,
-    WHOLE,
-    Changes,
-    Entry,
-    Listing,
-    NodeState,
-    Writer,
-    apply,
-    parse_listing,
-    patch_body,
-    quantity,
-    render_listing,
-)
+from devwatch.core.node import ANNOTATION, ANNOTATION_PART, Amounts, NodePatch, NodeState, Writer, quantity
 
 names = st.builds("{}.example/{}".format, st.sampled_from(("a", "b.c", "x-1")), st.sampled_from(("d", "e_f", "G.h")))
 texts = st.none() | st.text(max_size=128)
@@ -34,7 +21,7 @@ crowds = st.builds(lambda entry, number: (entry,) * number, entries, st.integers
 listings = st.dictionaries(names, st.lists(entries, max_size=3).map(tuple) | crowds, max_size=9)
 counts = st.none() | st.integers(min_value=0, max_value=99).map(str)
 changes = st.dictionaries(st.sampled_from((ZIGBEE, ZWAVE, "a.b/c")), counts) | st.dictionaries(
-    st.sampled_from((ZIGBEE, WHOLE)), counts
+    st.sampled_from((ZIGBEE, ANNOTATION_PART)), counts
 )
 quantities = st.dictionaries(st.sampled_from((ZIGBEE, ZWAVE, "cpu")), st.sampled_from(("0", "1", "4", "1k")))
 states = st.builds(NodeState, capacity=quantities, allocatable=quantities, annotation=st.none() | st.text())
@@ -103,11 +90,11 @@ def test_a_count_is_the_capacity_and_nothing_is_zero() -> None:
 def test_a_count_is_shown_only_by_both_maps() -> None:
     """The scheduler reads allocatable and the kubelet copies capacity: one map alone is an answer that does not last."""
     both = NodeState(capacity={ZIGBEE: "1k"}, allocatable={ZIGBEE: "1000"})
-    assert both.shows(ZIGBEE, "1000")
-    assert not both.shows(ZIGBEE, "1")
-    assert not NodeState(capacity={ZIGBEE: "1"}).shows(ZIGBEE, "1")
-    assert not NodeState(allocatable={ZIGBEE: "1"}).shows(ZIGBEE, "1")
-    assert not NodeState().shows(ZIGBEE, "0")
+    assert both.shows(ZIGBEE, Amounts.of(1000))
+    assert not both.shows(ZIGBEE, Amounts.of(1))
+    assert not NodeState(capacity={ZIGBEE: "1"}).shows(ZIGBEE, Amounts.of(1))
+    assert not NodeState(allocatable={ZIGBEE: "1"}).shows(ZIGBEE, Amounts.of(1))
+    assert not NodeState().shows(ZIGBEE, Amounts.of(0))
 
 
 def test_a_removed_resource_is_in_neither_map() -> None:
@@ -128,26 +115,27 @@ def test_only_what_is_not_older_replaces_what_is_held() -> None:
 
 
 @given(states, changes)
-def test_a_node_reflects_the_changes_that_were_applied_to_it(state: NodeState, wanted: Changes) -> None:
+def test_a_node_reflects_the_changes_that_were_applied_to_it(state: NodeState, wanted: Parts) -> None:
     """And where it does already, applying them changes nothing that is ours."""
-    assert apply(state, wanted).reflects(wanted)
-    assert apply(apply(state, wanted), wanted) == apply(state, wanted)
+    patch = patch_of(wanted)
+    assert patch.applied(state).reflects(patch)
+    assert patch.applied(patch.applied(state)) == patch.applied(state)
 
 
 def test_a_node_that_lacks_a_part_does_not_reflect_the_changes() -> None:
     """An admission webhook can undo any part of an accepted patch."""
-    wanted = {ZIGBEE: "1", WHOLE: "{}"}
-    whole = apply(NodeState(), wanted)
+    wanted = patch_of({ZIGBEE: "1", ANNOTATION_PART: "{}"})
+    whole = wanted.applied(NodeState())
     assert whole.reflects(wanted)
     assert not NodeState(capacity=whole.capacity, allocatable=whole.allocatable).reflects(wanted)
     assert not NodeState(annotation="{}").reflects(wanted)
-    assert NodeState(annotation="of another").reflects({})
+    assert NodeState(annotation="of another").reflects(NodePatch())
 
 
 def test_applying_changes_leaves_the_rest_alone() -> None:
     """A dry run answers with the Node as it would be, its other resources included."""
     state = NodeState(uid="u", version=3, capacity={"cpu": "4", ZWAVE: "1"}, allocatable={"cpu": "3"}, annotation="old")
-    after = apply(state, {ZIGBEE: "2", ZWAVE: None})
+    after = patch_of({ZIGBEE: "2", ZWAVE: None}).applied(state)
     assert after == NodeState(
         uid="u",
         version=3,
@@ -156,7 +144,7 @@ def test_applying_changes_leaves_the_rest_alone() -> None:
         annotation="old",
         writers=dict.fromkeys((ZIGBEE, ZWAVE), (Writer(manager="devwatch", time=""),)),
     )
-    assert apply(after, {WHOLE: None}).annotation is None
+    assert patch_of({ANNOTATION_PART: None}).applied(after).annotation is None
 
 
 # -- what is sent
@@ -164,7 +152,7 @@ def test_applying_changes_leaves_the_rest_alone() -> None:
 
 def test_both_maps_and_the_annotation_go_in_one_patch() -> None:
     """One request, so that nobody sees capacity and allocatable differ, or a count without its owner."""
-    assert patch_body({ZWAVE: "0", ZIGBEE: "2", WHOLE: "text"}) == {
+    assert patch_of({ZWAVE: "0", ZIGBEE: "2", ANNOTATION_PART: "text"}).body() == {
         "status": {"capacity": {ZIGBEE: "2", ZWAVE: "0"}, "allocatable": {ZIGBEE: "2", ZWAVE: "0"}},
         "metadata": {"annotations": {"devwatch.io/devices": "text"}},
     }
@@ -172,7 +160,7 @@ def test_both_maps_and_the_annotation_go_in_one_patch() -> None:
 
 def test_null_removes_a_key_and_the_annotation() -> None:
     """The server drops what is null in a strategic-merge patch."""
-    assert patch_body({ZIGBEE: None, WHOLE: None}) == {
+    assert patch_of({ZIGBEE: None, ANNOTATION_PART: None}).body() == {
         "status": {"capacity": {ZIGBEE: None}, "allocatable": {ZIGBEE: None}},
         "metadata": {"annotations": {"devwatch.io/devices": None}},
     }
@@ -180,9 +168,9 @@ def test_null_removes_a_key_and_the_annotation() -> None:
 
 def test_a_patch_holds_only_what_changes() -> None:
     """An empty map would claim more than it says; an empty patch is a read."""
-    assert patch_body({}) == {}
-    assert patch_body({ZIGBEE: "1"}).keys() == {"status"}
-    assert patch_body({WHOLE: "{}"}).keys() == {"metadata"}
+    assert patch_of({}).body() == {}
+    assert patch_of({ZIGBEE: "1"}).body().keys() == {"status"}
+    assert patch_of({ANNOTATION_PART: "{}"}).body().keys() == {"metadata"}
 
 
 # -- the annotation

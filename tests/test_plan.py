@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build import ZIGBEE, ZWAVE, device, entry, rule, scan
+from build import ZIGBEE, ZWAVE, Parts, device, entry, parts_of, patch_of, rule, scan
 from devwatch.core.inventory import Inventory
-from devwatch.core.node import MAPS, WHOLE, Changes, Entry, NodeState, Writer, apply, parse_listing, render_listing
-from devwatch.core.plan import Claims, Figures, Tally, changes, list_devices, portion
+from devwatch.core.listing import Entry, parse_listing, render_listing
+from devwatch.core.node import ANNOTATION_PART, MAPS, NodeState, Writer
+from devwatch.core.plan import Claims, Figures, Tally, list_devices, plan_patch
+from devwatch.core.plan import portion as portion_of
 from devwatch.core.rules import Count
 
 if TYPE_CHECKING:
@@ -21,6 +23,22 @@ if TYPE_CHECKING:
 
     from devwatch.core.device import Device
     from devwatch.core.rules import ResourceRule
+
+
+def changes(figures: Figures, observed: NodeState, **fields: Any) -> dict[str, str | None]:  # noqa: ANN401  as `plan_patch` takes them
+    """Return what must be written, in short."""
+    return parts_of(plan_patch(figures, observed, **fields))
+
+
+def portion(wanted: Parts, **fields: Any) -> dict[str, str | None]:  # noqa: ANN401  as `portion` takes them
+    """Return what to send next of it, in short."""
+    return parts_of(portion_of(patch_of(wanted), **fields))
+
+
+def apply(node: NodeState, written: Parts) -> NodeState:
+    """Return the Node after it was written."""
+    return patch_of(written).applied(node)
+
 
 SHARED_LINK = "/dev/serial/by-id/usb-Twin_0001"
 
@@ -46,7 +64,7 @@ class Host:
         self.figures = self.tally.count(self.inventory, self.node, at)
         return self.figures
 
-    def step(self, at: float, *devices: Device, doubts: tuple[str, ...] = ()) -> Changes:
+    def step(self, at: float, *devices: Device, doubts: tuple[str, ...] = ()) -> Parts:
         """Look, count, write, and return what was written."""
         wanted = changes(self.see(at, *devices, doubts=doubts), self.node)
         self.node = apply(self.node, wanted)
@@ -229,7 +247,7 @@ def test_a_port_that_stays_away_leaves_the_list_after_the_grace() -> None:
     host.step(0, *quad())
     assert host.step(10, *quad()[:3]) == {}
     assert host.figures.due == 12
-    assert host.step(12, *quad()[:3]).keys() == {WHOLE}
+    assert host.step(12, *quad()[:3]).keys() == {ANNOTATION_PART}
     assert host.listed() == ["/dev/ttyUSB0", "/dev/ttyUSB1", "/dev/ttyUSB2"]
 
 
@@ -267,7 +285,7 @@ def test_what_is_listed_of_a_resource_waits_for_no_device_of_another() -> None:
     host = Host.of(rule(ZWAVE, [entry(vendor="0658")], removal_grace=3600), rule(ZIGBEE))
     host.step(0, device("ttyACM0", vendor="0658"), STICK)
     host.step(10, STICK)
-    assert host.step(11, OTHER).keys() == {WHOLE}
+    assert host.step(11, OTHER).keys() == {ANNOTATION_PART}
     assert (host.listed(ZWAVE), host.listed(ZIGBEE)) == (["/dev/ttyACM0"], ["/dev/ttyUSB1"])
 
 
@@ -276,7 +294,7 @@ def test_a_stick_that_comes_back_under_another_name_is_listed_by_that_at_once() 
     host = Host.of()
     host.step(0, STICK)
     assert host.step(10) == {}
-    assert host.step(11, again(STICK, "ttyUSB1")).keys() == {WHOLE}
+    assert host.step(11, again(STICK, "ttyUSB1")).keys() == {ANNOTATION_PART}
     assert host.listed() == ["/dev/ttyUSB1"]
     assert host.step(20, again(STICK, "ttyUSB1")) == {}
 
@@ -286,7 +304,7 @@ def test_one_pulled_and_another_plugged_within_the_grace_are_one() -> None:
     host = Host.of()
     host.step(0, STICK)
     assert host.step(10) == {}
-    assert host.step(11, OTHER).keys() == {WHOLE}
+    assert host.step(11, OTHER).keys() == {ANNOTATION_PART}
     assert (host.advertised(), host.listed()) == (1, ["/dev/ttyUSB1"])
     host.step(20, OTHER)
     assert (host.advertised(), host.present()) == (1, 1)
@@ -599,7 +617,7 @@ def figures_of(*devices: Device, rules: Sequence[ResourceRule] = (rule(),)) -> F
 def node_of(listed: str | None = None, **counts: str) -> NodeState:
     """Return a Node with counts in both maps and an annotation."""
     maps = {f"example.com/{name}": count for name, count in counts.items()}
-    writers = dict.fromkeys((*maps, WHOLE), (Writer(manager="devwatch", time=""),))
+    writers = dict.fromkeys((*maps, ANNOTATION_PART), (Writer(manager="devwatch", time=""),))
     return NodeState(capacity=maps, allocatable=maps, annotation=listed, writers=writers)
 
 
@@ -615,7 +633,7 @@ def test_nothing_is_written_where_the_node_shows_it() -> None:
 
 def test_every_resource_is_written_zero_included() -> None:
     """Without the key the kubelet would start a pod without its device."""
-    assert changes(figures_of(), NodeState()) == {ZIGBEE: "0", WHOLE: NONE_LISTED}
+    assert changes(figures_of(), NodeState()) == {ZIGBEE: "0", ANNOTATION_PART: NONE_LISTED}
 
 
 @pytest.mark.parametrize("part", ["capacity", "allocatable"])
@@ -629,15 +647,15 @@ def test_a_resource_that_left_the_configuration_is_removed() -> None:
     """Also when it was dropped while the daemon was down: the annotation remembers it."""
     listed = render_listing({ZIGBEE: (Entry.of(STICK),), ZWAVE: (Entry.of(OTHER),)})
     node = node_of(listed, zigbee="1", zwave="1")
-    assert changes(figures_of(STICK), node) == {ZWAVE: None, WHOLE: LISTED}
-    assert changes(Figures(), node) == {ZIGBEE: None, ZWAVE: None, WHOLE: None}
+    assert changes(figures_of(STICK), node) == {ZWAVE: None, ANNOTATION_PART: LISTED}
+    assert changes(Figures(), node) == {ZIGBEE: None, ZWAVE: None, ANNOTATION_PART: None}
 
 
 def test_a_resource_that_is_in_one_map_only_is_removed_too() -> None:
     """A kubelet may have taken it from the other already."""
     listed = render_listing({ZWAVE: ()})
     node = replace(node_of(listed, zwave="0"), capacity={})
-    assert changes(Figures(), node) == {ZWAVE: None, WHOLE: None}
+    assert changes(Figures(), node) == {ZWAVE: None, ANNOTATION_PART: None}
 
 
 def test_what_was_written_is_removed_though_the_node_was_never_seen_with_it() -> None:
@@ -650,19 +668,21 @@ def test_what_devwatch_does_not_own_is_never_removed() -> None:
     """The resources of others stay, whatever the annotation says of names that are none of an extended resource."""
     maps = {"cpu": "4", "kubernetes.io/x": "1", "nvidia.com/gpu": "2"}
     node = NodeState(capacity=maps, allocatable=maps, annotation='{"cpu":[],"kubernetes.io/x":[]}')
-    assert changes(Figures(), node) == {WHOLE: None}
+    assert changes(Figures(), node) == {ANNOTATION_PART: None}
 
 
 USER, KUBELET = Writer(manager="kubectl-annotate", time="", subresource=""), Writer(manager="kubelet", time="")
 
 
-@pytest.mark.parametrize("writers", [(USER,), (), (USER, *node_of("").writers[WHOLE])])
+@pytest.mark.parametrize("writers", [(USER,), (), (USER, *node_of("").writers[ANNOTATION_PART])])
 def test_an_annotation_that_others_wrote_owns_nothing(writers: tuple[Writer, ...]) -> None:
     """Who may only annotate a Node must not take away what another device plugin advertises."""
     node = node_of('{"nvidia.com/gpu":[]}')
     gpus = {"nvidia.com/gpu": "2"}
-    node = replace(node, capacity=gpus, allocatable=gpus, writers={WHOLE: writers, "nvidia.com/gpu": (KUBELET,)})
-    assert changes(figures_of(), node) == {ZIGBEE: "0", WHOLE: NONE_LISTED}
+    node = replace(
+        node, capacity=gpus, allocatable=gpus, writers={ANNOTATION_PART: writers, "nvidia.com/gpu": (KUBELET,)}
+    )
+    assert changes(figures_of(), node) == {ZIGBEE: "0", ANNOTATION_PART: NONE_LISTED}
 
 
 @pytest.mark.parametrize("part", ["capacity", "allocatable"])
@@ -672,7 +692,7 @@ def test_a_count_that_others_wrote_is_left_alone(part: str) -> None:
     ours = replace(node.writers[ZWAVE][0], maps=frozenset(MAPS) - {part})
     theirs = replace(KUBELET, maps=frozenset({part}))
     node = replace(node, writers={**node.writers, ZWAVE: (ours, theirs)})
-    assert changes(figures_of(), node) == {WHOLE: NONE_LISTED}
+    assert changes(figures_of(), node) == {ANNOTATION_PART: NONE_LISTED}
 
 
 def test_a_count_that_may_yet_be_stored_stays_on_record() -> None:
@@ -680,17 +700,17 @@ def test_a_count_that_may_yet_be_stored_stays_on_record() -> None:
     both = render_listing({ZIGBEE: (), ZWAVE: ()})
     node = node_of(NONE_LISTED, zigbee="0", zwave="2")
     node = replace(node, writers={**node.writers, ZWAVE: (KUBELET,)})
-    assert changes(figures_of(), node, written={ZWAVE}) == {WHOLE: both}
+    assert changes(figures_of(), node, written={ZWAVE}) == {ANNOTATION_PART: both}
     figures = figures_of()
     away = replace(figures, by_name={ZIGBEE: replace(figures.by_name[ZIGBEE], away=True)})
-    assert changes(away, node, written={ZWAVE}) == {WHOLE: both}
+    assert changes(away, node, written={ZWAVE}) == {ANNOTATION_PART: both}
     assert changes(figures_of(), node) == {}
 
 
 def test_a_malformed_annotation_is_overwritten() -> None:
     """What is ours is on record again, and nothing was removed on the word of the former text."""
     node = node_of('{"example.com/zwave": [], "x": 1}', zigbee="1", zwave="1")
-    assert changes(figures_of(STICK), node) == {WHOLE: LISTED}
+    assert changes(figures_of(STICK), node) == {ANNOTATION_PART: LISTED}
 
 
 def test_while_a_devnode_is_away_what_is_ours_is_put_on_record_all_the_same() -> None:
@@ -698,51 +718,54 @@ def test_while_a_devnode_is_away_what_is_ours_is_put_on_record_all_the_same() ->
     host = Host.of()
     host.step(0, STICK)
     host.node = replace(host.node, annotation=None)
-    assert host.step(1) == {WHOLE: NONE_LISTED}
+    assert host.step(1) == {ANNOTATION_PART: NONE_LISTED}
 
 
 def test_a_dropped_resource_that_is_refused_keeps_its_name_until_it_is_gone() -> None:
     """Sent apart, the annotation could forget the name before the removal goes through: then nobody would ever remove it."""
     both = render_listing({ZIGBEE: (Entry.of(STICK),), ZWAVE: (Entry.of(OTHER),)})
     node = node_of(both, zigbee="1", zwave="1")
-    apart = {ZWAVE, WHOLE}
-    wanted = changes(figures_of(STICK), node, apart=apart)
+    apart = {ZWAVE, ANNOTATION_PART}
+    wanted = changes(figures_of(STICK), node, isolated=apart)
     assert wanted == {ZWAVE: None}
-    node = apply(node, portion(wanted, apart=apart, blocked=set()))
-    wanted = changes(figures_of(STICK), node, apart={WHOLE})
-    assert wanted == {WHOLE: LISTED}
-    assert portion(wanted, apart={WHOLE}, blocked=set()) == wanted
+    node = apply(node, portion(wanted, isolated=apart, blocked=set()))
+    wanted = changes(figures_of(STICK), node, isolated={ANNOTATION_PART})
+    assert wanted == {ANNOTATION_PART: LISTED}
+    assert portion(wanted, isolated={ANNOTATION_PART}, blocked=set()) == wanted
 
 
 def test_a_dropped_resource_that_comes_back_is_on_record_again() -> None:
     """Its removal was accepted and undone: whoever is killed then leaves the name to the next daemon."""
     node = node_of(LISTED, zigbee="1", zwave="1")
     both = render_listing({ZIGBEE: (Entry.of(STICK),), ZWAVE: ()})
-    assert changes(figures_of(STICK), node, apart={ZWAVE}, written={ZWAVE}) == {ZWAVE: None, WHOLE: both}
+    assert changes(figures_of(STICK), node, isolated={ZWAVE}, written={ZWAVE}) == {ZWAVE: None, ANNOTATION_PART: both}
     node = replace(node, annotation=both)
-    assert changes(figures_of(STICK), node, apart={ZWAVE}, written={ZWAVE}) == {ZWAVE: None}
+    assert changes(figures_of(STICK), node, isolated={ZWAVE}, written={ZWAVE}) == {ZWAVE: None}
 
 
 def test_a_dropped_resource_outlives_a_refused_annotation() -> None:
     """It goes with the rest, and the annotation follows when it is gone."""
     both = render_listing({ZIGBEE: (Entry.of(STICK),), ZWAVE: ()})
     node = node_of(both, zigbee="0", zwave="1")
-    wanted = changes(figures_of(STICK), node, apart={WHOLE})
+    wanted = changes(figures_of(STICK), node, isolated={ANNOTATION_PART})
     assert wanted == {ZIGBEE: "1", ZWAVE: None}
-    assert portion(wanted, apart={WHOLE}, blocked={WHOLE}) == wanted
-    assert changes(figures_of(STICK), apply(node, wanted), apart={WHOLE}) == {WHOLE: LISTED}
+    assert portion(wanted, isolated={ANNOTATION_PART}, blocked={ANNOTATION_PART}) == wanted
+    assert changes(figures_of(STICK), apply(node, wanted), isolated={ANNOTATION_PART}) == {ANNOTATION_PART: LISTED}
 
 
 def test_a_count_that_is_refused_is_listed_as_it_is_now() -> None:
     """What was sent apart is no reason to list what was there before."""
     node = node_of(render_listing({ZIGBEE: (Entry.of(OTHER),)}), zigbee="0")
-    assert changes(figures_of(STICK), node, apart={ZIGBEE, WHOLE}) == {ZIGBEE: "1", WHOLE: LISTED}
+    assert changes(figures_of(STICK), node, isolated={ZIGBEE, ANNOTATION_PART}) == {
+        ZIGBEE: "1",
+        ANNOTATION_PART: LISTED,
+    }
 
 
 def test_what_was_written_and_perhaps_listed_stays_on_record_until_it_is_gone() -> None:
     """The answers got lost that would have shown the annotation with its name."""
-    wanted = changes(Figures(), NodeState(), apart={ZWAVE, WHOLE}, written={ZWAVE})
-    assert wanted == {ZWAVE: None, WHOLE: render_listing({ZWAVE: ()})}
+    wanted = changes(Figures(), NodeState(), isolated={ZWAVE, ANNOTATION_PART}, written={ZWAVE})
+    assert wanted == {ZWAVE: None, ANNOTATION_PART: render_listing({ZWAVE: ()})}
     assert changes(Figures(), NodeState(), written={ZWAVE}) == {ZWAVE: None}
 
 
@@ -751,30 +774,30 @@ def test_what_was_written_and_perhaps_listed_stays_on_record_until_it_is_gone() 
 
 def test_everything_goes_in_one_request() -> None:
     """As long as nothing was refused."""
-    wanted = {ZIGBEE: "1", ZWAVE: None, WHOLE: "{}"}
-    assert portion(wanted, apart=set(), blocked=set()) == wanted
-    assert portion({}, apart=set(), blocked=set()) == {}
+    wanted = {ZIGBEE: "1", ZWAVE: None, ANNOTATION_PART: "{}"}
+    assert portion(wanted, isolated=set(), blocked=set()) == wanted
+    assert portion({}, isolated=set(), blocked=set()) == {}
 
 
 def test_what_was_refused_in_company_goes_one_by_one_after_the_rest() -> None:
     """So one bad part holds up no other. The annotation goes first: what is ours is written down before it is advertised."""
-    wanted = {ZIGBEE: "1", ZWAVE: "0", WHOLE: "{}"}
-    assert portion(wanted, apart={ZIGBEE, WHOLE}, blocked=set()) == {WHOLE: "{}"}
-    assert portion(wanted, apart={ZIGBEE, WHOLE}, blocked={WHOLE}) == {ZWAVE: "0"}
-    assert portion(wanted, apart={ZIGBEE}, blocked=set()) == {ZWAVE: "0", WHOLE: "{}"}
-    assert portion(wanted, apart={*wanted}, blocked=set()) == {WHOLE: "{}"}
-    assert portion(wanted, apart={*wanted}, blocked={WHOLE}) == {ZIGBEE: "1"}
-    assert portion(wanted, apart={*wanted}, blocked={WHOLE, ZIGBEE}) == {ZWAVE: "0"}
-    assert portion(wanted, apart={*wanted}, blocked={*wanted}) == {}
+    wanted = {ZIGBEE: "1", ZWAVE: "0", ANNOTATION_PART: "{}"}
+    assert portion(wanted, isolated={ZIGBEE, ANNOTATION_PART}, blocked=set()) == {ANNOTATION_PART: "{}"}
+    assert portion(wanted, isolated={ZIGBEE, ANNOTATION_PART}, blocked={ANNOTATION_PART}) == {ZWAVE: "0"}
+    assert portion(wanted, isolated={ZIGBEE}, blocked=set()) == {ZWAVE: "0", ANNOTATION_PART: "{}"}
+    assert portion(wanted, isolated={*wanted}, blocked=set()) == {ANNOTATION_PART: "{}"}
+    assert portion(wanted, isolated={*wanted}, blocked={ANNOTATION_PART}) == {ZIGBEE: "1"}
+    assert portion(wanted, isolated={*wanted}, blocked={ANNOTATION_PART, ZIGBEE}) == {ZWAVE: "0"}
+    assert portion(wanted, isolated={*wanted}, blocked={*wanted}) == {}
 
 
-some = st.sets(st.sampled_from((ZIGBEE, ZWAVE, "a.b/c", WHOLE)))
+some = st.sets(st.sampled_from((ZIGBEE, ZWAVE, "a.b/c", ANNOTATION_PART)))
 
 
-@given(st.dictionaries(st.sampled_from((ZIGBEE, ZWAVE, "a.b/c", WHOLE)), st.just("1")), some, some)
-def test_every_request_takes_a_part_that_is_not_blocked(wanted: Changes, apart: set[str], blocked: set[str]) -> None:
+@given(st.dictionaries(st.sampled_from((ZIGBEE, ZWAVE, "a.b/c", ANNOTATION_PART)), st.just("1")), some, some)
+def test_every_request_takes_a_part_that_is_not_blocked(wanted: Parts, apart: set[str], blocked: set[str]) -> None:
     """Whatever is refused, the rest comes to its turn, and nothing that is blocked goes along."""
-    sent = portion(wanted, apart=apart, blocked=blocked)
+    sent = portion(wanted, isolated=apart, blocked=blocked)
     assert sent.items() <= wanted.items()
     assert not sent.keys() & blocked
     assert bool(sent) == bool(wanted.keys() - blocked)
@@ -871,15 +894,15 @@ def test_one_accepted_request_and_there_is_nothing_left_to_write(
     host.tally.start(node, 0)
     for at, (_, devices, doubts) in zip(accumulate(wait for wait, _, _ in steps), steps, strict=True):
         host.step(at, *devices, doubts=doubts)
-    wanted = changes(host.figures, written, apart=apart - {WHOLE})
-    mine = {WHOLE, *host.figures.by_name, *parse_listing(written.annotation or "")}
+    wanted = changes(host.figures, written, isolated=apart - {ANNOTATION_PART})
+    mine = {ANNOTATION_PART, *host.figures.by_name, *parse_listing(written.annotation or "")}
     assert wanted.keys() <= mine
     after = apply(written, wanted)
     for name in ("cpu", "nvidia.com/gpu"):
         assert after.capacity.get(name) == written.capacity.get(name)
         assert after.allocatable.get(name) == written.allocatable.get(name)
     left = changes(host.figures, after)
-    assert left.keys() <= ({WHOLE} if apart else set())
+    assert left.keys() <= ({ANNOTATION_PART} if apart else set())
     assert changes(host.figures, apply(after, left)) == {}
 
 

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 import virtualtime
-from devwatch.agent.reconciler import Cluster, Reconciler
-from devwatch.agent.report import Reporter
+from devwatch.agent.wiring import build_agent
 from devwatch.config.schema import parse
 from devwatch.core.errors import CredentialsError, Forbidden, NodeMissing, Refused, Retry
-from devwatch.core.node import WHOLE, Writer
+from devwatch.core.node import ANNOTATION_PART, Writer
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
 from fakes import FakeHost, FakeServer, FakeSettings, RecordingLog
@@ -28,6 +27,7 @@ from fakes import FakeHost, FakeServer, FakeSettings, RecordingLog
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
+    from devwatch.agent.reconciler import Reconciler
     from devwatch.config.schema import Config
 
 P = ParamSpec("P")
@@ -81,13 +81,15 @@ class World:
     def start(self, used: Config, *, once: bool = False, heartbeat: float | None = None) -> None:
         """Start the loop, as the daemon does."""
         loop = asyncio.get_running_loop()
-        self.reconciler = Reconciler(
+        self.reconciler = build_agent(
             source=self.host,
-            cluster=Cluster(api=self.server),
+            api=self.server,
             settings=self.settings,
             config=used,
             node="n",
-            reporter=Reporter(log=self.log, metrics=self.metrics, health=self.health, node="n"),
+            log=self.log,
+            metrics=self.metrics,
+            health=self.health,
             clock=loop.time,
             wall=lambda: 0.0,
             jitter=lambda: self.jitter,
@@ -281,7 +283,7 @@ async def test_the_node_shows_the_devices_once_the_server_answers_again(error: E
         world.server.error = None
         await asyncio.sleep(30.1)
         assert world.server.shows(ZIGBEE) == ("1", "1")
-        assert world.reconciler.failure == ""
+        assert world.reconciler.publisher.failure == ""
 
 
 @virtual
@@ -552,7 +554,7 @@ async def test_an_annotation_that_a_stranger_spoils_is_written_again(text: str |
 @virtual
 async def test_where_the_annotation_is_refused_what_a_stranger_writes_is_drift_all_the_same() -> None:
     """What is configured is ours, whether the Node says so or not."""
-    async with living(before=refuse(WHOLE)) as world:
+    async with living(before=refuse(ANNOTATION_PART)) as world:
         await started(world)
         world.server.write(ZIGBEE, "7")
         await asyncio.sleep(60.1)
@@ -733,9 +735,9 @@ async def test_a_refused_resource_holds_up_no_other(bad: str) -> None:
         assert shown == {name: (None, None) if name == bad else ("1", "1") for name in VENDORS}
         assert set(world.listed) == set(VENDORS)
         together, *apart = world.server.writes[:5]
-        assert set(together.changes) == {WHOLE, *VENDORS}
+        assert set(together.changes) == {ANNOTATION_PART, *VENDORS}
         assert sorted(tuple(request.changes) for request in apart) == sorted(
-            [(WHOLE,), *((name, WHOLE) for name in VENDORS)]
+            [(ANNOTATION_PART,), *((name, ANNOTATION_PART) for name in VENDORS)]
         )
         assert [line.fields["refused"] for line in world.log.of("node.patch_failed")][:1] == [[bad]]
         assert bad in str(world.log.of("node.patch_failed")[0].fields["error"])
@@ -744,7 +746,7 @@ async def test_a_refused_resource_holds_up_no_other(bad: str) -> None:
 @virtual
 async def test_a_refused_annotation_holds_up_no_resource() -> None:
     """A policy may forbid annotations and nothing else."""
-    async with living(ZIGBEE, ZWAVE, before=refuse(WHOLE)) as world:
+    async with living(ZIGBEE, ZWAVE, before=refuse(ANNOTATION_PART)) as world:
         await asyncio.sleep(1)
         assert world.server.shows(ZIGBEE) == world.server.shows(ZWAVE) == ("1", "1")
         assert world.log.of("node.patch_failed")[0].fields["refused"] == ["annotation"]
@@ -759,7 +761,7 @@ async def test_what_is_refused_alone_is_retried_ever_more_rarely_up_to_a_minute(
     async with living(*VENDORS, before=refuse(ZWAVE)) as world:
         world.jitter = 0.999
         await asyncio.sleep(HOUR)
-        times = [request.at for request in world.server.writes if set(request.changes) == {ZWAVE, WHOLE}]
+        times = [request.at for request in world.server.writes if set(request.changes) == {ZWAVE, ANNOTATION_PART}]
         delays = [later - earlier for earlier, later in itertools.pairwise(times)]
         assert delays[:9] == pytest.approx([0.5, 1, 2, 4, 8, 16, 32, 60, 60], abs=0.1)
         assert max(delays) <= 60.1
@@ -783,16 +785,16 @@ async def test_what_was_refused_goes_through_when_it_is_accepted_later() -> None
     """A policy may be corrected: at most a minute later it is noticed, and from then on the resource is one of many."""
     async with living(*VENDORS, before=refuse(ZWAVE)) as world:
         await asyncio.sleep(HOUR)
-        assert "no example.com/zwave here" in world.reconciler.failure
+        assert "no example.com/zwave here" in world.reconciler.publisher.failure
         world.server.refused.clear()
         await asyncio.sleep(60.1)
         assert world.server.shows(ZWAVE) == ("1", "1")
-        assert world.reconciler.failure == ""
+        assert world.reconciler.publisher.failure == ""
         world.server.requests.clear()
         world.host.plug(VENDORS[ZWAVE], "/dev/ttyUSB8")
         world.host.plug(VENDORS[METER], "/dev/ttyUSB9")
         await asyncio.sleep(0.1)
-        assert [set(request.changes) for request in world.server.writes] == [{WHOLE, ZWAVE, METER}]
+        assert [set(request.changes) for request in world.server.writes] == [{ANNOTATION_PART, ZWAVE, METER}]
 
 
 @virtual
@@ -802,10 +804,10 @@ async def test_an_outage_does_not_hide_that_a_part_is_refused() -> None:
         await asyncio.sleep(1)
         world.server.error = Retry("no answer")
         await asyncio.sleep(HOUR)
-        assert world.reconciler.failure == "no answer"
+        assert world.reconciler.publisher.failure == "no answer"
         world.server.error = None
         await asyncio.sleep(31)
-        assert "no example.com/zwave here" in world.reconciler.failure
+        assert "no example.com/zwave here" in world.reconciler.publisher.failure
 
 
 @virtual
@@ -815,7 +817,7 @@ async def test_that_a_part_is_refused_is_known_before_it_is_known_which() -> Non
         world.server.latency = 1
         await asyncio.sleep(2.5)
         assert len(world.server.writes) == 2
-        assert "no example.com/zwave here" in world.reconciler.failure
+        assert "no example.com/zwave here" in world.reconciler.publisher.failure
 
 
 @virtual
@@ -842,7 +844,7 @@ async def test_what_was_refused_alone_is_never_sent_in_company_again() -> None:
 @virtual
 async def test_where_the_annotation_is_refused_what_leaves_the_configuration_leaves_the_node_too() -> None:
     """What this daemon has written itself is its own, though nothing on the Node says so."""
-    async with living(*VENDORS, before=refuse(WHOLE)) as world:
+    async with living(*VENDORS, before=refuse(ANNOTATION_PART)) as world:
         await started(world)
         world.settings.write(config(ZIGBEE))
         world.reconciler.wake("config")
@@ -895,7 +897,7 @@ async def test_a_refused_resource_that_leaves_the_configuration_is_forgotten() -
         world.server.requests.clear()
         await asyncio.sleep(HOUR)
         assert not world.server.writes
-        assert world.reconciler.failure == ""
+        assert world.reconciler.publisher.failure == ""
         world.server.refused.clear()
         world.settings.write(config(ZIGBEE, ZWAVE))
         world.reconciler.wake("config")
@@ -1024,7 +1026,7 @@ async def test_no_patch_names_anything_that_is_not_ours() -> None:
         before = world.server.raw
         await asyncio.sleep(HOUR)
         assert {name for request in world.server.requests for name in request.changes} == {
-            WHOLE,
+            ANNOTATION_PART,
             ZIGBEE,
             "example.com/old",
         }
@@ -1093,7 +1095,7 @@ ENDLESS = {
     "all is well": nothing,
     "the Node is missing": lambda world: world.server.delete(),
     "the server never answers": lambda world: setattr(world.server, "silent", True),
-    "everything is refused": refuse(WHOLE, *VENDORS),
+    "everything is refused": refuse(ANNOTATION_PART, *VENDORS),
     "a stick waits for its record": lambda world: world.host.plug(VENDORS[ZIGBEE], record=False),
     "nothing can be seen": lambda world: setattr(world.host, "doubts", ("masked",)),
 }
@@ -1162,7 +1164,7 @@ async def test_once_ends_when_the_node_shows_what_is_present_without_a_start_gra
         await world.end()
         assert now() < 1
         assert world.server.shows(ZIGBEE) == ("1", "1")
-        assert world.reconciler.failure == ""
+        assert world.reconciler.publisher.failure == ""
 
 
 UNFINISHED = {
@@ -1192,7 +1194,7 @@ async def test_once_says_what_holds_it_up() -> None:
     async with living(ZIGBEE, ZWAVE, before=prepare, once=True) as world:
         await asyncio.sleep(0.1)
         assert world.server.shows(ZWAVE) == ("0", "0")
-        assert world.reconciler.failure == "no zigbee on fridays"
+        assert world.reconciler.publisher.failure == "no zigbee on fridays"
 
 
 @virtual
@@ -1446,8 +1448,8 @@ async def test_ready_means_seen_certain_and_not_different_for_a_minute() -> None
 
 
 NEVER_STORED = {
-    "refused": refuse(WHOLE, *VENDORS),
-    "undone by a webhook": lambda world: world.server.undone.update({WHOLE, *VENDORS}),
+    "refused": refuse(ANNOTATION_PART, *VENDORS),
+    "undone by a webhook": lambda world: world.server.undone.update({ANNOTATION_PART, *VENDORS}),
     "forbidden": lambda world: setattr(world.server, "error", Forbidden("cannot patch nodes/status")),
 }
 
@@ -1678,7 +1680,7 @@ FAULTS: dict[str, Callable[[World], None]] = {
     "quick": lambda world: setattr(world.server, "latency", 0.01),
     "lost": lambda world: setattr(world.server, "losing", 2),
     "refuse": lambda world: world.server.refused.update({ZIGBEE: Refused("no")}),
-    "refuse annotation": lambda world: world.server.refused.update({WHOLE: Refused("no")}),
+    "refuse annotation": lambda world: world.server.refused.update({ANNOTATION_PART: Refused("no")}),
     "accept": lambda world: world.server.refused.clear(),
     "undo": lambda world: world.server.undone.add(ZWAVE),
     "zero": lambda world: world.server.zero(),
@@ -1729,9 +1731,9 @@ def hold_promises(world: World, plugged: dict[str, str]) -> None:
     assert {name: world.server.shows(name) for name in counts} == {name: (n, n) for name, n in counts.items()}
     assert set(world.listed) == set(counts)
     assert world.server.most_in_flight <= 1
-    assert {name for request in world.server.requests for name in request.changes} <= {WHOLE, ZIGBEE, ZWAVE}
+    assert {name for request in world.server.requests for name in request.changes} <= {ANNOTATION_PART, ZIGBEE, ZWAVE}
     assert all(state.capacity["cpu"] == "4" for state in world.server.states)
-    assert world.reconciler.failure == ""
+    assert world.reconciler.publisher.failure == ""
 
 
 @pytest.mark.no_cover

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build import ZIGBEE, ZWAVE, device, entry, rule, scan
+from build import ZIGBEE, ZWAVE, Parts, device, entry, patch_of, rule, scan
 from devwatch.agent.report import Answer, RepeatFilter, Reporter
 from devwatch.config.schema import Config
 from devwatch.core.errors import ApiError, ConfigError, Fault, Forbidden, NodeMissing, Refused, Retry
 from devwatch.core.inventory import Inventory
-from devwatch.core.node import WHOLE, Changes, NodeState
+from devwatch.core.node import ANNOTATION_PART, NodeState
 from devwatch.core.plan import Tally
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
@@ -68,20 +68,20 @@ class Desk:
         self.reporter.devices(figures, self.inventory.present, graces, seen)
         if observed is not None:
             self.reporter.scan(seen)
-            self.reporter.difference(figures, observed, {}, {}, at)
+            self.reporter.difference(figures, observed, set(), {}, at)
         return self.log.lines[before:]
 
     def compare(
         self,
         observed: NodeState | None = None,
-        wanted: Changes = MappingProxyType({}),
+        wanted: Parts = MappingProxyType({}),
         refused: Mapping[str, str] = MappingProxyType({}),
         *,
         at: float = 0.0,
     ) -> tuple[bool, str]:
         """Report a Node of one resource without a device, and return what `/readyz` says."""
         figures = self.tally.count(self.inventory, None, at)
-        self.reporter.difference(figures, observed, wanted, refused, at)
+        self.reporter.difference(figures, observed, set(wanted), refused, at)
         return self.health.readyz(at)
 
     def events(self, at: float, *devices: Device, doubts: tuple[str, ...] = ()) -> list[tuple[str, object]]:
@@ -102,12 +102,12 @@ class Desk:
 def answer(
     outcome: NodeState | ApiError | None = None,
     *,
-    sent: Changes | None = None,
+    sent: Parts | None = None,
     at: float = 10.0,
     detected: float | None = None,
 ) -> Answer:
     """Return an answer after a quarter of a second."""
-    return Answer(sent=sent or {}, outcome=outcome or NodeState(), at=at, seconds=0.25, detected=detected)
+    return Answer(sent=patch_of(sent or {}), outcome=outcome or NodeState(), at=at, seconds=0.25, detected=detected)
 
 
 # -- the loop
@@ -434,7 +434,7 @@ def test_the_daemon_is_ready_when_the_node_was_seen_to_show_what_is_present() ->
     desk = Desk()
     desk.reporter.accepted(answer(), failures=0)
     assert desk.compare(None) == (False, "the Node has not been seen to show what is present")
-    assert desk.compare(NodeState(), {ZIGBEE: "0", WHOLE: "{}"}) == (
+    assert desk.compare(NodeState(), {ZIGBEE: "0", ANNOTATION_PART: "{}"}) == (
         False,
         f"the Node has not been seen to show what is present: annotation; {ZIGBEE}",
     )
@@ -481,7 +481,7 @@ def test_the_daemon_is_unready_when_the_node_has_been_wrong_for_a_minute() -> No
     """From the first difference on, whatever is wanted meanwhile, until there is none; with the resource and the server's words."""
     desk = Desk()
     desk.health.shown = True
-    for at, wanted in ((100.0, {WHOLE: "{}"}), (130.0, {ZIGBEE: "2"}), (159.9, {ZIGBEE: "0"})):
+    for at, wanted in ((100.0, {ANNOTATION_PART: "{}"}), (130.0, {ZIGBEE: "2"}), (159.9, {ZIGBEE: "0"})):
         assert desk.compare(NodeState(), wanted, at=at) == (True, "ok")
     desk.reporter.failed(answer(), Retry("no answer from the API server"), failures=1, retry_in=1)
     late = "the Node has not shown what is present for 60 s"
@@ -498,7 +498,7 @@ def test_what_is_refused_makes_the_daemon_unready_at_once() -> None:
     desk.compare(EMPTY)
     no, other = "no (422)", "webhook"
     assert desk.compare(EMPTY, {ZIGBEE: "1"}, {ZIGBEE: no}, at=1) == (False, f"{ZIGBEE} refused: {no}")
-    assert desk.compare(EMPTY, {ZIGBEE: "1"}, {ZIGBEE: no, WHOLE: no, ZWAVE: other}, at=2) == (
+    assert desk.compare(EMPTY, {ZIGBEE: "1"}, {ZIGBEE: no, ANNOTATION_PART: no, ZWAVE: other}, at=2) == (
         False,
         f"annotation, {ZIGBEE} refused: {no}; {ZWAVE} refused: {other}",
     )
@@ -518,7 +518,7 @@ def test_a_server_that_refuses_every_write_makes_the_daemon_unready_at_once(erro
     assert desk.compare(EMPTY) == refused
     desk.reporter.failed(answer(), Retry("no answer"), failures=2, retry_in=1)
     assert desk.compare(EMPTY) == refused
-    desk.reporter.refused(answer(sent={ZIGBEE: "1", WHOLE: "{}"}), Refused("only this"), retry_in=None)
+    desk.reporter.refused(answer(sent={ZIGBEE: "1", ANNOTATION_PART: "{}"}), Refused("only this"), retry_in=None)
     assert desk.compare(EMPTY) == (True, "ok")
 
 
@@ -621,7 +621,7 @@ def test_an_accepted_change_is_told_with_the_counts() -> None:
     """What was written, how fast, and how long after the uevent."""
     desk = Desk()
     before = time.time()
-    sent = {ZIGBEE: "2", ZWAVE: None, WHOLE: "{}"}
+    sent = {ZIGBEE: "2", ZWAVE: None, ANNOTATION_PART: "{}"}
     desk.reporter.accepted(answer(sent=sent, at=10.0, detected=9.5), failures=0)
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("info", "node.patched")
@@ -693,9 +693,9 @@ def test_what_is_refused_in_company_is_counted_and_told_only_when_it_is_refused_
     """Only then is it known which part it is."""
     desk = Desk()
     error = Refused("the policy says no (422)")
-    desk.reporter.refused(answer(sent={ZIGBEE: "1", WHOLE: "{}"}), error, retry_in=None)
+    desk.reporter.refused(answer(sent={ZIGBEE: "1", ANNOTATION_PART: "{}"}), error, retry_in=None)
     assert desk.log.lines == []
-    desk.reporter.refused(answer(sent={WHOLE: "{}"}), error, retry_in=0.44)
+    desk.reporter.refused(answer(sent={ANNOTATION_PART: "{}"}), error, retry_in=0.44)
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("error", "node.patch_failed")
     assert line.fields == {
@@ -731,7 +731,7 @@ def test_a_lasting_refusal_is_told_ever_more_rarely_for_each_part() -> None:
 def test_a_repaired_foreign_write_is_told_and_counted() -> None:
     """Somebody should know who writes there."""
     desk = Desk()
-    desk.reporter.repaired({ZIGBEE, WHOLE})
+    desk.reporter.repaired({ZIGBEE, ANNOTATION_PART})
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("warning", "drift.repaired")
     assert line.fields == {"node": "n1", "what": ["annotation", ZIGBEE]}

@@ -14,8 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import virtualtime
 from build import ZIGBEE
-from devwatch.agent.reconciler import Cluster, Reconciler
-from devwatch.agent.report import Reporter
+from devwatch.agent.wiring import build_agent
 from devwatch.config.schema import parse
 from devwatch.core.errors import Forbidden, Gone, Retry
 from devwatch.observe.health import Health
@@ -25,6 +24,7 @@ from fakes import FakeHost, FakeServer, FakeSettings, RecordingLog
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
+    from devwatch.agent.reconciler import Reconciler
     from devwatch.core.errors import ApiError
 
 P = ParamSpec("P")
@@ -67,13 +67,16 @@ class Site:
         clock = asyncio.get_running_loop().time
         text = f"resources: [{{name: {ZIGBEE}, match: [{{vendor: '0001'}}]}}]\n{self.more}"
         used = parse(text.encode(), file="config.yaml")
-        loop = Reconciler(
+        loop = build_agent(
             source=self.host,
-            cluster=Cluster(api=self.server, watch=self.server.watch),
+            api=self.server,
+            watch=self.server.watch,
             settings=FakeSettings(used),
             config=used,
             node="n",
-            reporter=Reporter(log=self.log, metrics=self.metrics, health=self.health, node="n"),
+            log=self.log,
+            metrics=self.metrics,
+            health=self.health,
             clock=clock,
             wall=lambda: 0.0,
             jitter=lambda: self.jitter,

@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
+from devwatch.core.listing import MAX_BYTES, MAX_TEXT, Entry, parse_listing, render_listing
 from devwatch.core.names import resource_name_fault
-from devwatch.core.node import (
-    MAX_BYTES,
-    MAX_TEXT,
-    WHOLE,
-    Entry,
-    NodeState,
-    apply,
-    parse_listing,
-    patch_body,
-    render_listing,
-)
+from devwatch.core.node import NodeState
 from devwatch.kube.cluster import removal
 from fuzz.target import Feed, Target
 
@@ -80,12 +71,12 @@ def _check_size(entries: Iterator[Entry]) -> None:
 
 def _check_removal(state: NodeState) -> None:
     """Check that a purge takes away what is ours and nothing else, in a body that JSON can carry."""
-    changes = removal(state)
-    json.dumps(patch_body(changes)).encode()
-    after = apply(state, changes)
+    patch = removal(state)
+    json.dumps(patch.body()).encode()
+    after = patch.applied(state)
     assert after.annotation is None
     assert "cpu" in after.capacity
-    assert changes.keys() - {WHOLE} <= set(state.listing())
+    assert patch.counts.keys() <= set(state.listing())
 
 
 ANNOTATION = Target(

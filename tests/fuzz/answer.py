@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
+from build import patch_of
 from devwatch.core.errors import ApiError
+from devwatch.core.listing import Entry
 from devwatch.core.loss import Loss, Registration, Return
-from devwatch.core.node import ANNOTATION, Entry, NodeState, patch_body
+from devwatch.core.node import ANNOTATION, NodeState
 from devwatch.core.pods import on_loss, on_return
 from devwatch.kube.cluster import overview, removal
 from devwatch.kube.credentials import Credentials
@@ -167,11 +169,11 @@ class _World:
         assert not failures, failures
 
     async def _patch(self) -> None:
-        state = await self.node.patch({"a/b": "1"})
-        json.dumps(patch_body(removal(state)))
+        state = await self.node.patch(patch_of({"a/b": "1"}))
+        json.dumps(removal(state).body())
         assert state.count("a/b") >= 0
         assert state.supersedes(None)
-        state.reflects({"a/b": "1"})
+        state.reflects(patch_of({"a/b": "1"}))
 
     async def _watch(self) -> None:
         events = self.node.watch()

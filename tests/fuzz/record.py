@@ -19,8 +19,9 @@ from devwatch.agent.report import Log, Reporter
 from devwatch.cli import display, inspection
 from devwatch.config.schema import parse
 from devwatch.core.inventory import Inventory, Scan
-from devwatch.core.node import MAX_BYTES, MAX_TEXT, Entry, NodeState, apply, parse_listing, patch_body, render_listing
-from devwatch.core.plan import Figures, Tally, changes
+from devwatch.core.listing import MAX_BYTES, MAX_TEXT, Entry, parse_listing, render_listing
+from devwatch.core.node import NodeState
+from devwatch.core.plan import Figures, Tally, plan_patch
 from devwatch.core.rules import claim
 from devwatch.kube.pods import Workload
 from devwatch.observe import logs
@@ -125,9 +126,9 @@ def _figures(scan: Scan) -> tuple[Figures, Inventory]:
 def _count(scan: Scan) -> None:
     figures, inventory = _figures(scan)
     assert inventory.pending == ()
-    wanted = changes(figures, NodeState())
-    json.dumps(patch_body(wanted)).encode()
-    after = apply(NodeState(), wanted)
+    wanted = plan_patch(figures, NodeState())
+    json.dumps(wanted.body()).encode()
+    after = wanted.applied(NodeState())
     assert all(0 <= int(count) <= len(scan.devices) for count in after.capacity.values())
 
 
@@ -186,7 +187,7 @@ def _tell(scan: Scan, book: _Book) -> None:
     for seen in (Scan(at=0.0), scan, Scan(at=1.0)):
         figures, inventory = _figures(seen)
         reporter.devices(figures, inventory.present, {}, seen)
-    while (task := recorder.task(0.0)) is not None:
+    while (task := recorder.action(0.0)) is not None:
         _finish(task.run())  # type: ignore[arg-type]  # it is a coroutine
     lines = book.lines()
     assert all(line.isprintable() and ("device." in line) for line in lines), lines

@@ -14,8 +14,9 @@ from urllib.parse import quote
 
 import pytest
 
+from build import patch_of
 from devwatch.core.errors import ApiError, CredentialsError, Forbidden, NodeMissing, Refused, Retry
-from devwatch.core.node import ANNOTATION, WHOLE, NodeState
+from devwatch.core.node import ANNOTATION, ANNOTATION_PART, NodePatch, NodeState
 from devwatch.kube.credentials import Credentials
 from devwatch.kube.nodes import KubeNode
 from system.apiserver import NAMESPACE, PATCH_ONLY
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from devwatch.core.node import Changes
+    from build import Parts
     from system.apiserver import ApiServer, Object
 
 pytestmark = pytest.mark.system
@@ -47,14 +48,14 @@ def patcher(apiserver: ApiServer) -> Path:
     return apiserver.service_account("patcher", rules=PATCH_ONLY)
 
 
-def patch(name: str, kubeconfig: Path, *requests: Changes, dry_run: bool = False) -> NodeState | ApiError:
+def patch(name: str, kubeconfig: Path, *requests: Parts, dry_run: bool = False) -> NodeState | ApiError:
     """Return what the last of these requests gives."""
 
     async def run() -> NodeState | ApiError:
         credentials = Credentials(kubeconfig=str(kubeconfig), environ={})
         api = KubeNode(name, credentials, version="0", dry_run=dry_run)
         try:
-            states = [await api.patch(changes) for changes in requests or [{}]]
+            states = [await api.patch(patch_of(changes)) for changes in requests or [{}]]
         except ApiError as error:
             return error
         finally:
@@ -71,7 +72,7 @@ def resources(node: Object) -> list[str | None]:
 
 def test_a_change_is_on_the_node_and_in_the_answer(apiserver: ApiServer, name: str, patcher: Path) -> None:
     """Both maps and the annotation, under our field manager; what others wrote stays."""
-    state = patch(name, patcher, {"a.io/b": "2", WHOLE: LISTED})
+    state = patch(name, patcher, {"a.io/b": "2", ANNOTATION_PART: LISTED})
     node = apiserver.node(name)
     assert isinstance(state, NodeState)
     assert resources(node) == ["2", "2"]
@@ -90,7 +91,12 @@ def test_a_change_is_on_the_node_and_in_the_answer(apiserver: ApiServer, name: s
 
 def test_a_removal_leaves_no_key(apiserver: ApiServer, name: str, patcher: Path) -> None:
     """Also where there was none."""
-    patch(name, patcher, {"a.io/b": "2", WHOLE: LISTED}, {"a.io/b": None, "a.io/none": None, WHOLE: None})
+    patch(
+        name,
+        patcher,
+        {"a.io/b": "2", ANNOTATION_PART: LISTED},
+        {"a.io/b": None, "a.io/none": None, ANNOTATION_PART: None},
+    )
     node = apiserver.node(name)
     assert resources(node) == [None, None]
     assert ANNOTATION not in node["metadata"].get("annotations", {})
@@ -117,7 +123,7 @@ def test_a_dry_run_stores_nothing_and_answers_as_if(apiserver: ApiServer, name: 
 
 def test_a_value_that_the_server_does_not_take_is_refused(name: str, patcher: Path) -> None:
     """With its reason, cut: it can quote the whole Node."""
-    error = patch(name, patcher, {"a.io/b": "1.5", WHOLE: "x" * 300_000})
+    error = patch(name, patcher, {"a.io/b": "1.5", ANNOTATION_PART: "x" * 300_000})
     assert isinstance(error, Refused)
     assert "422" in str(error)
     assert len(str(error)) < 600
@@ -206,13 +212,13 @@ def test_a_deleted_account_is_a_matter_of_credentials(apiserver: ApiServer, name
     async def run() -> None:
         api = KubeNode(name, Credentials(kubeconfig=str(kubeconfig), environ={}), version="0")
         try:
-            await api.patch({})
+            await api.patch(NodePatch())
             apiserver.request("DELETE", f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/mayfly")
             with pytest.raises(CredentialsError, match="does not accept the credentials"):
                 await _until_refused(api)
             apiserver.service_account("patcher", rules=PATCH_ONLY)
             apiserver.kubeconfig("mayfly", token=apiserver.token("patcher"))
-            assert isinstance(await api.patch({}), NodeState)
+            assert isinstance(await api.patch(NodePatch()), NodeState)
         finally:
             await api.close()
 
@@ -223,7 +229,7 @@ async def _until_refused(api: KubeNode) -> None:
     # The server remembers a token that it has accepted for some seconds.
     async with asyncio.timeout(60):
         while True:
-            await api.patch({})
+            await api.patch(NodePatch())
 
 
 def test_an_outage_is_no_answer_and_the_same_client_goes_on_after_it(
@@ -234,16 +240,16 @@ def test_an_outage_is_no_answer_and_the_same_client_goes_on_after_it(
     async def run() -> None:
         api = KubeNode(name, Credentials(kubeconfig=str(patcher), environ={}), version="0", timeout=2)
         try:
-            await api.patch({})
+            await api.patch(NodePatch())
             apiserver.freeze()
             for _ in range(2):  # on the open connection, and on a new one
                 with pytest.raises(Retry, match="did not answer within 2 s"):
-                    await api.patch({})
+                    await api.patch(NodePatch())
             apiserver.stop()
             with pytest.raises(Retry, match="no answer from the API server https://"):
-                await api.patch({})
+                await api.patch(NodePatch())
             apiserver.start()
-            assert isinstance(await api.patch({}), NodeState)
+            assert isinstance(await api.patch(NodePatch()), NodeState)
         finally:
             await api.close()
 
@@ -259,7 +265,7 @@ from devwatch.kube.nodes import KubeNode
 async def main():
     api = KubeNode("n1", Credentials(kubeconfig=sys.argv[1], environ={}), version="0")
     try:
-        await api.patch({})
+        await api.patch(NodePatch())
     except Retry as error:
         print(error)
 

@@ -25,7 +25,7 @@ import pyudev
 
 from devwatch.core.errors import Unavailable
 from devwatch.core.inventory import Inventory
-from devwatch.core.node import Entry
+from devwatch.core.listing import Entry
 from devwatch.host.sysfs import Lister, Roots
 from devwatch.host.udev import BATCH, TEND_INTERVAL, UdevSource, read_record
 from system.process import Process

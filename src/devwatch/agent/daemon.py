@@ -6,44 +6,40 @@ import asyncio
 import contextlib
 import errno
 import gc
-import json
 import os
 import random
 import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Required, TextIO, TypedDict
 
 from devwatch import __version__
-from devwatch.agent.events import EventRecorder
-from devwatch.agent.evictor import Evictor
-from devwatch.agent.reconciler import Cluster, Reconciler
-from devwatch.agent.report import Log, RepeatFilter, Reporter
+from devwatch.agent.dryrun import DryRunNode
+from devwatch.agent.listener import MonitorListener
+from devwatch.agent.report import Log, RepeatFilter
+from devwatch.agent.wiring import build_agent
 from devwatch.config.file import BackgroundConfigFile, ConfigFile
-from devwatch.core.errors import OutputLost, Unavailable
-from devwatch.core.loss import Losses
-from devwatch.core.node import WHOLE, Changes, NodeState, apply, patch_body
+from devwatch.core.errors import Unavailable
 from devwatch.host.lock import Holder, NodeLock
 from devwatch.host.systemd import Notifier, watchdog_interval
 from devwatch.host.udev import UdevSource
 from devwatch.kube.pods import Workload
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
-from devwatch.observe.output import NonBlockingStream
 from devwatch.observe.server import Server, routes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
     from pathlib import Path
 
-    from devwatch.agent.reconciler import NodeApi
+    from devwatch.agent.nodestatus import NodeApi
+    from devwatch.agent.nodewatch import Watch
+    from devwatch.agent.reconciler import Reconciler
 
 ONCE_TIMEOUT = 30.0
 """Seconds that `--once` waits for the Node to show what is present."""
 CLOSE_TIMEOUT = 1.0
 """Seconds for saying goodbye to the API server; TERM ends the daemon within two."""
-OUTPUT_INTERVAL = 0.05
-"""Seconds between two looks whether standard output has room again."""
 
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Why a connection cannot be taken just now; asyncio tries again every second (`selector_events`, `_accept_connection`)."""
@@ -65,92 +61,10 @@ class Options:
     """Whether somebody asked for this address."""
 
 
-class DryRunNode:
-    """A dry run: prints each patch, as a line of JSON or, on a terminal, in words, and answers as if it had been stored.
-
-    Without a `server` the Node is empty and nothing is sent; with one, it answers to each request, with `dryRun=All`.
-    No patch is left out: where nobody reads them, `patch` waits.
-    """
-
-    def __init__(self, out: TextIO, server: NodeApi | None = None) -> None:
-        """Print to `out`."""
-        self._stream, self._out, self._server = out, NonBlockingStream(out), server
-        self._pretended: dict[str, str | None] = {}
-        self.date = ""
-
-    async def patch(self, changes: Changes) -> NodeState:
-        """Print what would be sent. Raises as the server's `patch` does."""
-        if changes:
-            await self._print(changes)
-        state = NodeState() if self._server is None else await self._server.patch(changes)
-        self._pretended |= changes
-        return apply(state, self._pretended)
-
-    async def _print(self, changes: Changes) -> None:
-        try:
-            body = json.dumps(patch_body(changes), separators=(",", ":"))
-            line = _in_words(changes) if self._stream.isatty() else body
-            await _until(lambda: self._out.write(line + "\n"))
-            await _until(self._out.push)
-        except (OSError, ValueError) as error:
-            raise OutputLost(f"cannot write the patch to standard output: {error}") from error
-
-
-def _in_words(changes: Changes) -> str:
-    """Return what a patch would change, for a person."""
-    counts = [f"{name}: {value or 'removed'}" for name, value in sorted(changes.items()) if name != WHOLE]
-    annotation = ["the annotation devwatch.io/devices"] if WHOLE in changes else []
-    return f"would change on the Node: {', '.join(counts + annotation)}"
-
-
-async def _until(done: Callable[[], bool]) -> None:
-    while not done():  # noqa: ASYNC110 - poll(2) is asked, and the loop turns meanwhile
-        await asyncio.sleep(OUTPUT_INTERVAL)
-
-
-class MonitorListener:
-    """What the monitor hears goes to the metrics, to the log, and wakes the loop."""
-
-    def __init__(self, log: Log, metrics: Metrics) -> None:
-        """Wake nobody yet."""
-        self._log, self._metrics = log, metrics
-        self.wake: Callable[[str], None] = lambda _: None
-        self._overflows = RepeatFilter()
-        self._source: str | None = None
-
-    def uevents(self, actions: Sequence[str]) -> None:
-        """Count them and look."""
-        for action in actions:
-            self._metrics.uevent(action)
-        self.wake("uevent")
-
-    def overflowed(self) -> None:
-        """Uevents are lost, and with them nothing: looking again tells what is there."""
-        self._metrics.monitor_overflows.inc()
-        if self._overflows.should_log("overflow"):
-            self._log.warning(
-                "monitor.overflowed", times=self._overflows.repeats, lost="nothing: the devices are looked at again"
-            )
-        self.wake("uevent")
-
-    def lost(self, reason: str) -> None:
-        """Tell that only the sweep finds changes now."""
-        self._metrics.monitor_up.set(0)
-        self._source = ""
-        self._log.warning("monitor.lost", reason=reason)
-
-    def restored(self, source: str) -> None:
-        """Tell that uevents are heard again, or from elsewhere; the first time nobody has missed them."""
-        self._metrics.monitor_up.set(1)
-        if self._source is None:
-            self._log.debug("monitor.started", source=source)
-        else:
-            self._log.info("monitor.restored", source=source)
-        self._source = source
-
-
-def _jitter() -> Callable[[], float]:
-    return random.SystemRandom().random
+class _Api(TypedDict, total=False):
+    api: Required[NodeApi]
+    watch: Watch
+    workload: Workload
 
 
 class Daemon:
@@ -176,13 +90,6 @@ class Daemon:
         loop.set_exception_handler(self._stray)
         self._health = Health(sweep=self._config.sweep, last_cycle=loop.time())
         self._listener = MonitorListener(self._log, self._metrics)
-        self._reporter = Reporter(
-            log=self._log,
-            metrics=self._metrics,
-            health=self._health,
-            node=self._options.node,
-            dry_run=bool(self._options.dry_run),
-        )
         work = loop.create_task(self._work(loop))
         with _signals(
             loop,
@@ -238,7 +145,7 @@ class Daemon:
         if self._reconciler is None:
             return f"another daemon holds the node: {self._health.waiting}"
         differs = self._health.differs
-        return self._reconciler.failure or self._health.uncertain or differs or "the devices did not settle"
+        return self._reconciler.publisher.failure or self._health.uncertain or differs or "the devices did not settle"
 
     async def _serve(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> str:
         """Answer for metrics and health, and return where. Raises `Unavailable` where the port cannot be had."""
@@ -311,29 +218,29 @@ class Daemon:
     def _wire(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> Reconciler:
         source = UdevSource.open(listener=self._listener, loop=loop)
         stack.callback(source.close)
-        reporter = self._reporter
-        self._reconciler = Reconciler(
+        self._reconciler = build_agent(
             source=source,
-            cluster=self._cluster(stack, loop, reporter),
+            **self._api(stack),
             settings=self._settings,
             config=self._config,
             node=self._options.node,
-            reporter=reporter,
+            log=self._log,
+            metrics=self._metrics,
+            health=self._health,
             clock=loop.time,
             wall=time.time,
-            jitter=_jitter(),
+            jitter=random.SystemRandom().random,
+            dry_run=bool(self._options.dry_run),
             once=self._options.once,
             cycled=self._cycled,
             heartbeat=watchdog_interval(self._environ),
         )
         return self._reconciler
 
-    def _cluster(
-        self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop, reporter: Reporter
-    ) -> Cluster:
-        """Return what the loop knows of the cluster. A dry run of the client imports no API client, and only the daemon itself evicts."""
+    def _api(self, stack: contextlib.AsyncExitStack) -> _Api:
+        """Return the edge to the API server. A dry run of the client imports no API client, and only the daemon itself evicts."""
         if self._options.dry_run == "client":
-            return Cluster(api=DryRunNode(self._out))
+            return {"api": DryRunNode(self._out)}
         from devwatch.kube.credentials import Credentials  # noqa: PLC0415 - 20 MiB that a dry run of the client does not need
         from devwatch.kube.nodes import KubeNode  # noqa: PLC0415 - 20 MiB that a dry run of the client does not need
 
@@ -341,15 +248,10 @@ class Daemon:
         node = KubeNode(self._options.node, credentials, version=__version__, dry_run=self._options.dry_run == "server")
         stack.push_async_callback(_close, node.close)
         if self._options.dry_run:
-            return Cluster(api=DryRunNode(self._out, node))
+            return {"api": DryRunNode(self._out, node)}
         if self._options.once:
-            return Cluster(api=node)
-        workload = Workload(requests=node, node=self._options.node)
-        recorder = EventRecorder(api=workload, log=self._log, node=self._options.node, clock=loop.time)
-        losses = Losses()
-        evictor = Evictor(api=workload, recorder=recorder, losses=losses, metrics=self._metrics, jitter=_jitter())
-        reporter.record = recorder.device
-        return Cluster(api=node, watch=node.watch, losses=losses, attend=evictor.attend, tasks=(evictor, recorder))
+            return {"api": node}
+        return {"api": node, "watch": node.watch, "workload": Workload(requests=node, node=self._options.node)}
 
     def _reload(self) -> None:
         """Read the configuration again; before the first turn of the loop it is read anyway."""
@@ -390,7 +292,9 @@ class Daemon:
         present = sum(figure.present > 0 for figure in figures)
         uncertain = "the devices cannot be seen for certain" if self._health.uncertain else ""
         return "; ".join(
-            filter(None, (f"{present} of {len(figures)} resources present", uncertain, self._reporter.outage))
+            filter(
+                None, (f"{present} of {len(figures)} resources present", uncertain, self._reconciler.reporter.outage)
+            )
         )
 
 

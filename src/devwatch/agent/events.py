@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from devwatch.core.errors import ApiError, Conflict, Forbidden
-from devwatch.core.node import listed_path
+from devwatch.core.listing import listed_path
 from devwatch.core.task import Task
 from devwatch.kube.pods import Event
 
@@ -92,7 +92,7 @@ class EventRecorder:
         else:
             told.later = None if event == told.event else event
 
-    def task(self, now: float) -> Task | None:
+    def action(self, now: float) -> Task | None:
         """Return the request that is due, None for none."""
         for told in self._told.values():
             if told.later is not None and now >= told.at + INTERVAL:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 INTERVAL = 1.0
 """Seconds between two evictions of this node, at least."""
-RETRY_LIMIT = 60.0
-"""Seconds: no server keeps an eviction waiting for longer, whatever its Retry-After says."""
 KEPT_INTERVAL = 300.0
 """Seconds between two looks whether a pod that is never evicted still keeps a lost device."""
 
@@ -79,12 +77,12 @@ class Evictor:
         if not self._incidents:
             self._refusals.clear()
 
-    def task(self, now: float) -> Task | None:
+    def action(self, now: float) -> Task | None:
         """Return the request that is due: one at a time, so that a patch waits for no more than that."""
         roll_call = self.losses.roll_call
         if roll_call is not None and roll_call <= now:
             self.losses.call_roll(now)
-            return Task(run=self._call_roll, reads=True)
+            return Task(run=self._call_roll, patience=0.0)
         due = self._due()
         if due is None or due > now:
             return None
@@ -132,7 +130,7 @@ class Evictor:
         except Forbidden as error:
             self._refused(error, incident, pod, at_least=INTERVAL)
         except ApiError as error:
-            self._refused(error, incident, pod, at_least=min(getattr(error, "after", None) or 0.0, RETRY_LIMIT))
+            self._refused(error, incident, pod, at_least=error.pause)
 
     async def _choose(self, asked: Incident) -> None:
         """Choose the pod to evict next; where none is left, the incident is settled."""

@@ -8,14 +8,16 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 from devwatch.core.errors import ApiError, ConfigError, CredentialsError, Forbidden, NodeMissing, Refused
-from devwatch.core.node import WHOLE, Changes, NodeState
+from devwatch.core.node import NodeState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from devwatch.config.schema import Config
     from devwatch.core.device import Device, Key
     from devwatch.core.inventory import Scan
+    from devwatch.core.node import NodePatch, NodeState, Part
     from devwatch.core.plan import Figure, Figures
     from devwatch.core.rules import ResourceRule
     from devwatch.observe.health import Health
@@ -48,8 +50,8 @@ class Log(Protocol):
 class Answer:
     """How a request ended."""
 
-    sent: Changes
-    """What it was to change; empty for a read."""
+    sent: NodePatch
+    """Empty for a read."""
     outcome: NodeState | ApiError
     at: float
     seconds: float
@@ -241,17 +243,22 @@ class Reporter:
         self.log.info("device.removed", **shown.fields(), counted_for_seconds=grace)
 
     def difference(
-        self, figures: Figures, observed: NodeState | None, wanted: Changes, refused: Mapping[str, str], now: float
+        self,
+        figures: Figures,
+        observed: NodeState | None,
+        wanted: AbstractSet[Part],
+        refused: Mapping[Part, str],
+        now: float,
     ) -> None:
-        """Take note of what the Node shows, None where there is none, of what is refused, and since when it is not what it should be.
+        """Record what the Node shows, None where there is none, which parts are refused, and since when it differs from what is desired.
 
-        `wanted` is what must be written; `refused` is why the server refuses a part of it, by the name of the part.
+        `wanted` are the parts that must be written; `refused` says why the API server refuses some of them.
         """
         health = self.health
         self.metrics.set_capacity({} if observed is None else {name: observed.count(name) for name in figures.by_name})
         health.missing = health.missing if observed is None else None
         health.refused = f"every write is refused: {self._denied}" if self._denied else _refusals(refused)
-        wrong = [*_named(wanted), *(self._counted(name, figures) for name in sorted(self._held.keys() - wanted.keys()))]
+        wrong = [*sorted(wanted), *(self._counted(name, figures) for name in sorted(self._held.keys() - wanted))]
         if not wrong:
             health.differs_since = None
         elif health.differs_since is None:
@@ -273,14 +280,12 @@ class Reporter:
         self._answered(answer, "changed" if answer.sent else "unchanged")
         self.metrics.last_success.set(time.time())
         self.outage = ""
-        for subject in ("request", *(_refusal([name]) for name in answer.sent)):
+        for subject in ("request", *(_refusal([part]) for part in answer.sent.parts)):
             self._filters.pop(subject, None)
         if answer.detected is not None:
             self.metrics.detection_to_patch.observe(answer.at - answer.detected)
         if answer.sent or failures:
-            counts = {
-                name: None if value is None else int(value) for name, value in answer.sent.items() if name != WHOLE
-            }
+            counts = {name: count and count.capacity for name, count in answer.sent.counts.items()}
             more: dict[str, object] = {"after_failures": failures} if failures else {}
             more |= {"annotation": "changed"} if answer.sent and not counts else {}
             self.log.info(
@@ -294,13 +299,13 @@ class Reporter:
     def repaired(self, names: Collection[str]) -> None:
         """Tell that a foreign write was undone."""
         self.metrics.drift_repairs.inc()
-        self.log.warning("drift.repaired", node=self.node, what=_named(names))
+        self.log.warning("drift.repaired", node=self.node, what=sorted(names))
 
     def contested(self, names: Collection[str], rivals: Collection[str]) -> None:
         """Tell who keeps undoing what is repaired, and what helps."""
         hint = "give the resource another name in the configuration, or stop the other writer"
         others = sorted(rivals) or ["unknown: the API server keeps no record of it"]
-        self.log.error("drift.contested", node=self.node, what=_named(names), managers=others, hint=hint)
+        self.log.error("drift.contested", node=self.node, what=sorted(names), managers=others, hint=hint)
 
     def watching(self) -> None:
         """Take note that foreign writes are seen at once."""
@@ -320,11 +325,11 @@ class Reporter:
     def refused(self, answer: Answer, error: ApiError, *, retry_in: float | None) -> None:
         """Tell what the server refuses when it was sent alone (`retry_in` given); what was refused in company is sent apart first."""
         self._answered(answer, "refused")
-        if retry_in is not None and self._should_log(_refusal(answer.sent), str(error)):
+        if retry_in is not None and self._should_log(_refusal(answer.sent.parts), str(error)):
             self.log.error(
                 "node.patch_failed",
                 node=self.node,
-                refused=_named(answer.sent),
+                refused=sorted(answer.sent.parts),
                 error=str(error),
                 retry_in=round(retry_in, 1),
                 **_hint(error),
@@ -403,7 +408,7 @@ def _joined(texts: Sequence[str]) -> str:
 def _refusals(refused: Mapping[str, str]) -> str:
     """Return in one line what is refused and why; what was refused together is named together."""
     ordered = sorted(refused, key=lambda name: (refused[name], name))
-    groups = ((", ".join(_named(names)), reason) for reason, names in groupby(ordered, key=refused.__getitem__))
+    groups = ((", ".join(names), reason) for reason, names in groupby(ordered, key=refused.__getitem__))
     return _joined([f"{names} refused: {reason}" for names, reason in groups])
 
 
@@ -412,7 +417,7 @@ def _hint(error: ApiError) -> Mapping[str, str]:
 
 
 def _refusal(names: Iterable[str]) -> str:
-    return f"refused {_named(names)}"
+    return f"refused {sorted(names)}"
 
 
 def _outage(error: ApiError) -> str:
@@ -422,7 +427,3 @@ def _outage(error: ApiError) -> str:
         CredentialsError: "no usable credentials",
     }
     return next((text for kind, text in kinds.items() if isinstance(error, kind)), "API server unreachable")
-
-
-def _named(names: Iterable[str]) -> list[str]:
-    return sorted(name or "annotation" for name in names)

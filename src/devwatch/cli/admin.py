@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from devwatch.cli import display
 from devwatch.config.resolver import new_loop
 from devwatch.core.errors import ApiError, NodeMissing, Unavailable
-from devwatch.core.node import WHOLE
+from devwatch.core.node import NodePatch
 from devwatch.host.lock import NodeLock
 from devwatch.kube import cluster, nodes
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from devwatch.cli.display import Screen
-    from devwatch.core.node import Changes, Entry, NodeState
+    from devwatch.core.listing import Entry
+    from devwatch.core.node import NodeState
     from devwatch.host.lock import Holder
     from devwatch.kube.client import Connection
     from devwatch.kube.cluster import ResourceStatus
@@ -140,10 +141,10 @@ async def purge(connection: Connection, screen: Screen, remarks: Screen, task: P
     """
     daemon = None if task.node is None or task.dry_run else _daemon_beside(task.node)
     states = await _states(connection, task.node)
-    removals = {name: changes for name, state in states.items() if (changes := cluster.removal(state))}
+    removals = {name: patch for name, state in states.items() if (patch := cluster.removal(state))}
     verb = "left" if daemon else "would remove" if task.dry_run else "removing"
-    for name, changes in removals.items():
-        _show_removal(screen, name, states[name], changes, verb=verb)
+    for name, patch in removals.items():
+        _show_removal(screen, name, states[name], patch, verb=verb)
     if daemon:
         raise Unavailable(f"a devwatch still runs on {task.node} (pid {daemon.pid}): stop it first")
     if not removals:
@@ -161,7 +162,7 @@ async def purge(connection: Connection, screen: Screen, remarks: Screen, task: P
 
 
 async def _remove(
-    connection: Connection, screen: Screen, task: Purge, removals: Mapping[str, Changes]
+    connection: Connection, screen: Screen, task: Purge, removals: Mapping[str, NodePatch]
 ) -> dict[str, str]:
     """Remove, look again, and say what was done. Return why that failed, by node."""
     held, failures = await _patch_each(connection, removals, dry_run=task.dry_run is not None)
@@ -170,7 +171,7 @@ async def _remove(
     if task.dry_run or not held:
         return failures
     await asyncio.sleep(task.pause)
-    again, unseen = await _patch_each(connection, {name: {} for name in held})
+    again, unseen = await _patch_each(connection, {name: NodePatch() for name in held})
     failures |= {name: f"removed, but whether it stays away is unknown: {reason}" for name, reason in unseen.items()}
     for name, state in again.items():
         if left := cluster.left(state, removals[name]):
@@ -182,14 +183,14 @@ async def _remove(
 
 
 async def _patch_each(
-    connection: Connection, patches: Mapping[str, Changes], *, dry_run: bool = False
+    connection: Connection, patches: Mapping[str, NodePatch], *, dry_run: bool = False
 ) -> tuple[dict[str, NodeState], dict[str, str]]:
     """Send each patch, whatever becomes of the others. Return the answers, and why there is none; a Node that is gone is in neither."""
     answers: dict[str, NodeState] = {}
     failures: dict[str, str] = {}
-    for name, changes in patches.items():
+    for name, patch in patches.items():
         try:
-            answers[name] = await nodes.patch_node(connection, name, changes, dry_run=dry_run)
+            answers[name] = await nodes.patch_node(connection, name, patch, dry_run=dry_run)
         except NodeMissing:
             continue
         except ApiError as error:
@@ -211,16 +212,16 @@ def _daemon_beside(node: str) -> Holder | None:
 
 async def _states(connection: Connection, node: str | None) -> dict[str, NodeState]:
     if node is not None:
-        return {node: await nodes.patch_node(connection, node, {})}
+        return {node: await nodes.patch_node(connection, node, NodePatch())}
     return {member.name: member.state for member in await cluster.members(connection)}
 
 
-def _show_removal(screen: Screen, name: str, state: NodeState, changes: Changes, *, verb: str) -> None:
+def _show_removal(screen: Screen, name: str, state: NodeState, patch: NodePatch, *, verb: str) -> None:
     screen.line(f"{name}: {verb}")
-    for resource in sorted(filter(None, changes)):
+    for resource in sorted(patch.counts):
         capacity, allocatable = (maps.get(resource, "none") for maps in (state.capacity, state.allocatable))
         screen.line(f"- {resource}: capacity {capacity}, allocatable {allocatable}", indent=2)
-    if WHOLE in changes:
+    if patch.annotates:
         screen.line("- the annotation devwatch.io/devices", indent=2)
     for resource in cluster.strange(state):
         screen.line(f"{resource} is listed and left alone: its count is not devwatch's to remove", indent=2)

@@ -1,4 +1,4 @@
-"""What somebody else has written over what devwatch wrote; it is repaired at once, and then ever more rarely."""
+"""What other clients have written over what devwatch wrote: repaired at once, and then at growing intervals."""
 
 from __future__ import annotations
 
@@ -10,56 +10,58 @@ from devwatch.core.node import FIELD_MANAGER
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from devwatch.core.node import Changes, NodeState
+    from devwatch.core.node import NodePatch, NodeState, Part
 
 CONTESTED = 5
 """Repairs without peace between them after which the other writer is named."""
 
 
 class Drift:
-    """The foreign writes that are still to be repaired, by the names of changes."""
+    """The foreign writes that are still to be repaired, by part."""
 
     def __init__(self) -> None:
         """Start in peace."""
-        self.names: set[str] = set()
-        self._disputed: dict[str, str | None] = {}
+        self.parts: set[Part] = set()
+        self._disputed: dict[Part, object] = {}
         self._rivals: set[str] = set()
         self._truce = Truce()
-        # What is sent apart is one repair all the same: the rest of it waits for no truce.
-        self._rest: set[str] = set()
+        # Parts that are sent alone are one repair all the same: the rest of it does not wait for the truce.
+        self._rest: set[Part] = set()
         self._first = False
 
-    def note(self, names: Iterable[str], state: NodeState) -> None:
-        """Take note that somebody else has written these, and who, where the server says so."""
-        noted = set(names)
-        self.names |= noted
+    def note(self, parts: Iterable[Part], state: NodeState) -> None:
+        """Note that another client has written these parts, and its field manager where the server records it."""
+        noted = set(parts)
+        self.parts |= noted
         self._rest -= noted
-        self._rivals |= {writer.manager for name in noted for writer in state.writers.get(name, ())} - {FIELD_MANAGER}
+        self._rivals |= {writer.manager for part in noted for writer in state.writers.get(part, ())} - {FIELD_MANAGER}
 
-    def waiting(self, wanted: Changes, now: float) -> set[str]:
-        """Return what is not yet to be repaired again. What is no longer wanted is no drift, and what is wanted anew is no repair."""
-        self.names &= wanted.keys()
-        self._rest &= self.names
-        self._disputed = {name: self._disputed.get(name, wanted[name]) for name in self.names - self._rest}
+    def waiting(self, wanted: NodePatch, now: float) -> set[Part]:
+        """Return the parts that are not to be repaired yet. One that is no longer wanted has not drifted; another value is not a repair."""
+        self.parts &= wanted.parts
+        self._rest &= self.parts
+        self._disputed = {part: self._disputed.get(part, wanted.value(part)) for part in self.parts - self._rest}
         if now >= self._truce.until:
             return set()
-        return {name for name, value in self._disputed.items() if wanted[name] == value}
+        return {part for part, value in self._disputed.items() if wanted.value(part) == value}
 
-    def due(self, name: str) -> float:
-        """Return the moment before which a change is not to be written again; long past where nobody contests it."""
-        return self._truce.until if name in self._disputed else float("-inf")
+    def due(self, part: Part) -> float:
+        """Return the moment before which a part is not to be written again; long past where no other client contests it."""
+        return self._truce.until if part in self._disputed else float("-inf")
 
-    def repair(self, sent: Changes, now: float) -> set[str]:
-        """Return what of the accepted changes was a repair; the truce is the longer for it, once for all that was to be repaired then.
+    def repair(self, sent: NodePatch, now: float) -> set[Part]:
+        """Return which parts of an accepted patch were repairs. They lengthen the truce, once for all that was to be repaired then.
 
-        What is wanted anew overwrites what somebody else wrote, and lengthens nothing: it waited for no truce either.
+        A value that has changed since overwrites the foreign one without lengthening the truce: it did not wait for it either.
         """
-        repaired = self.names & sent.keys()
-        self.names -= repaired
-        disputed = {name for name in repaired - self._rest if self._disputed.get(name, sent[name]) == sent[name]}
+        repaired = self.parts & sent.parts
+        self.parts -= repaired
+        disputed = {
+            part for part in repaired - self._rest if self._disputed.get(part, sent.value(part)) == sent.value(part)
+        }
         self._first = bool(disputed)
         if self._first:
-            self._rest = self._rest if now < self._truce.until else set(self.names)
+            self._rest = self._rest if now < self._truce.until else set(self.parts)
             self._truce.repaired(now)
         return repaired
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+RETRY_AFTER_LIMIT = 60.0
+"""Seconds: no server keeps devwatch away for longer, whatever its Retry-After says."""
+
 
 class DevwatchError(Exception):
     """The root of everything that devwatch raises on purpose; `str()` is one line for the user."""
@@ -54,6 +57,11 @@ class ApiError(DevwatchError):
         super().__init__(message)
         self.hint = hint
 
+    @property
+    def pause(self) -> float:
+        """The seconds for which the API server wants to be left alone, at most `RETRY_AFTER_LIMIT`."""
+        return 0.0
+
 
 class Retry(ApiError):
     """The request may succeed when it is repeated, after `after` seconds where the server said so."""
@@ -62,6 +70,11 @@ class Retry(ApiError):
         """Carry the server's Retry-After in seconds (RFC 9110, 10.2.3), None when it sent none."""
         super().__init__(message)
         self.after = after
+
+    @property
+    def pause(self) -> float:
+        """The seconds of Retry-After, at most `RETRY_AFTER_LIMIT`."""
+        return min(self.after or 0.0, RETRY_AFTER_LIMIT)
 
 
 class CredentialsError(Retry):

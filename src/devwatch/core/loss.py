@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from devwatch.core.node import MAX_LINKS, MAX_NUMBERS, Entry, listed_path
+from devwatch.core.listing import MAX_LINKS, MAX_NUMBERS, Entry, listed_path
+from devwatch.core.node import Amounts
 from devwatch.core.plan import START_GRACE
 from devwatch.core.rules import Verdict
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from devwatch.core.device import Device, Key
     from devwatch.core.inventory import Inventory
-    from devwatch.core.node import Listing, NodeState
+    from devwatch.core.listing import Listing
+    from devwatch.core.node import NodeState
     from devwatch.core.plan import Figures
     from devwatch.core.rules import ResourceRule
 
@@ -357,7 +359,9 @@ class Scene:
 
     def shows(self, name: str) -> bool:
         """Return whether the Node shows the figure of a resource."""
-        return self.observed is not None and self.observed.shows(name, str(self.figures.by_name[name].advertised))
+        return self.observed is not None and self.observed.shows(
+            name, Amounts.of(self.figures.by_name[name].advertised)
+        )
 
     def by_ownership(self, name: str) -> tuple[list[Device], list[Device]]:
         """Return the devices that a resource may have or may have had, and apart from them those that another one surely has."""

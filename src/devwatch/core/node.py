@@ -1,34 +1,28 @@
-"""The part of a Node that devwatch reads and writes, as values: counts, the ownership annotation, and changes to them."""
+"""The part of a Node that devwatch reads and writes, as values: what was observed of it, and patches."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import posixpath
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from enum import Enum
+from typing import TYPE_CHECKING, Final, Literal
 
-from devwatch.core.device import Device, natural
-from devwatch.core.names import resource_name_fault
+from devwatch.core.listing import parse_listing
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
+
+    from devwatch.core.listing import Listing
 
 ANNOTATION = "devwatch.io/devices"
 FIELD_MANAGER = "devwatch"
 MAPS = ("capacity", "allocatable")
 """The two maps of a Node's status that hold counts."""
-MAX_TEXT = 128
-MAX_ENTRIES = 16
-MAX_LINKS = 8
-MAX_NUMBER = 1 << 63
-MAX_NUMBERS = 8
-MAX_BYTES = 16 * 1024
 
-Listing = Mapping[str, tuple["Entry", ...]]
-Changes = Mapping[str, str | None]
-"""What to write: the count by resource name, the annotation under `WHOLE`; None removes."""
-WHOLE = ""
-"""The key of the annotation among changes; no resource has this name."""
+Part = str
+"""What can be written, refused or contested by itself: the counts of a resource, by its name, or the annotation."""
+ANNOTATION_PART: Final = "annotation"
+"""Without a slash, so that no extended resource has this name."""
 
 _QUANTITY = re.compile(r"(\d{1,19})([kMGTPE]|[KMGTPE]i|[eE]\d{1,2})?", re.ASCII)
 _POWERS = {sign: power for power, sign in enumerate("kMGTPE", start=1)}
@@ -48,72 +42,6 @@ def quantity(text: str | None) -> int | None:
     digits, suffix = match[1], match[2] or ""
     scale: int = _SCALES[suffix] if suffix in _SCALES else 10 ** int(suffix[1:])
     return int(digits) * scale
-
-
-def listed_path(path: str) -> str:
-    """Return a path as the annotation lists it: whole, or, beyond `MAX_TEXT`, cut, with a digest that keeps it apart from all others."""
-    path = posixpath.normpath(path)
-    if len(path) <= MAX_TEXT:
-        return path
-    digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return f"{path[: MAX_TEXT - len(digest) - 1]}~{digest}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A device as the annotation lists it; every text is untrusted.
-
-    From `links` on they are listed for resources that evict: they are what a daemon has to know of a device that is gone.
-    """
-
-    devnode: str
-    vendor: str | None = None
-    product: str | None = None
-    serial: str | None = None
-    link: str | None = None
-    links: tuple[str, ...] = ()
-    """The links that only this device had while it was there, as `listed_path` writes them."""
-    shared: tuple[str, ...] = ()
-    """Those that another device had as well."""
-    rdev: int | None = None
-    """The device number (`st_rdev`)."""
-    numbers: tuple[tuple[int, int], ...] = ()
-    """After a return under another number, until its pods have been looked at: all that it had, each with the Unix second since when."""
-    lost: str | None = None
-    """The API server's time before the PATCH that stopped counting the device (RFC 3339, seconds), None before that PATCH."""
-
-    replugged: int | None = None
-    """When a pod was last evicted for a return of the device, in Unix seconds of its host."""
-
-    @classmethod
-    def of(cls, device: Device) -> Entry:
-        """Return the entry of a device, its texts cut to `MAX_TEXT` characters, so that it equals what is read back."""
-        vendor, product, serial, link = (_text(getattr(device, name)) for name in _IDS)
-        return cls(devnode=device.devnode, vendor=vendor, product=product, serial=serial, link=link)
-
-    def remembering(
-        self,
-        *,
-        links: Iterable[str],
-        shared: Iterable[str],
-        rdev: int,
-        numbers: tuple[tuple[int, int], ...],
-        replugged: int | None,
-    ) -> Entry:
-        """Return it with what a daemon has to know once the device is gone."""
-        return replace(
-            self,
-            links=tuple(sorted(links))[:MAX_LINKS],
-            shared=tuple(sorted(shared))[:MAX_LINKS],
-            rdev=rdev,
-            numbers=numbers[-MAX_NUMBERS:],
-            replugged=replugged,
-        )
-
-    @property
-    def paths(self) -> frozenset[str]:
-        """The paths that named this device and no other, as `listed_path` writes them."""
-        return frozenset((listed_path(self.devnode), *self.links))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +74,12 @@ class NodeState:
     allocatable: Mapping[str, str] = field(default_factory=dict)
     annotation: str | None = None
     writers: Mapping[str, tuple[Writer, ...]] = field(default_factory=dict)
-    """Who has written each extended resource, and under `WHOLE` the annotation, where the server says so."""
+    """Who has written each part, where the server records it."""
 
     @property
     def believed(self) -> bool:
         """Whether the annotation is the memory of a devwatch: exactly one manager has written it, and that was one."""
-        writers = self.writers.get(WHOLE, ())
+        writers = self.writers.get(ANNOTATION_PART, ())
         return len(writers) == 1 and writers[0].ours
 
     def removable(self, name: str) -> bool:
@@ -165,21 +93,25 @@ class NodeState:
         """Return whether this observation replaces the held one: another Node, or no older state of the same."""
         return held is None or self.uid != held.uid or self.version >= held.version
 
-    def reflects(self, changes: Changes) -> bool:
-        """Return whether the changes are in it."""
-        counts = all(self.shows(name, value) for name, value in changes.items() if name != WHOLE)
-        return counts and self.annotation == changes.get(WHOLE, self.annotation)
+    def reflects(self, patch: NodePatch) -> bool:
+        """Return whether everything that a patch was to write is there."""
+        counts = all(self.shows(name, count) for name, count in patch.counts.items())
+        return counts and patch.annotation in {self.annotation, UNTOUCHED}
 
     def count(self, name: str) -> int:
         """Return the advertised count of a resource; 0 where there is none or none that can be read."""
         return quantity(self.capacity.get(name)) or 0
 
-    def shows(self, name: str, count: str | None) -> bool:
-        """Return whether both maps hold exactly this count, or, for None, no such key."""
-        pair = (self.capacity.get(name), self.allocatable.get(name))
+    def shows(self, name: str, count: Amounts | None) -> bool:
+        """Return whether the two maps hold exactly this count, or, for None, no such key."""
+        capacity, allocatable = self.capacity.get(name), self.allocatable.get(name)
         if count is None:
-            return pair == (None, None)
-        return all(quantity(text) == int(count) for text in pair)
+            return capacity is None and allocatable is None
+        return (quantity(capacity), quantity(allocatable)) == (count.capacity, count.allocatable)
+
+    def value(self, part: Part) -> object:
+        """Return what is there of a part."""
+        return self.annotation if part == ANNOTATION_PART else (self.capacity.get(part), self.allocatable.get(part))
 
     def listing(self) -> Listing:
         """Return what the annotation lists, whichever client wrote it. Malformed content lists nothing."""
@@ -190,119 +122,84 @@ class NodeState:
         return self.listing() if self.believed else {}
 
 
-def parse_listing(text: str) -> Listing:
-    """Read the annotation. Content of another form owns nothing, and no key that a Pod cannot ask for is ever ours."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(content, dict) or not all(_is_list_of_objects(entries) for entries in content.values()):
-        return {}
-    return {name: tuple(_entries(entries)) for name, entries in content.items() if not resource_name_fault(name)}
+class _Untouched(Enum):
+    UNTOUCHED = "untouched"
 
 
-def _is_list_of_objects(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+UNTOUCHED: Final = _Untouched.UNTOUCHED
+"""The annotation of a patch that leaves it alone."""
 
 
-def _entries(entries: list[dict[str, object]]) -> Iterable[Entry]:
-    for entry in entries:
-        if isinstance(devnode := entry.get("devnode"), str):
-            texts = {name: _text(entry.get(name)) for name in (*_IDS, "lost")}
-            whole = {name: _number(entry.get(name)) for name in ("rdev", "replugged")}
-            links = {name: _texts(entry.get(name)) for name in ("links", "shared")}
-            numbers = tuple(map(_pair, _items(entry.get("numbers"))[:MAX_NUMBERS]))
-            known: dict[str, Any] = {**texts, **whole, **links, "numbers": () if None in numbers else numbers}
-            yield Entry(devnode=devnode[:MAX_TEXT], **known)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amounts:
+    """What the two maps of a Node's status hold of a resource."""
+
+    capacity: int
+    allocatable: int
+
+    @classmethod
+    def of(cls, number: int) -> Amounts:
+        """Return the same number for both maps."""
+        return cls(capacity=number, allocatable=number)
 
 
-_IDS = ("vendor", "product", "serial", "link")
-"""The keys that every entry has beside its devnode; null where there is nothing to say."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePatch:
+    """What to write to a Node; empty, it is a read that needs no other permission."""
+
+    counts: Mapping[str, Amounts | None] = field(default_factory=dict)
+    """By resource name; None removes the key from both maps."""
+    annotation: str | Literal[_Untouched.UNTOUCHED] | None = UNTOUCHED
+    """None removes it."""
+
+    def __bool__(self) -> bool:
+        """Return whether it writes anything."""
+        return bool(self.counts) or self.annotates
+
+    @property
+    def annotates(self) -> bool:
+        """Whether it writes the annotation."""
+        return self.annotation is not UNTOUCHED
+
+    @property
+    def parts(self) -> frozenset[Part]:
+        """What it writes."""
+        return frozenset(self.counts) | ({ANNOTATION_PART} if self.annotates else set())
+
+    def value(self, part: Part) -> object:
+        """Return what it writes to one of its parts."""
+        return self.annotation if part == ANNOTATION_PART else self.counts[part]
+
+    def only(self, parts: Container[Part]) -> NodePatch:
+        """Return the patch of some of its parts."""
+        counts = {name: count for name, count in self.counts.items() if name in parts}
+        return NodePatch(counts=counts, annotation=self.annotation if ANNOTATION_PART in parts else UNTOUCHED)
+
+    def body(self) -> dict[str, object]:
+        """Return the strategic-merge patch of `nodes/status`, in which null removes a key."""
+        body: dict[str, object] = {}
+        if self.counts:
+            body["status"] = {part: self._map(part) for part in MAPS}
+        if self.annotates:
+            body["metadata"] = {"annotations": {ANNOTATION: self.annotation}}
+        return body
+
+    def _map(self, part: str) -> dict[str, str | None]:
+        return {
+            name: None if count is None else str(getattr(count, part)) for name, count in sorted(self.counts.items())
+        }
+
+    def applied(self, state: NodeState) -> NodeState:
+        """Return the Node that an API server would answer with after it."""
+        ours = (Writer(manager=FIELD_MANAGER, time=""),)
+        return replace(
+            state,
+            capacity=_merged(state.capacity, self._map("capacity")),
+            allocatable=_merged(state.allocatable, self._map("allocatable")),
+            annotation=state.annotation if self.annotation is UNTOUCHED else self.annotation,
+            writers={**state.writers, **dict.fromkeys(self.parts, ours)},
+        )
 
 
-def _items(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    return tuple(filter(None, map(_text, _items(value)[:MAX_LINKS])))
-
-
-def _pair(value: object) -> tuple[int, int] | None:
-    match [_number(each) for each in _items(value)]:
-        case [int(second), int(number)]:
-            return second, number
-    return None
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and 0 <= value < MAX_NUMBER else None
-
-
-def _text(value: object) -> str | None:
-    return value[:MAX_TEXT] if isinstance(value, str) else None
-
-
-def render_listing(listing: Listing) -> str | None:
-    """Return the annotation for these resources, None where there are none.
-
-    Entries are left out until it fits `MAX_BYTES`; where even their numbers do not fit, the names stay, which say what is ours.
-    """
-    if not listing:
-        return None
-    listing = {name: _ordered(entries) for name, entries in sorted(listing.items())}
-    limits = (MAX_ENTRIES >> halvings for halvings in range(MAX_ENTRIES.bit_length() + 1))
-    texts = (_render(listing, limit) for limit in limits)
-    return next((text for text in texts if len(text) <= MAX_BYTES), _render(dict.fromkeys(listing, ()), 0))
-
-
-def _ordered(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-    return tuple(sorted(entries, key=lambda entry: natural(entry.devnode))) if len(entries) > 1 else entries
-
-
-def _render(listing: Listing, limit: int) -> str:
-    content = {name: _limited(entries, limit) for name, entries in listing.items()}
-    return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
-
-
-def _limited(entries: tuple[Entry, ...], limit: int) -> list[dict[str, object]]:
-    if len(entries) <= limit:
-        return [_content(entry) for entry in entries]
-    first = sorted(entries, key=lambda entry: entry.lost is None)[
-        :limit
-    ]  # of the present ones the host itself can tell
-    return [*map(_content, first), {"omitted": len(entries) - limit}]
-
-
-def _content(entry: Entry) -> dict[str, object]:
-    shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in ("devnode", *_IDS)}
-    memory = {name: getattr(entry, name) for name in ("links", "shared", "rdev", "numbers", "lost", "replugged")}
-    return shown | {name: value for name, value in memory.items() if value}
-
-
-def patch_body(changes: Changes) -> dict[str, object]:
-    """Return the strategic-merge patch of `nodes/status` for these changes: both maps get the same value, null removes a key."""
-    counts = {name: value for name, value in sorted(changes.items()) if name != WHOLE}
-    body: dict[str, object] = {}
-    if counts:
-        body["status"] = {"capacity": counts, "allocatable": counts}
-    if WHOLE in changes:
-        body["metadata"] = {"annotations": {ANNOTATION: changes[WHOLE]}}
-    return body
-
-
-def apply(state: NodeState, changes: Changes) -> NodeState:
-    """Return the Node that an API server would answer with after these changes."""
-    counts = {name: value for name, value in changes.items() if name != WHOLE}
-    return replace(
-        state,
-        capacity=_merged(state.capacity, counts),
-        allocatable=_merged(state.allocatable, counts),
-        annotation=changes.get(WHOLE, state.annotation),
-        writers={**state.writers, **dict.fromkeys(changes, (Writer(manager=FIELD_MANAGER, time=""),))},
-    )
-
-
-def _merged(held: Mapping[str, str], counts: Changes) -> dict[str, str]:
-    merged = {**held, **counts}
-    return {name: value for name, value in merged.items() if value is not None}
+def _merged(held: Mapping[str, str], written: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in {**held, **written}.items() if value is not None}

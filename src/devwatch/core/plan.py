@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from devwatch.core.inventory import Inventory, Window
-from devwatch.core.node import WHOLE, Changes, Entry, Listing, NodeState, render_listing
+from devwatch.core.listing import Entry, Listing, render_listing
+from devwatch.core.node import ANNOTATION_PART, Amounts, NodePatch, NodeState, Part
 from devwatch.core.rules import Claim, ResourceRule, claim, quantity_of
 
 if TYPE_CHECKING:
@@ -192,38 +193,40 @@ def _listed(figure: Figure, observed: tuple[Entry, ...]) -> tuple[Entry, ...]:
     return (*present, *(entry for entry in observed if entry.devnode not in here))
 
 
-def changes(
+def plan_patch(
     figures: Figures,
     observed: NodeState,
     *,
-    apart: AbstractSet[str] = frozenset(),
+    isolated: AbstractSet[Part] = frozenset(),
     remembered: Listing = MappingProxyType({}),
     written: AbstractSet[str] = frozenset(),
-) -> Changes:
+) -> NodePatch:
     """Return what must be written so that the Node shows the figures; empty where it does.
 
     A resource that the configuration no longer has is removed where the annotation is believed to own it, or it was `written` since it was
-    last observed to be gone, and no other client has written its count; what another one put there is left alone. While anything is written
-    `apart` (in a request of its own), the annotation keeps the name until the removal was observed, so that it is never forgotten. While a
-    devnode is away for less than its grace, the list of its resource and the links of others are no reason to write the annotation: back
-    again, they are as before. What was `written` may be on the Node though neither its state nor its annotation says so: it stays listed
-    until that is known.
+    last observed to be gone, and no other client has written its count; what another one put there is left alone. While a part is
+    `isolated` (sent in a request of its own), the annotation keeps the name until the removal was observed, so that it is never forgotten.
+    While a devnode is away for less than its grace, the list of its resource and the links of others are no reason to write the annotation:
+    back again, they are as before. A `written` count may be on the Node though neither its state nor its annotation says so: it stays
+    listed until that is known.
     """
     memory = observed.memory()
-    wanted: dict[str, str | None] = {name: str(figure.advertised) for name, figure in figures.by_name.items()}
+    wanted: dict[str, Amounts | None] = {
+        name: Amounts.of(figure.advertised) for name, figure in figures.by_name.items()
+    }
     unseen = {name for name in written if name not in wanted and observed.removable(name)}
     wanted |= {name: None for name in memory if name not in wanted and observed.removable(name)}
     wanted |= dict.fromkeys(unseen)
     needed = {name: count for name, count in wanted.items() if name in unseen or not observed.shows(name, count)}
-    leaving = {name for name, count in needed.items() if count is None and apart} | (written - wanted.keys())
+    leaving = {name for name, count in needed.items() if count is None and isolated} | (written - wanted.keys())
     listed = list_devices(figures, memory, remembered)
     annotation = render_listing({**listed, **{name: memory.get(name, ()) for name in leaving}})
     if annotation == observed.annotation:
-        return needed
+        return NodePatch(counts=needed)
     ours = not leaving and memory.keys() == figures.by_name.keys()
     if ours and not needed and _can_wait(figures, annotation or "", observed.annotation or ""):
-        return {}
-    return {**needed, WHOLE: annotation}
+        return NodePatch()
+    return NodePatch(counts=needed, annotation=annotation)
 
 
 def _can_wait(figures: Figures, wanted: str, shown: str) -> bool:
@@ -239,41 +242,38 @@ def _unlinked(entries: Iterable[dict[str, object]]) -> list[dict[str, object]]:
 
 
 class Draft:
-    """Remembers the last answer of `changes`: most looks find what the one before found, and rendering the annotation takes longest."""
+    """Remembers the last answer of `plan_patch`: most scans find what the one before found, and rendering the annotation takes longest."""
 
     def __init__(self) -> None:
         """Remember nothing yet."""
         self._asked: tuple[object, ...] = ()
-        self._answer: Changes = {}
+        self._answer = NodePatch()
 
-    def changes(
+    def patch(
         self,
         figures: Figures,
         observed: NodeState,
         *,
-        apart: AbstractSet[str],
+        isolated: AbstractSet[Part],
         remembered: Listing,
         written: AbstractSet[str],
-    ) -> Changes:
-        """Return what `changes` does."""
-        asked = (figures.by_name, observed, frozenset(apart), dict(remembered), frozenset(written))
+    ) -> NodePatch:
+        """Return what `plan_patch` does."""
+        asked = (figures.by_name, observed, frozenset(isolated), dict(remembered), frozenset(written))
         if asked != self._asked:
-            self._answer = changes(figures, observed, apart=apart, remembered=remembered, written=written)
+            self._answer = plan_patch(figures, observed, isolated=isolated, remembered=remembered, written=written)
             self._asked = asked
         return self._answer
 
 
-def portion(wanted: Changes, *, apart: AbstractSet[str], blocked: AbstractSet[str]) -> Changes:
+def portion(wanted: NodePatch, *, isolated: AbstractSet[Part], blocked: AbstractSet[Part]) -> NodePatch:
     """Return what to send in the next request.
 
-    What was refused in company is sent apart until it is accepted; what was refused alone is `blocked` until its time
-    comes. The rest goes in one request, but after the annotation: what is ours is written down before it is advertised.
+    A part that was refused in a batch is sent alone until it is accepted; one that was refused alone is `blocked` until its time comes. The
+    rest goes in one request, but after the annotation: devwatch lists what it owns before it advertises it.
     """
-    free = {name: value for name, value in wanted.items() if name not in blocked}
-    if WHOLE in free and WHOLE in apart:
-        return {WHOLE: free[WHOLE]}
-    together = {name: value for name, value in free.items() if name not in apart}
-    if together or not free:
-        return together
-    first = min(free)
-    return {first: free[first]}
+    free = wanted.parts - blocked
+    if ANNOTATION_PART in free and ANNOTATION_PART in isolated:
+        return wanted.only({ANNOTATION_PART})
+    batch = free - isolated
+    return wanted.only(batch or sorted(free)[:1])

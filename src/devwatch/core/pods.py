@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from devwatch.core.node import listed_path
+from devwatch.core.listing import listed_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

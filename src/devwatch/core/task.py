@@ -1,4 +1,4 @@
-"""A request to the API server that the loop makes between two patches."""
+"""A request to the API server that the loop makes. At most one is in flight."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+PATIENCE = 1.0
+"""Seconds for which a patch waits for an eviction or an Event that is in flight; it is repeated afterwards."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One request; it handles its own `ApiError`s."""
 
     run: Callable[[], Awaitable[None]]
-    reads: bool = False
-    """Whether it changes nothing and can be done without: a patch does not wait for it, but ends it."""
+    """Called when the request begins; what it returns is awaited."""
+    patience: float = PATIENCE
+    """Seconds after which a patch ends it: 0 for a read that can be done without, infinite for a patch."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from devwatch.core.errors import Forbidden, Retry
-from devwatch.core.node import FIELD_MANAGER, WHOLE, Changes, Entry, NodeState, quantity
+from devwatch.core.node import FIELD_MANAGER, NodePatch, NodeState, quantity
 from devwatch.kube.nodes import node_state
 from devwatch.kube.pods import list_all, pod_of
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
+    from devwatch.core.listing import Entry
     from devwatch.core.pods import Pod
     from devwatch.kube.client import Connection
 
@@ -202,15 +203,15 @@ def _concerning(
             yield name
 
 
-def removal(state: NodeState) -> Changes:
-    """Return the changes that take everything away that devwatch advertised, and the annotation itself.
+def removal(state: NodeState) -> NodePatch:
+    """Return the patch that takes everything away that devwatch advertised, and the annotation itself.
 
-    That is what a believed annotation owns, as far as devwatch wrote the counts: a key that anyone else put there is left alone.
+    That is what a believed annotation owns, as far as devwatch wrote the counts: a key of another client is left alone.
     """
     if state.annotation is None:
-        return {}
+        return NodePatch()
     ours = (name for name in state.memory() if state.removable(name) and not state.shows(name, None))
-    return {**dict.fromkeys(ours), WHOLE: None}
+    return NodePatch(counts=dict.fromkeys(ours), annotation=None)
 
 
 def strange(state: NodeState) -> Sequence[str]:
@@ -219,7 +220,8 @@ def strange(state: NodeState) -> Sequence[str]:
     return sorted(name for name in shown if not (state.believed and state.removable(name)))
 
 
-def left(state: NodeState, removed: Changes) -> Changes:
-    """Return the changes that would take away what is on a Node again after it was removed."""
-    back = {name: None for name in removed if name != WHOLE and not state.shows(name, None)}
-    return {**back, **removal(state)}
+def left(state: NodeState, removed: NodePatch) -> NodePatch:
+    """Return the patch that would take away what is on a Node again after it was removed."""
+    back = (name for name in removed.counts if not state.shows(name, None))
+    again = removal(state)
+    return replace(again, counts={**dict.fromkeys(back), **again.counts})

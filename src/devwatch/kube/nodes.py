@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from devwatch.core.errors import Missing, NodeMissing, Refused, Retry
-from devwatch.core.node import ANNOTATION, FIELD_MANAGER, MAPS, WHOLE, Changes, NodeState, Writer, patch_body
+from devwatch.core.node import ANNOTATION, ANNOTATION_PART, FIELD_MANAGER, MAPS, NodePatch, NodeState, Writer
 from devwatch.kube.client import REQUEST_TIMEOUT, Connection
 from devwatch.kube.responses import list_hint, listed_items, reason_of, watched_object
 
@@ -37,9 +37,9 @@ class KubeNode(Connection):
         self._name = name
         self._dry_run = dry_run
 
-    async def patch(self, changes: Changes) -> NodeState:
-        """Send a patch of the Node's status, or read it without changes. Raises as `request` does."""
-        return await patch_node(self, self._name, changes, dry_run=self._dry_run)
+    async def patch(self, patch: NodePatch) -> NodeState:
+        """Send a patch of the Node's status, an empty one to read it. Raises as `request` does."""
+        return await patch_node(self, self._name, patch, dry_run=self._dry_run)
 
     async def watch(self) -> AsyncIterator[NodeState | None]:
         """Yield the Node, and again whenever somebody has written to it, until the server ends the watch after `WATCH_TIMEOUT`.
@@ -63,8 +63,8 @@ class KubeNode(Connection):
                 yield None
 
 
-async def patch_node(connection: Connection, name: str, changes: Changes, *, dry_run: bool = False) -> NodeState:
-    """Send a strategic-merge patch of a Node's status; without changes it is a read that needs no other right.
+async def patch_node(connection: Connection, name: str, patch: NodePatch, *, dry_run: bool = False) -> NodeState:
+    """Send a strategic-merge patch of a Node's status; an empty one is a read that needs no other permission.
 
     With `dry_run` the server checks everything and stores nothing (`dryRun=All`). Raises as `request` does.
     """
@@ -72,11 +72,11 @@ async def patch_node(connection: Connection, name: str, changes: Changes, *, dry
     query = (("fieldManager", FIELD_MANAGER), *((("dryRun", "All"),) if dry_run else ()))
     kind = "application/strategic-merge-patch+json"
     try:
-        content = await connection.request("PATCH", path, query=query, body=patch_body(changes), content_type=kind)
+        content = await connection.request("PATCH", path, query=query, body=patch.body(), content_type=kind)
     except Missing as error:
         raise NodeMissing(str(error)) from error
     except Refused as error:
-        raise Refused(str(error), hint=list_hint(str(error), changes)) from error
+        raise Refused(str(error), hint=list_hint(str(error), patch)) from error
     return node_state(content, origin=connection.origin)
 
 
@@ -128,9 +128,9 @@ def _writers(managed: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Writer, ..
 
 
 def _written(fields: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return in which maps an entry has which extended resources, and under `WHOLE` whether it has the annotation."""
+    """Return in which maps an entry has which extended resources, and under `ANNOTATION_PART` whether it has the annotation."""
     status, annotations = fields.get("f:status") or {}, (fields.get("f:metadata") or {}).get("f:annotations") or {}
-    written: dict[str, list[str]] = {WHOLE: []} if f"f:{ANNOTATION}" in annotations else {}
+    written: dict[str, list[str]] = {ANNOTATION_PART: []} if f"f:{ANNOTATION}" in annotations else {}
     for part in MAPS:
         for key in status.get(f"f:{part}") or ():
             if "/" in key:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from devwatch.core.node import Changes
+    from devwatch.core.node import NodePatch
     from devwatch.kube.library import ApiClient
 
 
@@ -195,13 +195,13 @@ def _forbidden(message: str) -> ApiError:
     return Refused(message)
 
 
-def list_hint(message: str, changes: Changes) -> str:
-    """Return which list of a policy to change, empty where the refusal of these changes is not about a list."""
+def list_hint(message: str, patch: NodePatch) -> str:
+    """Return which list of a policy to change, empty where the refusal of this patch is not about a list."""
     refused = _UNLISTED.search(message)
     if refused is None:
         return ""
     place = f"spec.variables[0] of ValidatingAdmissionPolicy {refused['policy']} (admissionPolicy.allowed in the chart's values)"
-    if changes.get(refused["name"], "") is None:
+    if refused["name"] in patch.counts and patch.counts[refused["name"]] is None:
         return f"a removal needs the name as well: keep {refused['name']} in {place} until it has been removed from the Node"
     return f"add {refused['name']} to {place}"
 

@@ -1,0 +1,63 @@
+"""A dry run: what would be sent is printed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, TextIO
+
+from devwatch.core.errors import OutputLost
+from devwatch.core.node import NodePatch, NodeState
+from devwatch.observe.output import NonBlockingStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from devwatch.agent.nodestatus import NodeApi
+
+OUTPUT_INTERVAL = 0.05
+"""Seconds between two checks whether standard output has room again."""
+
+
+class DryRunNode:
+    """A dry run: prints each patch, as a line of JSON or, on a terminal, in words, and answers as if it had been stored.
+
+    Without a `server` the Node is empty and nothing is sent; with one, it answers to each request, with `dryRun=All`.
+    No patch is left out: where nobody reads them, `patch` waits.
+    """
+
+    def __init__(self, out: TextIO, server: NodeApi | None = None) -> None:
+        """Print to `out`."""
+        self._stream, self._out, self._server = out, NonBlockingStream(out), server
+        self._pretended = NodePatch()
+        self.date = ""
+
+    async def patch(self, patch: NodePatch) -> NodeState:
+        """Print what would be sent. Raises as the server's `patch` does."""
+        if patch:
+            await self._print(patch)
+        state = NodeState() if self._server is None else await self._server.patch(patch)
+        annotation = patch.annotation if patch.annotates else self._pretended.annotation
+        self._pretended = NodePatch(counts={**self._pretended.counts, **patch.counts}, annotation=annotation)
+        return self._pretended.applied(state)
+
+    async def _print(self, patch: NodePatch) -> None:
+        try:
+            body = json.dumps(patch.body(), separators=(",", ":"))
+            line = _in_words(patch) if self._stream.isatty() else body
+            await _until(lambda: self._out.write(line + "\n"))
+            await _until(self._out.push)
+        except (OSError, ValueError) as error:
+            raise OutputLost(f"cannot write the patch to standard output: {error}") from error
+
+
+def _in_words(patch: NodePatch) -> str:
+    """Return what a patch would change, for a person."""
+    counts = [f"{name}: {count.capacity if count else 'removed'}" for name, count in sorted(patch.counts.items())]
+    annotation = ["the annotation devwatch.io/devices"] if patch.annotates else []
+    return f"would change on the Node: {', '.join(counts + annotation)}"
+
+
+async def _until(done: Callable[[], bool]) -> None:
+    while not done():  # noqa: ASYNC110 - poll(2) is asked, and the loop runs meanwhile
+        await asyncio.sleep(OUTPUT_INTERVAL)

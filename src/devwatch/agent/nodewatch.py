@@ -1,0 +1,101 @@
+"""Follows the Node by a watch, so that what other clients write to it is known at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from devwatch.core.backoff import Backoff
+from devwatch.core.errors import ApiError, Forbidden, Gone
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from devwatch.agent.report import Reporter
+    from devwatch.core.node import NodeState
+
+    Watch = Callable[[], AsyncIterator[NodeState | None]]
+
+PAUSE = 1.0
+"""Seconds between two watches, so that a server that ends them at once is not asked without a pause."""
+RETRY_LIMIT = 60.0
+"""Seconds until a watch that is forbidden, or fails again and again, is tried again."""
+LASTS = 10.0
+"""Seconds after which the end of a watch is not a failure: servers end them now and then."""
+
+
+class NodeWatch:
+    """Holds the newest state that a watch reported until the publisher takes it."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        *,
+        reporter: Reporter,
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
+        lost: Callable[[float], None],
+    ) -> None:
+        """Start without a watch; `lost` takes the time of the last report when one ends."""
+        self._watch, self._reporter, self._clock, self._jitter, self._lost = watch, reporter, clock, jitter, lost
+        self.wake: Callable[[str], None] = lambda _: None
+        self.state: NodeState | None = None
+        self.deleted = False
+        self.watching = False
+        """Whether a watch is permitted and runs."""
+        self._denied = False
+        self._reported_at = float("-inf")
+
+    def take_deleted(self) -> bool:
+        """Return whether the Node was deleted since this was asked last."""
+        deleted, self.deleted = self.deleted, False
+        return deleted
+
+    async def run(self) -> None:
+        """Follow for ever. Back off while the watch is forbidden or keeps ending early."""
+        backoff = Backoff(first=PAUSE, limit=RETRY_LIMIT)
+        while True:
+            began, least = self._clock(), PAUSE
+            try:
+                with contextlib.suppress(Gone):
+                    await self._receive()
+            except ApiError as error:
+                self._end(error)
+                least = RETRY_LIMIT if isinstance(error, Forbidden) else max(PAUSE, error.pause)
+            if self._clock() >= began + LASTS:
+                backoff.succeed()
+            await asyncio.sleep(backoff.fail(self._clock(), self._jitter(), at_least=least))
+
+    async def _receive(self) -> None:
+        """Record the events of one watch. The first comes from the initial LIST, so it does not prove that WATCH is permitted."""
+        listed = False
+        try:
+            async for state in self._watch():
+                self._record(state, listed=listed)
+                listed = True
+        finally:
+            self._reported_at = self._clock() if listed else self._reported_at
+
+    def _record(self, state: NodeState | None, *, listed: bool) -> None:
+        """Record one event, None for a Node that is not there; an older state than the held one is passed over."""
+        if not self.watching and (listed or not self._denied):
+            self._reporter.watching()
+            self.watching = True
+        self._denied = self._denied and not listed
+        if state is None:
+            self.deleted = True
+        elif state.supersedes(self.state):
+            self.state = state
+        self.wake("node")
+
+    def _end(self, error: ApiError) -> None:
+        """Report why there is no watch: a missing permission once, until there was one."""
+        denied = isinstance(error, Forbidden)
+        if not (denied and self._denied):
+            self._reporter.unwatched(error)
+        self._denied = self._denied or denied
+        if self.watching:
+            self.watching = False
+            self._lost(self._reported_at)
+            self.wake("node")

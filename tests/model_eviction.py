@@ -523,7 +523,8 @@ class Bailiff:
         paths = set(life.pod.host_paths)
         named = any(paths & self._names(each) for each in ripe if each is lost or each.alike(lost))
         if self.contract.present.get(want.name, 0) == 0:
-            young = [known for known in self._gone(want) if known not in ripe and not known.remembered]
+            counted = (known for known in self._gone(want) if known.counted > -math.inf)
+            young = [known for known in counted if known not in ripe and not known.remembered]
             return named or not any(paths & self._own(known.tty) for known in young)
         return named and not self._is_well(life, want, lost)
 

@@ -781,10 +781,10 @@ class Losses:
         # A resource that leaves the configuration and returns to it starts from nothing, also where every scan meanwhile was uncertain.
         self._known = {rule.name: self._known.get(rule.name) or KnownDevices(self._evicted) for rule in evicting}
         certain = not scene.inventory.doubts
-        if evicting:
-            figures = scene.figures.by_name.values()
-            self._listed = tuple(device for figure in figures for device in figure.devices)
-            self._paths.observe(self._listed, certain=certain)
+        # Also before any resource evicts: what twins shared then counts once one does.
+        figures = scene.figures.by_name.values()
+        self._listed = tuple(device for figure in figures for device in figure.devices)
+        self._paths.observe(self._listed, certain=certain)
         if not certain:
             for rule in evicting:
                 self._known[rule.name].refresh(rule.name, scene, self._paths)

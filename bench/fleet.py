@@ -17,7 +17,9 @@ from bench.server import RIGHTS
 from bench.stats import Sample
 from bench.table import Row, at_most
 from devwatch import __version__
+from devwatch.agent.clock import Clock
 from devwatch.agent.nodestatus import RESYNC_SPREAD, WATCHED_RESYNC
+from devwatch.agent.report import Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.config.schema import Config
 from devwatch.core.device import Device
@@ -103,12 +105,8 @@ class Publisher:
             settings=Settled(),
             config=Config(resources=(_RULE,), sweep=WATCHED_RESYNC, resync=_RESYNC),
             node=name,
-            log=Silence(),
-            metrics=Metrics(__version__),
-            health=health,
-            clock=loop.time,
-            wall=lambda: 0.0,
-            jitter=random.random,
+            telemetry=Telemetry(log=Silence(), metrics=Metrics(__version__), health=health),
+            clock=Clock(now=loop.time, unix=lambda: 0.0, jitter=random.random),
         )
         self.wake = reconciler.wake
         await reconciler.run()

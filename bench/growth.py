@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from bench.stats import Sample
 from bench.table import Goal, Row, at_most
 from devwatch import __version__
+from devwatch.agent.clock import Clock
+from devwatch.agent.report import Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.config.schema import Config
 from devwatch.core.node import NodePatch, NodeState
@@ -228,12 +230,8 @@ def _reconciler(source: _Source, node: _Node, config: Config) -> Reconciler:
         settings=Settled(),
         config=config,
         node="n",
-        log=Silence(),
-        metrics=metrics,
-        health=health,
-        clock=clock,
-        wall=lambda: 0.0,
-        jitter=random.random,
+        telemetry=Telemetry(log=Silence(), metrics=metrics, health=health),
+        clock=Clock(now=clock, unix=lambda: 0.0, jitter=random.random),
         cycled=source.cycled,
     )
 

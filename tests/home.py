@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import virtualtime
 from build import ZIGBEE
+from devwatch.agent.clock import Clock
+from devwatch.agent.report import Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.config.schema import parse
 from devwatch.core.pods import Pod
@@ -80,12 +82,8 @@ class Home:
             settings=self.settings,
             config=used,
             node="n",
-            log=self.log,
-            metrics=self.metrics,
-            health=Health(sweep=10, last_cycle=0),
-            clock=clock,
-            wall=lambda: EPOCH + clock(),
-            jitter=lambda: 0.5,
+            telemetry=Telemetry(log=self.log, metrics=self.metrics, health=Health(sweep=10, last_cycle=0)),
+            clock=Clock(now=clock, unix=lambda: EPOCH + clock(), jitter=lambda: 0.5),
         )
         self.host.wake = self.reconciler.wake
         self.tasks.append(asyncio.create_task(self.reconciler.run()))

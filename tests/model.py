@@ -13,7 +13,9 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from build import Parts, parts_of, patch_of
+from devwatch.agent.clock import Clock
 from devwatch.agent.listener import MonitorListener
+from devwatch.agent.report import Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, NodeMissing, Refused, Retry
 from devwatch.core.inventory import Scan
@@ -462,12 +464,10 @@ class Daemon:
             settings=self.file,
             config=self.judge.contract.plan.config,
             node=NODE,
-            log=self.log,
-            metrics=world.metrics,
-            health=Health(sweep=10, last_cycle=world.loop.time()),
-            clock=world.loop.time,
-            wall=lambda: host_date(world.loop.time()),
-            jitter=lambda: world.jitter,
+            telemetry=Telemetry(
+                log=self.log, metrics=world.metrics, health=Health(sweep=10, last_cycle=world.loop.time())
+            ),
+            clock=Clock(now=world.loop.time, unix=lambda: host_date(world.loop.time()), jitter=lambda: world.jitter),
         )
 
 

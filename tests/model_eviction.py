@@ -56,7 +56,7 @@ def listing(state: NodeState) -> Content:
 
 def believed(state: NodeState) -> Content:
     """Return what the annotation lists if it is the memory of a devwatch."""
-    writers = [(each.manager, each.operation, each.subresource) for each in state.writers.get("", ())]
+    writers = [(each.manager, each.operation, each.subresource) for each in state.writers.get(ANNOTATION_PART, ())]
     return listing(state) if writers == [("devwatch", "Update", "status")] else {}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hypothesis import strategies as st
 
 from devwatch.core.errors import ApiError, Forbidden, Gone, Refused, Retry
-from devwatch.core.node import MAPS, Writer
+from devwatch.core.node import ANNOTATION_PART, MAPS, Writer
 from fakes import RIGHTS
 from model import FAULTS, NAMES, PLANS, STRANGER, Hearing, Promise, World
 from model_eviction import listing
@@ -213,13 +213,13 @@ def climate(world: World, name: str) -> None:
 
 def refuse(world: World, name: str) -> None:
     """Refuse whatever names a resource, or the annotation, without which nobody can know later what is ours."""
-    world.tampered |= not name
+    world.tampered |= name == ANNOTATION_PART
     world.server.refused[name] = Refused("denied by a policy")
 
 
 def undo(world: World, name: str) -> None:
     """Put back whatever is written to a resource, or the annotation, without which nobody can know later what is ours."""
-    world.tampered |= not name
+    world.tampered |= name == ANNOTATION_PART
     world.server.undone.add(name)
 
 
@@ -453,8 +453,8 @@ FUNCTIONS: tuple[tuple[Callable[..., None], int, tuple[Sequence[Argument], ...]]
     (draw, 1, ((0.1, 0.5, 0.999),)),
     (fail, 4, (tuple(FAULTS), (1, 2, 3))),
     (climate, 1, ((*FAULTS, "answer lost", "answer lost"),)),
-    (refuse, 1, (("", *NAMES),)),
-    (undo, 1, (("", *NAMES),)),
+    (refuse, 1, ((ANNOTATION_PART, *NAMES),)),
+    (undo, 1, ((ANNOTATION_PART, *NAMES),)),
     (delete, 1, ()),
     (create, 2, ()),
     (foreign, 3, ((*NAMES, STRANGER), (None, "0", "1", "3", "1k"), MAPS_CHOICES)),

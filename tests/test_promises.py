@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import devwatch
-from devwatch.core.node import MAPS
+from devwatch.core.node import ANNOTATION_PART, MAPS
 from model import STRANGER, Hearing, Promise, Uncounted, World
 from model_host import KINDS
 from model_moves import (
@@ -230,7 +230,7 @@ KNOWN = {
         Move(create, (), 35.0),
         Move(create, (), 22.0),
         Move(create, (), 6.0),
-        Move(refuse, ("",), 1.5),
+        Move(refuse, ("annotation",), 1.5),
     ),
     "what is stored late, when its resource has left the configuration, is removed": (
         Move(plug, ("zigbee", "socket-1", 0, True), 35.0),
@@ -742,7 +742,7 @@ def verdicts(world: World) -> set[Promise]:
         ({ZIGBEE: None}, Promise.GRACE),
         ({"example.com/other": "1"}, Promise.OWN),
         ({"example.com/other": None}, Promise.OWN),
-        ({"": "{}"}, Promise.OWN),
+        ({ANNOTATION_PART: "{}"}, Promise.OWN),
     ],
 )
 def test_a_wrong_patch_is_seen(world: World, changes: dict[str, str | None], promise: Promise) -> None:

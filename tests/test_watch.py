@@ -14,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import virtualtime
 from build import ZIGBEE
+from devwatch.agent.clock import Clock
+from devwatch.agent.report import Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.config.schema import parse
 from devwatch.core.errors import Forbidden, Gone, Retry
@@ -74,12 +76,8 @@ class Site:
             settings=FakeSettings(used),
             config=used,
             node="n",
-            log=self.log,
-            metrics=self.metrics,
-            health=self.health,
-            clock=clock,
-            wall=lambda: 0.0,
-            jitter=lambda: self.jitter,
+            telemetry=Telemetry(log=self.log, metrics=self.metrics, health=self.health),
+            clock=Clock(now=clock, unix=lambda: 0.0, jitter=lambda: self.jitter),
             once=once,
         )
         self.host.wake = loop.wake

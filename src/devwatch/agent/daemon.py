@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Required, TextIO, TypedDict
 
 from devwatch import __version__
+from devwatch.agent.clock import Clock
 from devwatch.agent.dryrun import DryRunNode
 from devwatch.agent.listener import MonitorListener
-from devwatch.agent.report import Log, RepeatFilter
+from devwatch.agent.report import Log, RepeatFilter, Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.config.file import BackgroundConfigFile, ConfigFile
 from devwatch.core.errors import Unavailable
@@ -224,12 +225,8 @@ class Daemon:
             settings=self._settings,
             config=self._config,
             node=self._options.node,
-            log=self._log,
-            metrics=self._metrics,
-            health=self._health,
-            clock=loop.time,
-            wall=time.time,
-            jitter=random.SystemRandom().random,
+            telemetry=Telemetry(log=self._log, metrics=self._metrics, health=self._health),
+            clock=Clock(now=loop.time, unix=time.time, jitter=random.SystemRandom().random),
             dry_run=bool(self._options.dry_run),
             once=self._options.once,
             cycled=self._cycled,

@@ -19,8 +19,9 @@ from devwatch.core.task import Task
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
+    from devwatch.agent.clock import Clock
     from devwatch.agent.nodewatch import Watch
     from devwatch.agent.report import Reporter
     from devwatch.core.backoff import Backoff
@@ -52,19 +53,18 @@ class NodeStatus:
     and what other clients keep undoing is repaired at growing intervals.
     """
 
-    def __init__(  # noqa: PLR0913 - what it is wired to, by keyword
+    def __init__(
         self,
         *,
         api: NodeApi,
         watch: Watch | None,
         reporter: Reporter,
         outage: Backoff,
-        clock: Callable[[], float],
-        jitter: Callable[[], float],
+        clock: Clock,
     ) -> None:
         """Start with nothing observed. `outage` holds up every request to the API server."""
-        self._api, self._reporter, self._outage, self._clock, self._jitter = api, reporter, outage, clock, jitter
-        self._watch = watch and NodeWatch(watch, reporter=reporter, clock=clock, jitter=jitter, lost=self._unwatched)
+        self._api, self._reporter, self._outage, self._clock = api, reporter, outage, clock
+        self._watch = watch and NodeWatch(watch, reporter=reporter, clock=clock, lost=self._unwatched)
         self.sending: Callable[[], None] = lambda: None
         """Called before a patch is sent."""
         self.observed: NodeState | None = None
@@ -178,23 +178,20 @@ class NodeStatus:
 
     # -- the request
 
-    def _send(self, patch: NodePatch) -> Awaitable[None]:
+    async def _send(self, patch: NodePatch) -> None:
+        """Send a patch and leave the answer for the next cycle; an exception that is not an `ApiError` ends the program."""
         detected, self._detected = self._detected, None
         self._parts.sent(patch)
         if self._watch is not None:
             self._watch.state = None  # the answer will be newer, also where the Node is another by then
         if patch:
             self.sending()
-        return self._perform(patch, detected)
-
-    async def _perform(self, patch: NodePatch, detected: float | None) -> None:
-        """Await the answer and leave it for the next cycle; an exception that is not an `ApiError` ends the program."""
-        start = self._clock()
+        start = self._clock.now()
         try:
             outcome: NodeState | ApiError = await self._api.patch(patch)
         except ApiError as error:
             outcome = error
-        end = self._clock()
+        end = self._clock.now()
         self._answer = Answer(sent=patch, outcome=outcome, at=end, seconds=end - start, detected=detected)
 
     def _take_answer(self, now: float) -> None:
@@ -229,7 +226,7 @@ class NodeStatus:
         self._outage.succeed()
         self._parts.accepted(answer.sent)
         self._failure = ""
-        self._resync_at = now + self._resync_interval() * (1 - RESYNC_SPREAD * self._jitter())
+        self._resync_at = now + self._resync_interval() * (1 - RESYNC_SPREAD * self._clock.jitter())
 
     def _refuse(self, answer: Answer, error: Refused, now: float) -> None:
         """Send what was refused in a batch part by part, so that one bad part holds up no other; wait before what was refused alone."""
@@ -242,7 +239,7 @@ class NodeStatus:
             self._reporter.refused(answer, error, retry_in=None)
             return
         (part,) = parts.parts
-        retry_in = self._parts.refused_alone(part, now, self._jitter())
+        retry_in = self._parts.refused_alone(part, now, self._clock.jitter())
         self._reporter.refused(replace(answer, sent=parts), error, retry_in=retry_in)
 
     def _refusable(self, sent: NodePatch) -> NodePatch:
@@ -258,7 +255,7 @@ class NodeStatus:
         self._missing = self._missing or self._awaited
         self._parts.failed(answer.sent, now)
         self._resync_at = now  # the observed state may be outdated: ask, though nothing may be wanted
-        delay = self._outage.fail(now, self._jitter(), at_least=error.pause)
+        delay = self._outage.fail(now, self._clock.jitter(), at_least=error.pause)
         self._reporter.failed(answer, error, failures=self._outage.failures, retry_in=delay)
 
     def _earliest(self, answer: Answer) -> float | None:

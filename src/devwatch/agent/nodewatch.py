@@ -12,6 +12,7 @@ from devwatch.core.errors import ApiError, Forbidden, Gone
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from devwatch.agent.clock import Clock
     from devwatch.agent.report import Reporter
     from devwatch.core.node import NodeState
 
@@ -33,12 +34,11 @@ class NodeWatch:
         watch: Watch,
         *,
         reporter: Reporter,
-        clock: Callable[[], float],
-        jitter: Callable[[], float],
+        clock: Clock,
         lost: Callable[[float], None],
     ) -> None:
         """Start without a watch; `lost` takes the time of the last report when one ends."""
-        self._watch, self._reporter, self._clock, self._jitter, self._lost = watch, reporter, clock, jitter, lost
+        self._watch, self._reporter, self._clock, self._lost = watch, reporter, clock, lost
         self.wake: Callable[[str], None] = lambda _: None
         self.state: NodeState | None = None
         self.deleted = False
@@ -56,16 +56,16 @@ class NodeWatch:
         """Follow for ever. Back off while the watch is forbidden or keeps ending early."""
         backoff = Backoff(first=PAUSE, limit=RETRY_LIMIT)
         while True:
-            began, least = self._clock(), PAUSE
+            began, least = self._clock.now(), PAUSE
             try:
                 with contextlib.suppress(Gone):
                     await self._receive()
             except ApiError as error:
                 self._end(error)
                 least = RETRY_LIMIT if isinstance(error, Forbidden) else max(PAUSE, error.pause)
-            if self._clock() >= began + LASTS:
+            if self._clock.now() >= began + LASTS:
                 backoff.succeed()
-            await asyncio.sleep(backoff.fail(self._clock(), self._jitter(), at_least=least))
+            await asyncio.sleep(backoff.fail(self._clock.now(), self._clock.jitter(), at_least=least))
 
     async def _receive(self) -> None:
         """Record the events of one watch. The first comes from the initial LIST, so it does not prove that WATCH is permitted."""
@@ -75,7 +75,7 @@ class NodeWatch:
                 self._record(state, listed=listed)
                 listed = True
         finally:
-            self._reported_at = self._clock() if listed else self._reported_at
+            self._reported_at = self._clock.now() if listed else self._reported_at
 
     def _record(self, state: NodeState | None, *, listed: bool) -> None:
         """Record one event, None for a Node that is not there; an older state than the held one is passed over."""

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from devwatch.agent.report import held_up
 from devwatch.core.errors import ConfigError
 from devwatch.core.inventory import Inventory, Scan
-from devwatch.core.loss import Incidents, Scene
+from devwatch.core.loss import Scene
 from devwatch.core.plan import Figures, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from devwatch.agent.nodestatus import NodeStatus
+    from devwatch.agent.clock import Clock
+    from devwatch.agent.evictor import Evictor
     from devwatch.agent.report import Reporter
     from devwatch.config.schema import Config
     from devwatch.core.backoff import Backoff
     from devwatch.core.listing import Listing
-    from devwatch.core.loss import Losses
+    from devwatch.core.node import NodeState
     from devwatch.core.task import Task
 
 T = TypeVar("T")
@@ -41,6 +42,53 @@ class Settings(Protocol):
 
     def poll(self, *, force: bool) -> Config | None:
         """Return the configuration if it is new, with `force` the one that was asked for. Never blocks. Raises `ConfigError`."""
+
+
+class Publisher(Protocol):
+    """A way of publishing: it compares what is desired with what was observed, and says which request is to be made next."""
+
+    @property
+    def observed(self) -> NodeState | None:
+        """The Node as it was last observed, None before that."""
+
+    @property
+    def date(self) -> str:
+        """The API server's time in its last answer (RFC 3339, seconds), empty before one."""
+
+    @property
+    def failure(self) -> str:
+        """Why the Node may not show what is present, empty where nothing failed."""
+
+    @property
+    def wants(self) -> bool:
+        """Whether the observed state is not the desired one."""
+
+    def configure(self, resync: float | None) -> None:
+        """Take the seconds between two reads, None for the default."""
+
+    def follow(self, group: asyncio.TaskGroup, wake: Callable[[str], None]) -> None:
+        """Observe in the background, and wake the loop when something has changed."""
+
+    def detect(self, now: float) -> None:
+        """Note that a uevent was read."""
+
+    def receive(self, now: float, *, busy: bool) -> None:
+        """Take in what was answered and observed since the last cycle; `busy` while a request is in flight."""
+
+    def update(self, figures: Figures, remembered: Listing, now: float) -> None:
+        """Take what is desired, and what is to be listed beside it so that it is remembered."""
+
+    def action(self, now: float) -> Task | None:
+        """Return the request that is due, None for none."""
+
+    def urgent(self, now: float) -> bool:
+        """Return whether its request is due and must not wait for another one."""
+
+    def due(self) -> tuple[float, str]:
+        """Return when to ask for an action again, and why then."""
+
+    def agrees(self, now: float) -> bool:
+        """Return whether what is desired has surely been observed."""
 
 
 class Tasks(Protocol):
@@ -78,31 +126,27 @@ class Reconciler:
     def __init__(  # noqa: PLR0913 - what the loop is wired to, by keyword
         self,
         *,
+        node: str,
         source: DeviceSource,
-        publisher: NodeStatus,
+        publisher: Publisher,
+        evictor: Evictor | None,
         outage: Backoff,
         settings: Settings,
         config: Config,
-        node: str,
         reporter: Reporter,
-        clock: Callable[[], float],
-        wall: Callable[[], float],
-        losses: Losses | None = None,
-        attend: Callable[[Incidents], None] = lambda _: None,
-        tasks: tuple[Tasks, ...] = (),
+        clock: Clock,
         once: bool = False,
         cycled: Callable[[], None] = lambda: None,
         heartbeat: float | None = None,
     ) -> None:
         """Start with nothing seen.
 
-        `clock` is the loop's time, `wall` Unix time. `outage` holds up every request. `losses` remember what was listed; without them
-        nothing is ever lost, and `attend` takes what is. `once` ends when the Node agrees. `cycled` is called on every cycle of the loop,
-        which comes at least every `heartbeat` seconds.
+        Without an `evictor` nothing is ever lost. `outage` holds up every request. `once` ends when the Node agrees. `cycled` is called on
+        every cycle of the loop, which comes at least every `heartbeat` seconds.
         """
         self._source, self.publisher, self._outage, self._settings = source, publisher, outage, settings
-        self._node, self.reporter, self._clock, self._wall = node, reporter, clock, wall
-        self._losses, self._attend, self._tasks = losses, attend, tasks
+        self._node, self.reporter, self._clock, self._evictor = node, reporter, clock, evictor
+        self._tasks: tuple[Tasks, ...] = (evictor, evictor.recorder) if evictor else ()
         self._once, self._cycled, self._heartbeat = once, cycled, heartbeat or math.inf
         self._wakes, self._woken = set[str](), asyncio.Event()
         self._inventory, self._tally, self.figures = Inventory(), Tally(()), Figures()
@@ -116,7 +160,7 @@ class Reconciler:
     def wake(self, trigger: str) -> None:
         """Scan again on the next cycle of the loop; `trigger` says why (see `devwatch_reconciles_total`)."""
         if trigger == "uevent":
-            self.publisher.detect(self._clock())
+            self.publisher.detect(self._clock.now())
         self._wakes.add(trigger)
         self._woken.set()
 
@@ -142,7 +186,7 @@ class Reconciler:
 
     def _cycle(self, group: asyncio.TaskGroup) -> tuple[float, str]:
         """Do everything once and return when to do it again, and why then."""
-        now = self._clock()
+        now = self._clock.now()
         wakes, self._wakes = self._wakes, set()
         self.reporter.woken(wakes, now)
         self.publisher.receive(now, busy=self._request is not None)
@@ -168,23 +212,24 @@ class Reconciler:
             return
         self._began = True
         self._tally.start(observed, now)
-        if self._losses is not None:
-            self._losses.start(observed.memory())
+        if self._evictor is not None:
+            self._evictor.losses.start(observed.memory())
 
     def _look_for_losses(self, figures: Figures, now: float) -> Listing:
         """Attend to what is lost and what has returned, and return what the annotation has to list so that it is remembered."""
-        if self._losses is None:
+        if self._evictor is None:
             return {}
         scene = Scene(
             figures=figures,
             inventory=self._inventory,
             observed=self.publisher.observed,
             now=now,
-            wall=self._wall(),
+            wall=self._clock.unix(),
             date=self.publisher.date,
         )
-        self._attend(self._losses.update(self._config.for_node(self._node), scene))
-        return self._losses.listing(figures)
+        losses = self._evictor.losses
+        self._evictor.attend(losses.update(self._config.for_node(self._node), scene))
+        return losses.listing(figures)
 
     def _report(self, scan: Scan, figures: Figures) -> None:
         graces = {rule.name: rule.removal_grace for rule in self._config.resources}
@@ -247,12 +292,12 @@ class Reconciler:
         task = self.publisher.action(now) or next(between, None)
         if task is not None:
             self._yields_at = now + task.patience
-            self._request = group.create_task(self._perform(task.run()))
+            self._request = group.create_task(self._perform(task))
 
-    async def _perform(self, request: Awaitable[None]) -> None:
-        """Await a request; its end wakes the loop. It handles its own errors, so any exception ends the program."""
+    async def _perform(self, task: Task) -> None:
+        """Make a request; its end wakes the loop. It handles its own errors, so any exception ends the program."""
         try:
-            await _to_its_end(request)
+            await _to_its_end(task.run())
         finally:
             self._request, self._yields_at = None, math.inf
             self.wake("node")

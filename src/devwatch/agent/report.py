@@ -47,6 +47,15 @@ class Log(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """Where the loop reports."""
+
+    log: Log
+    metrics: Metrics
+    health: Health
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """How a request ended."""
 

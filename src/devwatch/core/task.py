@@ -17,6 +17,5 @@ class Task:
     """One request; it handles its own `ApiError`s."""
 
     run: Callable[[], Awaitable[None]]
-    """Called when the request begins; what it returns is awaited."""
     patience: float = PATIENCE
     """Seconds after which a patch ends it: 0 for a read that can be done without, infinite for a patch."""

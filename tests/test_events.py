@@ -8,8 +8,8 @@ import virtualtime
 from build import ZIGBEE, device
 from devwatch.agent.events import INTERVAL, EventRecorder
 from devwatch.core.errors import Conflict
+from devwatch.core.incidents import Loss
 from devwatch.core.listing import Entry
-from devwatch.core.loss import Loss
 from fakes import FakeWorkload, RecordingLog
 from home import GRACE, USB1, Home, home, pod, virtual
 

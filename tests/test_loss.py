@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from build import ZIGBEE, device, rule, scan
+from devwatch.core.incidents import Incidents
 from devwatch.core.inventory import Inventory
 from devwatch.core.listing import Entry
-from devwatch.core.loss import Incidents, Losses, Paths, Scene, match_remembered, match_replugged
+from devwatch.core.loss import Losses
+from devwatch.core.matching import match_remembered, match_replugged
 from devwatch.core.node import NodeState
+from devwatch.core.paths import Paths
 from devwatch.core.plan import Figure, Figures
 from devwatch.core.rules import Claim
+from devwatch.core.scene import Scene
 
 if TYPE_CHECKING:
     from devwatch.core.device import Device
-    from devwatch.core.loss import Loss
+    from devwatch.core.incidents import Loss
 
 USB0 = device("ttyUSB0", serial="S0")
 USB1 = device("ttyUSB1", serial="S1")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from build import ZIGBEE, ZWAVE
+from devwatch.core.incidents import Loss
 from devwatch.core.listing import Entry
-from devwatch.core.loss import Loss
 from devwatch.core.pods import Disposition, Pod, effective_request, on_loss
 
 LOSS = Loss(

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from build import patch_of
 from devwatch.core.errors import ApiError
+from devwatch.core.incidents import Loss, Registration, Return
 from devwatch.core.listing import Entry
-from devwatch.core.loss import Loss, Registration, Return
 from devwatch.core.node import ANNOTATION, NodeState
 from devwatch.core.pods import on_loss, on_return
 from devwatch.kube.cluster import overview, removal

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from devwatch.agent.report import Log
     from devwatch.core.device import Device
-    from devwatch.core.loss import Loss, Return
+    from devwatch.core.incidents import Loss, Return
     from devwatch.core.pods import Pod
 
 PERMISSION_INTERVAL = 60.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from devwatch.agent.report import RepeatFilter
 from devwatch.core.backoff import Backoff
 from devwatch.core.errors import ApiError, Conflict, Forbidden, Missing, Retry
-from devwatch.core.loss import Incidents, Loss, Return
+from devwatch.core.incidents import Incidents, Loss, Return
 from devwatch.core.pods import Disposition, Pod, on_loss, on_return
 from devwatch.core.task import Task
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from devwatch.agent.report import held_up
 from devwatch.core.errors import ConfigError
 from devwatch.core.inventory import Inventory, Scan
-from devwatch.core.loss import Scene
 from devwatch.core.plan import Figures, Tally
+from devwatch.core.scene import Scene
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

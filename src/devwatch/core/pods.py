@@ -11,7 +11,7 @@ from devwatch.core.listing import listed_path
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from devwatch.core.loss import Loss, Return
+    from devwatch.core.incidents import Loss, Return
 
 
 class Phase(Enum):

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from build import ZIGBEE, ZWAVE, Parts, device, entry, patch_of, rule, scan
-from devwatch.agent.report import Answer, RepeatFilter, Reporter
+from devwatch.agent.nodereport import Answer, NodeReporter
+from devwatch.agent.report import Reporter
 from devwatch.config.schema import Config
 from devwatch.core.errors import ApiError, ConfigError, Fault, Forbidden, NodeMissing, Refused, Retry
 from devwatch.core.inventory import Inventory
 from devwatch.core.node import ANNOTATION_PART, NodeState
 from devwatch.core.plan import Tally
+from devwatch.core.repeat import RepeatFilter
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
 from fakes import Line, RecordingLog
@@ -49,11 +51,14 @@ class Desk:
     health: Health = field(default_factory=lambda: Health(sweep=10, last_cycle=0))
     inventory: Inventory = field(default_factory=Inventory)
     reporter: Reporter = field(init=False)
+    node: NodeReporter = field(init=False)
     tally: Tally = field(init=False)
 
     def __post_init__(self) -> None:
         """Wire them."""
-        self.reporter = Reporter(log=self.log, metrics=self.metrics, health=self.health, node="n1")
+        log, metrics, health = self.log, self.metrics, self.health
+        self.reporter = Reporter(log=log, metrics=metrics, health=health)
+        self.node = NodeReporter(log=log, metrics=metrics, health=health, node="n1", devices=self.reporter)
         self.tally = Tally(self.rules)
         self.reporter.configured(Config(resources=tuple(self.rules)))
 
@@ -68,7 +73,7 @@ class Desk:
         self.reporter.devices(figures, self.inventory.present, graces, seen)
         if observed is not None:
             self.reporter.scan(seen)
-            self.reporter.difference(figures, observed, set(), {}, at)
+            self.node.difference(figures, observed, set(), {}, at)
         return self.log.lines[before:]
 
     def compare(
@@ -81,7 +86,7 @@ class Desk:
     ) -> tuple[bool, str]:
         """Report a Node of one resource without a device, and return what `/readyz` says."""
         figures = self.tally.count(self.inventory, None, at)
-        self.reporter.difference(figures, observed, set(wanted), refused, at)
+        self.node.difference(figures, observed, set(wanted), refused, at)
         return self.health.readyz(at)
 
     def events(self, at: float, *devices: Device, doubts: tuple[str, ...] = ()) -> list[tuple[str, object]]:
@@ -432,7 +437,7 @@ def test_the_metrics_show_the_capacity_as_observed() -> None:
 def test_the_daemon_is_ready_when_the_node_was_seen_to_show_what_is_present() -> None:
     """Not when something was accepted, and not for a look that may have missed a device."""
     desk = Desk()
-    desk.reporter.accepted(answer(), failures=0)
+    desk.node.accepted(answer(), failures=0)
     assert desk.compare(None) == (False, "the Node has not been seen to show what is present")
     assert desk.compare(NodeState(), {ZIGBEE: "0", ANNOTATION_PART: "{}"}) == (
         False,
@@ -449,15 +454,15 @@ def test_the_daemon_is_ready_when_the_node_was_seen_to_show_what_is_present() ->
 def test_a_dry_run_does_not_say_that_it_patched_the_node() -> None:
     """Who reads the log afterwards must not look for what was never there."""
     desk = Desk()
-    desk.reporter.dry_run = True
-    desk.reporter.accepted(answer(sent={ZIGBEE: "1"}, at=10.0, detected=9.5), failures=0)
+    desk.node.dry_run = True
+    desk.node.accepted(answer(sent={ZIGBEE: "1"}, at=10.0, detected=9.5), failures=0)
     assert [line.event for line in desk.log.lines] == ["node.would_patch"]
 
 
 def test_a_dry_run_is_ready_with_its_first_plan() -> None:
     """Nothing that it plans is ever seen on the Node."""
     desk = Desk()
-    desk.reporter.dry_run = True
+    desk.node.dry_run = True
     assert not desk.compare(None)[0]
     assert desk.compare(NodeState(), {ZIGBEE: "0"}) == (True, "ok")
 
@@ -483,10 +488,10 @@ def test_the_daemon_is_unready_when_the_node_has_been_wrong_for_a_minute() -> No
     desk.health.shown = True
     for at, wanted in ((100.0, {ANNOTATION_PART: "{}"}), (130.0, {ZIGBEE: "2"}), (159.9, {ZIGBEE: "0"})):
         assert desk.compare(NodeState(), wanted, at=at) == (True, "ok")
-    desk.reporter.failed(answer(), Retry("no answer from the API server"), failures=1, retry_in=1)
+    desk.node.failed(answer(), Retry("no answer from the API server"), failures=1, retry_in=1)
     late = "the Node has not shown what is present for 60 s"
     assert desk.health.readyz(160) == (False, f"{late}: {ZIGBEE}: no answer from the API server")
-    desk.reporter.accepted(answer(), failures=1)
+    desk.node.accepted(answer(), failures=1)
     assert desk.health.readyz(160) == (False, f"{late}: {ZIGBEE}")
     desk.compare(EMPTY, at=161)
     assert desk.health.readyz(300) == (True, "ok")
@@ -513,12 +518,12 @@ def test_a_server_that_refuses_every_write_makes_the_daemon_unready_at_once(erro
     """Until it takes a request; that it is not reached in between changes nothing."""
     desk = Desk()
     desk.compare(EMPTY)
-    desk.reporter.failed(answer(), error, failures=1, retry_in=1)
+    desk.node.failed(answer(), error, failures=1, retry_in=1)
     refused = (False, "every write is refused: cannot patch (403)")
     assert desk.compare(EMPTY) == refused
-    desk.reporter.failed(answer(), Retry("no answer"), failures=2, retry_in=1)
+    desk.node.failed(answer(), Retry("no answer"), failures=2, retry_in=1)
     assert desk.compare(EMPTY) == refused
-    desk.reporter.refused(answer(sent={ZIGBEE: "1", ANNOTATION_PART: "{}"}), Refused("only this"), retry_in=None)
+    desk.node.refused(answer(sent={ZIGBEE: "1", ANNOTATION_PART: "{}"}), Refused("only this"), retry_in=None)
     assert desk.compare(EMPTY) == (True, "ok")
 
 
@@ -529,16 +534,16 @@ def test_a_node_that_is_missing_is_told_once_and_makes_the_daemon_unready_at_onc
     missing = NodeMissing('nodes "n1" not found (404)')
     for failures in range(1, 100):
         for error in (missing, missing, Retry("no answer")):
-            desk.reporter.failed(answer(), error, failures=failures, retry_in=1)
+            desk.node.failed(answer(), error, failures=failures, retry_in=1)
         assert desk.compare(None, {ZIGBEE: "0"}) == (False, 'the Node is missing: nodes "n1" not found (404)')
     assert desk.log.counts["node.missing"] == 1
-    desk.reporter.accepted(answer(), failures=100)
+    desk.node.accepted(answer(), failures=100)
     assert desk.compare(NodeState(), {ZIGBEE: "0"}) == (
         False,
         f"the Node has not been seen to show what is present: {ZIGBEE}",
     )
     assert desk.compare(EMPTY) == (True, "ok")
-    desk.reporter.failed(answer(), NodeMissing("not found"), failures=1, retry_in=1)
+    desk.node.failed(answer(), NodeMissing("not found"), failures=1, retry_in=1)
     assert desk.log.counts["node.missing"] == 2
 
 
@@ -622,7 +627,7 @@ def test_an_accepted_change_is_told_with_the_counts() -> None:
     desk = Desk()
     before = time.time()
     sent = {ZIGBEE: "2", ZWAVE: None, ANNOTATION_PART: "{}"}
-    desk.reporter.accepted(answer(sent=sent, at=10.0, detected=9.5), failures=0)
+    desk.node.accepted(answer(sent=sent, at=10.0, detected=9.5), failures=0)
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("info", "node.patched")
     assert line.fields == {"node": "n1", "resources": {ZIGBEE: 2, ZWAVE: None}, "milliseconds": 250.0}
@@ -637,11 +642,11 @@ def test_an_accepted_change_is_told_with_the_counts() -> None:
 def test_an_accepted_read_is_told_only_when_it_ends_an_outage() -> None:
     """A quiet daemon has a quiet log."""
     desk = Desk()
-    desk.reporter.accepted(answer(), failures=0)
+    desk.node.accepted(answer(), failures=0)
     assert desk.log.lines == []
     assert desk.shows('devwatch_patches_total{outcome="unchanged"} 1.0')
     assert desk.shows("devwatch_detection_to_patch_seconds_count 0.0")
-    desk.reporter.accepted(answer(), failures=3)
+    desk.node.accepted(answer(), failures=3)
     (line,) = desk.log.lines
     assert line.fields == {"node": "n1", "resources": {}, "milliseconds": 250.0, "after_failures": 3}
 
@@ -650,7 +655,7 @@ def test_a_failure_is_told_with_the_wait_and_not_over_and_over() -> None:
     """An hour's outage is a few lines; its end makes the next one news."""
     desk = Desk()
     for failures in range(1, 241):
-        desk.reporter.failed(answer(), Retry("connection refused"), failures=failures, retry_in=14.96)
+        desk.node.failed(answer(), Retry("connection refused"), failures=failures, retry_in=14.96)
     assert len(desk.log.lines) == 8
     assert desk.log.lines[0].level == "warning"
     assert desk.log.lines[0].event == "node.patch_failed"
@@ -662,9 +667,9 @@ def test_a_failure_is_told_with_the_wait_and_not_over_and_over() -> None:
     }
     assert desk.shows('devwatch_patches_total{outcome="failed"} 240.0')
     assert desk.health.error == "connection refused"
-    desk.reporter.accepted(answer(), failures=240)
+    desk.node.accepted(answer(), failures=240)
     assert desk.health.error == ""
-    desk.reporter.failed(answer(), Retry("connection refused"), failures=1, retry_in=1)
+    desk.node.failed(answer(), Retry("connection refused"), failures=1, retry_in=1)
     assert desk.log.counts == {"node.patch_failed": 9, "node.patched": 1}
 
 
@@ -672,7 +677,7 @@ def test_a_missing_right_is_an_error_with_the_command_that_grants_it() -> None:
     """Nothing helps until somebody runs it."""
     desk = Desk()
     error = Forbidden("cannot patch nodes/status", hint="kubectl create clusterrole x")
-    desk.reporter.failed(answer(), error, failures=1, retry_in=1)
+    desk.node.failed(answer(), error, failures=1, retry_in=1)
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("error", "node.patch_failed")
     assert line.fields["hint"] == "kubectl create clusterrole x"
@@ -682,7 +687,7 @@ def test_a_missing_right_is_an_error_with_the_command_that_grants_it() -> None:
 def test_a_missing_node_is_told_with_where_its_name_comes_from() -> None:
     """A wrong name and a kubelet that is late look alike."""
     desk = Desk()
-    desk.reporter.failed(answer(), NodeMissing('nodes "n1" not found'), failures=1, retry_in=1)
+    desk.node.failed(answer(), NodeMissing('nodes "n1" not found'), failures=1, retry_in=1)
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("warning", "node.missing")
     assert line.fields["node"] == "n1"
@@ -693,9 +698,9 @@ def test_what_is_refused_in_company_is_counted_and_told_only_when_it_is_refused_
     """Only then is it known which part it is."""
     desk = Desk()
     error = Refused("the policy says no (422)")
-    desk.reporter.refused(answer(sent={ZIGBEE: "1", ANNOTATION_PART: "{}"}), error, retry_in=None)
+    desk.node.refused(answer(sent={ZIGBEE: "1", ANNOTATION_PART: "{}"}), error, retry_in=None)
     assert desk.log.lines == []
-    desk.reporter.refused(answer(sent={ANNOTATION_PART: "{}"}), error, retry_in=0.44)
+    desk.node.refused(answer(sent={ANNOTATION_PART: "{}"}), error, retry_in=0.44)
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("error", "node.patch_failed")
     assert line.fields == {
@@ -710,8 +715,8 @@ def test_what_is_refused_in_company_is_counted_and_told_only_when_it_is_refused_
 def test_a_refusal_is_told_with_what_helps() -> None:
     """Where that is known, also for a read."""
     desk, error = Desk(), Refused("no", hint="add it to the list")
-    desk.reporter.refused(answer(sent={ZIGBEE: "1"}), error, retry_in=1)
-    desk.reporter.failed(answer(), error, failures=1, retry_in=1)
+    desk.node.refused(answer(sent={ZIGBEE: "1"}), error, retry_in=1)
+    desk.node.failed(answer(), error, failures=1, retry_in=1)
     assert [(line.level, line.fields["hint"]) for line in desk.log.lines] == [("error", "add it to the list")] * 2
 
 
@@ -720,18 +725,18 @@ def test_a_lasting_refusal_is_told_ever_more_rarely_for_each_part() -> None:
     desk = Desk()
     error = Refused("no")
     for _ in range(5):
-        desk.reporter.refused(answer(sent={ZIGBEE: "1"}), error, retry_in=1)
-    desk.reporter.refused(answer(sent={ZWAVE: "1"}), error, retry_in=1)
+        desk.node.refused(answer(sent={ZIGBEE: "1"}), error, retry_in=1)
+    desk.node.refused(answer(sent={ZWAVE: "1"}), error, retry_in=1)
     assert len(desk.log.lines) == 4
-    desk.reporter.accepted(answer(sent={ZIGBEE: "1", ZWAVE: "1"}), failures=0)
-    desk.reporter.refused(answer(sent={ZIGBEE: "1"}), error, retry_in=1)
+    desk.node.accepted(answer(sent={ZIGBEE: "1", ZWAVE: "1"}), failures=0)
+    desk.node.refused(answer(sent={ZIGBEE: "1"}), error, retry_in=1)
     assert desk.log.counts["node.patch_failed"] == 5
 
 
 def test_a_repaired_foreign_write_is_told_and_counted() -> None:
     """Somebody should know who writes there."""
     desk = Desk()
-    desk.reporter.repaired({ZIGBEE, ANNOTATION_PART})
+    desk.node.repaired({ZIGBEE, ANNOTATION_PART})
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("warning", "drift.repaired")
     assert line.fields == {"node": "n1", "what": ["annotation", ZIGBEE]}

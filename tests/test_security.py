@@ -54,7 +54,7 @@ def test_no_text_of_a_stick_gets_into_the_metrics(text: str) -> None:
         inventory.observe(seen)
         figures = Tally((rule(ZIGBEE),)).count(inventory, NodeState(), 0)
         log = logs.configure("json", "debug", io.StringIO())
-        reporter = Reporter(log=log, metrics=filled, health=Health(sweep=1, last_cycle=0), node="n")
+        reporter = Reporter(log=log, metrics=filled, health=Health(sweep=1, last_cycle=0))
         reporter.devices(figures, inventory.present, {}, seen)
     assert metrics.render() == plain.render()
     assert f'devwatch_devices{{resource="{ZIGBEE}"}} 1.0'.encode() in metrics.render()

@@ -182,7 +182,7 @@ def _tell(scan: Scan, book: _Book) -> None:
     """One event is one line, and neither log nor Event carries what a terminal would act on."""
     events, log = _Events(), book.log
     recorder = EventRecorder(api=Workload(requests=events, node="n"), log=log, node="n", clock=lambda: 0.0)
-    reporter = Reporter(log=log, metrics=book.metrics, health=Health(sweep=1, last_cycle=0), node="n")
+    reporter = Reporter(log=log, metrics=book.metrics, health=Health(sweep=1, last_cycle=0))
     reporter.record = recorder.device
     for seen in (Scan(at=0.0), scan, Scan(at=1.0)):
         figures, inventory = _figures(seen)

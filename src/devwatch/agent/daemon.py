@@ -17,10 +17,11 @@ from devwatch import __version__
 from devwatch.agent.clock import Clock
 from devwatch.agent.dryrun import DryRunNode
 from devwatch.agent.listener import MonitorListener
-from devwatch.agent.report import Log, RepeatFilter, Telemetry
+from devwatch.agent.report import Log, Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.config.file import BackgroundConfigFile, ConfigFile
 from devwatch.core.errors import Unavailable
+from devwatch.core.repeat import RepeatFilter
 from devwatch.host.lock import Holder, NodeLock
 from devwatch.host.systemd import Notifier, watchdog_interval
 from devwatch.host.udev import UdevSource
@@ -290,7 +291,7 @@ class Daemon:
         uncertain = "the devices cannot be seen for certain" if self._health.uncertain else ""
         return "; ".join(
             filter(
-                None, (f"{present} of {len(figures)} resources present", uncertain, self._reconciler.reporter.outage)
+                None, (f"{present} of {len(figures)} resources present", uncertain, self._reconciler.publisher.outage)
             )
         )
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from devwatch.agent.report import RepeatFilter
 from devwatch.core.backoff import Backoff
 from devwatch.core.errors import ApiError, Conflict, Forbidden, Missing, Retry
 from devwatch.core.incidents import Incidents, Loss, Return
 from devwatch.core.pods import Disposition, Pod, on_loss, on_return
+from devwatch.core.repeat import RepeatFilter
 from devwatch.core.task import Task
 
 if TYPE_CHECKING:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from devwatch.agent.report import Log, RepeatFilter
+from devwatch.core.repeat import RepeatFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from devwatch.agent.report import Log
     from devwatch.observe.metrics import Metrics
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from devwatch.agent.nodereport import Answer
 from devwatch.agent.nodewatch import NodeWatch
-from devwatch.agent.report import Answer
 from devwatch.core.drift import Drift
 from devwatch.core.errors import ApiError, NodeMissing, Refused
 from devwatch.core.node import ANNOTATION_PART, NodePatch, NodeState
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from devwatch.agent.clock import Clock
+    from devwatch.agent.nodereport import NodeReporter
     from devwatch.agent.nodewatch import Watch
-    from devwatch.agent.report import Reporter
     from devwatch.core.backoff import Backoff
     from devwatch.core.listing import Listing
 
@@ -58,7 +58,7 @@ class NodeStatus:
         *,
         api: NodeApi,
         watch: Watch | None,
-        reporter: Reporter,
+        reporter: NodeReporter,
         outage: Backoff,
         clock: Clock,
     ) -> None:
@@ -89,6 +89,11 @@ class NodeStatus:
     def failure(self) -> str:
         """Why the Node may not show what is present: the last request failed, or a part is refused; empty where neither is so."""
         return self._failure or next(iter(self._parts.reasons.values()), "")
+
+    @property
+    def outage(self) -> str:
+        """Why nothing can be written and since when, for people; empty after an accepted request."""
+        return self._reporter.outage
 
     # -- what the loop asks
 

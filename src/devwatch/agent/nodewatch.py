@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from devwatch.agent.clock import Clock
-    from devwatch.agent.report import Reporter
+    from devwatch.agent.nodereport import NodeReporter
     from devwatch.core.node import NodeState
 
     Watch = Callable[[], AsyncIterator[NodeState | None]]
@@ -33,7 +33,7 @@ class NodeWatch:
         self,
         watch: Watch,
         *,
-        reporter: Reporter,
+        reporter: NodeReporter,
         clock: Clock,
         lost: Callable[[float], None],
     ) -> None:

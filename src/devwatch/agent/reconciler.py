@@ -60,6 +60,10 @@ class Publisher(Protocol):
         """Why the Node may not show what is present, empty where nothing failed."""
 
     @property
+    def outage(self) -> str:
+        """Why nothing can be written and since when, for people; empty after an accepted request."""
+
+    @property
     def wants(self) -> bool:
         """Whether the observed state is not the desired one."""
 
@@ -145,7 +149,7 @@ class Reconciler:
         every cycle of the loop, which comes at least every `heartbeat` seconds.
         """
         self._source, self.publisher, self._outage, self._settings = source, publisher, outage, settings
-        self._node, self.reporter, self._clock, self._evictor = node, reporter, clock, evictor
+        self._node, self._reporter, self._clock, self._evictor = node, reporter, clock, evictor
         self._tasks: tuple[Tasks, ...] = (evictor, evictor.recorder) if evictor else ()
         self._once, self._cycled, self._heartbeat = once, cycled, heartbeat or math.inf
         self._wakes, self._woken = set[str](), asyncio.Event()
@@ -188,7 +192,7 @@ class Reconciler:
         """Do everything once and return when to do it again, and why then."""
         now = self._clock.now()
         wakes, self._wakes = self._wakes, set()
-        self.reporter.woken(wakes, now)
+        self._reporter.woken(wakes, now)
         self.publisher.receive(now, busy=self._request is not None)
         self._begin(now)
         self._reload(now, force="config" in wakes)
@@ -233,8 +237,8 @@ class Reconciler:
 
     def _report(self, scan: Scan, figures: Figures) -> None:
         graces = {rule.name: rule.removal_grace for rule in self._config.resources}
-        self.reporter.scan(scan)
-        self.reporter.devices(figures, self._inventory.present, graces, scan)
+        self._reporter.scan(scan)
+        self._reporter.devices(figures, self._inventory.present, graces, scan)
 
     def _next(self, scan: Scan, figures: Figures) -> tuple[float, str]:
         """Return the nearest of sweep, grace, arrival, resync and retry."""
@@ -259,7 +263,7 @@ class Reconciler:
         self._tally.configure(config.for_node(self._node))
         self._source.expect(config.literal_paths)
         self.publisher.configure(config.resync)
-        self.reporter.configured(config)
+        self._reporter.configured(config)
 
     def _reload(self, now: float, *, force: bool) -> None:
         """Read the configuration again when that is asked for, or when it has changed at a sweep; a bad one changes nothing."""
@@ -270,10 +274,10 @@ class Reconciler:
             config = self._settings.poll(force=force)
         except ConfigError as error:
             config = None
-            self.reporter.rejected(error)
+            self._reporter.rejected(error)
         if config is not None:
             self._use(config)
-            self.reporter.reloaded([rule.name for rule in config.for_node(self._node)])
+            self._reporter.reloaded([rule.name for rule in config.for_node(self._node)])
         if sweep or config is not None:
             self._sweep_at = now + self._config.sweep
 

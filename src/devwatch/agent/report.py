@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
-from devwatch.core.errors import ApiError, ConfigError, CredentialsError, Forbidden, NodeMissing, Refused
-from devwatch.core.node import NodeState
+from devwatch.core.repeat import RepeatFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from collections.abc import Set as AbstractSet
 
     from devwatch.config.schema import Config
     from devwatch.core.device import Device, Key
+    from devwatch.core.errors import ConfigError
     from devwatch.core.inventory import Scan
-    from devwatch.core.node import NodePatch, NodeState, Part
     from devwatch.core.plan import Figure, Figures
     from devwatch.core.rules import ResourceRule
     from devwatch.observe.health import Health
@@ -25,8 +21,6 @@ if TYPE_CHECKING:
 
 _REASONS = 5
 """Reasons that one line writes out; the rest is a number."""
-_TEXTS = 8
-"""Different texts about one condition that are told at once; a server that writes an id into each message has no end of them."""
 _Identity = tuple[str, str | None, str | None, str | None, str | None]
 
 
@@ -53,34 +47,6 @@ class Telemetry:
     log: Log
     metrics: Metrics
     health: Health
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """How a request ended."""
-
-    sent: NodePatch
-    """Empty for a read."""
-    outcome: NodeState | ApiError
-    at: float
-    seconds: float
-    detected: float | None = None
-    """When the change became known: the uevent was read, or the grace ended."""
-
-
-@dataclass(slots=True, kw_only=True)
-class RepeatFilter:
-    """Tells a condition when it begins, what is new about it, and ever more rarely that it lasts."""
-
-    repeats: int = 0
-    texts: set[str] = field(default_factory=set)
-
-    def should_log(self, text: str) -> bool:
-        """Return whether this line should be written: one of the first few texts for the first time, or the 2nd, 4th, 8th ... line."""
-        self.repeats += 1
-        new = text not in self.texts and len(self.texts) < _TEXTS
-        self.texts |= {text} if new else set()
-        return new or self.repeats & (self.repeats - 1) == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,21 +90,14 @@ class Reporter:
     log: Log
     metrics: Metrics
     health: Health
-    node: str
     record: Callable[[str, Device, str], None] = lambda _reason, _device, _resource: None
     """Takes `DeviceAdded` and `DeviceRemoved` with the device and its resource, for an Event on the Node."""
-    dry_run: bool = False
-    """Whether nothing is written, so that the Node never shows what it should."""
-    outage: str = ""
-    """Why the Node could not be written and since when, for people; empty after an accepted request."""
     _shown: dict[Key, _Shown] = field(default_factory=dict)
     _gone: list[_Gone] = field(default_factory=list)
     _present: dict[str, int] = field(default_factory=dict)
     _rules: Mapping[str, ResourceRule] = field(default_factory=dict)
-    _held: Mapping[str, str] = field(default_factory=dict)
+    held: Mapping[str, str] = field(default_factory=dict)
     """By resource whose count is held up by what is unknown of a device: what that is."""
-    _denied: str = ""
-    """Why the server refuses every request; empty once it does not."""
     _looked: bool = False
     _told: set[str] = field(default_factory=set)
     _filters: dict[str, RepeatFilter] = field(default_factory=dict)
@@ -153,8 +112,8 @@ class Reporter:
         """Tell what could not be seen."""
         for trouble in scan.troubles:
             self._warn_once("host.limited", reason=trouble)
-        doubts = _joined(scan.doubts)
-        self.health.uncertain, self.health.blocked = doubts or None, _joined(scan.blocked)
+        doubts = joined(scan.doubts)
+        self.health.uncertain, self.health.blocked = doubts or None, joined(scan.blocked)
         if scan.certain:
             self._filters.pop("look", None)
             return
@@ -211,17 +170,17 @@ class Reporter:
         held = {name for name, figure in figures.by_name.items() if held_up(figure)}
         self.metrics.set_held({name: int(name in held) for name in figures.by_name})
         if not scan.certain:
-            self._held = {name: why for name, why in self._held.items() if name in held}
+            self.held = {name: why for name, why in self.held.items() if name in held}
             return
-        before, self._held = self._held, {name: self._unknown(name, figures, there) for name in sorted(held)}
-        for name in [name for name in self._held if name not in before]:
+        before, self.held = self.held, {name: self._unknown(name, figures, there) for name in sorted(held)}
+        for name in [name for name in self.held if name not in before]:
             figure = figures.by_name[name]
             self.log.warning(
                 "count.held",
                 resource=name,
                 count=figure.advertised,
                 present=figure.present,
-                reason=self._held[name],
+                reason=self.held[name],
                 hint="devwatch explain DEVNODE shows what is missing on this host",
             )
 
@@ -235,7 +194,7 @@ class Reporter:
                 reasons += [f"{key} of {device.devnode} is unknown ({reason})" for key, reason in unknown.items()]
             elif name == claim.owner and device.key not in there:
                 reasons.append(f"{device.devnode} has no complete udev record yet")
-        return _joined(reasons)
+        return joined(reasons)
 
     def _arrived(self, shown: _Shown, now: float) -> None:
         gone = next((gone for gone in self._gone if gone.shown.identity == shown.identity), None)
@@ -250,128 +209,6 @@ class Reporter:
     def _departed(self, shown: _Shown, grace: float, now: float) -> None:
         self._gone.append(_Gone(shown=shown, since=now, grace=grace))
         self.log.info("device.removed", **shown.fields(), counted_for_seconds=grace)
-
-    def difference(
-        self,
-        figures: Figures,
-        observed: NodeState | None,
-        wanted: AbstractSet[Part],
-        refused: Mapping[Part, str],
-        now: float,
-    ) -> None:
-        """Record what the Node shows, None where there is none, which parts are refused, and since when it differs from what is desired.
-
-        `wanted` are the parts that must be written; `refused` says why the API server refuses some of them.
-        """
-        health = self.health
-        self.metrics.set_capacity({} if observed is None else {name: observed.count(name) for name in figures.by_name})
-        health.missing = health.missing if observed is None else None
-        health.refused = f"every write is refused: {self._denied}" if self._denied else _refusals(refused)
-        wrong = [*sorted(wanted), *(self._counted(name, figures) for name in sorted(self._held.keys() - wanted))]
-        if not wrong:
-            health.differs_since = None
-        elif health.differs_since is None:
-            health.differs_since = now
-        # What is away for less than its grace differs as well, and rightly so.
-        away = [name for name, figure in figures.by_name.items() if figure.advertised != figure.present]
-        wrong += [self._counted(name, figures) for name in away if name not in {*wanted, *self._held}]
-        health.differs = _joined(wrong)
-        shown = observed is not None and health.uncertain is None and (self.dry_run or not wrong)
-        health.shown = health.shown or shown
-
-    def _counted(self, name: str, figures: Figures) -> str:
-        """Return why a resource is advertised with more than is present."""
-        figure, why = figures.by_name[name], self._held.get(name, "its grace has not ended")
-        return f"{name} is advertised as {figure.advertised}, with {figure.present} present: {why}"
-
-    def accepted(self, answer: Answer, *, failures: int) -> None:
-        """Tell that the server took a request: a change always, a read only when it ends an outage."""
-        self._answered(answer, "changed" if answer.sent else "unchanged")
-        self.metrics.last_success.set(time.time())
-        self.outage = ""
-        for subject in ("request", *(_refusal([part]) for part in answer.sent.parts)):
-            self._filters.pop(subject, None)
-        if answer.detected is not None:
-            self.metrics.detection_to_patch.observe(answer.at - answer.detected)
-        if answer.sent or failures:
-            counts = {name: count and count.capacity for name, count in answer.sent.counts.items()}
-            more: dict[str, object] = {"after_failures": failures} if failures else {}
-            more |= {"annotation": "changed"} if answer.sent and not counts else {}
-            self.log.info(
-                "node.would_patch" if self.dry_run else "node.patched",
-                node=self.node,
-                resources=counts,
-                milliseconds=round(answer.seconds * 1000, 1),
-                **more,
-            )
-
-    def repaired(self, names: Collection[str]) -> None:
-        """Tell that a foreign write was undone."""
-        self.metrics.drift_repairs.inc()
-        self.log.warning("drift.repaired", node=self.node, what=sorted(names))
-
-    def contested(self, names: Collection[str], rivals: Collection[str]) -> None:
-        """Tell who keeps undoing what is repaired, and what helps."""
-        hint = "give the resource another name in the configuration, or stop the other writer"
-        others = sorted(rivals) or ["unknown: the API server keeps no record of it"]
-        self.log.error("drift.contested", node=self.node, what=sorted(names), managers=others, hint=hint)
-
-    def watching(self) -> None:
-        """Take note that foreign writes are seen at once."""
-        self._filters.pop("watch", None)
-        self.log.debug("node.watched", node=self.node)
-
-    def unwatched(self, error: ApiError) -> None:
-        """Tell that foreign writes are only found by the resync, and which right would make that faster."""
-        if not self._should_log("watch", type(error).__name__):
-            return
-        if isinstance(error, Forbidden):
-            consequence = "foreign writes are repaired within a minute; with get, list and watch on nodes at once"
-            self.log.info("node.unwatched", node=self.node, error=str(error), consequence=consequence, hint=error.hint)
-        else:
-            self.log.debug("node.unwatched", node=self.node, error=str(error))
-
-    def refused(self, answer: Answer, error: ApiError, *, retry_in: float | None) -> None:
-        """Tell what the server refuses when it was sent alone (`retry_in` given); what was refused in company is sent apart first."""
-        self._answered(answer, "refused")
-        if retry_in is not None and self._should_log(_refusal(answer.sent.parts), str(error)):
-            self.log.error(
-                "node.patch_failed",
-                node=self.node,
-                refused=sorted(answer.sent.parts),
-                error=str(error),
-                retry_in=round(retry_in, 1),
-                **_hint(error),
-            )
-
-    def failed(self, answer: Answer, error: ApiError, *, failures: int, retry_in: float) -> None:
-        """Tell why a request failed and when it is repeated."""
-        self._answered(answer, "failed", error)
-        self.outage = self.outage or f"{_outage(error)} since {time.strftime('%H:%M:%S')}"
-        news = self._should_log("request", str(error))
-        if isinstance(error, NodeMissing):
-            news = self.health.missing is None
-            self.health.missing, self.health.shown = str(error), False
-        if not news:
-            return
-        fields = {"node": self.node, "error": str(error), "failures": failures, "retry_in": round(retry_in, 1)}
-        if isinstance(error, NodeMissing):
-            self.log.warning(
-                "node.missing",
-                **fields,
-                hint="it appears when its kubelet registers it; --node-name or NODE_NAME name another",
-            )
-        elif isinstance(error, Forbidden | Refused):
-            self.log.error("node.patch_failed", **fields, **_hint(error))
-        else:
-            self.log.warning("node.patch_failed", **fields)
-
-    def _answered(self, answer: Answer, outcome: str, error: ApiError | None = None) -> None:
-        self.health.error = "" if error is None else str(error)
-        if error is None or isinstance(error, Forbidden | Refused):
-            self._denied = self.health.error
-        self.metrics.patch_duration.observe(answer.seconds)
-        self.metrics.patches.labels(outcome).inc()
 
     def configured(self, config: Config) -> None:
         """Tell what is doubtful about a configuration that is used from now on."""
@@ -408,31 +245,7 @@ def held_up(figure: Figure) -> bool:
     return figure.held and figure.due is None and figure.advertised > figure.present
 
 
-def _joined(texts: Sequence[str]) -> str:
+def joined(texts: Sequence[str]) -> str:
     """Return the first few reasons, and how many more there are, in one line."""
     more = (f"{len(texts) - _REASONS} more",) if len(texts) > _REASONS else ()
     return "; ".join((*texts[:_REASONS], *more))
-
-
-def _refusals(refused: Mapping[str, str]) -> str:
-    """Return in one line what is refused and why; what was refused together is named together."""
-    ordered = sorted(refused, key=lambda name: (refused[name], name))
-    groups = ((", ".join(names), reason) for reason, names in groupby(ordered, key=refused.__getitem__))
-    return _joined([f"{names} refused: {reason}" for names, reason in groups])
-
-
-def _hint(error: ApiError) -> Mapping[str, str]:
-    return {"hint": error.hint} if error.hint else {}
-
-
-def _refusal(names: Iterable[str]) -> str:
-    return f"refused {sorted(names)}"
-
-
-def _outage(error: ApiError) -> str:
-    kinds = {
-        NodeMissing: "the Node is missing",
-        Forbidden: "a right is missing",
-        CredentialsError: "no usable credentials",
-    }
-    return next((text for kind, text in kinds.items() if isinstance(error, kind)), "API server unreachable")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from devwatch.agent.events import EventApi, EventRecorder
 from devwatch.agent.evictor import Evictor, WorkloadApi
+from devwatch.agent.nodereport import NodeReporter
 from devwatch.agent.nodestatus import NodeApi, NodeStatus
 from devwatch.agent.reconciler import DeviceSource, Reconciler, Settings
 from devwatch.agent.report import Reporter, Telemetry
@@ -42,8 +43,9 @@ def build_agent(  # noqa: PLR0913 - what the loop is wired to, by keyword
 ) -> Reconciler:
     """Return the loop for a node. Without a `workload` it evicts no pod and writes no Event; for the rest see `Reconciler`."""
     log, metrics, outage = telemetry.log, telemetry.metrics, Backoff()
-    reporter = Reporter(log=log, metrics=metrics, health=telemetry.health, node=node, dry_run=dry_run)
-    publisher = NodeStatus(api=api, watch=watch, reporter=reporter, outage=outage, clock=clock)
+    health, reporter = telemetry.health, Reporter(log=log, metrics=metrics, health=telemetry.health)
+    node_reporter = NodeReporter(log=log, metrics=metrics, health=health, node=node, devices=reporter, dry_run=dry_run)
+    publisher = NodeStatus(api=api, watch=watch, reporter=node_reporter, outage=outage, clock=clock)
     evictor = None
     if workload is not None:
         recorder = EventRecorder(api=workload, log=log, node=node, clock=clock.now)

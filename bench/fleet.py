@@ -321,7 +321,7 @@ _RENEWAL = "with the renewal of every watch, two requests every four minutes"
 
 def _renewals(nodes: int) -> float:
     """Return the requests a second with which this many nodes renew their watches: a list and a watch each time."""
-    return 2 * nodes / WATCH_TIMEOUT
+    return nodes / WATCH_TIMEOUT
 
 
 def _spread_rows(quiet: Round, since: float, nodes: int) -> list[Row]:

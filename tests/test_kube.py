@@ -1772,6 +1772,26 @@ def test_a_watch_begins_with_a_list_and_goes_on_from_its_version(tmp_path: Path)
     run(scenario())
 
 
+def test_a_watch_that_the_server_has_ended_continues_without_a_list(tmp_path: Path) -> None:
+    """Thousands of nodes must not list every hour; bookmarks keep the version recent. After an error the Node is listed again."""
+
+    async def scenario() -> None:
+        first, second = event("BOOKMARK", changed("11")), event("MODIFIED", changed("12"))
+        answers = (answer(200, LIST), answer(200, first), answer(200, second), refusal(500, "x"), answer(200, LIST))
+        async with site(*answers) as server, node(_place(tmp_path, server)) as api:
+            seen = [[state and state.version async for state in api.watch()] for _ in range(2)]
+            with pytest.raises(Retry):
+                await anext(api.watch())
+            state = await anext(api.watch())
+        assert seen == [[42], [12]]
+        assert state is not None
+        assert state.version == 42
+        versions = [re.search(r"resourceVersion=(\d+)", request.line) for request in server.requests]
+        assert [version and version[1] for version in versions] == [None, "7", "11", "12", None]
+
+    run(scenario())
+
+
 def test_a_watch_tells_that_there_is_no_node(tmp_path: Path) -> None:
     """Deleted under its eyes, or, between two watches, no longer in the list."""
 

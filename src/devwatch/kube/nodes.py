@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from devwatch.kube.credentials import Credentials
 
 
-WATCH_TIMEOUT = 240
-"""Seconds after which the server is asked to end a watch; the next one goes on where it ended."""
+WATCH_TIMEOUT = 3600
+"""Seconds after which the server is asked to end a watch; the next one continues from its last version, without a list."""
+WATCH_SILENCE = 240.0
+"""Seconds without an event after which a watch is given up: the server sends a bookmark about once a minute (`bookmarkFrequency`)."""
 
 
 class KubeNode(Connection):
@@ -36,31 +38,37 @@ class KubeNode(Connection):
         super().__init__(credentials, version=version, timeout=timeout)
         self._name = name
         self._dry_run = dry_run
+        self._ended_at = ""
+        """The resourceVersion at which the server ended the last watch, empty where it failed."""
 
     async def patch(self, patch: NodePatch) -> NodeState:
         """Send a patch of the Node's status, an empty one to read it. Raises as `request` does."""
         return await patch_node(self, self._name, patch, dry_run=self._dry_run)
 
     async def watch(self) -> AsyncIterator[NodeState | None]:
-        """Yield the Node, and again whenever somebody has written to it, until the server ends the watch after `WATCH_TIMEOUT`.
+        """Yield the Node, and again whenever a client has written to it, until the server ends the watch after `WATCH_TIMEOUT`.
 
-        Yields None where there is no Node, or no longer. Raises as `request` does; `Gone` where the server has forgotten the version to
-        begin at.
+        Yields None where there is no Node, or no longer. A watch begins with a list, unless the one before it was ended by the server: then it
+        continues from the version of its last event or bookmark. Raises as `request` does; `Gone` where the server has forgotten that version.
         """
         selector = ("fieldSelector", f"metadata.name={self._name}")
-        listing = await self.request("GET", "/api/v1/nodes", query=(selector,))
-        items, version = listed_items(listing, self.origin)
-        for item in items:
-            yield node_state({"kind": "Node", **item}, origin=self.origin)
-        if not items:
-            yield None
-        options = (("watch", "1"), ("timeoutSeconds", str(WATCH_TIMEOUT)), ("resourceVersion", version))
-        async for event in self.stream("/api/v1/nodes", query=(selector, *options), idle=WATCH_TIMEOUT + self._timeout):
+        version, self._ended_at = self._ended_at, ""
+        if not version:
+            items, version = listed_items(await self.request("GET", "/api/v1/nodes", query=(selector,)), self.origin)
+            for item in items:
+                yield node_state({"kind": "Node", **item}, origin=self.origin)
+            if not items:
+                yield None
+        options = (("watch", "1"), ("allowWatchBookmarks", "1"), ("timeoutSeconds", str(WATCH_TIMEOUT)))
+        query = (selector, *options, ("resourceVersion", version))
+        async for event in self.stream("/api/v1/nodes", query=query, idle=WATCH_SILENCE):
             item = watched_object(event)
+            version = version_of(item) or version
             if event["type"] in {"ADDED", "MODIFIED"}:
                 yield node_state(item, origin=self.origin)
             elif event["type"] == "DELETED":
                 yield None
+        self._ended_at = version
 
 
 async def patch_node(connection: Connection, name: str, patch: NodePatch, *, dry_run: bool = False) -> NodeState:
@@ -78,6 +86,12 @@ async def patch_node(connection: Connection, name: str, patch: NodePatch, *, dry
     except Refused as error:
         raise Refused(str(error), hint=list_hint(str(error), patch)) from error
     return node_state(content, origin=connection.origin)
+
+
+def version_of(item: Mapping[str, Any]) -> str:
+    """Return the resourceVersion of an object, empty where it has none."""
+    metadata = item.get("metadata")
+    return str(metadata.get("resourceVersion") or "") if isinstance(metadata, dict) else ""
 
 
 def node_state(content: Mapping[str, Any], *, origin: str) -> NodeState:

@@ -31,7 +31,7 @@ from devwatch.host.udev import BATCH, TEND_INTERVAL, UdevSource, read_record
 from system.process import Process
 from system.udevd import DEV, RULES, SYS, ownership_kept, settle
 from system.waiting import eventually
-from test_udev import Heard, turn, uevent_descriptors
+from unit.host.test_udev import Heard, turn, uevent_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -13,7 +13,8 @@ from devwatch.core.errors import Retry
 from support import virtualtime
 from support.build import ZIGBEE, ZWAVE, device
 from support.fakes import FakeWorkload, RecordingLog
-from support.home import AFTER, GRACE, USB0, USB1, Home, config, home, pod, virtual
+from support.home import AFTER, GRACE, USB0, USB1, Home, config, home, pod
+from support.virtualtime import virtual
 
 if TYPE_CHECKING:
     from collections.abc import Callable

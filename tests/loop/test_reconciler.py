@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
 from devwatch.agent.reconciler import Cluster, Reconciler
-from devwatch.agent.report import Reporter
 from devwatch.config.schema import parse
 from devwatch.core.errors import CredentialsError, Forbidden, NodeMissing, Refused, Retry
 from devwatch.core.node import WHOLE, Writer
-from devwatch.observe.health import Health
-from devwatch.observe.metrics import Metrics
 from support import virtualtime
-from support.fakes import FakeHost, FakeServer, FakeSettings, RecordingLog
+from support.fakes import FakeHost, FakeServer, FakeSettings
+from support.harness import Harness, now
+from support.virtualtime import virtual
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable
 
     from devwatch.config.schema import Config
-
-P = ParamSpec("P")
 
 ZIGBEE, ZWAVE, METER = "example.com/zigbee", "example.com/zwave", "example.com/meter"
 VENDORS = {ZIGBEE: "0001", ZWAVE: "0002", METER: "0003"}
@@ -46,29 +41,11 @@ def config(*names: str, more: str = "", nodes: str = "*", grace: str = "2s") -> 
     return parse(f"resources:\n{''.join(rules)}{more}".encode(), file="config.yaml")
 
 
-def virtual(test: Callable[P, Coroutine[object, object, None]]) -> Callable[P, None]:
-    """Run an async test on the virtual clock, for two days at most."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        virtualtime.run(lambda: test(*args, **kwargs), limit=2 * virtualtime.DAY)
-
-    return run
-
-
 @dataclass(slots=True, kw_only=True)
-class World:
-    """A reconciler with everything around it."""
+class World(Harness):
+    """A node whose daemon neither watches nor evicts."""
 
-    host: FakeHost
-    server: FakeServer
-    settings: FakeSettings
-    log: RecordingLog = field(default_factory=RecordingLog)
-    metrics: Metrics = field(default_factory=lambda: Metrics("0"))
-    health: Health = field(default_factory=lambda: Health(sweep=10, last_cycle=0))
-    jitter: float = 0.5
-    turns: list[float] = field(default_factory=list)
-    reconciler: Reconciler = field(init=False)
+    loop: Reconciler = field(init=False)
     task: asyncio.Task[None] = field(init=False)
     over: bool = False
 
@@ -80,23 +57,8 @@ class World:
 
     def start(self, used: Config, *, once: bool = False, heartbeat: float | None = None) -> None:
         """Start the loop, as the daemon does."""
-        loop = asyncio.get_running_loop()
-        self.reconciler = Reconciler(
-            source=self.host,
-            cluster=Cluster(api=self.server),
-            settings=self.settings,
-            config=used,
-            node="n",
-            reporter=Reporter(log=self.log, metrics=self.metrics, health=self.health, node="n"),
-            clock=loop.time,
-            wall=lambda: 0.0,
-            jitter=lambda: self.jitter,
-            once=once,
-            cycled=lambda: self.turns.append(loop.time()),
-            heartbeat=heartbeat,
-        )
-        self.host.wake = self.reconciler.wake
-        self.task = loop.create_task(self.reconciler.run())
+        self.loop = self.reconciler(used, Cluster(api=self.server), once=once, heartbeat=heartbeat)
+        self.task = asyncio.create_task(self.loop.run())
 
     async def end(self) -> None:
         """Wait until the loop ends by itself, and raise what ended it."""
@@ -110,26 +72,11 @@ class World:
         self.task.cancel()
         await asyncio.wait({self.task})
 
-    def metric(self, name: str, label: str = "") -> float:
-        """Return a sample, by its only label if it has one; 0 where there is none."""
-        families = text_string_to_metric_families(self.metrics.render().decode())
-        samples = (sample for family in families for sample in family.samples if sample.name == f"devwatch_{name}")
-        return next((sample.value for sample in samples if label in {"", *sample.labels.values()}), 0.0)
-
-    def ready(self) -> tuple[bool, str]:
-        """Return what /readyz says now."""
-        return self.health.readyz(now())
-
     @property
     def listed(self) -> dict[str, list[dict[str, str]]]:
         """What the annotation lists."""
         listed: dict[str, list[dict[str, str]]] = json.loads(self.server.state.annotation or "{}")
         return listed
-
-
-def now() -> float:
-    """Return the time of the loop, in seconds."""
-    return asyncio.get_running_loop().time()
 
 
 def nothing(_world: World) -> None:
@@ -235,7 +182,7 @@ async def test_the_source_says_when_to_look_again() -> None:
     async with living() as world:
         await asyncio.sleep(1)
         world.host.again_at = 1.2
-        world.reconciler.wake("uevent")
+        world.loop.wake("uevent")
         await asyncio.sleep(1)
         assert 1.2 in world.host.scans
 
@@ -281,7 +228,7 @@ async def test_the_node_shows_the_devices_once_the_server_answers_again(error: E
         world.server.error = None
         await asyncio.sleep(30.1)
         assert world.server.shows(ZIGBEE) == ("1", "1")
-        assert world.reconciler.failure == ""
+        assert world.loop.failure == ""
 
 
 @virtual
@@ -396,12 +343,12 @@ async def test_a_resource_that_was_stored_without_an_answer_and_then_dropped_is_
         await started(world)
         world.server.losing, world.jitter = 1, 0.999
         world.settings.write(config(ZIGBEE, ZWAVE))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(0.1)
         assert world.server.shows(ZWAVE) == ("0", "0")
         world.server.error = Retry("no answer") if outage else None
         world.settings.write(config(ZIGBEE))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(outage)
         world.server.error = None
         await asyncio.sleep(31)
@@ -420,10 +367,10 @@ async def test_a_request_that_is_stored_when_its_resource_is_dropped_leaves_noth
         await asyncio.sleep(HOUR)
         world.server.error, world.jitter = Retry("no answer in time"), 0.999
         world.settings.write(config(ZIGBEE, ZWAVE))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(0.1)
         world.settings.write(config(ZIGBEE))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(outage)
         world.server.error = None
         await asyncio.sleep(after)
@@ -567,7 +514,7 @@ async def test_what_a_stranger_writes_to_a_resource_that_is_about_to_leave_is_le
         await started(world)
         world.server.refused[ZWAVE] = Refused("removal denied")
         world.settings.write(config(ZIGBEE))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(60)
         world.server.write(ZWAVE, "7")
         await asyncio.sleep(61)
@@ -604,7 +551,7 @@ async def test_a_resource_that_leaves_the_configuration_leaves_the_node() -> Non
     async with living(ZIGBEE, ZWAVE, before=with_sticks) as world:
         await started(world)
         world.settings.write(config(ZIGBEE))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(0.1)
         assert world.server.shows(ZWAVE) == (None, None)
         assert list(world.listed) == [ZIGBEE]
@@ -633,7 +580,7 @@ async def test_a_resource_meant_for_other_nodes_is_not_advertised_here() -> None
     async with living(before=with_stick) as world:
         await asyncio.sleep(1)
         world.settings.write(config(ZIGBEE, nodes="other-*"))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(1)
         assert world.server.shows(ZIGBEE) == (None, None)
         assert world.server.state.annotation is None
@@ -660,7 +607,7 @@ async def test_a_shorter_sweep_counts_from_its_hup_on() -> None:
     async with living(used=config(ZIGBEE, more="sweep: 5m\n")) as world:
         await asyncio.sleep(15)
         world.settings.write(config(ZIGBEE, more="sweep: 1s\n"))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(0.5)
         world.host.scans.clear()
         await asyncio.sleep(9)
@@ -672,7 +619,7 @@ async def test_hup_reads_also_an_unchanged_file() -> None:
     """The answer to a signal is a line, whatever the file says."""
     async with living() as world:
         await asyncio.sleep(1)
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(0.1)
         assert world.log.counts["config.reloaded"] == 1
         assert world.metric("config_reloads_total", "reloaded") == 1
@@ -686,7 +633,7 @@ async def test_a_bad_file_is_told_once_and_changes_nothing(hup: bool) -> None:  
         await started(world)
         world.settings.spoil()
         if hup:
-            world.reconciler.wake("config")
+            world.loop.wake("config")
         await asyncio.sleep(HOUR)
         assert world.server.shows(ZIGBEE) == ("1", "1")
         assert not world.server.writes
@@ -702,7 +649,7 @@ async def test_the_source_is_told_the_paths_of_each_configuration() -> None:
     async with living() as world:
         await asyncio.sleep(1)
         world.settings.write(parse(by_path, file="config.yaml"))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(1)
         assert world.host.expected == [frozenset(), frozenset({"/dev/mine"})]
 
@@ -783,11 +730,11 @@ async def test_what_was_refused_goes_through_when_it_is_accepted_later() -> None
     """A policy may be corrected: at most a minute later it is noticed, and from then on the resource is one of many."""
     async with living(*VENDORS, before=refuse(ZWAVE)) as world:
         await asyncio.sleep(HOUR)
-        assert "no example.com/zwave here" in world.reconciler.failure
+        assert "no example.com/zwave here" in world.loop.failure
         world.server.refused.clear()
         await asyncio.sleep(60.1)
         assert world.server.shows(ZWAVE) == ("1", "1")
-        assert world.reconciler.failure == ""
+        assert world.loop.failure == ""
         world.server.requests.clear()
         world.host.plug(VENDORS[ZWAVE], "/dev/ttyUSB8")
         world.host.plug(VENDORS[METER], "/dev/ttyUSB9")
@@ -802,10 +749,10 @@ async def test_an_outage_does_not_hide_that_a_part_is_refused() -> None:
         await asyncio.sleep(1)
         world.server.error = Retry("no answer")
         await asyncio.sleep(HOUR)
-        assert world.reconciler.failure == "no answer"
+        assert world.loop.failure == "no answer"
         world.server.error = None
         await asyncio.sleep(31)
-        assert "no example.com/zwave here" in world.reconciler.failure
+        assert "no example.com/zwave here" in world.loop.failure
 
 
 @virtual
@@ -815,7 +762,7 @@ async def test_that_a_part_is_refused_is_known_before_it_is_known_which() -> Non
         world.server.latency = 1
         await asyncio.sleep(2.5)
         assert len(world.server.writes) == 2
-        assert "no example.com/zwave here" in world.reconciler.failure
+        assert "no example.com/zwave here" in world.loop.failure
 
 
 @virtual
@@ -845,7 +792,7 @@ async def test_where_the_annotation_is_refused_what_leaves_the_configuration_lea
     async with living(*VENDORS, before=refuse(WHOLE)) as world:
         await started(world)
         world.settings.write(config(ZIGBEE))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(60.1)
         shown = {name: world.server.shows(name) for name in VENDORS}
         assert shown == {name: ("1", "1") if name == ZIGBEE else (None, None) for name in VENDORS}
@@ -858,7 +805,7 @@ async def test_a_refused_removal_is_repeated_until_it_goes_through() -> None:
         await started(world)
         world.server.refused[ZWAVE] = Refused("removal denied")
         world.settings.write(config(ZIGBEE))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(HOUR)
         assert set(world.listed) == {ZIGBEE, ZWAVE}
         world.server.refused.clear()
@@ -874,7 +821,7 @@ async def test_a_removal_that_is_accepted_and_undone_is_tried_until_it_is_done()
         await started(world)
         world.server.undone.add(ZWAVE)
         world.settings.write(config(ZIGBEE))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(HOUR)
         assert world.server.shows(ZWAVE) == ("0", "0")
         assert set(world.listed) == {ZIGBEE, ZWAVE}
@@ -890,15 +837,15 @@ async def test_a_refused_resource_that_leaves_the_configuration_is_forgotten() -
     async with living(ZIGBEE, ZWAVE, before=refuse(ZWAVE)) as world:
         await asyncio.sleep(HOUR)
         world.settings.write(config(ZIGBEE))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(1)
         world.server.requests.clear()
         await asyncio.sleep(HOUR)
         assert not world.server.writes
-        assert world.reconciler.failure == ""
+        assert world.loop.failure == ""
         world.server.refused.clear()
         world.settings.write(config(ZIGBEE, ZWAVE))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(0.1)
         assert world.server.shows(ZWAVE) == ("1", "1")
         assert len(world.server.writes) == 1
@@ -940,7 +887,7 @@ async def test_an_uncertain_look_lowers_nothing_however_long_it_lasts() -> None:
         assert not world.server.writes
         assert world.metric("uncertain_looks_total") >= HOUR / 10 - 2
         world.host.doubts = ()
-        world.reconciler.wake("uevent")
+        world.loop.wake("uevent")
         await asyncio.sleep(30)
         assert not world.server.writes
         assert not world.log.of("device.removed")
@@ -1105,7 +1052,7 @@ async def test_the_loop_never_spins(trouble: Callable[[World], None]) -> None:
     """In no lasting condition does it turn more than about twice for each sweep and answer."""
     async with living(*VENDORS, before=trouble) as world:
         await asyncio.sleep(HOUR)
-        assert len(world.turns) < HOUR / 10 + 3 * len(world.server.requests) + 20
+        assert len(world.cycles) < HOUR / 10 + 3 * len(world.server.requests) + 20
         assert len(world.server.requests) < 900
 
 
@@ -1162,7 +1109,7 @@ async def test_once_ends_when_the_node_shows_what_is_present_without_a_start_gra
         await world.end()
         assert now() < 1
         assert world.server.shows(ZIGBEE) == ("1", "1")
-        assert world.reconciler.failure == ""
+        assert world.loop.failure == ""
 
 
 UNFINISHED = {
@@ -1192,7 +1139,7 @@ async def test_once_says_what_holds_it_up() -> None:
     async with living(ZIGBEE, ZWAVE, before=prepare, once=True) as world:
         await asyncio.sleep(0.1)
         assert world.server.shows(ZWAVE) == ("0", "0")
-        assert world.reconciler.failure == "no zigbee on fridays"
+        assert world.loop.failure == "no zigbee on fridays"
 
 
 @virtual
@@ -1292,7 +1239,7 @@ async def test_the_time_from_detection_to_patch_is_that_from_uevent_to_answer() 
     async with living() as world:
         await started(world)
         world.server.latency = 0.5
-        world.reconciler.wake("uevent")
+        world.loop.wake("uevent")
         await asyncio.sleep(5)
         world.host.plug(VENDORS[ZIGBEE])
         await asyncio.sleep(HOUR)
@@ -1309,7 +1256,7 @@ async def test_the_time_from_detection_to_patch_leaves_out_the_grace() -> None:
         world.host.unplug()
         await asyncio.sleep(1)
         world.settings.write(config(ZIGBEE, ZWAVE))
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(10)
         assert world.metric("detection_to_patch_seconds_count") == 1
         assert world.metric("detection_to_patch_seconds_sum") == pytest.approx(0.5)
@@ -1361,7 +1308,7 @@ async def test_the_time_from_detection_to_patch_survives_the_split_of_a_refused_
         assert world.metric("detection_to_patch_seconds_count") == 1
         await asyncio.sleep(HOUR)
         world.server.refused.clear()
-        world.reconciler.wake("uevent")
+        world.loop.wake("uevent")
         await asyncio.sleep(61)
         assert world.server.shows(ZWAVE) == ("1", "1")
         assert world.metric("detection_to_patch_seconds_sum") == pytest.approx(0.02)
@@ -1374,7 +1321,7 @@ async def test_every_reconcile_is_counted_by_what_woke_it() -> None:
         await started(world)
         assert world.metric("reconciles_total", "start") == 1
         world.host.plug(VENDORS[ZIGBEE])
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(1)
         assert world.metric("reconciles_total", "uevent") == world.metric("reconciles_total", "config") == 1
         retries, resyncs = world.metric("reconciles_total", "retry"), world.metric("reconciles_total", "resync")
@@ -1647,7 +1594,7 @@ async def test_the_loop_turns_at_least_once_a_heartbeat() -> None:
     async with living(used=used, heartbeat=7.5) as world:
         world.server.silent = True
         await asyncio.sleep(HOUR)
-        assert max(later - earlier for earlier, later in itertools.pairwise(world.turns)) <= 7.5
+        assert max(later - earlier for earlier, later in itertools.pairwise(world.cycles)) <= 7.5
 
 
 @virtual
@@ -1659,10 +1606,10 @@ async def test_a_wake_during_a_turn_is_not_lost() -> None:
 
         def once_more() -> None:
             world.host.at_look = lambda: None
-            world.reconciler.wake("uevent")
+            world.loop.wake("uevent")
 
         world.host.at_look = once_more
-        world.reconciler.wake("config")
+        world.loop.wake("config")
         await asyncio.sleep(0.1)
         assert len(world.host.scans) == scans + 2
 
@@ -1691,7 +1638,7 @@ FAULTS: dict[str, Callable[[World], None]] = {
     "drop": lambda world: world.settings.write(config(ZIGBEE)),
     "both": lambda world: world.settings.write(config(ZIGBEE, ZWAVE)),
     "bad file": lambda world: world.settings.spoil(),
-    "hup": lambda world: world.reconciler.wake("config"),
+    "hup": lambda world: world.loop.wake("config"),
 }
 STEPS = st.one_of(
     st.tuples(st.just("swap"), st.sampled_from(SITES), st.sampled_from(list(VENDORS.values()))),
@@ -1731,7 +1678,7 @@ def hold_promises(world: World, plugged: dict[str, str]) -> None:
     assert world.server.most_in_flight <= 1
     assert {name for request in world.server.requests for name in request.changes} <= {WHOLE, ZIGBEE, ZWAVE}
     assert all(state.capacity["cpu"] == "4" for state in world.server.states)
-    assert world.reconciler.failure == ""
+    assert world.loop.failure == ""
 
 
 @pytest.mark.no_cover

@@ -14,7 +14,8 @@ from devwatch.core.errors import Retry
 from devwatch.core.pods import Container, Phase
 from support.build import ZIGBEE, ZWAVE
 from support.fakes import EPOCH
-from support.home import AFTER, GRACE, USB0, USB1, Home, config, home, pod, virtual
+from support.home import AFTER, GRACE, USB0, USB1, Home, config, home, pod
+from support.virtualtime import virtual
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -4,90 +4,53 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ParamSpec
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from devwatch.agent.reconciler import Cluster, Reconciler
-from devwatch.agent.report import Reporter
 from devwatch.config.schema import parse
 from devwatch.core.errors import Forbidden, Gone, Retry
-from devwatch.observe.health import Health
-from devwatch.observe.metrics import Metrics
-from support import virtualtime
 from support.build import ZIGBEE
-from support.fakes import FakeHost, FakeServer, FakeSettings, RecordingLog
+from support.fakes import FakeHost, FakeServer, FakeSettings
+from support.harness import Harness, now
+from support.virtualtime import virtual
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator
 
+    from devwatch.config.schema import Config
     from devwatch.core.errors import ApiError
-
-P = ParamSpec("P")
 
 HOUR = 3600.0
 
 
-def virtual(test: Callable[P, Coroutine[object, object, None]]) -> Callable[P, None]:
-    """Run an async test on the virtual clock."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        virtualtime.run(lambda: test(*args, **kwargs))
-
-    return run
-
-
 @dataclass(slots=True, kw_only=True)
-class Site:
-    """A loop that watches its Node."""
+class Site(Harness):
+    """A node whose daemon watches it."""
 
-    host: FakeHost
-    server: FakeServer
-    log: RecordingLog = field(default_factory=RecordingLog)
-    metrics: Metrics = field(default_factory=lambda: Metrics("0"))
-    health: Health = field(default_factory=lambda: Health(sweep=10, last_cycle=0))
-    jitter: float = 0.5
-    more: str = ""
-    """What stands in the configuration beside the resource."""
+    used: Config
 
     @classmethod
-    def new(cls) -> Site:
-        """Return one with a stick."""
-        site = cls(host=FakeHost(), server=FakeServer(asyncio.get_running_loop().time))
+    def new(cls, *, more: str = "") -> Site:
+        """Return one with a stick; `more` stands in the configuration beside its resource."""
+        text = f"resources: [{{name: {ZIGBEE}, match: [{{vendor: '0001'}}]}}]\n{more}"
+        used = parse(text.encode(), file="config.yaml")
+        clock = asyncio.get_running_loop().time
+        site = cls(host=FakeHost(), server=FakeServer(clock), settings=FakeSettings(used), used=used)
         site.host.plug("0001")
         return site
 
-    def reconciler(self, *, once: bool = False) -> Reconciler:
+    def watcher(self, *, once: bool = False) -> Reconciler:
         """Return the loop."""
-        clock = asyncio.get_running_loop().time
-        text = f"resources: [{{name: {ZIGBEE}, match: [{{vendor: '0001'}}]}}]\n{self.more}"
-        used = parse(text.encode(), file="config.yaml")
-        loop = Reconciler(
-            source=self.host,
-            cluster=Cluster(api=self.server, watch=self.server.watch),
-            settings=FakeSettings(used),
-            config=used,
-            node="n",
-            reporter=Reporter(log=self.log, metrics=self.metrics, health=self.health, node="n"),
-            clock=clock,
-            wall=lambda: 0.0,
-            jitter=lambda: self.jitter,
-            once=once,
-        )
-        self.host.wake = loop.wake
-        return loop
+        return self.reconciler(self.used, Cluster(api=self.server, watch=self.server.watch), once=once)
 
     @property
     def repairs(self) -> float:
         """Return `devwatch_drift_repairs_total`."""
-        families = text_string_to_metric_families(self.metrics.render().decode())
-        samples = (sample for family in families for sample in family.samples)
-        return next(sample.value for sample in samples if sample.name == "devwatch_drift_repairs_total")
+        return self.metric("drift_repairs_total")
 
     async def contest(self, seconds: float, *, manager: str = "stranger") -> list[float]:
         """Let a stranger undo every repair at once for some time, and return when the repairs came."""
@@ -98,11 +61,6 @@ class Site:
                 self.server.write(ZIGBEE, "0", manager=manager)
             await asyncio.sleep(0.05)
         return [request.at for request in self.server.writes]
-
-
-def now() -> float:
-    """Return the time of the loop."""
-    return asyncio.get_running_loop().time()
 
 
 @contextlib.asynccontextmanager
@@ -120,7 +78,7 @@ async def watched(error: ApiError | None = None) -> AsyncIterator[Site]:
 @contextlib.asynccontextmanager
 async def running(site: Site) -> AsyncIterator[None]:
     """Have its loop run."""
-    task = asyncio.create_task(site.reconciler().run())
+    task = asyncio.create_task(site.watcher().run())
     try:
         yield
         assert not task.done(), task
@@ -160,14 +118,14 @@ async def test_a_node_that_is_deleted_is_noticed_at_once() -> None:
         site.server.delete()
         await asyncio.sleep(0.1)
         assert len(site.log.of("node.missing")) == 1
-        assert site.health.readyz(now()) == (False, 'the Node is missing: nodes "n" not found (404)')
+        assert site.ready() == (False, 'the Node is missing: nodes "n" not found (404)')
         assert "devwatch_capacity{" not in site.metrics.render().decode()
         await asyncio.sleep(HOUR + 0.1)
         assert len(site.log.of("node.missing")) == 1
         site.server.create()
         await asyncio.sleep(0.1)
         assert site.server.shows(ZIGBEE) == ("1", "1")
-        assert site.health.readyz(now()) == (True, "ok")
+        assert site.ready() == (True, "ok")
 
 
 @virtual
@@ -220,7 +178,7 @@ async def test_a_node_that_was_thought_missing_is_watched_as_before() -> None:
         restore()
         site.server.show(site.server.state)
         await asyncio.sleep(0.1)
-        assert site.health.readyz(now()) == (True, "ok")
+        assert site.ready() == (True, "ok")
         site.server.zero()
         await asyncio.sleep(0.1)
         assert site.server.shows(ZIGBEE) == ("1", "1")
@@ -237,7 +195,7 @@ async def test_a_late_watch_neither_brings_a_deleted_node_back_nor_is_it_asked_f
         for _ in range(1000):
             site.server.show(old)
             await asyncio.sleep(0.01)
-            assert "missing" in site.health.readyz(now())[1]
+            assert "missing" in site.ready()[1]
         assert len(site.server.requests) <= 6
 
 
@@ -252,7 +210,7 @@ async def test_a_deletion_that_is_told_late_costs_one_read() -> None:
         await asyncio.sleep(1)
         assert [request.changes for request in site.server.requests] == [{}]
         assert not site.log.of("node.missing")
-        assert site.health.readyz(now()) == (True, "ok")
+        assert site.ready() == (True, "ok")
 
 
 @virtual
@@ -328,8 +286,7 @@ async def test_a_node_that_nobody_writes_to_is_watched_from_the_list_on() -> Non
 @virtual
 async def test_a_watched_node_is_read_as_often_as_the_configuration_says() -> None:
     """Whoever trusts no watch may have it read at every interval that he likes."""
-    site = Site.new()
-    site.more = "resync: 100s"
+    site = Site.new(more="resync: 100s")
     async with running(site):
         await asyncio.sleep(HOUR)
         assert HOUR / 100 <= len(site.server.requests) <= HOUR / 90 + 2
@@ -518,9 +475,9 @@ async def test_a_watch_that_ends_at_once_is_not_asked_without_a_pause(end: ApiEr
 @virtual
 async def test_once_watches_nothing() -> None:
     """It would never end."""
-    site = Site(host=FakeHost(), server=FakeServer(asyncio.get_running_loop().time))
+    site = Site.new()
     async with asyncio.timeout(10):
-        await site.reconciler(once=True).run()
+        await site.watcher(once=True).run()
     assert not site.server.watches
 
 

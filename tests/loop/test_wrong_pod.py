@@ -12,7 +12,8 @@ from devwatch.core.errors import Refused, Retry
 from devwatch.core.node import Writer
 from support.build import ZIGBEE
 from support.fakes import date
-from support.home import AFTER, GRACE, USB0, USB1, Home, config, home, pod, virtual
+from support.home import AFTER, GRACE, USB0, USB1, Home, config, home, pod
+from support.virtualtime import virtual
 
 SHARED = "/dev/serial/by-id/usb-Twin"
 BY_PATH = "/dev/serial/by-path/pci-usb-0:1:1.0"

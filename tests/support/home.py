@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ParamSpec
-
-from prometheus_client.parser import text_string_to_metric_families
+from typing import TYPE_CHECKING
 
 from devwatch.agent.events import EventRecorder
 from devwatch.agent.evictor import Evictor
 from devwatch.agent.reconciler import Cluster, Reconciler
-from devwatch.agent.report import Reporter
 from devwatch.config.schema import parse
 from devwatch.core.loss import Losses
 from devwatch.core.pods import Pod
-from devwatch.observe.health import Health
-from devwatch.observe.metrics import Metrics
-from support import virtualtime
 from support.build import ZIGBEE
-from support.fakes import EPOCH, FakeHost, FakeServer, FakeSettings, FakeWorkload, RecordingLog, date
+from support.fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, date
+from support.harness import Harness
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator
 
     from devwatch.config.schema import Config
-
-P = ParamSpec("P")
 
 USB0, USB1 = "/dev/ttyUSB0", "/dev/ttyUSB1"
 AFTER = 30.0
@@ -61,37 +53,21 @@ def pod(name: str = "p", *, paths: tuple[str, ...] = (), resource: str = ZIGBEE,
 
 
 @dataclass(slots=True, kw_only=True)
-class Home:
+class Home(Harness):
     """One node with its sticks and its pods; daemons come and go."""
 
-    host: FakeHost
-    server: FakeServer
     workload: FakeWorkload
-    settings: FakeSettings
-    log: RecordingLog = field(default_factory=RecordingLog)
-    metrics: Metrics = field(default_factory=lambda: Metrics("0"))
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    reconciler: Reconciler | None = None
+    running: Reconciler | None = None
 
     def start(self, used: Config) -> None:
         """Start a daemon."""
         clock = asyncio.get_running_loop().time
         recorder, losses = EventRecorder(api=self.workload, log=self.log, node="n", clock=clock), Losses()
         evictor = Evictor(api=self.workload, recorder=recorder, losses=losses, metrics=self.metrics, jitter=lambda: 0.5)
-        health = Health(sweep=10, last_cycle=0)
-        self.reconciler = Reconciler(
-            source=self.host,
-            cluster=Cluster(api=self.server, losses=losses, attend=evictor.attend, tasks=(evictor, recorder)),
-            settings=self.settings,
-            config=used,
-            node="n",
-            reporter=Reporter(log=self.log, metrics=self.metrics, health=health, node="n", record=recorder.device),
-            clock=clock,
-            wall=lambda: EPOCH + clock(),
-            jitter=lambda: 0.5,
-        )
-        self.host.wake = self.reconciler.wake
-        self.tasks.append(asyncio.create_task(self.reconciler.run()))
+        cluster = Cluster(api=self.server, losses=losses, attend=evictor.attend, tasks=(evictor, recorder))
+        self.running = self.reconciler(used, cluster, record=recorder.device)
+        self.tasks.append(asyncio.create_task(self.running.run()))
 
     async def kill(self) -> None:
         """Kill the daemon that runs."""
@@ -102,8 +78,8 @@ class Home:
     def reload(self, used: Config) -> None:
         """Change the configuration file and send HUP."""
         self.settings.write(used)
-        assert self.reconciler is not None
-        self.reconciler.wake("config")
+        assert self.running is not None
+        self.running.wake("config")
 
     @property
     def evicted(self) -> list[str]:
@@ -112,10 +88,7 @@ class Home:
 
     def evictions(self, outcome: str) -> float:
         """Return `devwatch_evictions_total` of an outcome."""
-        families = text_string_to_metric_families(self.metrics.render().decode())
-        samples = (sample for family in families for sample in family.samples)
-        wanted = (s.value for s in samples if s.name == "devwatch_evictions_total" and outcome in s.labels.values())
-        return next(wanted, 0.0)
+        return self.metric("evictions_total", outcome)
 
     def refusals(self) -> list[dict[str, object]]:
         """Return the fields of the lines about what was not evicted."""
@@ -144,13 +117,3 @@ async def home(*pods: Pod, sticks: tuple[str, ...] = (USB0,), used: Config | Non
         for task in one.tasks:
             task.cancel()
         await asyncio.gather(*one.tasks, return_exceptions=True)
-
-
-def virtual(test: Callable[P, Coroutine[object, object, None]]) -> Callable[P, None]:
-    """Run an async test on the virtual clock."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        virtualtime.run(lambda: test(*args, **kwargs))
-
-    return run

@@ -10,12 +10,14 @@ answer of another process or thread is not waited for, so those belong into test
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 DAY = 86_400.0
@@ -85,3 +87,13 @@ def run(
     coroutine = main() if callable(main) else main
     with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(start=start, end=start + limit)) as runner:
         return runner.run(coroutine)
+
+
+def virtual(test: Callable[P, Coroutine[object, object, None]]) -> Callable[P, None]:
+    """Run an async test on the virtual clock, for two days at most."""
+
+    @functools.wraps(test)
+    def on_virtual_time(*args: P.args, **kwargs: P.kwargs) -> None:
+        run(lambda: test(*args, **kwargs), limit=2 * DAY)
+
+    return on_virtual_time

@@ -11,7 +11,8 @@ from devwatch.core.node import Entry
 from support import virtualtime
 from support.build import ZIGBEE, device
 from support.fakes import FakeWorkload, RecordingLog
-from support.home import GRACE, USB1, Home, home, pod, virtual
+from support.home import GRACE, USB1, Home, home, pod
+from support.virtualtime import virtual
 
 
 def told(one: Home) -> list[str]:

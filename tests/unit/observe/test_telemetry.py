@@ -20,6 +20,7 @@ from devwatch.core.errors import Unavailable
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
 from devwatch.observe.server import Response, Server, parse_listen, routes
+from support.metrics import samples
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -43,13 +44,6 @@ CONTRACT = {
     "devwatch_last_success_timestamp_seconds": ("gauge", None),
     "devwatch_build_info": ("gauge", "version"),
 }
-
-
-def samples(metrics: Metrics, name: str) -> dict[str, float]:
-    """Return the values of one series by its only label."""
-    families = text_string_to_metric_families(metrics.render().decode())
-    found = [sample for family in families for sample in family.samples if sample.name == name]
-    return {next(iter(sample.labels.values()), ""): sample.value for sample in found}
 
 
 def filled() -> Metrics:

@@ -162,7 +162,8 @@ def test_a_check_holds_no_more_than_the_limit(width: int | None, tmp_path: Path)
     finally:
         tracemalloc.stop()
     assert peak < 16 * MAX_BYTES
-    assert f"more than {MAX_BYTES} bytes" in out.getvalue()
+    words = " ".join(out.getvalue().split())  # where a line is broken depends on the length of the path
+    assert f"more than {MAX_BYTES} bytes" in words
 
 
 def test_a_fault_in_a_pipe_is_shown_with_its_line(tmp_path: Path) -> None:

@@ -19,12 +19,15 @@ import pyudev
 
 from devwatch.host.sysfs import Lister, Roots
 from devwatch.host.udev import TEND_INTERVAL, Monitor, UdevSource, read_record
+from support.machine import machine_alone
 from unit.host.test_sysfs import Host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from _typeshed import FileDescriptorLike
+
+pytestmark = machine_alone
 
 LOADING = """
 import resource, sys

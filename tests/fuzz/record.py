@@ -27,7 +27,7 @@ from devwatch.observe import logs
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
 from fuzz.target import Feed, Target
-from unit.host.test_sysfs import Host
+from support.hostfiles import Host
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence

@@ -20,7 +20,7 @@ from devwatch.core.node import WHOLE, Writer
 from support import virtualtime
 from support.fakes import FakeHost, FakeServer, FakeSettings
 from support.harness import Harness, now
-from support.virtualtime import virtual
+from support.virtualtime import HOUR, virtual
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 ZIGBEE, ZWAVE, METER = "example.com/zigbee", "example.com/zwave", "example.com/meter"
 VENDORS = {ZIGBEE: "0001", ZWAVE: "0002", METER: "0003"}
-HOUR = 3600.0
 
 
 def config(*names: str, more: str = "", nodes: str = "*", grace: str = "2s") -> Config:

@@ -16,15 +16,13 @@ from devwatch.core.errors import Forbidden, Gone, Retry
 from support.build import ZIGBEE
 from support.fakes import FakeHost, FakeServer, FakeSettings
 from support.harness import Harness, now
-from support.virtualtime import virtual
+from support.virtualtime import HOUR, virtual
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from devwatch.config.schema import Config
     from devwatch.core.errors import ApiError
-
-HOUR = 3600.0
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from devwatch.core.device import Device
 from devwatch.core.inventory import Scan
+from devwatch.core.pods import Pod
 from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule
 
 if TYPE_CHECKING:
@@ -49,3 +50,9 @@ def entry(**keys: str) -> Matcher:
 def rule(name: str = ZIGBEE, match: Sequence[Matcher] = (), **fields: Any) -> ResourceRule:  # noqa: ANN401  any field of a rule
     """Return a resource that takes every device of the vendor 10c4, or what `match` says."""
     return ResourceRule(name=name, match=tuple(match) or (entry(vendor="10c4"),), **fields)
+
+
+def pod(name: str = "p", **fields: Any) -> Pod:  # noqa: ANN401  any field of a Pod
+    """Return a pod of a ReplicaSet that requests one device."""
+    own: dict[str, Any] = {"namespace": "home", "uid": f"uid-{name}", "requests": {ZIGBEE: 1}, "owner": "ReplicaSet"}
+    return Pod(name=name, **own | fields)

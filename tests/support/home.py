@@ -13,7 +13,7 @@ from devwatch.agent.evictor import Evictor
 from devwatch.agent.reconciler import Cluster, Reconciler
 from devwatch.config.schema import parse
 from devwatch.core.loss import Losses
-from devwatch.core.pods import Pod
+from support import build
 from support.build import ZIGBEE
 from support.fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, date
 from support.harness import Harness
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from devwatch.config.schema import Config
+    from devwatch.core.pods import Pod
 
 USB0, USB1 = "/dev/ttyUSB0", "/dev/ttyUSB1"
 AFTER = 30.0
@@ -39,17 +40,9 @@ def config(
 
 
 def pod(name: str = "p", *, paths: tuple[str, ...] = (), resource: str = ZIGBEE, **fields: object) -> Pod:
-    """Return a pod of a Deployment that requests one device."""
-    own = {
-        "namespace": "home",
-        "name": name,
-        "uid": f"uid-{name}",
-        "node": "n",
-        "owner": "ReplicaSet",
-        "scheduled": date(-60),
-        **fields,
-    }
-    return Pod(requests={resource: 1}, host_paths=paths, **own)  # type: ignore[arg-type]  # the fields of a Pod
+    """Return a pod that was bound to this node a minute before the time of the loop began."""
+    placed = {"node": "n", "scheduled": date(-60), "requests": {resource: 1}, "host_paths": paths}
+    return build.pod(name, **placed | fields)
 
 
 @dataclass(slots=True, kw_only=True)

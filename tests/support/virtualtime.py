@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DAY = 86_400.0
+HOUR = 3_600.0
+DAY = 24 * HOUR
 
 # asyncio runs a timer that is at most its clock resolution (1 ns) away. From 2**22 s on, two neighbouring floats are
 # farther apart than that, and a timer that is due exactly now would never run.

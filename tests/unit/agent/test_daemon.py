@@ -24,7 +24,7 @@ from devwatch.observe.metrics import Metrics
 from support import virtualtime
 from support.fakes import RecordingLog
 from support.machine import machine_alone
-from unit.observe.test_output import Pipe, in_time
+from support.pipes import Pipe, in_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,14 +214,6 @@ def test_a_systemd_that_is_busy_hears_everything_later(tmp_path: Path) -> None:
         assert "a.io/c" in running.printed()
         running.hear("RELOADING=1")
         running.hear("READY=1")
-
-
-@pytest.fixture
-def pipe() -> Iterator[Pipe]:
-    """Make a pipe that nobody reads."""
-    made = Pipe()
-    yield made
-    made.close()
 
 
 def test_output_and_log_that_nobody_reads_hold_nothing_up(tmp_path: Path, pipe: Pipe) -> None:

@@ -24,7 +24,7 @@ from devwatch.core.device import Device
 from devwatch.host.snapshot import Host
 from devwatch.host.sysfs import Lister
 from support.build import device, rule, scan
-from unit.host.test_sysfs import POWERLESS
+from support.hostfiles import POWERLESS
 
 SHOW = """
 import sys

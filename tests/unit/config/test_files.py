@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devwatch.config import files
-from unit.observe.test_output import in_time
+from support.pipes import in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from devwatch.core.loss import Loss
 from devwatch.core.node import Entry
-from devwatch.core.pods import Disposition, Pod, effective_request, on_loss
-from support.build import ZIGBEE, ZWAVE
+from devwatch.core.pods import Disposition, effective_request, on_loss
+from support.build import ZIGBEE, ZWAVE, pod
 
 LOSS = Loss(
     resource=ZIGBEE,
@@ -19,17 +20,11 @@ LOSS = Loss(
     left=0,
     since=0,
     due=0,
-    there=frozenset({"1"}),
+    there=frozenset({"uid-p"}),
     lost="2026-01-01T00:00:05Z",
     accepted="2026-01-01T00:00:07Z",
     others=frozenset({"/dev/ttyUSB7"}),
 )
-
-
-def pod(**fields: object) -> Pod:
-    """Return a pod of a ReplicaSet that requests a device."""
-    own = {"namespace": "home", "name": "p", "uid": "1", "requests": {ZIGBEE: 1}, "owner": "ReplicaSet"}
-    return Pod(**{**own, **fields})  # type: ignore[arg-type]  # the fields of a Pod
 
 
 @pytest.mark.parametrize(
@@ -88,15 +83,15 @@ def test_a_pod_requests_the_most_that_it_ever_runs_at_once(containers: list[int]
         ({"host_paths": ("/dev/ttyUSB7", "/dev/ttyUSB0")}, 1, Disposition.EVICT),
         ({"host_paths": ("/dev/ttyUSB7",)}, 0, Disposition.EVICT),
         ({"host_paths": ("/dev/ttyUSB0",), "owner": "DaemonSet"}, 1, Disposition.PINNED),
-        ({"uid": "2"}, 0, None),
-        ({"uid": "2", "scheduled": "2026-01-01T00:00:04Z"}, 0, Disposition.EVICT),
-        ({"uid": "2", "scheduled": "2026-01-01T00:00:05Z"}, 0, Disposition.LATE),
-        ({"uid": "2", "scheduled": "2026-01-01T00:00:06Z"}, 0, Disposition.LATE),
-        ({"uid": "2", "scheduled": "2026-01-01T00:00:06Z", "host_paths": ("/dev/ttyUSB7",)}, 1, None),
-        ({"uid": "2", "scheduled": "2026-01-01T00:00:07Z"}, 0, None),
+        ({"uid": "another"}, 0, None),
+        ({"uid": "another", "scheduled": "2026-01-01T00:00:04Z"}, 0, Disposition.EVICT),
+        ({"uid": "another", "scheduled": "2026-01-01T00:00:05Z"}, 0, Disposition.LATE),
+        ({"uid": "another", "scheduled": "2026-01-01T00:00:06Z"}, 0, Disposition.LATE),
+        ({"uid": "another", "scheduled": "2026-01-01T00:00:06Z", "host_paths": ("/dev/ttyUSB7",)}, 1, None),
+        ({"uid": "another", "scheduled": "2026-01-01T00:00:07Z"}, 0, None),
     ],
 )
-def test_whom_a_lost_device_concerns(fields: dict[str, object], left: int, what: Disposition | None) -> None:
+def test_whom_a_lost_device_concerns(fields: dict[str, Any], left: int, what: Disposition | None) -> None:
     """With no device left everybody who requests one; else only who names the lost one; never who is exempt, or was not there."""
     assert on_loss(pod(**fields), replace(LOSS, left=left)) is what
 

@@ -22,7 +22,7 @@ from devwatch.core.node import ANNOTATION
 from devwatch.host.lock import Holder, NodeLock
 from support.fakes import RecordingLog
 from support.machine import machine_alone
-from unit.kube.test_kube import answer, kubeconfig, site
+from support.scripted import answer, kubeconfig, site
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import gc
 import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,12 @@ import pyudev
 
 from devwatch.host.sysfs import Lister, Roots
 from devwatch.host.udev import TEND_INTERVAL, Monitor, UdevSource, read_record
+from support.hostfiles import Host
 from support.machine import machine_alone
-from unit.host.test_sysfs import Host
+from support.uevents import TABLE, Heard, turn, uevent_descriptors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from _typeshed import FileDescriptorLike
 
@@ -51,41 +51,7 @@ def test_a_library_that_no_descriptor_is_left_for_is_not_missing(left: int) -> N
     assert "ulimit -n" in line
 
 
-TABLE = Path("/proc/self/net/netlink")
 HEADER = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n"
-
-
-@dataclass(slots=True, kw_only=True)
-class Heard:
-    """A listener that keeps everything."""
-
-    batches: list[Sequence[str]] = field(default_factory=list)
-    overflows: int = 0
-    told: list[str] = field(default_factory=list)
-    """What was said of the monitor itself, and nothing else, in its order."""
-    on_restored: Callable[[], object] = lambda: None
-
-    @property
-    def actions(self) -> list[str]:
-        """All actions so far."""
-        return [action for batch in self.batches for action in batch]
-
-    def uevents(self, actions: Sequence[str]) -> None:
-        """Keep them."""
-        self.batches.append(actions)
-
-    def overflowed(self) -> None:
-        """Count it."""
-        self.overflows += 1
-
-    def lost(self, reason: str) -> None:
-        """Keep it."""
-        self.told.append(f"lost: {reason}")
-
-    def restored(self, source: str) -> None:
-        """Keep it."""
-        self.told.append(f"restored: {source}")
-        self.on_restored()
 
 
 class Refusing(asyncio.SelectorEventLoop):
@@ -98,24 +64,6 @@ class Refusing(asyncio.SelectorEventLoop):
         if self.refuse:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         super().add_reader(fd, callback, *args)
-
-
-def uevent_descriptors() -> list[int]:
-    """Return the descriptors of this process that are netlink sockets for uevents."""
-    rows = [row.split() for row in TABLE.read_text("ascii").splitlines()[1:]]
-    inodes = {int(row[9]) for row in rows if row[1] == "15"}
-    found = []
-    for path in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # the descriptor of this very listing
-            if os.fstat(int(path.name)).st_ino in inodes:
-                found.append(int(path.name))
-    return found
-
-
-def turn(loop: asyncio.AbstractEventLoop) -> None:
-    """Let the loop do what is ready now, without waiting."""
-    loop.call_soon(loop.stop)
-    loop.run_forever()
 
 
 Pair = tuple[socket.socket, socket.socket]

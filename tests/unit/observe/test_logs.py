@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devwatch.observe.logs import Format, configure
-from unit.observe.test_output import Pipe, in_time
+from support.pipes import Pipe, in_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -245,14 +245,6 @@ def test_a_pipe_whose_reader_is_gone_does_not_end_the_process() -> None:
     run = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=write, check=False)
     os.close(write)
     assert (run.stdout, run.returncode) == (b"alive\n", 0)
-
-
-@pytest.fixture
-def pipe() -> Iterator[Pipe]:
-    """Make a pipe that nobody reads."""
-    made = Pipe()
-    yield made
-    made.close()
 
 
 def test_a_log_that_nobody_reads_holds_nothing_up(pipe: Pipe) -> None:

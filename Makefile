@@ -76,6 +76,7 @@ help: ## Show this list.
 	    make run ARGS="--config my.yaml --once"   options of "devwatch run"; they replace --dry-run, so this writes to the Node
 	    make test ARGS="-k grace -x"              options of pytest
 	    make test COVERAGE=1                      with branch coverage, and a failure below the threshold
+	    make test WORKERS=0                       in one process, as --pdb needs it (as many as CPUs, at least 2)
 	    VENV=DIR                                  the virtual environment ($(VENV))
 	END
 
@@ -84,8 +85,12 @@ run: $(RUN_READY) ## Run the daemon: a dry run with systemd/config.yaml, or what
 	@export DEVWATCH_CONFIG="$${DEVWATCH_CONFIG:-systemd/config.yaml}"
 	exec "$(VENV)/bin/devwatch" run $(or $(ARGS),--dry-run)
 
+# Also where there is one CPU: the tests that share the machine are one worker's, begin first, and mostly wait.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n > 2 ? n : 2)))
+parallel = -n $(WORKERS) --dist loadgroup
+
 test: $(DEV_STAMP) ## Run the tests. What needs root or a control plane says that it is skipped.
-	@exec "$(VENV)/bin/python" -m pytest $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered) $(ARGS)
+	@exec "$(VENV)/bin/python" -m pytest $(parallel) $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered) $(ARGS)
 
 check: lint ## All that a change must pass: format, lint, types, floors, tests with coverage.
 	@$(MAKE) --no-print-directory test COVERAGE=1
@@ -192,7 +197,7 @@ release: ready $(RELEASE_STAMP) ## Check, build, try and describe a release in d
 	[ "$$("$$work/bin/devwatch" --version)" = "devwatch $(version)" ]
 	add --require-hashes -r .requirements/dev.txt
 	tar -xzf dist/devwatch-$(version).tar.gz -C "$$work"
-	(cd "$$work/devwatch-$(version)" && CI= DEVWATCH_CI= "$$work/bin/python" -m pytest -q --no-header -rN)
+	(cd "$$work/devwatch-$(version)" && CI= DEVWATCH_CI= "$$work/bin/python" -m pytest $(parallel) -q --no-header -rN)
 	sed 's/^dynamic = \["version"\]$$/version = "$(version)"/' pyproject.toml > "$$work/pyproject.toml"
 	"$(RELEASE_VENV)/bin/python" -W ignore::UserWarning -m cyclonedx_py requirements --output-reproducible \
 	    --pyproject "$$work/pyproject.toml" -o dist/devwatch-$(version).cdx.json .requirements/run.txt

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
-from build import patch_of
 from devwatch.core.errors import ApiError
 from devwatch.core.incidents import Loss, Registration, Return
 from devwatch.core.listing import Entry
@@ -24,6 +23,7 @@ from devwatch.kube.credentials import Credentials
 from devwatch.kube.nodes import KubeNode
 from devwatch.kube.pods import Workload
 from fuzz.target import Feed, Target
+from support.build import patch_of
 from system.certificates import Authority, Pair
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from devwatch.core.device import Device
 from devwatch.core.errors import ConfigError
 from devwatch.core.rules import KEYS, claim
 from fuzz.target import Feed, Target
+from support.checkout import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,7 +94,7 @@ def _check_faults(error: ConfigError) -> None:
     assert min(places) >= (1, 1)
 
 
-_EXAMPLE = Path(__file__).parents[2] / "systemd" / "config.yaml"
+_EXAMPLE = CHECKOUT / "systemd" / "config.yaml"
 
 CONFIGURATION = Target(
     open=_open,

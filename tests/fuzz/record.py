@@ -28,7 +28,7 @@ from devwatch.observe import logs
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
 from fuzz.target import Feed, Target
-from test_sysfs import Host
+from support.hostfiles import Host
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence

@@ -23,11 +23,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from support.checkout import CHECKOUT
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-ROOT = Path(__file__).parents[2]
-CONTAINERFILE = ROOT / "deploy" / "image" / "Containerfile"
+CONTAINERFILE = CHECKOUT / "deploy" / "image" / "Containerfile"
 IGNORE = CONTAINERFILE.with_name("Containerfile.dockerignore")
 
 _TIMEOUT = 300
@@ -217,7 +218,7 @@ def _context(source: str) -> Path:
             passed = line.startswith("!")
     if not passed:
         raise BuildError(f"COPY {source}: {IGNORE.name} keeps it out")
-    return ROOT / source
+    return CHECKOUT / source
 
 
 def _run(command: str, image: Image) -> None:
@@ -313,10 +314,10 @@ def _kept(home: Path, kind: str, key: str, make: Callable[[Path], None]) -> Path
 def _digest(base: str) -> str:
     """Return the digest of all that the image is made of."""
     inputs = [CONTAINERFILE, IGNORE, Path(__file__)]
-    inputs += [ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE")]
-    inputs += sorted((ROOT / ".requirements").glob("*.txt"))
-    inputs += sorted(path for path in (ROOT / "src").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    inputs += [CHECKOUT / name for name in ("pyproject.toml", "README.md", "LICENSE")]
+    inputs += sorted((CHECKOUT / ".requirements").glob("*.txt"))
+    inputs += sorted(path for path in (CHECKOUT / "src").rglob("*") if path.is_file() and path.suffix != ".pyc")
     total = hashlib.sha256(base.encode())
     for path in inputs:
-        total.update(f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        total.update(f"{path.relative_to(CHECKOUT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()

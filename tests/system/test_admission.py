@@ -1,4 +1,4 @@
-"""The admission policy on a real API server: every request of tests/data/admission.yaml, sent as the user it names.
+"""The admission policy on a real API server: every request of tests/deploy/data/admission.yaml, sent as the user it names.
 
 All are dry runs: each finds the same Nodes. A server before 1.30 has no such policies; what it can show is that it alone
 refuses none of the requests, so that the refusals are the policy's.
@@ -18,7 +18,18 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from admission import ALLOWED_PATH, COMPONENT, Object, Request, allowed, as_cel, merged, namespaces, node, requests
+from support.admission import (
+    ALLOWED_PATH,
+    COMPONENT,
+    Object,
+    Request,
+    allowed,
+    as_cel,
+    merged,
+    namespaces,
+    node,
+    requests,
+)
 from system.evictionproxy import policy_version
 from system.waiting import eventually
 

@@ -21,6 +21,7 @@ import pytest
 import pyudev
 from kubernetes_asyncio import client, config
 
+from support.checkout import CHECKOUT
 from system import testbed
 from system.apiserver import NAMESPACE, PATCH_ONLY, STRATEGIC_MERGE, WATCH, ApiServer, ApiServerError, assets
 from system.daemon import Daemon, DaemonEndedError
@@ -31,7 +32,7 @@ from system.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TESTS = Path(__file__).parents[1]
+TESTS = CHECKOUT / "tests"
 
 
 # The gates

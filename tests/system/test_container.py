@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import deployment
+from support import deployment
 from system import container as box
 from system import containerfile, testbed
 from system.apiserver import NAMESPACE

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deployment import BASE, DEPLOY, documented_block, granted, missing, rendered, write_kustomization
+from support.deployment import BASE, DEPLOY, documented_block, granted, missing, rendered, write_kustomization
 from system.apiserver import NAMESPACE
 from system.testbed import require
 from system.waiting import eventually

@@ -14,11 +14,11 @@ from urllib.parse import quote
 
 import pytest
 
-from build import patch_of
 from devwatch.core.errors import ApiError, CredentialsError, Forbidden, NodeMissing, Refused, Retry
 from devwatch.core.node import ANNOTATION, ANNOTATION_PART, NodePatch, NodeState
 from devwatch.kube.credentials import Credentials
 from devwatch.kube.nodes import KubeNode
+from support.build import patch_of
 from system.apiserver import NAMESPACE, PATCH_ONLY
 from system.waiting import eventually
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from build import Parts
+    from support.build import Parts
     from system.apiserver import ApiServer, Object
 
 pytestmark = pytest.mark.system

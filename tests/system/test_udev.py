@@ -28,10 +28,10 @@ from devwatch.core.inventory import Inventory
 from devwatch.core.listing import Entry
 from devwatch.host.sysfs import Lister, Roots
 from devwatch.host.udev import BATCH, TEND_INTERVAL, UdevSource, read_record
+from support.uevents import Heard, turn, uevent_descriptors
 from system.process import Process
 from system.udevd import DEV, RULES, SYS, ownership_kept, settle
 from system.waiting import eventually
-from test_udev import Heard, turn, uevent_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

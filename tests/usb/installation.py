@@ -5,17 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from support.checkout import CHECKOUT
 from usb.machine import MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from usb.machine import Machine
 
-CHECKOUT = Path(__file__).parents[2]
 PACKAGED = ("Makefile", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".requirements", "src", "systemd")
 """What `make install` reads of a checkout."""
 LOCKS = (".requirements/run.txt", ".requirements/build.txt")

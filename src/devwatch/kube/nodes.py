@@ -48,8 +48,9 @@ class KubeNode(Connection):
     async def watch(self) -> AsyncIterator[NodeState | None]:
         """Yield the Node, and again whenever a client has written to it, until the server ends the watch after `WATCH_TIMEOUT`.
 
-        Yields None where there is no Node, or no longer. A watch begins with a list, unless the one before it was ended by the server: then it
-        continues from the version of its last event or bookmark. Raises as `request` does; `Gone` where the server has forgotten that version.
+        Yields None where there is no Node, or no longer. A watch begins with a list, unless the server has ended the one before it: then it
+        continues from the version of its last event or bookmark. Raises as `request` does; `Gone` where the server has forgotten that
+        version.
         """
         selector = ("fieldSelector", f"metadata.name={self._name}")
         version, self._ended_at = self._ended_at, ""

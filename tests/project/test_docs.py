@@ -1,0 +1,192 @@
+"""The documentation: links that lead somewhere, a README that stays the first page, and names that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from devwatch.cli.entry import main
+from devwatch.observe.metrics import Metrics
+from support.checkout import CHECKOUT
+from support.deployment import DEPLOY, documentation, documented_block
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+README = CHECKOUT / "README.md"
+DOCS = sorted((CHECKOUT / "docs").glob("*.md"))
+PAGES = (README, CHECKOUT / "CHANGELOG.md", *sorted((CHECKOUT / ".github").glob("*.md")), *DOCS)
+"""Every page that has links."""
+LONGEST_README = 170
+"""Lines: what a reader takes in who wants to know whether devwatch is the right tool."""
+FOREIGN_OPTIONS = frozenset({"--wait"})
+"""Options of other programs that stand alone in a code span: kubectl's."""
+
+_FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+_SPAN = re.compile(r"`([^`\n]+)`")
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
+
+
+def without_blocks(text: str) -> str:
+    """Return the text without fenced blocks, whose comments look like headings."""
+    return _FENCE.sub("", text)
+
+
+def links(text: str) -> list[str]:
+    """Return the targets of all links outside of code."""
+    return _LINK.findall(_SPAN.sub("", without_blocks(text)))
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that GitHub gives to a heading: in lower case, without punctuation, a hyphen for each space."""
+    shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+    return re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page. The second heading of the same text ends in `-1`, the third in `-2`."""
+    seen: Counter[str] = Counter()
+    found = set()
+    for heading in _HEADING.findall(without_blocks(text)):
+        name = slug(heading)
+        found.add(f"{name}-{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return found
+
+
+def fault(page: Path, link: str) -> str | None:
+    """Return what is wrong with a link of a page, None where it leads somewhere or out of the checkout."""
+    if re.match(r"[a-z]+:", link):
+        return None
+    name, _, anchor = link.partition("#")
+    target = (page.parent / name).resolve() if name else page
+    if not target.is_relative_to(CHECKOUT) or not target.exists():
+        return f"{link}: no such file"
+    if anchor and anchor not in anchors(target.read_text("utf-8")):
+        return f"{link}: no such heading"
+    return None
+
+
+def fragments(text: str) -> Iterator[str]:
+    """Yield the code of a text: each line of a fenced block, and each span."""
+    for block in _FENCE.findall(text):
+        yield from block.splitlines()
+    yield from _SPAN.findall(without_blocks(text))
+
+
+def calls(text: str) -> Iterator[list[str]]:
+    """Yield the words of each call of devwatch, without the name of the program."""
+    for fragment in fragments(text):
+        match = re.match(r"(?:\$ |kubectl .* -- )?devwatch ([a-z-].*)", fragment.strip())
+        if match:
+            yield shlex.split(match[1], comments=True)
+
+
+def options(text: str) -> set[str]:
+    """Return the long options that a text names."""
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+
+
+def helped(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    """Return what `--help` prints."""
+    assert main([*command, "--help"], {}) == 0, command
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    """Relative links and anchors; addresses on other hosts are not requested."""
+    assert [wrong for link in links(page.read_text("utf-8")) if (wrong := fault(page, link))] == []
+
+
+def test_a_link_that_leads_nowhere_is_found() -> None:
+    """A file that is not there, a heading that is not there, a file outside of the checkout; code is no link."""
+    text = "[a](docs/none.md), [b](#none), [c](../x), [d](README.md#documentation), [e](https://example.com); `[f](g)`"
+    text += "\n```\n[h](i)\n```\n"
+    wrong = [fault(README, link) for link in links(text)]
+    assert wrong == ["docs/none.md: no such file", "#none: no such heading", "../x: no such file", None, None]
+
+
+@pytest.mark.parametrize(
+    ("heading", "anchor"),
+    [
+        ("Install", "install"),
+        ("In the cluster: a DaemonSet", "in-the-cluster-a-daemonset"),
+        ("`evict.after`, and [more](x.md)", "evictafter-and-more"),
+        ("[0.1.0] - 2026-11-26", "010---2026-11-26"),
+    ],
+)
+def test_a_heading_has_the_anchor_of_github(heading: str, anchor: str) -> None:
+    """By its rules, which keep letters, digits, hyphens and underscores."""
+    assert slug(heading) == anchor
+
+
+def test_a_comment_in_a_block_is_no_heading() -> None:
+    """And headings of the same text are counted."""
+    assert anchors("# A\n```\n# B\n```\n## A\n") == {"a", "a-1"}
+
+
+def test_the_readme_is_the_first_page() -> None:
+    """It stays short, and leads to every other page."""
+    text = README.read_text("utf-8")
+    assert len(text.splitlines()) <= LONGEST_README
+    assert DOCS
+    assert {f"docs/{page.name}" for page in DOCS} <= set(links(text))
+
+
+def test_every_documented_call_is_possible(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command exists and knows the options that it is shown with."""
+    shown = list(calls(documentation()))
+    assert len(shown) > 10
+    helps = {words[0]: helped(capsys, words[0]) for words in shown if not words[0].startswith("-")}
+    unknown = [words for words in shown if not options(" ".join(words)) <= options(helps.get(words[0], "--help"))]
+    assert unknown == []
+
+
+def test_every_documented_option_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where it stands without its command."""
+    commands = {words[0] for words in calls(documentation()) if not words[0].startswith("-")}
+    known = FOREIGN_OPTIONS.union(*(options(helped(capsys, command)) for command in commands))
+    alone = (fragment for fragment in fragments(documentation()) if fragment.startswith("--"))
+    named = set().union(*map(options, alone))
+    assert named - known == set()
+    assert len(named) > 3
+
+
+@pytest.mark.parametrize("command", ["set-credentials", "kubectl delete -k", "spec.nodeName=NODE"])
+def test_the_commands_that_are_run_on_a_real_server_are_found(command: str) -> None:
+    """`tests/system/test_deploy.py` runs them; there is one block of each, and it is whole."""
+    block = documented_block(command)
+    assert command in block
+    assert "```" not in block
+
+
+def test_every_documented_metric_exists() -> None:
+    """By the name that a scrape shows."""
+    known = set(re.findall(r"^# TYPE (\w+)", Metrics("0").render().decode(), re.MULTILINE))
+    named = set(re.findall(r"\bdevwatch_[a-z_]*[a-z]\b", documentation()))
+    assert len(named) > 5
+    assert named - known == set()
+
+
+def test_the_alerts_are_those_that_are_shipped() -> None:
+    """All of them, and no other."""
+    shipped = yaml.safe_load((DEPLOY / "components" / "monitoring" / "alerts.yaml").read_text("utf-8"))
+    names = {rule["alert"] for group in shipped["spec"]["groups"] for rule in group["rules"]}
+    assert set(re.findall(r"`(Devwatch[A-Z]\w+)`", documentation())) == names
+
+
+def test_every_documented_log_event_is_logged() -> None:
+    """The names in the table of events stand in the code."""
+    table = documentation().partition("\n## Logs\n")[2].partition("\n## ")[0]
+    names = set(re.findall(r"`([a-z]+\.[a-z_]+)`", table))
+    code = "\n".join(path.read_text("utf-8") for path in (CHECKOUT / "src" / "devwatch").rglob("*.py"))
+    assert len(names) > 20
+    assert [name for name in sorted(names) if f'"{name}"' not in code] == []

@@ -1,0 +1,1 @@
+"""What the tests share: builders, fakes, a virtual clock, a model of a node."""

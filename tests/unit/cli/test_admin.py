@@ -1,0 +1,362 @@
+"""`purge` over real HTTP: it takes away what was asked for and no more, from every node that lets it, and says what it could not do."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import uuid
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from devwatch.cli import admin
+from devwatch.cli.display import Screen
+from devwatch.cli.entry import main
+from devwatch.core.node import ANNOTATION
+from devwatch.host.lock import NodeLock
+from devwatch.kube.client import Connection
+from devwatch.kube.credentials import Credentials
+from support.nodesite import RESOURCE, node, site
+from system.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from support.nodesite import Site
+
+RBAC = 'nodes "{}" is forbidden: User "u" cannot patch resource "nodes/status" in API group "" at the cluster scope'
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Site]:
+    """Return an API server with three Nodes on which devwatch advertises."""
+    with site(tmp_path, "n1", "n2", "n3") as running:
+        yield running
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """How a purge of all nodes ended."""
+
+    status: int
+    out: list[str]
+    err: list[str]
+
+
+def purge(cluster: Site, *, dry_run: str | None = None, confirmed: Callable[[int], bool] = lambda _count: True) -> Done:
+    """Purge all nodes, and look again without a pause."""
+    connection = Connection(Credentials(kubeconfig=cluster.kubeconfig, environ={}), version="0")
+    out, err = io.StringIO(), io.StringIO()
+    task = admin.Purge(node=None, dry_run=dry_run, confirmed=confirmed, pause=0)
+    status = admin.run(connection, admin.purge(connection, Screen(out=out), Screen(out=err), task))
+    return Done(status=status, out=out.getvalue().splitlines(), err=err.getvalue().splitlines())
+
+
+def advertising(cluster: Site) -> list[str]:
+    """Return the Nodes that still have something of devwatch."""
+    return [name for name, held in cluster.nodes.items() if RESOURCE in held["status"]["capacity"]]
+
+
+# -- which nodes
+
+
+ONE, ALL = ["n1"], ["n1", "n2", "n3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "wanted"),
+    [
+        (["--node", "n1"], {"DEVWATCH_ALL_NODES": "1"}, ONE),
+        (["--node", "n1"], {"DEVWATCH_ALL_NODES": "1", "DEVWATCH_NODE": "n1"}, ONE),
+        (["--node", "n1"], {"DEVWATCH_ALL_NODES": "1", "DEVWATCH_NODE": "n2"}, ONE),
+        (["--node", "n1", "--no-all-nodes"], {"DEVWATCH_ALL_NODES": "1"}, ONE),
+        (["--no-all-nodes"], {"DEVWATCH_ALL_NODES": "1", "DEVWATCH_NODE": "n1"}, ONE),
+        ([], {"DEVWATCH_NODE": "n1"}, ONE),
+        ([], {"DEVWATCH_NODE": "n1", "DEVWATCH_ALL_NODES": "no"}, ONE),
+        (["--all-nodes"], {"DEVWATCH_NODE": "n1"}, ALL),
+        (["--all-nodes"], {"DEVWATCH_NODE": "n1", "DEVWATCH_ALL_NODES": "maybe"}, ALL),
+        ([], {"DEVWATCH_ALL_NODES": "1"}, ALL),
+    ],
+)
+def test_the_command_line_says_what_is_purged_whatever_the_variables_say(
+    options: list[str],
+    variables: dict[str, str],
+    wanted: list[str],
+    cluster: Site,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A variable left over from another day neither widens nor narrows what somebody types."""
+    argv = ["purge", "--dry-run", "--kubeconfig", cluster.kubeconfig, *options]
+    assert main(argv, variables) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert heads == [f"{name}: would remove" for name in wanted]
+
+
+@pytest.mark.parametrize(
+    ("options", "variables"),
+    [
+        (["--node", "n1", "--all-nodes"], {}),
+        (["--node", "n1", "--all-nodes"], {"DEVWATCH_NODE": "n1"}),
+        ([], {"DEVWATCH_NODE": "n1", "DEVWATCH_ALL_NODES": "true"}),
+    ],
+)
+def test_one_node_and_all_of_them_contradict_each_other(
+    options: list[str], variables: dict[str, str], cluster: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked for in the same breath, neither is guessed: status 2, and nobody is asked for anything."""
+    assert main(["purge", "--yes", "--kubeconfig", cluster.kubeconfig, *options], variables) == 2
+    assert "contradict each other" in capsys.readouterr().err
+    assert cluster.asked == []
+
+
+# -- failures
+
+
+def test_a_node_that_cannot_be_written_keeps_no_other_from_being_purged(cluster: Site) -> None:
+    """All others are done and looked at again; the failure is one line with its node and what helps, and the status is 1."""
+    cluster.refusals = {"n1": (403, RBAC.format("n1")), "n2": (500, "try\nlater \x1b[31m")}
+    done = purge(cluster)
+    assert done.status == 1
+    assert cluster.removed == ["n3"]
+    assert cluster.asked == ["n1", "n2", "n3", "n3"]
+    assert done.out[-1] == "removed from 1 node"
+    (first, second) = done.err
+    assert first.startswith('devwatch: n1: nodes "n1" is forbidden')
+    assert "kubectl create clusterrole" in first
+    assert second.startswith("devwatch: n2: try later \\x1b[31m")
+
+
+def test_what_devwatch_did_not_write_is_left_alone_and_named(cluster: Site) -> None:
+    """A key in the annotation gives no right to the GPUs of another plugin; nor does an annotation that a user wrote."""
+    gpu = "nvidia.com/gpu"
+    for name in ("n1", "n2"):
+        held = cluster.nodes[name]
+        held["metadata"]["annotations"][ANNOTATION] = json.dumps({RESOURCE: [], gpu: []})
+        for part in ("capacity", "allocatable"):
+            held["status"][part][gpu] = "2"
+    cluster.nodes["n2"]["metadata"]["managedFields"][0]["manager"] = "kubectl-annotate"
+    done = purge(cluster)
+    assert done.status == 0
+    assert [cluster.nodes[name]["status"]["capacity"].get(gpu) for name in ("n1", "n2")] == ["2", "2"]
+    assert advertising(cluster) == ["n2"]
+    assert [line for line in done.out if "left alone" in line] == [
+        f"  {name} is listed and left alone: its count is not devwatch's to remove" for name in (gpu, RESOURCE, gpu)
+    ]
+
+
+def test_a_removal_that_a_policy_refuses_is_told_with_the_list_to_change(cluster: Site) -> None:
+    """The name has to stay allowed until it is gone, which nobody guesses."""
+    denied = f"ValidatingAdmissionPolicy 'devwatch' with binding 'b' denied request: status.capacity[{RESOURCE}] is not among"
+    cluster.refusals = {"n1": (403, f"{denied} the resources that the policy allows: x.io/y")}
+    (line,) = purge(cluster).err
+    assert f"keep {RESOURCE} in spec.variables[0] of ValidatingAdmissionPolicy devwatch" in line
+
+
+def test_a_node_that_is_gone_meanwhile_has_nothing_left_to_remove(cluster: Site) -> None:
+    """That is no failure, and it is said."""
+
+    def vanish(name: str) -> None:
+        del cluster.nodes[{"n1": "n2", "n3": "n1"}[name]]
+
+    cluster.at_removal = vanish
+    done = purge(cluster)
+    assert (done.status, done.err) == (0, [])
+    assert cluster.removed == ["n1", "n3"]
+    assert [line for line in done.out if "gone" in line] == [
+        "n2: the Node is gone meanwhile, so nothing is left to remove"
+    ]
+    assert done.out[-1] == "removed from 2 nodes"
+
+
+def test_a_daemon_that_writes_again_is_told_beside_what_was_done(cluster: Site) -> None:
+    """The second look is made on every node; the one with a running daemon is a line, and so is one that cannot be looked at."""
+
+    def meddle(name: str) -> None:
+        cluster.nodes[name] = {"n1": cluster.nodes["n1"], "n2": {"metadata": "nonsense"}, "n3": node("n3")}[name]
+
+    cluster.at_removal = meddle
+    done = purge(cluster)
+    assert done.status == 1
+    assert done.err[0].startswith("devwatch: n2: removed, but whether it stays away is unknown: ")
+    assert done.err[1:] == ["devwatch: n3: a devwatch still runs on n3: stop it first"]
+    left, removed = done.out[-4:-1], done.out[-1]
+    assert left == ["n3: left", f"  - {RESOURCE}: capacity 1, allocatable 1", "  - the annotation devwatch.io/devices"]
+    assert removed == "removed from 1 node"
+
+
+def test_what_comes_back_without_the_annotation_is_named_too(cluster: Site) -> None:
+    """A count alone, in one map or both, is left as well; what stayed away is not named."""
+
+    def meddle(name: str) -> None:
+        cluster.nodes[name]["status"]["allocatable"][RESOURCE] = "1"
+
+    cluster.at_removal = meddle
+    done = purge(cluster)
+    assert done.status == 1
+    assert done.out[-2:] == ["n3: left", f"  - {RESOURCE}: capacity none, allocatable 1"]
+
+
+def test_beside_the_daemon_of_this_host_nothing_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is known by its lock: what is left is named, and the status is 1."""
+    name = f"n-{uuid.uuid4().hex[:8]}"
+    lock = NodeLock(name)
+    with site(tmp_path, name) as alone:
+        assert lock.acquire_once() is None
+        try:
+            assert main(["purge", "--yes", "--node", name, "--kubeconfig", alone.kubeconfig], {}) == 1
+        finally:
+            lock.release()
+        assert alone.removed == []
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        f"{name}: left",
+        f"  - {RESOURCE}: capacity 1, allocatable 1",
+        "  - the annotation devwatch.io/devices",
+    ]
+    assert shown.err == f"devwatch: a devwatch still runs on {name} (pid {os.getpid()}): stop it first\n"
+
+
+def test_a_dry_run_asks_the_server_about_every_node(cluster: Site) -> None:
+    """Who refuses is told; nothing is removed, and nothing is said to be."""
+    cluster.refusals = {"n1": (403, RBAC.format("n1"))}
+    done = purge(cluster, dry_run="server")
+    assert (done.status, len(done.err)) == (1, 1)
+    assert cluster.asked == ["n1", "n2", "n3"]
+    assert advertising(cluster) == ["n1", "n2", "n3"]
+    assert not any(line.startswith("removed") for line in done.out)
+
+
+# -- the question
+
+
+@dataclass(slots=True, kw_only=True)
+class Terminal:
+    """A purge of all nodes that somebody watches, with its results in a file."""
+
+    program: subprocess.Popen[bytes]
+    keyboard: int
+    shown: bytes = b""
+
+    def shows(self, text: bytes) -> bool:
+        """Return whether the terminal shows this by now."""
+        with suppress(BlockingIOError):
+            self.shown += os.read(self.keyboard, 4096)
+        return text in self.shown
+
+    def type(self, keys: bytes) -> None:
+        """Press these keys."""
+        os.write(self.keyboard, keys)
+
+
+@contextmanager
+def watched(cluster: Site, folder: Path, *options: str, count: str = "3 nodes") -> Iterator[Terminal]:
+    """Start `purge` on a terminal of its own, of all nodes by default, with stdout redirected, and wait for the question."""
+    ours, its = pty.openpty()
+    os.set_blocking(ours, False)
+    given = [*(options or ("--all-nodes",)), "--kubeconfig", cluster.kubeconfig]
+    command = [sys.executable, "-m", "devwatch", "purge", *given]
+    with (folder / "out").open("wb") as out:
+        program = subprocess.Popen(command, stdin=its, stdout=out, stderr=its, start_new_session=True)
+    terminal = Terminal(program=program, keyboard=ours)
+    try:
+        eventually(lambda: terminal.shows(f"Remove all this from {count}? [y/N] ".encode()))
+        yield terminal
+    finally:
+        program.kill()
+        program.wait()
+        os.close(ours)
+        os.close(its)
+
+
+def test_the_question_is_seen_where_the_results_go_into_a_file(cluster: Site, tmp_path: Path) -> None:
+    """It is asked on stderr, and `n` removes nothing."""
+    with watched(cluster, tmp_path) as terminal:
+        terminal.type(b"n\n")
+        assert terminal.program.wait(30) == 1
+    assert (tmp_path / "out").read_text().splitlines()[-1] == "nothing was removed"
+    assert cluster.asked == []
+
+
+def test_one_node_is_asked_about_as_all_are(cluster: Site, tmp_path: Path) -> None:
+    """Without a `y` nothing is removed from it."""
+    with watched(cluster, tmp_path, "--node", "n1", count="1 node") as terminal:
+        terminal.type(b"\n")
+        assert terminal.program.wait(30) == 1
+    assert (cluster.removed, advertising(cluster)) == ([], ALL)
+
+
+def off_terminal(cluster: Site, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `purge` where nobody can be asked."""
+    command = [sys.executable, "-m", "devwatch", "purge", *options, "--kubeconfig", cluster.kubeconfig]
+    environ = {**os.environ, **variables}
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environ, timeout=60
+    )
+
+
+@pytest.mark.parametrize("where", [("--node", "n1"), ("--all-nodes",)], ids=lambda where: where[0])
+def test_where_nobody_can_be_asked_nothing_is_removed(where: tuple[str, ...], cluster: Site) -> None:
+    """A script that forgets `--yes` gets one line and status 2, for one node as for all, and no request is sent."""
+    done = off_terminal(cluster, *where)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "--yes" in line
+    assert (cluster.asked, advertising(cluster)) == ([], ALL)
+
+
+def test_a_dry_run_neither_asks_nor_refuses(cluster: Site) -> None:
+    """It removes nothing, so there is nothing to agree to."""
+    for way in ("client", "server"):
+        done = off_terminal(cluster, "--all-nodes", f"--dry-run={way}")
+        assert done.returncode == 0, done.stderr
+    assert (cluster.removed, advertising(cluster)) == ([], ALL)
+
+
+def test_the_variable_agrees_as_the_option_does(cluster: Site) -> None:
+    """`DEVWATCH_YES` stands for `--yes`, and the command line wins."""
+    assert off_terminal(cluster, "--node", "n1", "--no-yes", DEVWATCH_YES="1").returncode == 2
+    done = off_terminal(cluster, "--node", "n1", DEVWATCH_YES="1")
+    assert done.returncode == 0, done.stderr
+    assert cluster.removed == ["n1"]
+
+
+def test_yes_removes_from_all_nodes(cluster: Site, tmp_path: Path) -> None:
+    """The answer is taken as people give it."""
+    with watched(cluster, tmp_path) as terminal:
+        terminal.type(b" Yes\n")
+        eventually(lambda: advertising(cluster) == [])
+    assert cluster.removed == ["n1", "n2", "n3"]
+
+
+def test_an_interrupt_before_the_answer_counts_although_the_answer_is_yes(cluster: Site) -> None:
+    """What the event loop has only noted by then ends it before the first request."""
+
+    def interrupted(_count: int) -> bool:
+        signal.raise_signal(signal.SIGINT)
+        return True
+
+    # A shell lets what it starts in the background ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            purge(cluster, confirmed=interrupted)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert cluster.asked == []
+
+
+def test_an_interrupt_at_the_question_ends_it_and_removes_nothing(cluster: Site, tmp_path: Path) -> None:
+    """The first Ctrl-C counts: status 130, and no answer is waited for."""
+    with watched(cluster, tmp_path) as terminal:
+        terminal.program.send_signal(signal.SIGINT)
+        assert terminal.program.wait(30) == 130
+        assert not terminal.shows(b"Traceback")
+    assert cluster.asked == []

@@ -14,22 +14,13 @@ from functools import partial
 from itertools import accumulate, chain
 from typing import TypeVar
 
-from devwatch.config.tree import (
-    _MAX_PATTERN,
-    _MAX_SIGNS,
-    MAX_FAULTS,
-    MAX_QUOTE,
-    NO_STRING,
-    Node,
-    Place,
-    quoted,
-    read_document,
-    shown_faults,
-)
+from devwatch.config.tree import MAX_FAULTS, MAX_QUOTE, NO_STRING, Node, Place, quoted, read_document, shown_faults
 from devwatch.core.errors import ConfigError, Fault
 from devwatch.core.names import resource_name_fault
 from devwatch.core.rules import KEYS, Count, KeyTest, Matcher, Pattern, ResourceRule, is_glob
 
+_MAX_PATTERN, _MAX_WILDCARDS = 512, 32
+"""Characters, and `*`, `?` and `[` among them, that one pattern may have."""
 _MAX_COMPARED, _MAX_NAMES = 400, 16 * 1024
 """Patterns up to which resources are compared for shadowing; bytes that the names may take of the Node's annotation."""
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
@@ -159,8 +150,8 @@ def _scalar(node: Node, at: Place, *, spelling: _Spelling[T]) -> T | None:
 
 
 def _glob(text: str, *, form: str = "", wanted: str = _GLOB) -> tuple[Pattern | None, str]:
-    if len(text) > _MAX_PATTERN or sum(map(text.count, "*?[")) > _MAX_SIGNS:
-        return None, f"at most {_MAX_PATTERN} characters and {_MAX_SIGNS} of * ? ["
+    if len(text) > _MAX_PATTERN or sum(map(text.count, "*?[")) > _MAX_WILDCARDS:
+        return None, f"at most {_MAX_PATTERN} characters and {_MAX_WILDCARDS} of * ? ["
     return Pattern(text=text) if re.match(form, text, re.DOTALL) else None, wanted
 
 

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 256 * 1024
 """Bytes of the largest configuration that is parsed."""
 # Bounds that keep the worst file within a second, also with the parser in pure Python; sensible files are far below.
-MAX_DEPTH, MAX_EVENTS, MAX_FAULTS = 16, 8192, 100
-_MAX_PATTERN, _MAX_SIGNS, MAX_QUOTE = 512, 32, 60
+MAX_DEPTH, MAX_EVENTS, MAX_FAULTS, MAX_QUOTE = 16, 8192, 100, 60
 # The characters that YAML does not allow (YAML 1.1, 5.1), and U+FEFF, which it allows at the beginning of a document alone.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 NO_STRING = re.compile("[\0\ud800-\udfff]")

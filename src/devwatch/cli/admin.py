@@ -54,19 +54,19 @@ async def status(connection: Connection, screen: Screen, remarks: Screen, *, for
     """Show what every node advertises, who asks for it, and what is not as it should be."""
     seen = await cluster.overview(connection)
     if form in {"json", "yaml"}:
-        screen.document({"resources": [_document(standing) for standing in seen.standings]}, form)
-    elif seen.standings:
-        _show(screen, seen.standings, wide=form == "wide")
-    if form not in {"json", "yaml"} and not any(standing.owned for standing in seen.standings):
+        screen.document({"resources": [_document(row) for row in seen.resources]}, form)
+    elif seen.resources:
+        _show(screen, seen.resources, wide=form == "wide")
+    if form not in {"json", "yaml"} and not any(row.owned for row in seen.resources):
         remarks.line("devwatch advertises nothing in this cluster")
     hidden = (f"the pods are not shown: {seen.hidden}",) if seen.hidden else ()
-    warnings = (text for standing in seen.standings for text in standing.warnings())
+    warnings = (text for row in seen.resources for text in row.warnings())
     for warning in dict.fromkeys((*hidden, *warnings)):
         remarks.line(f"warning: {display.printable(warning)}")
     return DONE
 
 
-def _show(screen: Screen, standings: Sequence[ResourceStatus], *, wide: bool) -> None:
+def _show(screen: Screen, rows: Sequence[ResourceStatus], *, wide: bool) -> None:
     heads = [
         "NODE",
         "RESOURCE",
@@ -78,17 +78,17 @@ def _show(screen: Screen, standings: Sequence[ResourceStatus], *, wide: bool) ->
         "DEVICES",
         *(["LINKS", "CHANGED"] if wide else []),
     ]
-    screen.table(heads, [_cells(standing, wide=wide) for standing in standings])
+    screen.table(heads, [_cells(row, wide=wide) for row in rows])
 
 
-def _cells(standing: ResourceStatus, *, wide: bool) -> list[str]:
-    pods = ", ".join(f"{pod.title} ({pod.phase})" for pod in standing.pods or ())
-    devices = ", ".join(_device(entry) for entry in standing.devices)
-    links = ", ".join(entry.link or entry.devnode for entry in standing.devices)
-    requested = "" if standing.requested is None else str(standing.requested)
-    counts = [standing.publish or "", standing.capacity or "", standing.allocatable or "", requested]
-    where = [standing.node or "", standing.resource]
-    return [*where, *counts, pods, devices, *([links, standing.changed or ""] if wide else [])]
+def _cells(row: ResourceStatus, *, wide: bool) -> list[str]:
+    pods = ", ".join(f"{pod.title} ({pod.phase})" for pod in row.pods or ())
+    devices = ", ".join(_device(entry) for entry in row.devices)
+    links = ", ".join(entry.link or entry.devnode for entry in row.devices)
+    requested = "" if row.requested is None else str(row.requested)
+    counts = [row.publish or "", row.capacity or "", row.allocatable or "", requested]
+    where = [row.node or "", row.resource]
+    return [*where, *counts, pods, devices, *([links, row.changed or ""] if wide else [])]
 
 
 def _device(entry: Entry) -> str:
@@ -96,21 +96,21 @@ def _device(entry: Entry) -> str:
     return f"{name} (lost)" if entry.lost else name
 
 
-def _document(standing: ResourceStatus) -> dict[str, Any]:
-    pods = standing.pods
+def _document(row: ResourceStatus) -> dict[str, Any]:
+    pods = row.pods
     return {
-        "node": standing.node,
-        "ready": standing.member.ready if standing.member else None,
-        "resource": standing.resource,
-        "publish": standing.publish,
-        "capacity": standing.capacity,
-        "allocatable": standing.allocatable,
-        "requested": standing.requested,
+        "node": row.node,
+        "ready": row.summary.ready if row.summary else None,
+        "resource": row.resource,
+        "publish": row.publish,
+        "capacity": row.capacity,
+        "allocatable": row.allocatable,
+        "requested": row.requested,
         "pods": pods if pods is None else [{key: getattr(pod, key) for key in _OF_A_POD} for pod in pods],
-        "devices": [_device_document(entry) for entry in standing.devices],
-        "changed": standing.changed,
-        "nearest": standing.nearest,
-        "warnings": list(standing.warnings()),
+        "devices": [_device_document(entry) for entry in row.devices],
+        "changed": row.changed,
+        "nearest": row.nearest,
+        "warnings": list(row.warnings()),
     }
 
 
@@ -173,8 +173,8 @@ async def _remove(
     again, unseen = await _patch_each(connection, {name: {} for name in held})
     failures |= {name: f"removed, but whether it stays away is unknown: {reason}" for name, reason in unseen.items()}
     for name, state in again.items():
-        if left := cluster.left(state, removals[name]):
-            _show_removal(screen, name, state, left, verb="left")
+        if back := cluster.reappeared(state, removals[name]):
+            _show_removal(screen, name, state, back, verb="left")
             failures[name] = f"a devwatch still runs on {name}: stop it first"
     if done := len(held.keys() - failures.keys()):
         screen.line(f"removed from {done} node{'s' if done > 1 else ''}")
@@ -212,7 +212,7 @@ def _daemon_beside(node: str) -> Holder | None:
 async def _states(connection: Connection, node: str | None) -> dict[str, NodeState]:
     if node is not None:
         return {node: await nodes.patch_node(connection, node, {})}
-    return {member.name: member.state for member in await cluster.members(connection)}
+    return {node.name: node.state for node in await cluster.summarize_nodes(connection)}
 
 
 def _show_removal(screen: Screen, name: str, state: NodeState, changes: Changes, *, verb: str) -> None:
@@ -222,5 +222,5 @@ def _show_removal(screen: Screen, name: str, state: NodeState, changes: Changes,
         screen.line(f"- {resource}: capacity {capacity}, allocatable {allocatable}", indent=2)
     if WHOLE in changes:
         screen.line("- the annotation devwatch.io/devices", indent=2)
-    for resource in cluster.strange(state):
+    for resource in cluster.not_removable(state):
         screen.line(f"{resource} is listed and left alone: its count is not devwatch's to remove", indent=2)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from devwatch.cli.display import Screen
     from devwatch.kube.client import Connection
 
-    _Commands = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - argparse has no other name for it
+    _Commands = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - argparse has no public name for it
+    _Command = Callable[[argparse.Namespace, Mapping[str, str]], int]
 
 DEFAULT_CONFIG = "/etc/devwatch/config.yaml"
 DEFAULT_LISTEN = "127.0.0.1:28796"
@@ -43,37 +44,51 @@ examples:
 
 Every option has an environment variable: --node-name is DEVWATCH_NODE_NAME. The command line wins.
 Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."""
-_RUN_EXAMPLES = """\
+_RUN_HELP = """\
+the daemon: watch the devices, patch the Node
+Watches the devices of this host and keeps the status of its Node in step.
 examples:
   devwatch run --dry-run                 print what would be sent; contact nobody
   devwatch run --dry-run=server          ask the API server whether it would accept it
   devwatch run --once                    advertise what is here now, and end
   devwatch run --node-name nuc-1 --kubeconfig /etc/devwatch/kubeconfig"""
-_DEVICES_EXAMPLES = """\
+_DEVICES_HELP = """\
+the devices here, and the resource that claims each
+Lists the serial devices of this host, what can be matched on them, and which resource claims each.
 examples:
   devwatch devices -o wide               with driver, port and all links
   devwatch devices -o json | jq -r '.devices[] | select(.resource == null) | .devnode'
   devwatch devices --suggest             a configuration for what nothing claims yet"""
-_EXPLAIN_EXAMPLES = """\
+_EXPLAIN_HELP = """\
+why is a device claimed, or not?
+Explains rule by rule and key by key why a device is claimed or not, and what is unknown on this host.
 examples:
   devwatch explain /dev/ttyUSB0
   devwatch explain /dev/serial/by-id/usb-FTDI_FT232R_USB_UART_A50285BI-if00-port0
   devwatch explain /sys/bus/usb/devices/1-1.4"""
-_CHECK_EXAMPLES = """\
+_CHECK_HELP = """\
+is a configuration valid?
+Validates a configuration: prints every fault as FILE:LINE:COLUMN: KEY: MESSAGE, or a summary.
 examples:
   devwatch check my.yaml
   devwatch check -o json my.yaml | jq .faults"""
-_STATUS_EXAMPLES = """\
+_STATUS_HELP = """\
+the cluster: counts, pods, devices
+Shows for the whole cluster what is advertised, which pods request it, and the devices behind it.
 examples:
   devwatch status                        every resource: counts, pods, devices
   devwatch status -o wide                with links, and when it last changed
   devwatch status -o json | jq '.resources[] | select(.warnings != [])'"""
-_PURGE_EXAMPLES = """\
+_PURGE_HELP = """\
+remove what devwatch advertised
+Removes what devwatch advertised, as the Node's own annotation lists it, from this node, another or all. Asks first.
 examples:
   devwatch purge --dry-run               what would be removed from this node?
   devwatch purge --node nuc-1            after the daemon there was stopped
   devwatch purge --all-nodes --yes       after all daemons were stopped"""
-_COMPLETION_EXAMPLES = """\
+_COMPLETION_HELP = """\
+completion for a shell
+Prints the completion script of a shell.
 examples:
   devwatch completion bash > /etc/bash_completion.d/devwatch
   devwatch completion zsh > "${fpath[1]}/_devwatch"
@@ -82,7 +97,6 @@ examples:
 
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 _FORMS, _FORMS_OF_CHECK = ("table", "wide", "json", "yaml"), ("text", "json")
-_CREDENTIALS = "credentials (default: KUBECONFIG, in-cluster, ~/.kube/config)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -224,7 +238,7 @@ def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
             argcomplete.autocomplete(parser)
         options = parser.parse_args(argv)
         options.complete(options)
-        command: Callable[[argparse.Namespace, Mapping[str, str]], int] = options.command
+        command: _Command = options.command
         if command is not _run:  # which takes the signals itself
             early.release()
         return command(options, environ)
@@ -258,8 +272,10 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: _Commands, name: str, summary: str, description: str, examples: str) -> _Parser:
-    return commands.add_parser(
+def _command(commands: _Commands, environ: Mapping[str, str], name: str, run: _Command, text: str) -> _Options:
+    """Add a command and return what adds its options. The lines of `text` are the summary, the description, and the examples."""
+    summary, description, examples = text.split("\n", 2)
+    parser = commands.add_parser(
         name,
         help=summary,
         description=description,
@@ -267,101 +283,80 @@ def _command(commands: _Commands, name: str, summary: str, description: str, exa
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(command=run)
+    return _Options(parser, environ)
 
 
 def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = "Watches the devices of this host and keeps the status of its Node in step."
-    parser = _command(commands, "run", "the daemon: watch the devices, patch the Node", description, _RUN_EXAMPLES)
-    option = _Options(parser, environ)
-    _add_scene(option)
-    option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
-    option(
-        "--dry-run",
-        choices=("client", "server"),
-        const="client",
-        help="print each patch as JSON, store nothing",
-    )
+    option = _command(commands, environ, "run", _run, _RUN_HELP)
+    _add_config_options(option)
+    _add_kubeconfig_option(option)
+    _add_dry_run_option(option, "print each patch as JSON, store nothing")
     option.flag("--once", help="end when the Node shows what is present; status 1 if it does not within 30 s")
-    option(
-        "--listen", metavar="HOST:PORT", help=f"metrics and health, or off (default: {DEFAULT_LISTEN}; with --once off)"
-    )
-    option(
-        "--log-format",
-        choices=("auto", "console", "json"),
-        default="auto",
-        help="auto is console on a terminal, else json",
-    )
-    option(
-        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="the least level to write"
-    )
-    parser.set_defaults(command=_run)
+    listen = f"metrics and health, or off (default: {DEFAULT_LISTEN}; with --once off)"
+    option("--listen", metavar="HOST:PORT", help=listen)
+    formats = ("auto", "console", "json")
+    option("--log-format", choices=formats, default="auto", help="auto is console on a terminal, else json")
+    levels = ("debug", "info", "warning", "error")
+    option("--log-level", choices=levels, default="info", help="the lowest level to log")
 
 
 def _add_devices(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = "Lists the serial devices of this host, what can be matched on them, and which resource claims each."
-    parser = _command(commands, "devices", "the devices here, and who claims them", description, _DEVICES_EXAMPLES)
-    option = _Options(parser, environ)
-    _add_scene(option)
+    option = _command(commands, environ, "devices", _devices, _DEVICES_HELP)
+    _add_config_options(option)
     option.flag("--all", help="with virtual consoles")
-    option.flag("--suggest", help="print a configuration for what nothing claims yet")
-    option("--output", "-o", choices=_FORMS, default="table", help="how to show them")
-    parser.set_defaults(command=_devices)
+    option.flag("--suggest", help="print a configuration for the devices that no resource claims")
+    _add_output_option(option, _FORMS, "how to show them")
 
 
 def _add_explain(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = (
-        "Tells rule by rule and key by key why a device is claimed or not, and what this host keeps from view."
-    )
-    parser = _command(commands, "explain", "why is a device claimed, or not?", description, _EXPLAIN_EXAMPLES)
-    _add_scene(_Options(parser, environ))
-    parser.add_argument("device", metavar="DEVNODE", help="a devnode, a link to one, or a path in /sys")
-    parser.set_defaults(command=_explain)
+    option = _command(commands, environ, "explain", _explain, _EXPLAIN_HELP)
+    _add_config_options(option)
+    option.parser.add_argument("device", metavar="DEVNODE", help="a devnode, a link to one, or a path in /sys")
 
 
 def _add_check(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = "Validates a configuration: prints every fault as FILE:LINE:COLUMN: KEY: MESSAGE, or a summary."
-    parser = _command(commands, "check", "is a configuration valid?", description, _CHECK_EXAMPLES)
-    default = environ.get("DEVWATCH_CONFIG") or DEFAULT_CONFIG
-    parser.add_argument(
-        "file", metavar="FILE", nargs="?", default=default, help="default: %(default)s [DEVWATCH_CONFIG]"
-    )
-    option = _Options(parser, environ)
-    option("--output", "-o", choices=_FORMS_OF_CHECK, default="text", help="how to show the faults")
-    parser.set_defaults(command=_check)
+    option = _command(commands, environ, "check", _check, _CHECK_HELP)
+    default, shown = environ.get("DEVWATCH_CONFIG") or DEFAULT_CONFIG, "default: %(default)s [DEVWATCH_CONFIG]"
+    option.parser.add_argument("file", metavar="FILE", nargs="?", default=default, help=shown)
+    _add_output_option(option, _FORMS_OF_CHECK, "how to show the faults")
 
 
 def _add_status(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = "Shows for the whole cluster what is advertised, which pods ask for it, and the devices behind it."
-    parser = _command(commands, "status", "the cluster: counts, pods, devices", description, _STATUS_EXAMPLES)
-    option = _Options(parser, environ)
-    option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
-    option("--output", "-o", choices=_FORMS, default="table", help="how to show it")
-    parser.set_defaults(command=_status)
+    option = _command(commands, environ, "status", _status, _STATUS_HELP)
+    _add_kubeconfig_option(option)
+    _add_output_option(option, _FORMS, "how to show it")
 
 
 def _add_purge(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = "Removes what devwatch advertised, as the Node's own annotation lists it, from this node, another or all. Asks first."
-    parser = _command(commands, "purge", "remove what devwatch advertised", description, _PURGE_EXAMPLES)
-    option = _Options(parser, environ)
-    option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
+    option = _command(commands, environ, "purge", _purge, _PURGE_HELP)
+    _add_kubeconfig_option(option)
     option("--node", metavar="NAME", help="the Node (default: NODE_NAME, else the host name)")
     option.flag("--all-nodes", help="all Nodes of the cluster")
-    option("--dry-run", choices=("client", "server"), const="client", help="show the difference, remove nothing")
+    _add_dry_run_option(option, "show the difference, remove nothing")
     option.flag("--yes", help="do not ask; needed where there is no terminal")
-    parser.set_defaults(command=_purge)
 
 
 def _add_completion(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = "Prints the completion script of a shell."
-    parser = _command(commands, "completion", "completion for a shell", description, _COMPLETION_EXAMPLES)
-    _Options(parser, environ)
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
-    parser.set_defaults(command=_completion)
+    option = _command(commands, environ, "completion", _completion, _COMPLETION_HELP)
+    option.parser.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
-def _add_scene(option: _Options) -> None:
+def _add_config_options(option: _Options) -> None:
     option("--config", metavar="FILE", help=f"the configuration (default: {DEFAULT_CONFIG})")
     option("--node-name", metavar="NAME", help="the name of this Node (default: NODE_NAME, else the host name)")
+
+
+def _add_kubeconfig_option(option: _Options) -> None:
+    option("--kubeconfig", metavar="FILE", help="credentials (default: KUBECONFIG, in-cluster, ~/.kube/config)")
+
+
+def _add_dry_run_option(option: _Options, effect: str) -> None:
+    option("--dry-run", choices=("client", "server"), const="client", help=effect)
+
+
+def _add_output_option(option: _Options, forms: tuple[str, ...], effect: str) -> None:
+    option("--output", "-o", choices=forms, default=forms[0], help=effect)
 
 
 class _Options:
@@ -371,7 +366,7 @@ class _Options:
     """
 
     def __init__(self, parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
-        self._parser, self._environ = parser, environ
+        self.parser, self._environ = parser, environ
         self._otherwise: dict[str, Callable[[], object]] = {}
         parser.set_defaults(complete=self._complete)
 
@@ -386,7 +381,7 @@ class _Options:
         metavar: str | None = None,
     ) -> None:
         shown = f" (default: {default})" if default else ""
-        self._parser.add_argument(
+        self.parser.add_argument(
             *short,
             name,
             help=f"{help}{shown} [{_variable(name)}]".replace("%", "%%"),
@@ -400,7 +395,7 @@ class _Options:
 
     def flag(self, name: str, *, help: str) -> None:  # noqa: A002 - the word of argparse
         text = f"{help} [{_variable(name)}]"
-        self._parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        self.parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         self._otherwise[_field(name)] = lambda: self._switch(name)
 
     def _complete(self, given: argparse.Namespace) -> None:

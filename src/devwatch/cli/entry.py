@@ -1,4 +1,4 @@
-"""The command line: options, their environment variables, exit statuses. Each command is a few lines over the floors below."""
+"""The command line: commands, options, their environment variables, and exit statuses."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = "/etc/devwatch/config.yaml"
 DEFAULT_LISTEN = "127.0.0.1:28796"
 DONE, FAILED, USAGE, CONFIGURATION, INTERRUPTED = 0, 1, 2, 78, 130
-"""Exit statuses; 78 is EX_CONFIG of sysexits.h, on which systemd does not restart."""
+"""Exit statuses; 78 is EX_CONFIG of sysexits.h, after which the systemd unit does not restart."""
 
 _TOP_EXAMPLES = """\
 examples:
-  devwatch devices                       which sticks are here, and who claims them
+  devwatch devices                       which sticks are here, and which resource claims each
   devwatch devices --suggest > my.yaml   a configuration for them
   devwatch check my.yaml                 is it valid?
   devwatch explain /dev/ttyUSB0          why is this one (not) claimed?
@@ -48,7 +48,7 @@ _RUN_HELP = """\
 the daemon: watch the devices, patch the Node
 Watches the devices of this host and keeps the status of its Node in step.
 examples:
-  devwatch run --dry-run                 print what would be sent; contact nobody
+  devwatch run --dry-run                 print what would be sent; contact no server
   devwatch run --dry-run=server          ask the API server whether it would accept it
   devwatch run --once                    advertise what is here now, and end
   devwatch run --node-name nuc-1 --kubeconfig /etc/devwatch/kubeconfig"""
@@ -58,7 +58,7 @@ Lists the serial devices of this host, what can be matched on them, and which re
 examples:
   devwatch devices -o wide               with driver, port and all links
   devwatch devices -o json | jq -r '.devices[] | select(.resource == null) | .devnode'
-  devwatch devices --suggest             a configuration for what nothing claims yet"""
+  devwatch devices --suggest             a configuration for the devices that no resource claims"""
 _EXPLAIN_HELP = """\
 why is a device claimed, or not?
 Explains rule by rule and key by key why a device is claimed or not, and what is unknown on this host.
@@ -100,14 +100,14 @@ _FORMS, _FORMS_OF_CHECK = ("table", "wide", "json", "yaml"), ("text", "json")
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises instead of exiting, so that all errors look alike."""
+    """A parser that raises instead of exiting, so that all errors are printed in the same way."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
 
-class _Unwritten(Exception):
-    """The results cannot be written, for this reason."""
+class _OutputError(Exception):
+    """Standard output cannot be written to."""
 
     def __init__(self, reason: OSError) -> None:
         super().__init__(reason)
@@ -115,22 +115,22 @@ class _Unwritten(Exception):
 
 
 class _Results:
-    """Standard output: what goes wrong there is `_Unwritten`, and so no other error is taken for it."""
+    """Standard output, whose errors become `_OutputError`, so that no other `OSError` is mistaken for one."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def isatty(self) -> bool:
-        """Return whether somebody reads along."""
+        """Return whether the stream is a terminal."""
         return self._stream.isatty()
 
     def write(self, text: str) -> int:
-        """Write it. Raises `_Unwritten`."""
+        """Write text. Raises `_OutputError`."""
         with _writing():
             return self._stream.write(text)
 
     def flush(self) -> None:
-        """Let nothing wait in a buffer. Raises `_Unwritten`."""
+        """Flush the buffer. Raises `_OutputError`."""
         with _writing():
             self._stream.flush()
 
@@ -140,7 +140,7 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _Unwritten(error) from error
+        raise _OutputError(error) from error
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
@@ -154,60 +154,60 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
 
 def _run_command(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
-    """Run a command and return its status. Whatever the system refuses is one line."""
-    _escape_what_has_no_code()
+    """Run a command and return its status. Errors of the system, and shortages of memory, become one line on stderr."""
+    _escape_unencodable()
     status, shortage = FAILED, ""
     try:
         status = _main(argv, environ)
         if sys.stdout is not None:
             _Results(sys.stdout).flush()
-    except _Unwritten as error:
-        return _lost_results(error.reason)
-    except OSError as error:  # such errors stop at their edge; one that did not is no reason for a traceback
-        _complain(_system_error(error))
+    except _OutputError as error:
+        return _give_up_output(error.reason)
+    except OSError as error:  # the edges handle these; one that they missed still gets no traceback
+        _print_error(_system_error(error))
         return FAILED
-    except (MemoryError, SystemError):  # SystemError: an import for which there is no memory may end so
+    except (MemoryError, SystemError):  # SystemError: an import without enough memory may raise it
         shortage = "out of memory: raise the limit (ulimit -v)"
     except ImportError as error:
         shortage = f"a part of the program cannot be loaded: {error}: raise the limit of memory (ulimit -v), or install it again"
     finally:
-        _flush_remarks()
-    if shortage:  # told only now that the exception, and all that it held in memory, is gone
-        _complain(shortage)
+        _flush_stderr()
+    if shortage:  # printed only after the exception, and all the memory that it references, is freed
+        _print_error(shortage)
     return status
 
 
 def _system_error(error: OSError) -> str:
-    """Return what the system refuses, and what helps where it is a shortage."""
+    """Describe an error of the system, with the cure where files are exhausted."""
     text = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}"
     shortage = error.errno in {errno.EMFILE, errno.ENFILE}
     return f"{text}: raise the limit of open files (ulimit -n, LimitNOFILE)" if shortage else text
 
 
-def _escape_what_has_no_code() -> None:
-    """Let the streams write any text, and all of it: file names need not be UTF-8, and a terminal need not know every letter."""
+def _escape_unencodable() -> None:
+    """Let stdout and stderr write any text: file names need not be UTF-8, and a locale may lack characters."""
     if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
-        # PYTHONUNBUFFERED: what a write could not take at once would be passed over without a word.
-        sys.stdout = open(sys.stdout.fileno(), "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115 - it is no path, and stays open
+        # PYTHONUNBUFFERED: an unbuffered stream silently drops the part that a partial write leaves.
+        sys.stdout = open(sys.stdout.fileno(), "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115 - it stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _lost_results(error: OSError) -> int:
-    """Give up: quietly where nobody reads the results any more."""
+def _give_up_output(error: OSError) -> int:
+    """Report that standard output cannot be written to, but silently where its reader has left, as `head` does."""
     if not isinstance(error, BrokenPipeError):
-        _complain(f"cannot write the results: {error.strerror or error}")
+        _print_error(f"cannot write the results: {error.strerror or error}")
     _mute(1)
     return FAILED
 
 
 def _mute(descriptor: int) -> None:
-    """Let the rest of a stream that cannot be written go nowhere: the interpreter would try again at its end, and fail (status 120)."""
+    """Redirect a failed stream to /dev/null: the interpreter would flush it at exit, and fail with status 120."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
-def _flush_remarks() -> None:
+def _flush_stderr() -> None:
     try:
         if sys.stderr is not None:
             sys.stderr.flush()
@@ -215,13 +215,13 @@ def _flush_remarks() -> None:
         _mute(2)
 
 
-def _complain(text: str) -> None:
-    _say(f"devwatch: {text}")
+def _print_error(text: str) -> None:
+    _print_to_stderr(f"devwatch: {text}")
 
 
-def _say(*texts: str) -> None:
-    """Write lines to stderr. What a server answers must not act on the terminal, and nobody who reads nothing must hold up the end."""
-    from devwatch.observe.output import NonBlockingStream  # noqa: PLC0415 - as little as possible for the completion of a shell
+def _print_to_stderr(*texts: str) -> None:
+    """Write lines to stderr, escaped, since a server's text must not control the terminal, and without waiting for a reader forever."""
+    from devwatch.observe.output import NonBlockingStream  # noqa: PLC0415 - keeps shell completion fast
 
     lines = ("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text) for text in texts)
     with contextlib.suppress(OSError, ValueError):
@@ -233,22 +233,22 @@ def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
     try:
         parser = _parser(environ)
         if "_ARGCOMPLETE" in environ:
-            import argcomplete  # noqa: PLC0415 - the shell asks for completions, nothing else runs
+            import argcomplete  # noqa: PLC0415 - only for completion
 
             argcomplete.autocomplete(parser)
         options = parser.parse_args(argv)
         options.complete(options)
         command: _Command = options.command
-        if command is not _run:  # which takes the signals itself
+        if command is not _run:  # `_run` handles the signals itself
             early.release()
         return command(options, environ)
     except ConfigError as error:
-        _say(*(fault.render(error.file) for fault in error.faults))
+        _print_to_stderr(*(fault.render(error.file) for fault in error.faults))
         return CONFIGURATION
     except SystemExit as ended:  # --help and --version have written their text
         return int(ended.code or DONE)
     except DevwatchError as error:
-        _complain(" ".join(str(error).split()))
+        _print_error(" ".join(str(error).split()))
         if isinstance(error, OutputLost):
             _mute(1)
         return USAGE if isinstance(error, UsageError) else FAILED
@@ -362,7 +362,8 @@ def _add_output_option(option: _Options, forms: tuple[str, ...], effect: str) ->
 class _Options:
     """Adds options that an environment variable can set; the command line wins.
 
-    The parser knows no default: so it tells what the command line gives, and a wrong variable matters only where it counts.
+    The parser itself has no defaults. So it returns only what the command line gives, and a wrong variable is an error only where it
+    is used.
     """
 
     def __init__(self, parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
@@ -370,7 +371,7 @@ class _Options:
         self._otherwise: dict[str, Callable[[], object]] = {}
         parser.set_defaults(complete=self._complete)
 
-    def __call__(  # noqa: PLR0913 - the words of argparse
+    def __call__(  # noqa: PLR0913 - the keywords of argparse
         self,
         name: str,
         *short: str,
@@ -393,15 +394,15 @@ class _Options:
         )
         self._otherwise[_field(name)] = lambda: self._value(name, default, choices, const)
 
-    def flag(self, name: str, *, help: str) -> None:  # noqa: A002 - the word of argparse
+    def flag(self, name: str, *, help: str) -> None:  # noqa: A002 - the keyword of argparse
         text = f"{help} [{_variable(name)}]"
         self.parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         self._otherwise[_field(name)] = lambda: self._switch(name)
 
     def _complete(self, given: argparse.Namespace) -> None:
-        """Let variables, then defaults stand for what the command line does not give; `named` is what it gives.
+        """Fill in the options that the command line does not give, from variables and defaults; `named` are those that it gives.
 
-        Raises `UsageError` for a variable that is wrong.
+        Raises `UsageError` for an invalid variable.
         """
         given.named = frozenset(vars(given))
         for field, value in self._otherwise.items():
@@ -409,7 +410,7 @@ class _Options:
                 setattr(given, field, value())
 
     def _value(self, name: str, default: str | None, choices: tuple[str, ...], const: str | None) -> str | None:
-        """Return what the variable says in place of an option."""
+        """Return the value of an option from its variable, else its default."""
         value = self._environ.get(_variable(name))
         if not value:
             return default
@@ -418,12 +419,12 @@ class _Options:
         if const and value.lower() in {*_TRUE, *_FALSE}:
             return const if value.lower() in _TRUE else None
         if name == "--output" and value in {*_FORMS, *_FORMS_OF_CHECK}:
-            return default  # the form of another command
+            return default  # a form that only another command has
         allowed = (*choices, *_TRUE, *_FALSE) if const else choices
-        raise UsageError(f"{_variable(name)}={value!r} is none of {', '.join(allowed)}")
+        raise UsageError(f"{_variable(name)}={value!r} is not one of {', '.join(allowed)}")
 
     def _switch(self, name: str) -> bool:
-        """Return what the variable says in place of a flag."""
+        """Return the value of a flag from its variable, else False."""
         value = self._environ.get(_variable(name), "")
         if value.lower() not in {"", *_TRUE, *_FALSE}:
             allowed = f"neither true ({', '.join(_TRUE)}) nor false ({', '.join(_FALSE)})"
@@ -443,15 +444,15 @@ def _variable(name: str) -> str:
 
 
 def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    with _signals_of_a_start(FAILED if arguments.once else DONE):
-        return _serve(arguments, environ)
+    with _startup_signals(FAILED if arguments.once else DONE):
+        return _run_daemon(arguments, environ)
 
 
 @contextlib.contextmanager
-def _signals_of_a_start(status: int) -> Iterator[None]:
-    """Take the signals until the daemon does: a reload must not end it, and as PID 1 it would not hear TERM (pid_namespaces(7)).
+def _startup_signals(status: int) -> Iterator[None]:
+    """Handle signals until the daemon does: a HUP must not end it, and PID 1 does not receive a TERM without a handler (pid_namespaces(7)).
 
-    INT is taken already, by `early`.
+    `early` handles INT already.
     """
     reload = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     end = signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
@@ -462,7 +463,7 @@ def _signals_of_a_start(status: int) -> Iterator[None]:
         signal.signal(signal.SIGTERM, end)
 
 
-def _serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def _run_daemon(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from devwatch.agent import daemon  # noqa: PLC0415 - other commands do not need them
     from devwatch.config import resolver  # noqa: PLC0415 - as above
     from devwatch.host.snapshot import node_name  # noqa: PLC0415 - as above
@@ -474,18 +475,18 @@ def _serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         kubeconfig=arguments.kubeconfig,
         dry_run=arguments.dry_run,
         once=arguments.once,
-        listen=_address(arguments.listen or ("off" if arguments.once else DEFAULT_LISTEN)),
+        listen=_listen_address(arguments.listen or ("off" if arguments.once else DEFAULT_LISTEN)),
         listen_named=arguments.listen is not None,
     )
     log = logs.configure(arguments.log_format, arguments.log_level, sys.stderr, environ=environ)
-    out = _stdout() if arguments.dry_run else io.StringIO()  # nothing else is printed
-    served = daemon.Daemon(options, log, environ=environ, out=out)
+    out = _stdout() if arguments.dry_run else io.StringIO()  # only a dry run prints results
+    devwatch = daemon.Daemon(options, log, environ=environ, out=out)
     with asyncio.Runner(loop_factory=resolver.new_loop) as runner:
-        return runner.run(served.run())
+        return runner.run(devwatch.run())
 
 
-def _address(text: str) -> tuple[str, int] | None:
-    """Return host and port to listen on, None for `off`. Raises `UsageError`, also for a host that Python asks no resolver for."""
+def _listen_address(text: str) -> tuple[str, int] | None:
+    """Return host and port to listen on, None for `off`. Raises `UsageError`, also for a host that is not a valid name."""
     from devwatch.observe.server import parse_listen  # noqa: PLC0415 - other commands do not need it
 
     try:
@@ -498,15 +499,15 @@ def _address(text: str) -> tuple[str, int] | None:
         raise MemoryError from error
     except UnicodeError as error:
         raise UsageError(
-            f"--listen: {text!r} is no address to listen on (its host is no name that DNS allows)"
+            f"--listen: {text!r} is not an address to listen on (its host is not a valid DNS name)"
         ) from error
     return address
 
 
 def _stdout() -> TextIO:
-    """Return where results go. Raises `Unavailable` where the descriptor was closed at the start."""
+    """Return standard output. Raises `Unavailable` where the process was started with its descriptor closed."""
     if sys.stdout is None:
-        raise Unavailable("standard output is closed: nobody can read the results")
+        raise Unavailable("standard output is closed: the results cannot be written")
     return sys.stdout
 
 
@@ -521,7 +522,7 @@ def _scene(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Scene:
 
 
 def _screens(environ: Mapping[str, str]) -> tuple[Screen, Screen]:
-    """Return where results go and where remarks go."""
+    """Return the screen for results (stdout) and the one for remarks (stderr)."""
     from devwatch.cli.display import BestEffortStream, Screen  # noqa: PLC0415 - the daemon does not need it
 
     return Screen.of(_Results(_stdout()), environ), Screen.of(BestEffortStream(sys.stderr), environ)
@@ -568,7 +569,7 @@ def _status(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from devwatch.cli import admin  # noqa: PLC0415 - the daemon does not need it
 
-    node = _purged(arguments, environ)
+    node = _node_to_purge(arguments, environ)
     if not (arguments.yes or arguments.dry_run or (sys.stdin is not None and sys.stdin.isatty())):
         raise UsageError(
             "there is no terminal to ask on: --yes removes without a question, --dry-run shows what would be removed"
@@ -579,8 +580,8 @@ def _purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return admin.run(connection, admin.purge(connection, screen, remarks, task))
 
 
-def _purged(arguments: argparse.Namespace, environ: Mapping[str, str]) -> str | None:
-    """Return the name of the node to purge, None for all. Raises `UsageError` where command line or variables alone ask for both."""
+def _node_to_purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> str | None:
+    """Return the name of the node to purge, None for all. Raises `UsageError` where the command line, or the variables, give both."""
     from devwatch.host.snapshot import node_name  # noqa: PLC0415 - the daemon takes it from there itself
 
     named = arguments.named & {"node", "all_nodes"}
@@ -593,20 +594,20 @@ def _purged(arguments: argparse.Namespace, environ: Mapping[str, str]) -> str | 
 
 
 def _confirmed(count: int) -> bool:
-    """Ask on stderr, which is seen wherever the results go.
+    """Ask on stderr, which is visible when stdout is redirected, and return whether the user agrees.
 
-    Ctrl-C ends the program there and then: the event loop would cancel its task, which `input` holds up until it is answered.
+    Ctrl-C ends the program at once: the event loop's handler would only cancel the task, which `input` blocks until it returns.
     """
     from devwatch.cli.display import BestEffortStream  # noqa: PLC0415 - the daemon does not need it
 
-    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         BestEffortStream(sys.stderr).write(f"Remove all this from {count} node{'s' if count > 1 else ''}? [y/N] ")
         return input().strip().lower() in {"y", "yes"}
     except (EOFError, UnicodeError):
         return False
     finally:
-        signal.signal(signal.SIGINT, held)
+        signal.signal(signal.SIGINT, before)
 
 
 def _completion(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:

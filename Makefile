@@ -18,7 +18,7 @@ export PIP_USER := 0
 export PIP_ROOT_USER_ACTION := ignore
 
 # A stamp names what it was made from: its lock files, the metadata of the package (all above the settings of the tools), and the
-# place of the checkout, which an editable install writes down. An unknown stamp makes the environment anew.
+# place of the checkout, which an editable install records. With an unknown stamp the environment is made again.
 digest = $(shell { pwd; sed '/^\[tool\.ruff]/,$$d' pyproject.toml; cat $(1); } | sha256sum | cut -c1-16)
 RUN_LOCKS := .requirements/run.txt .requirements/build.txt
 RUN_STAMP := $(VENV)/.devwatch-run-$(call digest,$(RUN_LOCKS))
@@ -46,7 +46,7 @@ outer_pip() { "$$python" -m pip --python "$$python" --version > /dev/null 2>&1; 
 options=
 if compgen -G "$(1)/.devwatch-*" > /dev/null; then options=--clear
 elif [ -e "$(1)" ] && [ ! -e "$(1)/pyvenv.cfg" ] && [ -n "$$(ls -A "$(1)")" ]; then
-    say "$(1) is there and is no virtual environment; move it away or name another with VENV="; exit 1
+    say "$(1) exists and is not a virtual environment; move it away or name another with VENV="; exit 1
 fi
 ensurepip || outer_pip || root_apt "python$$version-venv" || true
 if ensurepip; then pip=("$(1)/bin/python" -m pip)
@@ -59,7 +59,7 @@ touch "$(1)/.devwatch-begun"
 "$${pip[@]}" install --quiet --no-deps --only-binary :all: --require-hashes $(foreach lock,$(2),-r $(lock))
 endef
 
-# The package itself is built by the locked backend: nothing is downloaded that no lock file names.
+# The package itself is built by the locked backend: only what a lock file names is downloaded.
 define package
 "$${pip[@]}" install --quiet --no-deps --no-build-isolation --editable .
 libudev() { "$(VENV)/bin/python" -c 'import pyudev; pyudev.Context()' 2> /dev/null; }
@@ -89,13 +89,13 @@ run: $(RUN_READY) ## Run the daemon: a dry run with systemd/config.yaml, or what
 WORKERS ?= $(shell n=$$(nproc); echo $$((n > 2 ? n : 2)))
 parallel = -n $(WORKERS) --dist loadgroup
 
-test: $(DEV_STAMP) ## Run the tests. What needs root or a control plane says that it is skipped.
+test: $(DEV_STAMP) ## Run the tests. Those that need root or a control plane are reported as skipped.
 	@exec "$(VENV)/bin/python" -m pytest $(parallel) $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered) $(ARGS)
 
 check: lint ## All that a change must pass: format, lint, types, floors, tests with coverage.
 	@$(MAKE) --no-print-directory test COVERAGE=1
 
-# These need root and a machine that may be changed; each says in one line what is missing.
+# These need root and a machine that may be changed; each names in one line what is missing.
 bench: $(DEV_STAMP) ## Measure everything on a real udevd and API server, beside the polling script: one table (ARGS=--quick).
 	@exec "$(VENV)/bin/python" -m bench $(ARGS)
 
@@ -125,7 +125,7 @@ install: $(RUN_READY) ## Install the program, its unit and an example configurat
 	library="$(PREFIX)/lib/devwatch"
 	rm -rf "$(DESTDIR)$$library"
 	"$$python" -m pip install --quiet --no-deps --only-binary :all: --require-hashes --target "$(DESTDIR)$$library" -r .requirements/run.txt
-	rm -rf "$(DESTDIR)$$library/bin" # programs of the dependencies, which nobody needs, and pip warns of
+	rm -rf "$(DESTDIR)$$library/bin" # programs of the dependencies, which devwatch does not need, and pip warns of
 	"$(VENV)/bin/python" -m pip --python "$(VENV)/bin/python" install --quiet --no-deps --no-build-isolation --target "$(DESTDIR)$$library" .
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITS)" "$(DESTDIR)/etc/devwatch"
 	printf '#!%s\nimport sys\nsys.path.insert(0, "%s")\nfrom devwatch.cli import main\nsys.exit(main())\n' "$$python" "$$library" \
@@ -149,7 +149,7 @@ uninstall: ## Remove what install made, but not /etc/devwatch.
 	@rm -rf "$(DESTDIR)$(PREFIX)/lib/devwatch" "$(DESTDIR)$(PREFIX)/bin/devwatch" "$(DESTDIR)$(UNITS)/devwatch.service"
 	echo "removed; /etc/devwatch stays. What is advertised stays too: devwatch purge removes it, before this"
 
-# Every file of a release says its version after the package, and is dated by its commit: nobody's clock is in it.
+# Every file of a release has the version of the package and the date of the commit: no clock of a machine is in it.
 version := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/devwatch/__init__.py)
 dated = export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct)
 
@@ -166,7 +166,7 @@ ready: ## Say whether this commit can be released: all committed, one version in
 	tagged=$$(git rev-parse --quiet --verify "refs/tags/v$(version)^{commit}" || true)
 	[ -z "$$tagged" ] || [ "$$tagged" = "$$(git rev-parse HEAD)" ] || refuse "v$(version) is another commit, $$tagged"
 
-# Built from what is committed, twice: in another place, with other rights. A file that tells where it was made stops the build.
+# Built twice from the commit, in different places and with different permissions. A file that depends on either stops the build.
 build: $(DEV_STAMP) ## Build wheel and sdist of the last commit into dist/, reproducibly.
 	@$(dated)
 	work=$$(mktemp -d)
@@ -183,7 +183,7 @@ build: $(DEV_STAMP) ## Build wheel and sdist of the last commit into dist/, repr
 	cp -r "$$work/dist-first" dist
 	ls dist/*
 
-# The wheel answers from an environment in which nothing else is devwatch: beside the locked dependencies, and to the sdist's tests.
+# The wheel is tried in an environment without the checkout: with the locked dependencies, by the tests of the sdist.
 release: ready $(RELEASE_STAMP) ## Check, build, try and describe a release in dist/. Publishes nothing.
 	@$(MAKE) --no-print-directory check ARGS=
 	$(MAKE) --no-print-directory build
@@ -212,7 +212,7 @@ publish: $(LOCK_STAMP) ## Upload what make release made, as a trusted publisher 
 	@(cd dist && sha256sum --check --quiet SHA256SUMS)
 	exec "$(LOCK_VENV)/bin/uv" publish dist/*.whl dist/*.tar.gz
 
-lock: $(LOCK_STAMP) ## Resolve the dependencies anew and write .requirements/.
+lock: $(LOCK_STAMP) ## Resolve the dependencies again and write .requirements/.
 	@resolve() { "$(LOCK_VENV)/bin/uv" pip compile --quiet --no-config --universal --python-version 3.11 --upgrade \
 	    --generate-hashes --no-header --no-annotate "$$@" > /dev/null; }
 	resolve pyproject.toml --group dev -o .requirements/dev.txt

@@ -41,7 +41,7 @@ BROKEN = "failed"
 
 
 def main() -> int:
-    """Print the table of what the command line names; return 1 where a bench failed, 2 where something is missing here."""
+    """Run the benches of the command line and print their table; return 1 where one failed, 2 where something is missing here."""
     options = _options()
     if (reason := lacking(os.environ)) is not None:
         sys.stderr.write(f"bench: {reason}\n")
@@ -80,7 +80,7 @@ def _rows(ground: Ground, names: Sequence[str]) -> list[Row]:
 
 
 def _together(ground: Ground) -> Mapping[str, list[Row]]:
-    """Run the two that wait most of their time; what belongs to a thread dies with it, so the loops belong to this one."""
+    """Run the two benches that mostly wait at the same time; `seed` in this thread, as its loops end with the thread that starts them."""
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(_run, "idle", ground)
         return {"seed": _run("seed", ground), "idle": other.result()}

@@ -1,4 +1,4 @@
-"""A thousand nodes against one API server: the real loop and the real client, with a stick that is only said to be there."""
+"""A thousand nodes against one API server: the real loop and the real client, with simulated sticks."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _STICK = Device(devnode="/dev/ttyUSB0", devpath="/devices/usb", number=1, incarn
 
 @dataclass(slots=True, kw_only=True)
 class Publisher:
-    """One simulated node: a source of at most one device, and the real client, whose answers are noted."""
+    """One simulated node: a source of at most one device, and the real client, whose responses are recorded."""
 
     api: KubeNode
     plugged: bool = True
@@ -75,7 +75,7 @@ class Publisher:
         return Scan(at=now, devices=(_STICK,) if self.plugged else ())
 
     def expect(self, paths: frozenset[str]) -> None:
-        """There are no links."""
+        """Ignore the paths: there are no links."""
 
     async def patch(self, patch: NodePatch) -> NodeState:
         """Send it. Raises as the client does."""
@@ -86,7 +86,7 @@ class Publisher:
 
     @property
     def done(self) -> bool:
-        """Whether the Node shows what is there."""
+        """Whether the Node shows the device that is present."""
         return self.shown == self.plugged
 
     def set(self, *, plugged: bool) -> None:
@@ -95,7 +95,7 @@ class Publisher:
         self.wake("uevent")
 
     async def run(self, name: str) -> None:
-        """Reconcile for ever."""
+        """Reconcile until cancelled."""
         loop = asyncio.get_running_loop()
         health = Health(sweep=_RESYNC, last_cycle=0)
         reconciler = build_agent(
@@ -114,7 +114,7 @@ class Publisher:
 
 @dataclass(slots=True, kw_only=True)
 class Round:
-    """What the server saw of something that all nodes did."""
+    """The requests that the server received while all nodes did the same."""
 
     seconds: float
     requests: list[Request] = field(default_factory=list)
@@ -147,7 +147,7 @@ class Fleet:
     async def create(self) -> None:
         """Make the Nodes."""
         body = {"kind": "Node", "apiVersion": "v1"}
-        await _in_turns(
+        await _a_few_at_a_time(
             [self._ask("POST", "/api/v1/nodes", {**body, "metadata": {"name": name}}) for name in self.members]
         )
 
@@ -156,15 +156,15 @@ class Fleet:
 
     async def start(self, tasks: set[asyncio.Task[None]]) -> None:
         """Start them, a few at a time as machines boot, until each Node shows its stick."""
-        await _in_turns([self._start(name, member, tasks) for name, member in self.members.items()])
+        await _a_few_at_a_time([self._start(name, member, tasks) for name, member in self.members.items()])
 
     async def _start(self, name: str, member: Publisher, tasks: set[asyncio.Task[None]]) -> None:
         tasks.add(asyncio.create_task(member.run(name)))
         await _until(lambda: member.done, _TIMEOUT)
 
     @property
-    def right(self) -> int:
-        """How many Nodes show what is there."""
+    def correct(self) -> int:
+        """How many Nodes show the devices that are present."""
         return sum(member.done for member in self.members.values())
 
     async def change(self, *, plugged: bool, within: float) -> Round:
@@ -177,16 +177,16 @@ class Fleet:
         return Round(seconds=time.monotonic() - began, requests=self.server.requests(_ACCOUNT, since=mark))
 
     async def settle(self, within: float) -> float:
-        """Return after how many seconds all Nodes show what is there. Raises `TimeoutError`."""
+        """Return after how many seconds all Nodes show the devices that are present. Raises `TimeoutError`."""
         began = time.monotonic()
-        await _until(lambda: self.right == len(self.members), within)
+        await _until(lambda: self.correct == len(self.members), within)
         return time.monotonic() - began
 
     async def rest(self, seconds: float) -> tuple[Round, int, int]:
-        """Do nothing; return what was asked meanwhile, how many Nodes were written, and by how much etcd's revision grew."""
+        """Change nothing; return the requests meanwhile, how many Nodes were written, and by how much etcd's revision grew."""
         mark, began = self.server.mark(), time.monotonic()
         revision, before = await self.versions()
-        # The reading of a thousand Nodes takes its time, and belongs to the rest.
+        # Reading a thousand Nodes takes a while, which counts as part of the rest.
         await asyncio.sleep(max(began + seconds - time.monotonic(), 0))
         quiet = Round(seconds=time.monotonic() - began, requests=self.server.requests(_ACCOUNT, since=mark))
         last, after = await self.versions()
@@ -205,7 +205,7 @@ class Fleet:
         await self._admin.close()
 
 
-async def _in_turns(jobs: list[Any]) -> None:
+async def _a_few_at_a_time(jobs: list[Any]) -> None:
     gate = asyncio.Semaphore(_PLUGS)
 
     async def one(job: Any) -> None:  # noqa: ANN401 - an awaitable of anything
@@ -217,12 +217,12 @@ async def _in_turns(jobs: list[Any]) -> None:
 
 async def _until(check: Callable[[], bool], within: float) -> None:
     async with asyncio.timeout(within):
-        while not check():  # noqa: ASYNC110 - what many members have done, each at its own time
+        while not check():  # noqa: ASYNC110 - a condition on many members, which no event reports
             await asyncio.sleep(0.01)
 
 
 def fleet(ground: Ground) -> list[Row]:
-    """Start them all, change them all, let them be, and let the server refuse them."""
+    """Measure all nodes while they start, change at once, are idle, and are refused by the server."""
     kubeconfig = ground.server.service_account(_ACCOUNT, rules=RIGHTS)
     ground.server.stop_control()
     return asyncio.run(_fleet(Fleet(ground.server, kubeconfig, ground.size(NODES, 50)), ground))
@@ -270,18 +270,18 @@ async def _figures(fleet: Fleet, ground: Ground) -> list[Row]:
 async def _refused(fleet: Fleet, ground: Ground) -> list[Row]:
     with _Shortage(ground.server):
         refused = await fleet.change(plugged=True, within=_SHORT)
-        right = fleet.right
+        correct = fleet.correct
     late = await fleet.settle(_TIMEOUT)
     row = partial(Row, bench="fleet")
-    note = "repeated requests wait ever longer, at most 30 s, by chance below a bound"
+    note = "requests are retried with exponential backoff and jitter, after at most 30 s"
     return [
         row(
-            figure=f"Nodes right after {refused.seconds:.0f} s of refusals (429)",
-            value=float(right),
+            figure=f"Nodes correct after {refused.seconds:.0f} s of refusals (429)",
+            value=float(correct),
             note=f"of {len(fleet.members)}; {refused.codes}",
         ),
         row(figure="requests while most are refused", unit="1/s", value=refused.rate),
-        row(figure="refusals end -> all Nodes right", unit="s", value=late, note=note),
+        row(figure="refusals end -> all Nodes correct", unit="s", value=late, note=note),
     ]
 
 
@@ -290,7 +290,7 @@ def _change_rows(changed: Round, when: str) -> list[Row]:
     patches = [request for request in changed.requests if request.target == "nodes/status"]
     slow = Sample.of([request.seconds * 1000 for request in patches])
     return [
-        row(figure=f"all Nodes right, {when}", unit="s", value=changed.seconds, note=changed.codes),
+        row(figure=f"all Nodes correct, {when}", unit="s", value=changed.seconds, note=changed.codes),
         row(figure=f"requests, {when}", unit="1/s", value=changed.rate),
         row(figure=f"PATCH in the server, {when}", unit="ms", value=slow),
     ]
@@ -325,7 +325,7 @@ def _renewals(nodes: int) -> float:
 
 
 def _spread_rows(quiet: Round, since: float, nodes: int) -> list[Row]:
-    """Tell how the resyncs drift apart that began at one moment, in the first round after it."""
+    """Return how far resyncs that began at one moment have spread in the first round after it."""
     asked = sorted(
         (request.received - since, request.name) for request in quiet.requests if request.target == "nodes/status"
     )
@@ -356,7 +356,7 @@ def _paper_rows(changed: Round) -> list[Row]:
             note=f"over {width:.0f} s",
         ),
         row(
-            figure=f"{LARGE} nodes right after all changed (on paper)",
+            figure=f"{LARGE} nodes correct after all changed (on paper)",
             unit="s",
             value=LARGE * changed.seconds / len(patches),
         ),
@@ -364,7 +364,7 @@ def _paper_rows(changed: Round) -> list[Row]:
 
 
 class _Shortage:
-    """API priority and fairness with next to no room for the fleet's patches, and no queue: most are answered 429."""
+    """API priority and fairness with almost no concurrency for the fleet's patches, and no queue: most get a 429."""
 
     def __init__(self, server: AuditedServer) -> None:
         """Find the version that the server has."""
@@ -373,7 +373,7 @@ class _Shortage:
         self._version = next(version for version in versions if server.serves(f"{_FLOW}/{version}"))
 
     def __enter__(self) -> None:
-        """Make the level and what leads there."""
+        """Create the priority level, and the flow schema that selects it."""
         shares = "nominalConcurrencyShares" if self._version in {"v1", "v1beta3"} else "assuredConcurrencyShares"
         self._make(
             "prioritylevelconfigurations",

@@ -39,7 +39,7 @@ CHANGED = 'devwatch_patches_total{outcome="changed"}'
 
 
 def lacking(environ: Mapping[str, str]) -> str | None:
-    """Return what keeps the benches from running here, in a few words, or None."""
+    """Return why the benches cannot run here, in a few words, or None."""
     if assets(environ) is None:
         return "needs KUBEBUILDER_ASSETS, a folder with kube-apiserver, etcd and kube-scheduler"
     return missing(os.geteuid())
@@ -99,7 +99,7 @@ def prepared(environ: Mapping[str, str], *, quick: bool) -> Iterator[Ground]:
 
 
 class Switch:
-    """A stick that comes and goes in microseconds: its rule stays, so that udevd reads none anew between two events."""
+    """A stick that comes and goes in microseconds: its udev rule stays, so that udevd reads no rules again between two events."""
 
     def __init__(self, sticks: Sticks, tty: str) -> None:
         """Give the console its ids; it is plugged then."""
@@ -156,16 +156,16 @@ def uevents(metrics: Mapping[str, float]) -> float:
 
 
 def rested(daemon: Daemon) -> dict[str, float]:
-    """Return the metrics once the loop has not turned between two readings: all that followed from the last event is done."""
+    """Return the metrics once the loop has run no cycle between two readings: all consequences of the last event are done."""
     held: dict[str, float] = {}
 
     def resting() -> dict[str, float] | None:
         nonlocal held
         before, held = held, scrape(daemon)
-        return held if _turns(held) == _turns(before) else None
+        return held if _cycles(held) == _cycles(before) else None
 
     return eventually(resting)
 
 
-def _turns(metrics: Mapping[str, float]) -> list[float]:
+def _cycles(metrics: Mapping[str, float]) -> list[float]:
     return [value for name, value in metrics.items() if name.startswith("devwatch_reconciles_total")]

@@ -1,4 +1,4 @@
-"""How the work grows with devices and rules: the real core and the real look, on a copy of sysfs with as many sticks as needed."""
+"""How the work grows with devices and rules: the real core and the real scan, on a copy of sysfs with any number of sticks."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _MAJOR = 188
 _SLACK = 1.5
 """How much worse than in proportion a time may be before it counts as worse than linear: small ones hold fixed costs and noise."""
 _MS = 1000.0
-_FIRST_TURNS = 3
+_FIRST_CYCLES = 3
 _TIMEOUT = 60.0
 PRODUCT = "0200"
 
 
 class Silence:
-    """A log that nobody reads."""
+    """A log that drops every event."""
 
     def debug(self, event: str, **fields: object) -> None:
         """Drop it."""
@@ -63,15 +63,15 @@ class Settled:
     """A configuration that does not change."""
 
     def poll(self, *, force: bool) -> Config | None:  # noqa: ARG002 - the daemon's interface
-        """Return nothing new."""
+        """Return None: nothing has changed."""
         return None
 
 
 class Copy:
-    """A copy of sysfs, /dev and the udev database with as many sticks as asked for; it needs root, for the device nodes."""
+    """A copy of sysfs, /dev and the udev database with `count` sticks. It needs root, to make the device nodes."""
 
     def __init__(self, folder: Path, count: int, vendors: int) -> None:
-        """Make it; the sticks are of this many vendors in turns."""
+        """Make the copy; the sticks alternate between this many vendors."""
         self.roots = Roots(
             sys=f"{folder}/sys", dev=f"{folder}/dev", run=f"{folder}/run", mountinfo=f"{folder}/mountinfo"
         )
@@ -121,12 +121,12 @@ class Copy:
 
 @dataclass(slots=True, kw_only=True)
 class _Source:
-    """The real look; after the first event each turn of the loop is measured from its reading of the clock to its end."""
+    """The real scan, with the duration of each cycle of the loop, from its reading of the clock to its end."""
 
     lister: Lister
     began: float = 0.0
-    turns: list[float] = field(default_factory=list)
-    turning: asyncio.Event = field(default_factory=asyncio.Event)
+    cycles: list[float] = field(default_factory=list)
+    cycle_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def scan(self, now: float) -> Scan:
         return self.lister.scan(now)
@@ -135,13 +135,13 @@ class _Source:
         self.lister.paths = paths
 
     def cycled(self) -> None:
-        self.turns.append(time.perf_counter() - self.began)
-        self.turning.set()
+        self.cycles.append(time.perf_counter() - self.began)
+        self.cycle_ended.set()
 
 
 @dataclass(slots=True, kw_only=True)
 class _Node:
-    """A Node that takes every patch at once."""
+    """A Node that accepts every patch at once."""
 
     state: NodeState = field(default_factory=NodeState)
     sizes: list[int] = field(default_factory=list)
@@ -177,49 +177,49 @@ def _matcher(vendor: str) -> Matcher:
     return Matcher(tests=tuple(KeyTest(key=key, patterns=(Pattern(text=text),)) for key, text in texts.items()))
 
 
-def measure(devices: int, rules: int, turns: int) -> Point:
-    """Look for the first time, and then again and again with nothing changed."""
+def measure(devices: int, rules: int, cycles: int) -> Point:
+    """Measure the first cycle, and then `cycles` in which nothing has changed."""
     folder = Path(tempfile.mkdtemp(prefix="devwatch-growth-", dir="/dev/shm"))
     try:
         copy = Copy(folder, devices, rules)
-        return asyncio.run(_measure(copy, rules_for(rules), devices, turns))
+        return asyncio.run(_measure(copy, rules_for(rules), devices, cycles))
     finally:
         shutil.rmtree(folder)
 
 
-async def _measure(copy: Copy, rules: tuple[ResourceRule, ...], devices: int, turns: int) -> Point:
+async def _measure(copy: Copy, rules: tuple[ResourceRule, ...], devices: int, cycles: int) -> Point:
     source, node = _Source(lister=Lister(record=copy.record, roots=copy.roots)), _Node()
     reconciler = _reconciler(source, node, Config(resources=rules))
     running = asyncio.create_task(reconciler.run())
-    # A read, its answer and the first patch, its answer: until then, and no longer, a turn is followed by another.
-    await _cycled(source, _FIRST_TURNS)
-    for turn in range(turns):
+    # The loop cycles by itself until the first read and the first patch are answered; from then on only when it is woken.
+    await _cycled(source, _FIRST_CYCLES)
+    for cycle in range(cycles):
         reconciler.wake("uevent")
-        await _cycled(source, _FIRST_TURNS + turn + 1)
+        await _cycled(source, _FIRST_CYCLES + cycle + 1)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    first, *_ = source.turns
+    first, *_ = source.cycles
     return Point(
         devices=devices,
         rules=len(rules),
         first=first,
-        warm=Sample.of(source.turns[_FIRST_TURNS:]),
+        warm=Sample.of(source.cycles[_FIRST_CYCLES:]),
         size=max(node.sizes),
     )
 
 
 async def _cycled(source: _Source, count: int) -> None:
     async with asyncio.timeout(_TIMEOUT):
-        while len(source.turns) < count:
-            source.turning.clear()
-            await source.turning.wait()
+        while len(source.cycles) < count:
+            source.cycle_ended.clear()
+            await source.cycle_ended.wait()
 
 
 def _reconciler(source: _Source, node: _Node, config: Config) -> Reconciler:
     loop = asyncio.get_running_loop()
 
     def clock() -> float:
-        # The first thing that every turn does.
+        # Every cycle begins by reading the clock.
         source.began = time.perf_counter()
         return loop.time()
 
@@ -249,10 +249,10 @@ def _titled(point: Point, what: str) -> str:
 
 
 def _first(point: Point) -> Row:
-    note = "in this process: the real core and look on a copy of sysfs in memory; without libudev and netlink"
+    note = "in this process: the real core and scan on a copy of sysfs in memory; without libudev and netlink"
     return Row(
         bench="growth",
-        figure=_titled(point, "first look"),
+        figure=_titled(point, "first scan"),
         unit="ms",
         value=point.first * _MS,
         note=note if point.devices == 1 else "",

@@ -41,7 +41,7 @@ _KUBELET = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Event:
-    """One uevent and what came of it; seconds, the first two of the wall clock."""
+    """One uevent and its consequences; all in seconds, the first two of the wall clock."""
 
     began: float
     ended: float
@@ -53,7 +53,7 @@ class _Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scene:
-    """A daemon, its stick, and those who look on."""
+    """A daemon, its stick, and the observer of its Node."""
 
     daemon: Daemon
     viewer: Viewer
@@ -62,7 +62,7 @@ class _Scene:
     """What the Node shows the stick by."""
 
     def events(self, count: int) -> tuple[list[_Event], int]:
-        """Pull and plug the stick in turns; return so many events, and how many more there were that had to be left out."""
+        """Pull and plug the stick alternately; return so many events, and the number of further ones that had to be left out."""
         metrics: Mapping[str, float] = rested(self.daemon)
         found: list[_Event] = []
         tried = 0
@@ -73,9 +73,9 @@ class _Scene:
         return found, tried - len(found)
 
     def _event(self, before: Mapping[str, float], *, plugged: bool) -> tuple[_Event | None, Mapping[str, float]]:
-        """Plug or pull the stick, and wait for what comes of it; return the metrics after it too.
+        """Plug or pull the stick, and wait for the consequences; return the metrics after them too.
 
-        None where the daemon looked for another reason between the change and its uevent, which then found nothing to do.
+        None where the daemon scanned for another reason between the change and its uevent, so that the uevent changed nothing.
         """
         began = time.time()
         sent = self.stick.set(plugged=plugged)
@@ -154,13 +154,13 @@ def _latency_rows(events: list[_Event], served: list[float], before: list[float]
         row(
             figure="uevent sent -> visible",
             value=Sample.of([event.visible * MS for event in events]),
-            note="with udevd's own work; by a watch, which is told after any GET would show it",
+            note="with udevd's own work; by a watch, whose event follows after a GET would show the change",
         ),
         row(
             figure="events left out",
             unit="",
             value=float(left_out),
-            note="found by a look before their uevent was read, or by two",
+            note="found by a scan before their uevent was read, or by two",
         ),
     ]
 
@@ -177,8 +177,8 @@ class _Socket:
 
 
 def seed(ground: Ground, period: float = _PERIOD) -> list[Row]:
-    """Let several loops run side by side, and plug and pull at random moments; a pod waits for what they advertise."""
-    loops, turns = ground.size(16, 4), ground.size(5, 1)
+    """Run several loops side by side, and plug and pull at random moments."""
+    loops, changes = ground.size(16, 4), ground.size(5, 1)
     period = period if not ground.quick else 1.0
     ground.server.start_scheduler()
     ground.server.service_account("seed", rules=PATCH_ONLY)
@@ -188,7 +188,7 @@ def seed(ground: Ground, period: float = _PERIOD) -> list[Row]:
         _make_pod(ground, "for-the-loop", "example.com/usb")
         sockets = [socket for _ in range(loops) for socket in _loop(ground, stack, period)]
         pool = stack.enter_context(ThreadPoolExecutor(len(sockets)))
-        found = list(pool.map(lambda socket: _turns(viewer, socket, turns, period), sockets))
+        found = list(pool.map(lambda socket: _change_times(viewer, socket, changes, period), sockets))
         pods.wait("for-the-loop", "pending")
     return _seed_rows([seconds for some in found for seconds in some], loops, period)
 
@@ -203,13 +203,13 @@ def _loop(ground: Ground, stack: contextlib.ExitStack, period: float) -> list[_S
     return [_Socket(path=path, key=f"{node} example.com/{path.name.rpartition('-')[2]}") for path in paths]
 
 
-def _turns(viewer: Viewer, socket: _Socket, turns: int, period: float) -> list[float]:
-    """Change what is at the path at a random moment of each period, and return how long the Node took to show it, in seconds."""
+def _change_times(viewer: Viewer, socket: _Socket, changes: int, period: float) -> list[float]:
+    """Plug or pull at a random moment of each period, and return how long the Node took to show it, in seconds."""
     viewer.wait(socket.key, ("0", None))
     found = []
-    for turn in range(turns):
+    for change in range(changes):
         time.sleep(random.uniform(0, period))  # noqa: S311 - no secret
-        changed, plugged = time.monotonic(), turn % 2 == 0
+        changed, plugged = time.monotonic(), change % 2 == 0
         if plugged:
             socket.path.touch()
         else:
@@ -286,7 +286,7 @@ def _bind(ground: Ground, viewer: Viewer, pods: Viewer, stick: Switch, node: str
 
 
 def _waiting_pod(ground: Ground, pods: Viewer, node: str) -> str:
-    """Make a pod that finds no place yet; the scheduler may not have heard yet that the stick of the one before is gone."""
+    """Make a pod that cannot be placed yet; the scheduler may not know yet that the stick of the pod before is gone."""
     while True:
         name = f"p{time.monotonic_ns()}"
         _make_pod(ground, name, RESOURCE, hostname=node)

@@ -33,12 +33,12 @@ fields = dict(line.split(":", 1) for line in open("/proc/self/smaps_rollup") if 
 print(json.dumps([int(fields[name].split()[0]) / 1024 for name in ("Rss", "Pss")]))
 """
 _LIMIT, _AIM = 50, 45
-"""MiB: what the daemon may have, and what is aimed at."""
+"""MiB: the limit of the daemon, and the aim."""
 _CONSOLES = 8
 
 
 def memory(ground: Ground) -> list[Row]:
-    """Weigh the daemon after its start and with its metrics scraped, beside what others would weigh."""
+    """Measure the memory of the daemon after its start and with its metrics scraped, and that of other programs to compare."""
     node = ground.node()
     with ground.nodes() as viewer, Switch(ground.sticks, "tty43"), ground.daemon(node) as daemon:
         settled(daemon, viewer, node, "1")
@@ -79,7 +79,7 @@ def idle(ground: Ground) -> list[Row]:
         mark, began = ground.server.mark(), time.time()
         work, taken = _rest(daemon, seconds)
         requests = ground.server.requests(ACCOUNT, since=mark)
-        # The audit may write down late what was asked for before.
+        # The audit log may receive earlier requests late.
         asked = len([request for request in requests if request.name == node and request.received >= began])
     share, rate = work.cpu / taken * 100, work.wakeups / taken
     row = partial(Row, bench="idle")
@@ -138,7 +138,7 @@ def _all_read(daemon: Daemon, total: float) -> float:
 
 
 def _blow(sticks: list[Switch], count: int) -> float:
-    """Send `count` events: pull and plug all but the last in turns, plug them all, then the last; return when that was sent."""
+    """Send `count` events: pull and plug all but the last stick alternately, plug them all, then the last; return when that was sent."""
     flapping = sticks[:-1]
     for number in range(count - len(sticks)):
         flapping[number % len(flapping)].set(plugged=(number // len(flapping)) % 2 == 1)
@@ -150,7 +150,7 @@ def _blow(sticks: list[Switch], count: int) -> float:
 def _storm_rows(work: Work, count: int, written: float, seconds: dict[str, float]) -> list[Row]:
     row = partial(Row, bench="storm")
     late = max(seconds["read"], 0.0)
-    early = "0 where the Node was right before the last event was read: udevd handles the sticks side by side"
+    early = "0 where the Node was correct before the last event was read: udevd handles the sticks side by side"
     return [
         row(figure=f"patches for {count:,} uevents", value=written, goal=at_most(3, written)),
         row(
@@ -159,11 +159,9 @@ def _storm_rows(work: Work, count: int, written: float, seconds: dict[str, float
             value=work.cpu / count * 1e6,
             note="with the metrics asked for meanwhile",
         ),
+        row(figure="last event read -> end state visible", unit="s", value=late, goal=at_most(1, late), note=early),
         row(
-            figure="last event read -> right end state visible", unit="s", value=late, goal=at_most(1, late), note=early
-        ),
-        row(
-            figure="last event sent -> right end state visible",
+            figure="last event sent -> end state visible",
             unit="s",
             value=seconds["sent"],
             note="with udevd's own queue",

@@ -1,4 +1,4 @@
-"""On what and with what the figures were made."""
+"""The machine and the versions of the programs with which the figures were measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def head(server: ApiServer) -> dict[str, str]:
-    """Return what stands above the table."""
+    """Return the lines above the table."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
     load = ", ".join(f"{number:.2f}" for number in os.getloadavg())

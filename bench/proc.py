@@ -1,4 +1,4 @@
-"""What the kernel says about a process (proc(5))."""
+"""Memory and work of a process, from proc(5)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NANOSECONDS = 1e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """The resident memory of a process in MiB: all of it, and with what it shares divided among its sharers."""
+    """The resident memory of a process in MiB: all of it, and proportionally, with shared pages divided by their users."""
 
     rss: float
     pss: float
@@ -24,7 +24,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a process has done since its start, all threads together."""
+    """The work of a process since its start, all threads together."""
 
     cpu: float
     """Seconds on a processor, by the scheduler's own account (/proc/PID/task/TID/schedstat)."""
@@ -39,7 +39,7 @@ class Work:
         return cls(cpu=cpu, wakeups=sum(_fields(task / "status")["voluntary_ctxt_switches"] for task in tasks))
 
     def since(self, before: Work) -> Work:
-        """Return what was done after `before`."""
+        """Return the work since `before`."""
         return Work(cpu=self.cpu - before.cpu, wakeups=self.wakeups - before.wakeups)
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The method that devwatch is measured against: test two paths every ten seconds and patch the Node's capacity with curl.
+# The polling script that devwatch is compared with: test two paths every ten seconds and patch the Node's capacity with curl.
 # Usage: seed.sh SERVER CA_FILE TOKEN_FILE NODE [PATH0 PATH1 [SECONDS]]
 set -u
 server=$1 ca=$2 token=$(cat "$3") node=$4 path0=${5:-/dev/ttyACM0} path1=${6:-/dev/ttyUSB0} period=${7:-10}

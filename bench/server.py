@@ -56,7 +56,7 @@ class Request:
 
 
 class AuditedServer(ApiServer):
-    """An `ApiServer` that writes down every request."""
+    """An `ApiServer` with an audit log of every request."""
 
     def __init__(self, assets: Path) -> None:
         """Prepare as `ApiServer` does."""
@@ -81,7 +81,7 @@ class AuditedServer(ApiServer):
         return [request for request in found if request.user.endswith(f":{account}")]
 
     def tls(self, name: str) -> ssl.SSLContext:
-        """Return what a client needs to be an administrator of this name."""
+        """Return a TLS context with the client certificate of an administrator of this name."""
         pair = self.client_certificate(name, groups=["system:masters"])
         context = ssl.create_default_context(cafile=str(self.ca_file))
         context.load_cert_chain(pair.certificate, pair.key)
@@ -107,10 +107,10 @@ def _seconds(stamp: str) -> float:
 
 
 class Viewer:
-    """A watch that notes when what it reads of each object became what it is, in seconds of `time.monotonic`."""
+    """A watch that records since when each observed value has been what it is, in seconds of `time.monotonic`."""
 
     def __init__(self, server: AuditedServer, path: str, reading: Reading) -> None:
-        """Watch the objects of `path`; `reading` returns what is of interest in one, by a key."""
+        """Watch the objects of `path`; `reading` returns the observed values of one, by key."""
         self._path, self._reading = path, reading
         address = urlsplit(server.url)
         self._connection = http.client.HTTPSConnection(
@@ -121,7 +121,7 @@ class Viewer:
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin; what is there already is read first."""
+        """Begin; the existing objects are read first."""
         self._connection.request("GET", f"{self._path}?watch=1")
         self._thread.start()
         return self
@@ -152,7 +152,7 @@ class Viewer:
             while line := answer.readline():
                 self._take(json.loads(line)["object"], time.monotonic())
         except (OSError, ValueError, http.client.HTTPException):
-            return  # it was ended from here; whoever still waits gets no answer and says so
+            return  # closed by `close`; a caller that still waits fails by its timeout
 
     def _take(self, item: Object, now: float) -> None:
         with self._changed:

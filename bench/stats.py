@@ -1,4 +1,4 @@
-"""What a number of measurements comes to."""
+"""Summaries of several measurements."""
 
 from __future__ import annotations
 

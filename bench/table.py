@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 HEAD = ("bench", "figure", "unit", "n", "min", "median", "p99", "max", "goal", "met")
 _TEXTS = 3
-"""The first columns are text, and so are the last two; what is between them are numbers."""
+"""The first columns and the last two are text; those between them are numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What a figure should be, and whether it is."""
+    """The goal of a figure, and whether it is met."""
 
     text: str
     met: bool
@@ -48,7 +48,7 @@ class Row:
     value: Sample | float | str
     goal: Goal | None = None
     note: str = ""
-    """What one has to know to read the figure; stands below the table."""
+    """An explanation of the figure, printed below the table."""
 
     def cells(self) -> tuple[str, ...]:
         """Return the cells under `HEAD`; a single value stands under `median`."""

@@ -194,9 +194,9 @@ class _World:
             await work.evict(pod)
 
     async def _status(self) -> None:
-        for standing in (await overview(self.node)).standings:
-            assert standing.requested is None or standing.requested >= 0
-            assert all(map(str, (*standing.warnings(), standing.changed, standing.devices)))
+        for row in (await overview(self.node)).resources:
+            assert row.requested is None or row.requested >= 0
+            assert all(map(str, (*row.warnings(), row.changed, row.devices)))
 
 
 def _check_message(message: str) -> None:

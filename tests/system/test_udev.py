@@ -694,7 +694,7 @@ def looks_at_masked_folders() -> None:
         mount("/dev")
         scan = listener.source.scan(listener.now)
         assert "/dev/tty40" in {device.devnode for device in scan.devices}
-        assert [trouble for trouble in scan.troubles if "/dev is no devtmpfs" in trouble]
+        assert [trouble for trouble in scan.troubles if "/dev is not a devtmpfs" in trouble]
 
 
 def test_a_covered_folder_hides_no_device(udevd: None) -> None:  # noqa: ARG001 - holds the lock

@@ -1,4 +1,4 @@
-"""The commands about the cluster: show what devwatch advertises in it, and take it away."""
+"""The commands for the cluster: show what devwatch advertises in it, and remove it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from devwatch.kube.cluster import ResourceStatus
 
 DONE, FAILED = 0, 1
-SECOND_LOOK = 5.0
-"""Seconds after which `purge` looks whether a running daemon has put back what was removed."""
-_OF_A_POD = ("namespace", "name", "phase")
-"""What is told of a pod."""
+VERIFY_DELAY = 5.0
+"""Seconds after which `purge` checks whether a running daemon has written again what was removed."""
+_POD_FIELDS = ("namespace", "name", "phase")
+"""The fields of a pod in the documents of `status`."""
 
 
 def run(connection: Connection, work: Coroutine[Any, Any, int]) -> int:
-    """Run a command to its end, which no name server delays. Raises `Unavailable` with one line for whatever the API server does not do."""
+    """Run a command, and end without waiting for a name server. Raises `Unavailable` with one line for any error of the API server."""
 
     async def closing() -> int:
         try:
@@ -45,29 +45,29 @@ def run(connection: Connection, work: Coroutine[Any, Any, int]) -> int:
         with asyncio.Runner(loop_factory=new_loop) as runner:
             return runner.run(closing())
     finally:
-        work.close()  # where no loop could be made, it has not begun
+        work.close()  # where no loop could be made, it never began
 
 
 # -- status
 
 
 async def status(connection: Connection, screen: Screen, remarks: Screen, *, form: str) -> int:
-    """Show what every node advertises, who asks for it, and what is not as it should be."""
+    """Show every resource of every node, the pods that request it, and its problems."""
     seen = await cluster.overview(connection)
     if form in {"json", "yaml"}:
-        screen.document({"resources": [_document(standing) for standing in seen.standings]}, form)
-    elif seen.standings:
-        _show(screen, seen.standings, wide=form == "wide")
-    if form not in {"json", "yaml"} and not any(standing.owned for standing in seen.standings):
+        screen.document({"resources": [_document(row) for row in seen.resources]}, form)
+    elif seen.resources:
+        _show(screen, seen.resources, wide=form == "wide")
+    if form not in {"json", "yaml"} and not any(row.owned for row in seen.resources):
         remarks.line("devwatch advertises nothing in this cluster")
     hidden = (f"the pods are not shown: {seen.hidden}",) if seen.hidden else ()
-    warnings = (text for standing in seen.standings for text in standing.warnings())
+    warnings = (text for row in seen.resources for text in row.warnings())
     for warning in dict.fromkeys((*hidden, *warnings)):
         remarks.line(f"warning: {display.printable(warning)}")
     return DONE
 
 
-def _show(screen: Screen, standings: Sequence[ResourceStatus], *, wide: bool) -> None:
+def _show(screen: Screen, rows: Sequence[ResourceStatus], *, wide: bool) -> None:
     heads = [
         "NODE",
         "RESOURCE",
@@ -79,17 +79,17 @@ def _show(screen: Screen, standings: Sequence[ResourceStatus], *, wide: bool) ->
         "DEVICES",
         *(["LINKS", "CHANGED"] if wide else []),
     ]
-    screen.table(heads, [_cells(standing, wide=wide) for standing in standings])
+    screen.table(heads, [_cells(row, wide=wide) for row in rows])
 
 
-def _cells(standing: ResourceStatus, *, wide: bool) -> list[str]:
-    pods = ", ".join(f"{pod.title} ({pod.phase})" for pod in standing.pods or ())
-    devices = ", ".join(_device(entry) for entry in standing.devices)
-    links = ", ".join(entry.link or entry.devnode for entry in standing.devices)
-    requested = "" if standing.requested is None else str(standing.requested)
-    counts = [standing.publish or "", standing.capacity or "", standing.allocatable or "", requested]
-    where = [standing.node or "", standing.resource]
-    return [*where, *counts, pods, devices, *([links, standing.changed or ""] if wide else [])]
+def _cells(row: ResourceStatus, *, wide: bool) -> list[str]:
+    pods = ", ".join(f"{pod.title} ({pod.phase})" for pod in row.pods or ())
+    devices = ", ".join(_device(entry) for entry in row.devices)
+    links = ", ".join(entry.link or entry.devnode for entry in row.devices)
+    requested = "" if row.requested is None else str(row.requested)
+    counts = [row.publish or "", row.capacity or "", row.allocatable or "", requested]
+    where = [row.node or "", row.resource]
+    return [*where, *counts, pods, devices, *([links, row.changed or ""] if wide else [])]
 
 
 def _device(entry: Entry) -> str:
@@ -97,21 +97,21 @@ def _device(entry: Entry) -> str:
     return f"{name} (lost)" if entry.lost else name
 
 
-def _document(standing: ResourceStatus) -> dict[str, Any]:
-    pods = standing.pods
+def _document(row: ResourceStatus) -> dict[str, Any]:
+    pods = row.pods
     return {
-        "node": standing.node,
-        "ready": standing.member.ready if standing.member else None,
-        "resource": standing.resource,
-        "publish": standing.publish,
-        "capacity": standing.capacity,
-        "allocatable": standing.allocatable,
-        "requested": standing.requested,
-        "pods": pods if pods is None else [{key: getattr(pod, key) for key in _OF_A_POD} for pod in pods],
-        "devices": [_device_document(entry) for entry in standing.devices],
-        "changed": standing.changed,
-        "nearest": standing.nearest,
-        "warnings": list(standing.warnings()),
+        "node": row.node,
+        "ready": row.summary.ready if row.summary else None,
+        "resource": row.resource,
+        "publish": row.publish,
+        "capacity": row.capacity,
+        "allocatable": row.allocatable,
+        "requested": row.requested,
+        "pods": pods if pods is None else [{key: getattr(pod, key) for key in _POD_FIELDS} for pod in pods],
+        "devices": [_device_document(entry) for entry in row.devices],
+        "changed": row.changed,
+        "nearest": row.nearest,
+        "warnings": list(row.warnings()),
     }
 
 
@@ -124,22 +124,22 @@ def _device_document(entry: Entry) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purge:
-    """What is to be removed: from the node of this name, or from all with None."""
+    """What to remove: from the node of this name, or from all nodes with None."""
 
     node: str | None
     dry_run: str | None = None
-    """`client` shows the difference, `server` asks the API server too whether it would accept it."""
+    """`client` shows the difference; `server` also sends it with `dryRun=All`."""
     confirmed: Callable[[int], bool] = lambda _count: True
-    """Asked once, with the number of nodes, before anything is removed."""
-    pause: float = SECOND_LOOK
+    """Called once, with the number of nodes, before anything is removed."""
+    pause: float = VERIFY_DELAY
 
 
 async def purge(connection: Connection, screen: Screen, remarks: Screen, task: Purge) -> int:
-    """Remove exactly what the annotations say is ours, and look again whether it stays away.
+    """Remove exactly what devwatch owns according to the annotations, and check whether it stays removed.
 
-    A node that fails keeps no other from being done. Each failure is a line of the remarks, and the status is then 1.
+    A node that fails does not stop the others. Each failure is a line of the remarks, and the status is then 1.
     """
-    daemon = None if task.node is None or task.dry_run else _daemon_beside(task.node)
+    daemon = None if task.node is None or task.dry_run else _daemon_on_this_host(task.node)
     states = await _states(connection, task.node)
     removals = {name: patch for name, state in states.items() if (patch := cluster.removal(state))}
     verb = "left" if daemon else "would remove" if task.dry_run else "removing"
@@ -154,7 +154,7 @@ async def purge(connection: Connection, screen: Screen, remarks: Screen, task: P
     if not task.dry_run and not task.confirmed(len(removals)):
         screen.line("nothing was removed")
         return FAILED
-    await asyncio.sleep(0)  # an interrupt until now ends it here, and not after the first request
+    await asyncio.sleep(0)  # a pending interrupt ends it here, and not after the first request
     failures = await _remove(connection, screen, task, removals)
     for name, reason in failures.items():
         remarks.out.write(display.printable(f"devwatch: {name}: {' '.join(reason.split())}") + "\n")
@@ -164,20 +164,22 @@ async def purge(connection: Connection, screen: Screen, remarks: Screen, task: P
 async def _remove(
     connection: Connection, screen: Screen, task: Purge, removals: Mapping[str, NodePatch]
 ) -> dict[str, str]:
-    """Remove, look again, and say what was done. Return why that failed, by node."""
-    held, failures = await _patch_each(connection, removals, dry_run=task.dry_run is not None)
-    for name in [name for name in removals if name not in {**held, **failures}]:
-        screen.line(f"{name}: the Node is gone meanwhile, so nothing is left to remove")
-    if task.dry_run or not held:
+    """Remove, check after a pause, and show what was done. Return the failures by node."""
+    patched, failures = await _patch_each(connection, removals, dry_run=task.dry_run is not None)
+    for name in [name for name in removals if name not in {**patched, **failures}]:
+        screen.line(f"{name}: the Node was deleted meanwhile, so nothing is left to remove")
+    if task.dry_run or not patched:
         return failures
     await asyncio.sleep(task.pause)
-    again, unseen = await _patch_each(connection, {name: NodePatch() for name in held})
-    failures |= {name: f"removed, but whether it stays away is unknown: {reason}" for name, reason in unseen.items()}
+    again, unknown = await _patch_each(connection, {name: NodePatch() for name in patched})
+    failures |= {
+        name: f"removed, but whether it stays removed is unknown: {reason}" for name, reason in unknown.items()
+    }
     for name, state in again.items():
-        if left := cluster.left(state, removals[name]):
-            _show_removal(screen, name, state, left, verb="left")
+        if back := cluster.reappeared(state, removals[name]):
+            _show_removal(screen, name, state, back, verb="left")
             failures[name] = f"a devwatch still runs on {name}: stop it first"
-    if done := len(held.keys() - failures.keys()):
+    if done := len(patched.keys() - failures.keys()):
         screen.line(f"removed from {done} node{'s' if done > 1 else ''}")
     return failures
 
@@ -185,25 +187,25 @@ async def _remove(
 async def _patch_each(
     connection: Connection, patches: Mapping[str, NodePatch], *, dry_run: bool = False
 ) -> tuple[dict[str, NodeState], dict[str, str]]:
-    """Send each patch, whatever becomes of the others. Return the answers, and why there is none; a Node that is gone is in neither."""
-    answers: dict[str, NodeState] = {}
+    """Send each patch, also after a failure of another. Return the patched Nodes and the failures; a deleted Node is in neither."""
+    patched: dict[str, NodeState] = {}
     failures: dict[str, str] = {}
     for name, patch in patches.items():
         try:
-            answers[name] = await nodes.patch_node(connection, name, patch, dry_run=dry_run)
+            patched[name] = await nodes.patch_node(connection, name, patch, dry_run=dry_run)
         except NodeMissing:
             continue
         except ApiError as error:
             failures[name] = _with_hint(error)
-    return answers, failures
+    return patched, failures
 
 
 def _with_hint(error: ApiError) -> str:
     return f"{error}; {error.hint}" if error.hint else str(error)
 
 
-def _daemon_beside(node: str) -> Holder | None:
-    """Return the daemon of this node if it runs on this host: by its lock that is known at once."""
+def _daemon_on_this_host(node: str) -> Holder | None:
+    """Return the daemon of this node if it runs on this host, which its lock shows without delay."""
     lock = NodeLock(node)
     holder = lock.acquire_once()
     lock.release()
@@ -213,7 +215,7 @@ def _daemon_beside(node: str) -> Holder | None:
 async def _states(connection: Connection, node: str | None) -> dict[str, NodeState]:
     if node is not None:
         return {node: await nodes.patch_node(connection, node, NodePatch())}
-    return {member.name: member.state for member in await cluster.members(connection)}
+    return {node.name: node.state for node in await cluster.summarize_nodes(connection)}
 
 
 def _show_removal(screen: Screen, name: str, state: NodeState, patch: NodePatch, *, verb: str) -> None:
@@ -223,5 +225,5 @@ def _show_removal(screen: Screen, name: str, state: NodeState, patch: NodePatch,
         screen.line(f"- {resource}: capacity {capacity}, allocatable {allocatable}", indent=2)
     if patch.annotates:
         screen.line("- the annotation devwatch.io/devices", indent=2)
-    for resource in cluster.strange(state):
+    for resource in cluster.not_removable(state):
         screen.line(f"{resource} is listed and left alone: its count is not devwatch's to remove", indent=2)

@@ -1,4 +1,4 @@
-"""What the commands for people do: read, judge by the daemon's own verdicts, show."""
+"""The commands for this host: scan, decide by the same rules as the daemon, show."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ DONE, FAILED, CONFIGURATION = 0, 1, 78
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """The devices of this host and the configuration by which they are judged."""
+    """The devices of this host, and the configuration that claims them."""
 
     scan: Scan
     config: Config | None
     node: str
     host: Host
     hidden: str = ""
-    """Why there is no configuration though there may be one, empty where that is not so."""
+    """Why the configuration could not be read, empty where it was read or does not exist."""
 
     @classmethod
     def see(cls, file: Path, *, given: bool, node: Callable[[], str]) -> Scene:
-        """Look once; only a configuration asks for the name of the Node.
+        """Scan once; `node` is called only if there is a configuration.
 
-        Raises `ConfigError`, but not where the default configuration is simply not there, or not for everybody to read.
+        Raises `ConfigError`, except where the default configuration does not exist or this user may not read it.
         """
         (config, hidden), host = _configuration(file, given=given), Host.open()
         return cls(
@@ -56,7 +56,7 @@ class Scene:
 
     @property
     def troubles(self) -> tuple[str, ...]:
-        """What keeps something from view, one line each; the look may still be certain."""
+        """What may be missing and why, one line each; the scan may still be certain."""
         return (*((self.hidden,) if self.hidden else ()), *self.scan.troubles)
 
     @property
@@ -65,14 +65,14 @@ class Scene:
         return self.config.for_node(self.node) if self.config else ()
 
     def rows(self, *, consoles: bool) -> tuple[inspection.Row, ...]:
-        """Return the rows to show: what is real or claimed, with `consoles` everything."""
+        """Return the rows to show: real and claimed devices, with `consoles` all devices."""
         drivers = {device.devnode: driver for device in self.scan.devices if (driver := self.host.driver(device))}
         rows = inspection.rows(self.scan.devices, self.rules, drivers)
         return tuple(row for row in rows if consoles or not row.device.virtual or row.claim.owner or row.claim.doubtful)
 
 
 def _configuration(file: Path, *, given: bool) -> tuple[Config | None, str]:
-    """Return the configuration. Where nobody named it, it may be missing: then None, and why it is hidden if it is there."""
+    """Return the configuration. Unless it was `given`, it may be missing or unreadable: then None, and why it cannot be read."""
     try:
         return ConfigFile(path=file).load(), ""
     except ConfigError as error:
@@ -84,7 +84,7 @@ def _configuration(file: Path, *, given: bool) -> tuple[Config | None, str]:
 
 
 def devices(scene: Scene, screen: Screen, remarks: Screen, *, form: str, consoles: bool) -> int:
-    """Show the devices and who claims them. 1 where the look is not certain: devices may be missing."""
+    """Show the devices and the resources that claim them. Status 1 where the scan is uncertain: devices may be missing."""
     rows = scene.rows(consoles=consoles)
     if form in {"json", "yaml"}:
         content = {"devices": [display.device_document(row) for row in rows], "uncertain": list(scene.scan.doubts)}
@@ -106,12 +106,12 @@ def _notes(rows: Sequence[inspection.Row]) -> Iterator[str]:
                 if row.device.port
                 else ": match it by port"
             )
-            yield f"note: no id tells {row.device.devnode} from {', '.join(row.twins)}{port}"
+            yield f"note: no id distinguishes {row.device.devnode} from {', '.join(row.twins)}{port}"
 
 
 def _remarks(scene: Scene, rows: Sequence[inspection.Row]) -> Iterator[str]:
     if not rows and scene.scan.certain:
-        yield "no serial device is here (--all shows virtual consoles too)"
+        yield "there is no serial device here (--all shows virtual consoles too)"
     yield from (
         f"warning: {row.device.devnode} matches {' and '.join(row.claim.wanted)}"
         for row in rows
@@ -122,7 +122,7 @@ def _remarks(scene: Scene, rows: Sequence[inspection.Row]) -> Iterator[str]:
 
 
 def suggest(scene: Scene, screen: Screen, remarks: Screen) -> int:
-    """Write a configuration for what is not claimed yet."""
+    """Write a configuration for the devices that no resource claims."""
     taken = [rule.name for rule in scene.config.resources] if scene.config else []
     suggestions = inspection.suggest(scene.scan.devices, scene.rules, taken)
     screen.out.write(display.suggestion_text(suggestions, certain=scene.scan.certain))
@@ -132,7 +132,7 @@ def suggest(scene: Scene, screen: Screen, remarks: Screen) -> int:
 
 
 def explain(scene: Scene, screen: Screen, remarks: Screen, path: str) -> int:
-    """Tell for a devnode, a link or a path in sysfs why which resource claims it. 1 where there is no such device."""
+    """Explain for a devnode, a link or a path in sysfs which resource claims it, and why. Status 1 where there is no such device."""
     found = _resolve(path, scene.scan.devices)
     for device in found:
         _explain_device(scene, screen, device)
@@ -149,7 +149,7 @@ def explain(scene: Scene, screen: Screen, remarks: Screen, path: str) -> int:
 
 
 def _resolve(path: str, present: Sequence[Device]) -> list[Device]:
-    """Return the devices that a path means; a path in sysfs means every tty below it."""
+    """Return the devices that a path denotes; a path in sysfs denotes every tty below it."""
     real = _real(path)
     inside = real.removeprefix(os.path.realpath("/sys"))
     return [
@@ -162,7 +162,7 @@ def _resolve(path: str, present: Sequence[Device]) -> list[Device]:
 
 
 def _real(path: str) -> str:
-    """Return where a path leads; a relative one, in a working directory that was removed, leads nowhere."""
+    """Return the real path; a relative one in a removed working directory has none, and is returned as it is."""
     try:
         return os.path.realpath(path)
     except OSError:
@@ -202,7 +202,7 @@ def _decision(decided: Claim, scene: Scene) -> str:
 
 
 def _explain_absence(scene: Scene, screen: Screen, path: str) -> None:
-    """Tell what is at a path that is no present device, and which resources expect a device there."""
+    """Show what is at a path that is not a present device, and which resources expect a device there."""
     screen.line(f"{display.printable(path)}: {_what_is_there(path)}")
     for rule in scene.config.resources if scene.config else ():
         for kind, matchers in (("match", rule.match), ("exclude", rule.exclude)):
@@ -217,18 +217,18 @@ def _what_is_there(path: str) -> str:
         status = os.stat(path)  # noqa: PTH116 - its error is the answer
         empty = stat.S_ISDIR(status.st_mode) and not os.listdir(path)  # noqa: PTH208 - beside the stat above
     except FileNotFoundError:
-        return "dangling link: what it led to is gone" if Path(path).is_symlink() else "there is nothing"
+        return "dangling link: its target is gone" if Path(path).is_symlink() else "there is nothing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if empty and path.startswith("/dev/"):
         return obstruction(path).removeprefix(f"{path}: ")
     if stat.S_ISDIR(status.st_mode):
         return "a directory without a tty below it" if path.startswith("/sys") else "a directory"
-    return "a character device, but no present tty" if stat.S_ISCHR(status.st_mode) else "not a character device"
+    return "a character device, but not a present tty" if stat.S_ISCHR(status.st_mode) else "not a character device"
 
 
 def check(file: Path, screen: Screen, *, form: str) -> int:
-    """Show the faults of a configuration, or what it says."""
+    """Show the faults of a configuration, or a summary."""
     config: Config | None = None
     faults: tuple[Fault, ...] = ()
     source = ConfigFile(path=file)

@@ -1,4 +1,4 @@
-"""How results look: tables and lists for people, JSON and YAML for scripts. Device strings are escaped, never interpreted."""
+"""Format results: tables and lists for people, JSON and YAML for scripts. Strings of devices are escaped, never interpreted."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ _COLOURS = {Verdict.MATCHED: "32", Verdict.NOT: "31", Verdict.UNKNOWN: "33"}
 
 
 def printable(text: str) -> str:
-    """Return text without anything that a terminal would act on: what is not printable is escaped."""
+    """Escape all characters that are not printable, so that text cannot control the terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 class Sink(Protocol):
-    """A stream as far as a screen needs one."""
+    """The part of a stream that a screen needs."""
 
     def isatty(self) -> bool:
-        """Return whether somebody reads along."""
+        """Return whether the stream is a terminal."""
 
     def write(self, text: str, /) -> object:
-        """Write it."""
+        """Write text."""
 
 
 class BestEffortStream:
-    """A stream for remarks: that nobody can read them changes no result."""
+    """A stream for remarks, whose errors are ignored: a remark that cannot be written does not change the result."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        """Write to `stream`, which is None where the descriptor was closed at the start."""
+        """Write to `stream`, which is None where the process was started with its descriptor closed."""
         self._stream = stream
 
     def isatty(self) -> bool:
-        """Return whether somebody reads along."""
+        """Return whether the stream is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
     def write(self, text: str) -> int:
-        """Write as far as that is possible."""
+        """Write and flush text, if possible."""
         with contextlib.suppress(OSError, ValueError):
             if self._stream is not None:
                 self._stream.write(text)
@@ -62,10 +62,10 @@ class BestEffortStream:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever any reader of YAML 1.2 may take for a number, such as the vendor 04e8; PyYAML goes by 1.1."""
+    """Quotes every text that a reader of YAML 1.2 may take for a number, such as the vendor 04e8; PyYAML applies YAML 1.1."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        """Return the scalar."""
+        """Return the scalar of a text."""
         return self.represent_scalar("tag:yaml.org,2002:str", text, style="'" if text.startswith(_NUMERIC) else None)
 
 
@@ -74,7 +74,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screen:
-    """Where results go: `width` is None where nobody reads them on a terminal."""
+    """Writes results to a stream; `width` is None where that is not a terminal."""
 
     out: Sink
     width: int | None = None
@@ -82,14 +82,14 @@ class Screen:
 
     @classmethod
     def of(cls, out: Sink, environ: Mapping[str, str]) -> Screen:
-        """Follow the terminal; NO_COLOR (no-color.org) and TERM=dumb are honoured, a pipe gets plain text."""
+        """Return a screen for a stream: coloured on a terminal unless NO_COLOR (no-color.org) or TERM=dumb is set, plain otherwise."""
         if not out.isatty():
             return cls(out=out)
         plain = bool(environ.get("NO_COLOR")) or environ.get("TERM") == "dumb"
         return cls(out=out, width=shutil.get_terminal_size().columns, coloured=not plain)
 
     def line(self, text: str = "", *, indent: int = 0) -> None:
-        """Write a line, folded at the width of the terminal; what follows a fold is indented a little more."""
+        """Write a line, wrapped at the width of the terminal, with a hanging indent."""
         prefix = " " * indent
         if self.width is None or len(prefix) + len(text) <= self.width:
             print(prefix + text, file=self.out)
@@ -100,11 +100,11 @@ class Screen:
         print("\n".join(lines), file=self.out)
 
     def paint(self, verdict: Verdict) -> str:
-        """Return the word for a verdict, coloured where that is wanted."""
+        """Return the word for a verdict, in its colour if the screen is coloured."""
         return f"\x1b[{_COLOURS[verdict]}m{verdict.value}\x1b[0m" if self.coloured else verdict.value
 
     def table(self, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-        """Write a table as kubectl does; where the terminal is too narrow for it, a paragraph for each row."""
+        """Write a table as kubectl does, or a paragraph for each row where the terminal is too narrow."""
         cells = [[printable(cell) or NOTHING for cell in line] for line in lines]
         widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
         if self.width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > self.width:
@@ -123,7 +123,7 @@ class Screen:
                     self.line(f"{head.lower()}: {cell}", indent=2)
 
     def document(self, content: object, form: str) -> None:
-        """Write content as `json` or `yaml`, in ASCII: neither can carry an escape code to the terminal."""
+        """Write content as `json` or `yaml`, in ASCII, so that no escape sequence reaches the terminal."""
         if form == "json":
             print(json.dumps(content, indent=2), file=self.out)
         else:
@@ -161,12 +161,12 @@ def _cells(row: Row) -> list[str]:
 
 
 def owner(claim: Claim) -> str:
-    """Return the resource that claims a device, or that it is open between several."""
+    """Return the resource that claims a device, `unknown` with the candidates where that is undecided, or nothing."""
     return claim.owner or (f"unknown ({', '.join(sorted(claim.doubtful))})" if claim.doubtful else "")
 
 
 def device_document(row: Row) -> dict[str, Any]:
-    """Return a row for scripts; these keys are public."""
+    """Return a row as a document for scripts; its keys are public."""
     device = row.device
     return {
         "devnode": device.devnode,
@@ -192,7 +192,7 @@ def device_document(row: Row) -> dict[str, Any]:
 
 
 def show_rule(screen: Screen, number: int, report: RuleReport, *, claims: bool) -> None:
-    """Write what one resource says of a device, key by key."""
+    """Write the verdict of one resource on a device, key by key."""
     end = ": claims it" if claims else ""
     screen.line(f"{number}. {printable(report.name)}: {screen.paint(report.verdict)}{end}")
     for entry in report.entries:
@@ -214,7 +214,7 @@ def show_rule(screen: Screen, number: int, report: RuleReport, *, claims: bool) 
 
 
 def show_fault(screen: Screen, fault: Fault, file: str, text: str, *, kind: str = "") -> None:
-    """Write a fault as a compiler does; on a terminal with the line and a caret under the column."""
+    """Write a fault as a compiler does, on a terminal with the line and a caret under the column."""
     screen.line(f"{kind}{printable(fault.render(file))}")
     lines = text.splitlines()
     if screen.width is None or fault.line > len(lines):
@@ -229,9 +229,9 @@ def show_fault(screen: Screen, fault: Fault, file: str, text: str, *, kind: str 
 
 
 def suggestion_text(suggestions: Sequence[Suggestion], *, certain: bool = True) -> str:
-    """Return a configuration with these resources: valid, commented, each value matching itself and nothing else.
+    """Return a valid, commented configuration with these resources, each value of which matches only itself.
 
-    Unless the look at the devices was `certain`, nothing is said of those that are not in it.
+    Unless the scan was `certain`, it does not claim that there are no further devices.
     """
     if not suggestions:
         nothing = "Nothing to suggest: every device here is claimed, or there is none"
@@ -254,7 +254,7 @@ def _resource(suggestion: Suggestion) -> str:
 
 
 def _quoted(value: str) -> str:
-    """Return a double-quoted YAML scalar in printable ASCII; one of JSON will not do, whose pairs of surrogates YAML refuses."""
+    """Return a double-quoted YAML scalar in printable ASCII. JSON's escapes will not do: YAML refuses surrogate pairs."""
     return f'"{"".join(_escaped(char) for char in value)}"'
 
 

@@ -1,7 +1,7 @@
-"""Take the signals of the program before its imports, which last long enough for a user or a kubelet to end it meanwhile.
+"""Install signal handlers before the other imports, which take long enough for a user or a kubelet to end the program meanwhile.
 
-`devwatch.cli` imports this module first. It does nothing where another program than `devwatch` imports that. Before it runs, while
-Python itself starts, a signal ends the program as it ends any other. It imports nothing that takes long itself.
+`devwatch.cli` imports this module first. In another program that imports `devwatch.cli`, it does nothing. While Python itself starts,
+before this module runs, a signal ends the program as it ends any other. It imports nothing that takes long.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import sys
 
 _PROGRAMS = ("/devwatch", "/devwatch/__main__.py")
-"""How the path of the program ends: of its script, and for `python -m devwatch`."""
+"""The ends of the program's path: of the script, and for `python -m devwatch`."""
 _INTERRUPTED = 130
 
 
@@ -24,19 +24,19 @@ def _is_daemon() -> bool:
 
 
 def _end(_number: int, _frame: object) -> None:
-    """End at once, since nothing has begun: the daemon as TERM and INT always end it, a command as INT does."""
-    os._exit(_status_of_daemon() if _is_daemon() else _INTERRUPTED)
+    """Exit at once, since nothing has begun, with the status that the signal would cause later."""
+    os._exit(_daemon_exit_status() if _is_daemon() else _INTERRUPTED)
 
 
-def _status_of_daemon() -> int:
-    """Return 1 with `--once`, which did not reach its end, else 0. The words are read here as `devwatch.cli` reads them."""
+def _daemon_exit_status() -> int:
+    """Return 1 with `--once`, which was not completed, else 0. Option and variable are read as by `devwatch.cli.entry`."""
     given = [word for word in sys.argv if word in {"--once", "--no-once"}]
     once = given[-1] == "--once" if given else os.environ.get("DEVWATCH_ONCE", "").lower() in {"1", "true", "yes"}
     return int(once)
 
 
 def take() -> None:
-    """Take INT, and for the daemon TERM and HUP, until the command takes them itself. An INT that is ignored stays so."""
+    """Handle INT, and for the daemon TERM and HUP, until the command installs its own handlers. An INT that is ignored stays ignored."""
     if not _is_program():
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -53,7 +53,7 @@ def release() -> None:
 
 
 def settle() -> None:
-    """Let no signal change the status any more, while Python itself ends."""
+    """Ignore the signals while Python itself ends, so that they do not change the exit status."""
     if _is_program():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The command line: options, their environment variables, exit statuses. Each command is a few lines over the floors below."""
+"""The command line: commands, options, their environment variables, and exit statuses."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ if TYPE_CHECKING:
     from devwatch.cli.display import Screen
     from devwatch.kube.client import Connection
 
-    _Commands = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - argparse has no other name for it
+    _Commands = argparse._SubParsersAction["_Parser"]  # noqa: SLF001 - argparse has no public name for it
+    _Command = Callable[[argparse.Namespace, Mapping[str, str]], int]
 
 DEFAULT_CONFIG = "/etc/devwatch/config.yaml"
 DEFAULT_LISTEN = "127.0.0.1:28796"
 DONE, FAILED, USAGE, CONFIGURATION, INTERRUPTED = 0, 1, 2, 78, 130
-"""Exit statuses; 78 is EX_CONFIG of sysexits.h, on which systemd does not restart."""
+"""Exit statuses; 78 is EX_CONFIG of sysexits.h, after which the systemd unit does not restart."""
 
 _TOP_EXAMPLES = """\
 examples:
-  devwatch devices                       which sticks are here, and who claims them
+  devwatch devices                       which sticks are here, and which resource claims each
   devwatch devices --suggest > my.yaml   a configuration for them
   devwatch check my.yaml                 is it valid?
   devwatch explain /dev/ttyUSB0          why is this one (not) claimed?
@@ -43,37 +44,51 @@ examples:
 
 Every option has an environment variable: --node-name is DEVWATCH_NODE_NAME. The command line wins.
 Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."""
-_RUN_EXAMPLES = """\
+_RUN_HELP = """\
+the daemon: watch the devices, patch the Node
+Watches the devices of this host and keeps the status of its Node in step.
 examples:
-  devwatch run --dry-run                 print what would be sent; contact nobody
+  devwatch run --dry-run                 print what would be sent; contact no server
   devwatch run --dry-run=server          ask the API server whether it would accept it
   devwatch run --once                    advertise what is here now, and end
   devwatch run --node-name nuc-1 --kubeconfig /etc/devwatch/kubeconfig"""
-_DEVICES_EXAMPLES = """\
+_DEVICES_HELP = """\
+the devices here, and the resource that claims each
+Lists the serial devices of this host, what can be matched on them, and which resource claims each.
 examples:
   devwatch devices -o wide               with driver, port and all links
   devwatch devices -o json | jq -r '.devices[] | select(.resource == null) | .devnode'
-  devwatch devices --suggest             a configuration for what nothing claims yet"""
-_EXPLAIN_EXAMPLES = """\
+  devwatch devices --suggest             a configuration for the devices that no resource claims"""
+_EXPLAIN_HELP = """\
+why is a device claimed, or not?
+Explains rule by rule and key by key why a device is claimed or not, and what is unknown on this host.
 examples:
   devwatch explain /dev/ttyUSB0
   devwatch explain /dev/serial/by-id/usb-FTDI_FT232R_USB_UART_A50285BI-if00-port0
   devwatch explain /sys/bus/usb/devices/1-1.4"""
-_CHECK_EXAMPLES = """\
+_CHECK_HELP = """\
+is a configuration valid?
+Validates a configuration: prints every fault as FILE:LINE:COLUMN: KEY: MESSAGE, or a summary.
 examples:
   devwatch check my.yaml
   devwatch check -o json my.yaml | jq .faults"""
-_STATUS_EXAMPLES = """\
+_STATUS_HELP = """\
+the cluster: counts, pods, devices
+Shows for the whole cluster what is advertised, which pods request it, and the devices behind it.
 examples:
   devwatch status                        every resource: counts, pods, devices
   devwatch status -o wide                with links, and when it last changed
   devwatch status -o json | jq '.resources[] | select(.warnings != [])'"""
-_PURGE_EXAMPLES = """\
+_PURGE_HELP = """\
+remove what devwatch advertised
+Removes what devwatch advertised, as the Node's own annotation lists it, from this node, another or all. Asks first.
 examples:
   devwatch purge --dry-run               what would be removed from this node?
   devwatch purge --node nuc-1            after the daemon there was stopped
   devwatch purge --all-nodes --yes       after all daemons were stopped"""
-_COMPLETION_EXAMPLES = """\
+_COMPLETION_HELP = """\
+completion for a shell
+Prints the completion script of a shell.
 examples:
   devwatch completion bash > /etc/bash_completion.d/devwatch
   devwatch completion zsh > "${fpath[1]}/_devwatch"
@@ -82,18 +97,17 @@ examples:
 
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 _FORMS, _FORMS_OF_CHECK = ("table", "wide", "json", "yaml"), ("text", "json")
-_CREDENTIALS = "credentials (default: KUBECONFIG, in-cluster, ~/.kube/config)"
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises instead of exiting, so that all errors look alike."""
+    """A parser that raises instead of exiting, so that all errors are printed in the same way."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
 
-class _Unwritten(Exception):
-    """The results cannot be written, for this reason."""
+class _OutputError(Exception):
+    """Standard output cannot be written to."""
 
     def __init__(self, reason: OSError) -> None:
         super().__init__(reason)
@@ -101,22 +115,22 @@ class _Unwritten(Exception):
 
 
 class _Results:
-    """Standard output: what goes wrong there is `_Unwritten`, and so no other error is taken for it."""
+    """Standard output, whose errors become `_OutputError`, so that no other `OSError` is mistaken for one."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def isatty(self) -> bool:
-        """Return whether somebody reads along."""
+        """Return whether the stream is a terminal."""
         return self._stream.isatty()
 
     def write(self, text: str) -> int:
-        """Write it. Raises `_Unwritten`."""
+        """Write text. Raises `_OutputError`."""
         with _writing():
             return self._stream.write(text)
 
     def flush(self) -> None:
-        """Let nothing wait in a buffer. Raises `_Unwritten`."""
+        """Flush the buffer. Raises `_OutputError`."""
         with _writing():
             self._stream.flush()
 
@@ -126,7 +140,7 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _Unwritten(error) from error
+        raise _OutputError(error) from error
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
@@ -140,60 +154,60 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
 
 def _run_command(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
-    """Run a command and return its status. Whatever the system refuses is one line."""
-    _escape_what_has_no_code()
+    """Run a command and return its status. Errors of the system, and shortages of memory, become one line on stderr."""
+    _escape_unencodable()
     status, shortage = FAILED, ""
     try:
         status = _main(argv, environ)
         if sys.stdout is not None:
             _Results(sys.stdout).flush()
-    except _Unwritten as error:
-        return _lost_results(error.reason)
-    except OSError as error:  # such errors stop at their edge; one that did not is no reason for a traceback
-        _complain(_system_error(error))
+    except _OutputError as error:
+        return _give_up_output(error.reason)
+    except OSError as error:  # the edges handle these; one that they missed still gets no traceback
+        _print_error(_system_error(error))
         return FAILED
-    except (MemoryError, SystemError):  # SystemError: an import for which there is no memory may end so
+    except (MemoryError, SystemError):  # SystemError: an import without enough memory may raise it
         shortage = "out of memory: raise the limit (ulimit -v)"
     except ImportError as error:
         shortage = f"a part of the program cannot be loaded: {error}: raise the limit of memory (ulimit -v), or install it again"
     finally:
-        _flush_remarks()
-    if shortage:  # told only now that the exception, and all that it held in memory, is gone
-        _complain(shortage)
+        _flush_stderr()
+    if shortage:  # printed only after the exception, and all the memory that it references, is freed
+        _print_error(shortage)
     return status
 
 
 def _system_error(error: OSError) -> str:
-    """Return what the system refuses, and what helps where it is a shortage."""
+    """Describe an error of the system, with the cure where files are exhausted."""
     text = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}"
     shortage = error.errno in {errno.EMFILE, errno.ENFILE}
     return f"{text}: raise the limit of open files (ulimit -n, LimitNOFILE)" if shortage else text
 
 
-def _escape_what_has_no_code() -> None:
-    """Let the streams write any text, and all of it: file names need not be UTF-8, and a terminal need not know every letter."""
+def _escape_unencodable() -> None:
+    """Let stdout and stderr write any text: file names need not be UTF-8, and a locale may lack characters."""
     if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
-        # PYTHONUNBUFFERED: what a write could not take at once would be passed over without a word.
-        sys.stdout = open(sys.stdout.fileno(), "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115 - it is no path, and stays open
+        # PYTHONUNBUFFERED: an unbuffered stream silently drops the part that a partial write leaves.
+        sys.stdout = open(sys.stdout.fileno(), "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115 - it stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _lost_results(error: OSError) -> int:
-    """Give up: quietly where nobody reads the results any more."""
+def _give_up_output(error: OSError) -> int:
+    """Report that standard output cannot be written to, but silently where its reader has left, as `head` does."""
     if not isinstance(error, BrokenPipeError):
-        _complain(f"cannot write the results: {error.strerror or error}")
+        _print_error(f"cannot write the results: {error.strerror or error}")
     _mute(1)
     return FAILED
 
 
 def _mute(descriptor: int) -> None:
-    """Let the rest of a stream that cannot be written go nowhere: the interpreter would try again at its end, and fail (status 120)."""
+    """Redirect a failed stream to /dev/null: the interpreter would flush it at exit, and fail with status 120."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
-def _flush_remarks() -> None:
+def _flush_stderr() -> None:
     try:
         if sys.stderr is not None:
             sys.stderr.flush()
@@ -201,13 +215,13 @@ def _flush_remarks() -> None:
         _mute(2)
 
 
-def _complain(text: str) -> None:
-    _say(f"devwatch: {text}")
+def _print_error(text: str) -> None:
+    _print_to_stderr(f"devwatch: {text}")
 
 
-def _say(*texts: str) -> None:
-    """Write lines to stderr. What a server answers must not act on the terminal, and nobody who reads nothing must hold up the end."""
-    from devwatch.observe.output import NonBlockingStream  # noqa: PLC0415 - as little as possible for the completion of a shell
+def _print_to_stderr(*texts: str) -> None:
+    """Write lines to stderr, escaped, since a server's text must not control the terminal, and without waiting for a reader forever."""
+    from devwatch.observe.output import NonBlockingStream  # noqa: PLC0415 - keeps shell completion fast
 
     lines = ("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text) for text in texts)
     with contextlib.suppress(OSError, ValueError):
@@ -219,22 +233,22 @@ def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
     try:
         parser = _parser(environ)
         if "_ARGCOMPLETE" in environ:
-            import argcomplete  # noqa: PLC0415 - the shell asks for completions, nothing else runs
+            import argcomplete  # noqa: PLC0415 - only for completion
 
             argcomplete.autocomplete(parser)
         options = parser.parse_args(argv)
         options.complete(options)
-        command: Callable[[argparse.Namespace, Mapping[str, str]], int] = options.command
-        if command is not _run:  # which takes the signals itself
+        command: _Command = options.command
+        if command is not _run:  # `_run` handles the signals itself
             early.release()
         return command(options, environ)
     except ConfigError as error:
-        _say(*(fault.render(error.file) for fault in error.faults))
+        _print_to_stderr(*(fault.render(error.file) for fault in error.faults))
         return CONFIGURATION
     except SystemExit as ended:  # --help and --version have written their text
         return int(ended.code or DONE)
     except DevwatchError as error:
-        _complain(" ".join(str(error).split()))
+        _print_error(" ".join(str(error).split()))
         if isinstance(error, OutputLost):
             _mute(1)
         return USAGE if isinstance(error, UsageError) else FAILED
@@ -258,8 +272,10 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: _Commands, name: str, summary: str, description: str, examples: str) -> _Parser:
-    return commands.add_parser(
+def _command(commands: _Commands, environ: Mapping[str, str], name: str, run: _Command, text: str) -> _Options:
+    """Add a command and return what adds its options. The lines of `text` are the summary, the description, and the examples."""
+    summary, description, examples = text.split("\n", 2)
+    parser = commands.add_parser(
         name,
         help=summary,
         description=description,
@@ -267,115 +283,95 @@ def _command(commands: _Commands, name: str, summary: str, description: str, exa
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(command=run)
+    return _Options(parser, environ)
 
 
 def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = "Watches the devices of this host and keeps the status of its Node in step."
-    parser = _command(commands, "run", "the daemon: watch the devices, patch the Node", description, _RUN_EXAMPLES)
-    option = _Options(parser, environ)
-    _add_scene(option)
-    option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
-    option(
-        "--dry-run",
-        choices=("client", "server"),
-        const="client",
-        help="print each patch as JSON, store nothing",
-    )
+    option = _command(commands, environ, "run", _run, _RUN_HELP)
+    _add_config_options(option)
+    _add_kubeconfig_option(option)
+    _add_dry_run_option(option, "print each patch as JSON, store nothing")
     option.flag("--once", help="end when the Node shows what is present; status 1 if it does not within 30 s")
-    option(
-        "--listen", metavar="HOST:PORT", help=f"metrics and health, or off (default: {DEFAULT_LISTEN}; with --once off)"
-    )
-    option(
-        "--log-format",
-        choices=("auto", "console", "json"),
-        default="auto",
-        help="auto is console on a terminal, else json",
-    )
-    option(
-        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="the least level to write"
-    )
-    parser.set_defaults(command=_run)
+    listen = f"metrics and health, or off (default: {DEFAULT_LISTEN}; with --once off)"
+    option("--listen", metavar="HOST:PORT", help=listen)
+    formats = ("auto", "console", "json")
+    option("--log-format", choices=formats, default="auto", help="auto is console on a terminal, else json")
+    levels = ("debug", "info", "warning", "error")
+    option("--log-level", choices=levels, default="info", help="the lowest level to log")
 
 
 def _add_devices(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = "Lists the serial devices of this host, what can be matched on them, and which resource claims each."
-    parser = _command(commands, "devices", "the devices here, and who claims them", description, _DEVICES_EXAMPLES)
-    option = _Options(parser, environ)
-    _add_scene(option)
+    option = _command(commands, environ, "devices", _devices, _DEVICES_HELP)
+    _add_config_options(option)
     option.flag("--all", help="with virtual consoles")
-    option.flag("--suggest", help="print a configuration for what nothing claims yet")
-    option("--output", "-o", choices=_FORMS, default="table", help="how to show them")
-    parser.set_defaults(command=_devices)
+    option.flag("--suggest", help="print a configuration for the devices that no resource claims")
+    _add_output_option(option, _FORMS, "how to show them")
 
 
 def _add_explain(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = (
-        "Tells rule by rule and key by key why a device is claimed or not, and what this host keeps from view."
-    )
-    parser = _command(commands, "explain", "why is a device claimed, or not?", description, _EXPLAIN_EXAMPLES)
-    _add_scene(_Options(parser, environ))
-    parser.add_argument("device", metavar="DEVNODE", help="a devnode, a link to one, or a path in /sys")
-    parser.set_defaults(command=_explain)
+    option = _command(commands, environ, "explain", _explain, _EXPLAIN_HELP)
+    _add_config_options(option)
+    option.parser.add_argument("device", metavar="DEVNODE", help="a devnode, a link to one, or a path in /sys")
 
 
 def _add_check(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = "Validates a configuration: prints every fault as FILE:LINE:COLUMN: KEY: MESSAGE, or a summary."
-    parser = _command(commands, "check", "is a configuration valid?", description, _CHECK_EXAMPLES)
-    default = environ.get("DEVWATCH_CONFIG") or DEFAULT_CONFIG
-    parser.add_argument(
-        "file", metavar="FILE", nargs="?", default=default, help="default: %(default)s [DEVWATCH_CONFIG]"
-    )
-    option = _Options(parser, environ)
-    option("--output", "-o", choices=_FORMS_OF_CHECK, default="text", help="how to show the faults")
-    parser.set_defaults(command=_check)
+    option = _command(commands, environ, "check", _check, _CHECK_HELP)
+    default, shown = environ.get("DEVWATCH_CONFIG") or DEFAULT_CONFIG, "default: %(default)s [DEVWATCH_CONFIG]"
+    option.parser.add_argument("file", metavar="FILE", nargs="?", default=default, help=shown)
+    _add_output_option(option, _FORMS_OF_CHECK, "how to show the faults")
 
 
 def _add_status(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = "Shows for the whole cluster what is advertised, which pods ask for it, and the devices behind it."
-    parser = _command(commands, "status", "the cluster: counts, pods, devices", description, _STATUS_EXAMPLES)
-    option = _Options(parser, environ)
-    option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
-    option("--output", "-o", choices=_FORMS, default="table", help="how to show it")
-    parser.set_defaults(command=_status)
+    option = _command(commands, environ, "status", _status, _STATUS_HELP)
+    _add_kubeconfig_option(option)
+    _add_output_option(option, _FORMS, "how to show it")
 
 
 def _add_purge(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = "Removes what devwatch advertised, as the Node's own annotation lists it, from this node, another or all. Asks first."
-    parser = _command(commands, "purge", "remove what devwatch advertised", description, _PURGE_EXAMPLES)
-    option = _Options(parser, environ)
-    option("--kubeconfig", metavar="FILE", help=_CREDENTIALS)
+    option = _command(commands, environ, "purge", _purge, _PURGE_HELP)
+    _add_kubeconfig_option(option)
     option("--node", metavar="NAME", help="the Node (default: NODE_NAME, else the host name)")
     option.flag("--all-nodes", help="all Nodes of the cluster")
-    option("--dry-run", choices=("client", "server"), const="client", help="show the difference, remove nothing")
+    _add_dry_run_option(option, "show the difference, remove nothing")
     option.flag("--yes", help="do not ask; needed where there is no terminal")
-    parser.set_defaults(command=_purge)
 
 
 def _add_completion(commands: _Commands, environ: Mapping[str, str]) -> None:
-    description = "Prints the completion script of a shell."
-    parser = _command(commands, "completion", "completion for a shell", description, _COMPLETION_EXAMPLES)
-    _Options(parser, environ)
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
-    parser.set_defaults(command=_completion)
+    option = _command(commands, environ, "completion", _completion, _COMPLETION_HELP)
+    option.parser.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
-def _add_scene(option: _Options) -> None:
+def _add_config_options(option: _Options) -> None:
     option("--config", metavar="FILE", help=f"the configuration (default: {DEFAULT_CONFIG})")
     option("--node-name", metavar="NAME", help="the name of this Node (default: NODE_NAME, else the host name)")
+
+
+def _add_kubeconfig_option(option: _Options) -> None:
+    option("--kubeconfig", metavar="FILE", help="credentials (default: KUBECONFIG, in-cluster, ~/.kube/config)")
+
+
+def _add_dry_run_option(option: _Options, effect: str) -> None:
+    option("--dry-run", choices=("client", "server"), const="client", help=effect)
+
+
+def _add_output_option(option: _Options, forms: tuple[str, ...], effect: str) -> None:
+    option("--output", "-o", choices=forms, default=forms[0], help=effect)
 
 
 class _Options:
     """Adds options that an environment variable can set; the command line wins.
 
-    The parser knows no default: so it tells what the command line gives, and a wrong variable matters only where it counts.
+    The parser itself has no defaults. So it returns only what the command line gives, and a wrong variable is an error only where it
+    is used.
     """
 
     def __init__(self, parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
-        self._parser, self._environ = parser, environ
+        self.parser, self._environ = parser, environ
         self._otherwise: dict[str, Callable[[], object]] = {}
         parser.set_defaults(complete=self._complete)
 
-    def __call__(  # noqa: PLR0913 - the words of argparse
+    def __call__(  # noqa: PLR0913 - the keywords of argparse
         self,
         name: str,
         *short: str,
@@ -386,7 +382,7 @@ class _Options:
         metavar: str | None = None,
     ) -> None:
         shown = f" (default: {default})" if default else ""
-        self._parser.add_argument(
+        self.parser.add_argument(
             *short,
             name,
             help=f"{help}{shown} [{_variable(name)}]".replace("%", "%%"),
@@ -398,15 +394,15 @@ class _Options:
         )
         self._otherwise[_field(name)] = lambda: self._value(name, default, choices, const)
 
-    def flag(self, name: str, *, help: str) -> None:  # noqa: A002 - the word of argparse
+    def flag(self, name: str, *, help: str) -> None:  # noqa: A002 - the keyword of argparse
         text = f"{help} [{_variable(name)}]"
-        self._parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        self.parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         self._otherwise[_field(name)] = lambda: self._switch(name)
 
     def _complete(self, given: argparse.Namespace) -> None:
-        """Let variables, then defaults stand for what the command line does not give; `named` is what it gives.
+        """Fill in the options that the command line does not give, from variables and defaults; `named` are those that it gives.
 
-        Raises `UsageError` for a variable that is wrong.
+        Raises `UsageError` for an invalid variable.
         """
         given.named = frozenset(vars(given))
         for field, value in self._otherwise.items():
@@ -414,7 +410,7 @@ class _Options:
                 setattr(given, field, value())
 
     def _value(self, name: str, default: str | None, choices: tuple[str, ...], const: str | None) -> str | None:
-        """Return what the variable says in place of an option."""
+        """Return the value of an option from its variable, else its default."""
         value = self._environ.get(_variable(name))
         if not value:
             return default
@@ -423,12 +419,12 @@ class _Options:
         if const and value.lower() in {*_TRUE, *_FALSE}:
             return const if value.lower() in _TRUE else None
         if name == "--output" and value in {*_FORMS, *_FORMS_OF_CHECK}:
-            return default  # the form of another command
+            return default  # a form that only another command has
         allowed = (*choices, *_TRUE, *_FALSE) if const else choices
-        raise UsageError(f"{_variable(name)}={value!r} is none of {', '.join(allowed)}")
+        raise UsageError(f"{_variable(name)}={value!r} is not one of {', '.join(allowed)}")
 
     def _switch(self, name: str) -> bool:
-        """Return what the variable says in place of a flag."""
+        """Return the value of a flag from its variable, else False."""
         value = self._environ.get(_variable(name), "")
         if value.lower() not in {"", *_TRUE, *_FALSE}:
             allowed = f"neither true ({', '.join(_TRUE)}) nor false ({', '.join(_FALSE)})"
@@ -448,15 +444,15 @@ def _variable(name: str) -> str:
 
 
 def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    with _signals_of_a_start(FAILED if arguments.once else DONE):
-        return _serve(arguments, environ)
+    with _startup_signals(FAILED if arguments.once else DONE):
+        return _run_daemon(arguments, environ)
 
 
 @contextlib.contextmanager
-def _signals_of_a_start(status: int) -> Iterator[None]:
-    """Take the signals until the daemon does: a reload must not end it, and as PID 1 it would not hear TERM (pid_namespaces(7)).
+def _startup_signals(status: int) -> Iterator[None]:
+    """Handle signals until the daemon does: a HUP must not end it, and PID 1 does not receive a TERM without a handler (pid_namespaces(7)).
 
-    INT is taken already, by `early`.
+    `early` handles INT already.
     """
     reload = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     end = signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
@@ -467,7 +463,7 @@ def _signals_of_a_start(status: int) -> Iterator[None]:
         signal.signal(signal.SIGTERM, end)
 
 
-def _serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def _run_daemon(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from devwatch.agent import daemon  # noqa: PLC0415 - other commands do not need them
     from devwatch.config import resolver  # noqa: PLC0415 - as above
     from devwatch.host.snapshot import node_name  # noqa: PLC0415 - as above
@@ -479,18 +475,18 @@ def _serve(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         kubeconfig=arguments.kubeconfig,
         dry_run=arguments.dry_run,
         once=arguments.once,
-        listen=_address(arguments.listen or ("off" if arguments.once else DEFAULT_LISTEN)),
+        listen=_listen_address(arguments.listen or ("off" if arguments.once else DEFAULT_LISTEN)),
         listen_named=arguments.listen is not None,
     )
     log = logs.configure(arguments.log_format, arguments.log_level, sys.stderr, environ=environ)
-    out = _stdout() if arguments.dry_run else io.StringIO()  # nothing else is printed
-    served = daemon.Daemon(options, log, environ=environ, out=out)
+    out = _stdout() if arguments.dry_run else io.StringIO()  # only a dry run prints results
+    devwatch = daemon.Daemon(options, log, environ=environ, out=out)
     with asyncio.Runner(loop_factory=resolver.new_loop) as runner:
-        return runner.run(served.run())
+        return runner.run(devwatch.run())
 
 
-def _address(text: str) -> tuple[str, int] | None:
-    """Return host and port to listen on, None for `off`. Raises `UsageError`, also for a host that Python asks no resolver for."""
+def _listen_address(text: str) -> tuple[str, int] | None:
+    """Return host and port to listen on, None for `off`. Raises `UsageError`, also for a host that is not a valid name."""
     from devwatch.observe.server import parse_listen  # noqa: PLC0415 - other commands do not need it
 
     try:
@@ -503,15 +499,15 @@ def _address(text: str) -> tuple[str, int] | None:
         raise MemoryError from error
     except UnicodeError as error:
         raise UsageError(
-            f"--listen: {text!r} is no address to listen on (its host is no name that DNS allows)"
+            f"--listen: {text!r} is not an address to listen on (its host is not a valid DNS name)"
         ) from error
     return address
 
 
 def _stdout() -> TextIO:
-    """Return where results go. Raises `Unavailable` where the descriptor was closed at the start."""
+    """Return standard output. Raises `Unavailable` where the process was started with its descriptor closed."""
     if sys.stdout is None:
-        raise Unavailable("standard output is closed: nobody can read the results")
+        raise Unavailable("standard output is closed: the results cannot be written")
     return sys.stdout
 
 
@@ -526,7 +522,7 @@ def _scene(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Scene:
 
 
 def _screens(environ: Mapping[str, str]) -> tuple[Screen, Screen]:
-    """Return where results go and where remarks go."""
+    """Return the screen for results (stdout) and the one for remarks (stderr)."""
     from devwatch.cli.display import BestEffortStream, Screen  # noqa: PLC0415 - the daemon does not need it
 
     return Screen.of(_Results(_stdout()), environ), Screen.of(BestEffortStream(sys.stderr), environ)
@@ -573,7 +569,7 @@ def _status(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from devwatch.cli import admin  # noqa: PLC0415 - the daemon does not need it
 
-    node = _purged(arguments, environ)
+    node = _node_to_purge(arguments, environ)
     if not (arguments.yes or arguments.dry_run or (sys.stdin is not None and sys.stdin.isatty())):
         raise UsageError(
             "there is no terminal to ask on: --yes removes without a question, --dry-run shows what would be removed"
@@ -584,8 +580,8 @@ def _purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return admin.run(connection, admin.purge(connection, screen, remarks, task))
 
 
-def _purged(arguments: argparse.Namespace, environ: Mapping[str, str]) -> str | None:
-    """Return the name of the node to purge, None for all. Raises `UsageError` where command line or variables alone ask for both."""
+def _node_to_purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> str | None:
+    """Return the name of the node to purge, None for all. Raises `UsageError` where the command line, or the variables, give both."""
     from devwatch.host.snapshot import node_name  # noqa: PLC0415 - the daemon takes it from there itself
 
     named = arguments.named & {"node", "all_nodes"}
@@ -598,20 +594,20 @@ def _purged(arguments: argparse.Namespace, environ: Mapping[str, str]) -> str | 
 
 
 def _confirmed(count: int) -> bool:
-    """Ask on stderr, which is seen wherever the results go.
+    """Ask on stderr, which is visible when stdout is redirected, and return whether the user agrees.
 
-    Ctrl-C ends the program there and then: the event loop would cancel its task, which `input` holds up until it is answered.
+    Ctrl-C ends the program at once: the event loop's handler would only cancel the task, which `input` blocks until it returns.
     """
     from devwatch.cli.display import BestEffortStream  # noqa: PLC0415 - the daemon does not need it
 
-    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         BestEffortStream(sys.stderr).write(f"Remove all this from {count} node{'s' if count > 1 else ''}? [y/N] ")
         return input().strip().lower() in {"y", "yes"}
     except (EOFError, UnicodeError):
         return False
     finally:
-        signal.signal(signal.SIGINT, held)
+        signal.signal(signal.SIGINT, before)
 
 
 def _completion(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -1,4 +1,4 @@
-"""What a person asks about devices and rules, answered by the very verdicts on which the daemon acts."""
+"""Describe, explain and suggest: views of devices and rules for people, by the same verdicts that the daemon acts on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Row:
     claim: Claim
     driver: str | None
     twins: tuple[str, ...]
-    """The devnodes of other devices that no id tells from this one."""
+    """The devnodes of other devices with the same ids."""
 
 
 def rows(devices: Iterable[Device], rules: Sequence[ResourceRule], drivers: Mapping[str, str]) -> tuple[Row, ...]:
@@ -48,7 +48,7 @@ def rows(devices: Iterable[Device], rules: Sequence[ResourceRule], drivers: Mapp
 
 
 def describe(device: Device) -> str:
-    """Return what a device is: a well-known stick, or what udev's hardware database and the device itself say."""
+    """Return a name for a device: that of a well-known stick, else from udev's hardware database and the device's own strings."""
     stick = recognise(device)
     if stick is not None:
         return stick.title
@@ -84,7 +84,7 @@ def _ids(device: Device) -> tuple[str | None, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntryReport:
-    """What one entry of `match` or `exclude` says of a device."""
+    """The verdict of one entry of `match` or `exclude` on a device."""
 
     where: str
     verdict: Verdict
@@ -93,7 +93,7 @@ class EntryReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleReport:
-    """What one resource says of a device, and what would have to change for it to be claimed."""
+    """The verdict of one resource on a device, and what would have to change for the resource to claim it."""
 
     name: str
     verdict: Verdict
@@ -103,7 +103,7 @@ class RuleReport:
 
 
 def explain(device: Device, rules: Sequence[ResourceRule], node: str) -> tuple[Claim, tuple[RuleReport, ...]]:
-    """Return the claim on a device and what each resource, also those of other nodes, says of it."""
+    """Return the claim on a device, and a report for each resource, also for those of other nodes."""
     mine = [rule for rule in rules if rule.applies_to(node)]
     decided = claim(device, mine)
     return decided, tuple(_report(rule, device, decided, node) for rule in rules)
@@ -126,7 +126,7 @@ def _entries(kind: str, matchers: tuple[Matcher, ...], device: Device) -> tuple[
 
 
 def _change(report: RuleReport, decided: Claim, node: str) -> str:
-    """Return what would have to change for this resource to claim the device, empty for the one that does."""
+    """Return what would have to change for this resource to claim the device, empty for the resource that claims it."""
     if report.name == decided.owner:
         return ""
     if not report.applies:
@@ -142,11 +142,11 @@ def _change(report: RuleReport, decided: Claim, node: str) -> str:
     ]
     if excluded:
         return f"{excluded[0]} takes it out"
-    return _doubt(report) or _nearest(report)
+    return _unknown_exclusions(report) or _nearest_match(report)
 
 
-def _doubt(report: RuleReport) -> str:
-    """Return which exclusions are unknown and why, empty where something else already keeps the device away."""
+def _unknown_exclusions(report: RuleReport) -> str:
+    """Return which exclusions are unknown and why, empty where no entry of `match` matches in any case."""
     if not any(entry.where.startswith("match") and entry.verdict is Verdict.MATCHED for entry in report.entries):
         return ""
     unknown = [
@@ -155,8 +155,8 @@ def _doubt(report: RuleReport) -> str:
     return "; ".join(f"{entry.where} may take it out, by {_missing(entry)}" for entry in unknown)
 
 
-def _nearest(report: RuleReport) -> str:
-    """Return what the entry that comes closest misses."""
+def _nearest_match(report: RuleReport) -> str:
+    """Return what the entry of `match` with the fewest mismatches lacks."""
     matches = [entry for entry in report.entries if entry.where.startswith("match")]
     nearest = min(matches, key=lambda entry: sum(finding.verdict is not Verdict.MATCHED for finding in entry.findings))
     return f"{nearest.where} wants {_missing(nearest)}"
@@ -176,7 +176,7 @@ def _wanted(finding: Finding) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
-    """A resource for one device that nothing claims yet: `keys` are globs by key of a match entry, `model` for ID_MODEL."""
+    """A resource for one unclaimed device: `keys` are globs by key of a match entry, `model` for ID_MODEL."""
 
     name: str
     title: str
@@ -190,7 +190,7 @@ def suggest(
 ) -> tuple[Suggestion, ...]:
     """Return a resource for every physical device that no rule claims; each claims exactly the devnodes that it names.
 
-    Its name is new beside those of the rules and what else is `taken`, as by the resources of other nodes.
+    Its name differs from those of the rules and from the `taken` ones, such as those of resources of other nodes.
     """
     free = [device for device in devices if not device.virtual and _free(claim(device, rules))]
     groups: dict[tuple[str, str], list[Device]] = {}
@@ -207,30 +207,32 @@ def _free(decided: Claim) -> bool:
 
 def _suggestion(group: Sequence[Device], devices: Sequence[Device], names: set[str]) -> Suggestion:
     chosen = tuple(device.devnode for device in group)
-    keys, note = _telling(group, [device for device in devices if device.devnode not in chosen])
+    keys, note = _identifying_keys(group, [device for device in devices if device.devnode not in chosen])
     name = _unused(_name(group[0]), names)
     globs = {key: tuple(spelling(key, value) or value for value in values) for key, values in keys.items()}
     return Suggestion(name=name, title=describe(group[0]), devnodes=chosen, keys=globs, note=note)
 
 
-def _telling(group: Sequence[Device], others: Sequence[Device]) -> tuple[dict[str, tuple[str, ...]], str]:
-    """Return the fewest keys that match the whole group and nothing else; those that follow the stick come first.
+def _identifying_keys(group: Sequence[Device], others: Sequence[Device]) -> tuple[dict[str, tuple[str, ...]], str]:
+    """Return the fewest keys that match the whole group and nothing else, and a note about their limits.
 
-    Without a serial the model is asked for too: a bridge chip's id alone would claim the next unrelated cable. What a configuration
-    cannot spell tells nothing.
+    Keys that follow the stick come before the port. Without a serial the model is added: the ids of a bridge chip alone would claim any
+    other cable with it. A value that a configuration cannot spell is not used. The devnode is the last resort.
     """
     keys: dict[str, tuple[str, ...]] = {}
     for key in ("vendor", "product", "serial", "model", "interface", "port"):
         values = tuple(sorted({value for device in group if (value := _value(device, key))}))
         whole = all(_value(device, key) for device in group) and all(spelling(key, value) for value in values)
         needed = (
-            key in {"vendor", "product", "serial"} or (key == "model" and "serial" not in keys) or _meets(keys, others)
+            key in {"vendor", "product", "serial"}
+            or (key == "model" and "serial" not in keys)
+            or _match_any(keys, others)
         )
         if values and whole and needed and (len(values) == 1 or key in {"interface", "port"}):
             keys[key] = values
-    if keys and not _meets(keys, others):
-        return keys, "only the socket tells it from its twin: it has to stay in this one" if "port" in keys else ""
-    return {"path": tuple(device.devnode for device in group)}, "nothing tells it but its name, which may change"
+    if keys and not _match_any(keys, others):
+        return keys, "only the socket identifies it: it has a twin, so leave it in this one" if "port" in keys else ""
+    return {"path": tuple(device.devnode for device in group)}, "nothing identifies it but its name, which may change"
 
 
 def _value(device: Device, key: str) -> str | None:
@@ -240,8 +242,8 @@ def _value(device: Device, key: str) -> str | None:
     return value
 
 
-def _meets(keys: Mapping[str, tuple[str, ...]], devices: Iterable[Device]) -> bool:
-    """Return whether another device has the same values."""
+def _match_any(keys: Mapping[str, tuple[str, ...]], devices: Iterable[Device]) -> bool:
+    """Return whether any of these devices has the same values."""
     return any(all(_value(device, key) in values for key, values in keys.items()) for device in devices)
 
 

@@ -1,1 +1,1 @@
-"""Text to a frozen `Config`, and the files it comes from."""
+"""Parse text into a frozen `Config`, and read the files that it comes from."""

@@ -1,4 +1,4 @@
-"""The configuration as a file of this host."""
+"""Read the configuration file, and notice when it changes."""
 
 from __future__ import annotations
 
@@ -20,57 +20,58 @@ if TYPE_CHECKING:
     Stamp = tuple[int, ...] | None
 
 
-_EXPOSED = (
-    "everybody may write to this file, which decides what the Node advertises and whom devwatch evicts (chmod o-w)"
+_WORLD_WRITABLE = (
+    "the file is world-writable, and decides what the Node advertises and which pods devwatch evicts (chmod o-w)"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What a file was at one moment."""
+    """The result of reading the file once."""
 
     content: bytes | OSError | None
-    """None where it was not read, because its stamp is the known one."""
+    """The content, the error that prevented the read, or None where the stamp is unchanged and the file was not read."""
     stamp: Stamp = None
-    exposed: bool = False
-    """Whether everybody may write to it. Of its folders nothing is said: a mounted ConfigMap's is open, and safe."""
+    world_writable: bool = False
+    """Whether every user may write to the file. Its folders do not count: that of a mounted ConfigMap is open, and safe."""
 
 
 @dataclass(slots=True, kw_only=True)
 class ConfigFile:
-    """A configuration file that may change under us, by rename, in place, or as the swapped link of a ConfigMap mount."""
+    """A configuration file that may change while the daemon runs: by rename, in place, or as the swapped link of a ConfigMap mount."""
 
     path: Path
     _stamp: Stamp = None
     _text: bytes | None = None
     _failure: str | None = None
-    """Why it could not be read the last time, None where it was."""
+    """Why the last read failed, None after a successful one."""
 
     @property
     def text(self) -> str:
-        """The content that was read the last time, empty where it could not be."""
+        """The content of the last read, empty where it failed."""
         return (self._text or b"").decode("utf-8", "replace")
 
     def load(self) -> Config:
-        """Read and check it. Raises `ConfigError` with every fault, also where it cannot be read at all, or does not answer.
+        """Read and validate the file.
 
-        Raises `OSError` where no thread can be started to read it.
+        Raises `ConfigError` with every fault, also where the file cannot be read or does not answer, and `OSError` where no thread
+        can be started to read it.
         """
         return self._accept(self._observe_in_time(force=True))
 
     def poll(self, *, force: bool) -> Config | None:
-        """Read it if it has changed or could not be read, or in any case with `force`; None where there is no news.
+        """Read the file if it has changed or the last read failed, or in any case with `force`. Return None if nothing has changed.
 
-        Raises as `load` does. That it cannot be read, for the reason of before, is no news: a shortage that lasts is told once.
+        Raises as `load` does. The same read error is not reported twice: a lasting shortage raises once.
         """
         return self.take(self._observe_in_time(force=force), force=force)
 
     def observer(self, *, force: bool) -> Callable[[], Observation]:
-        """Return the function whose result `take` takes. It may block for good, so run it in a thread."""
+        """Return a function that reads the file, for `take`. It may block forever, so run it in a thread."""
         return partial(_observe, self.path, None if force or self._failure else self._stamp)
 
     def take(self, observed: Observation, *, force: bool) -> Config | None:
-        """Return the configuration that was observed, or None, or raise, as `poll` does."""
+        """Turn an observation into what `poll` returns or raises."""
         if observed.content is None:
             return None
         before, failure = self._text, self._failure
@@ -96,57 +97,58 @@ class ConfigFile:
             raise ConfigError(str(self.path), (_fault(self._failure),)) from observed.content
         self._text = observed.content or b""
         config = parse(self._text, file=str(self.path))
-        return replace(config, warnings=(*([_fault(_EXPOSED)] if observed.exposed else []), *config.warnings))
+        exposed = (_fault(_WORLD_WRITABLE),) if observed.world_writable else ()
+        return replace(config, warnings=(*exposed, *config.warnings))
 
 
 class BackgroundConfigFile:
-    """A configuration file that is read in a thread, so that one that does not answer holds up no loop.
+    """Reads the configuration file in a thread, so that a file that does not answer never blocks the loop.
 
-    A reading begins with `reload` or `poll` and ends with a call of `wake`, if it brings news for the next `poll`.
+    `reload` or `poll` starts a read. If the read has a result for the next `poll`, it ends with a call of `wake`.
     """
 
     def __init__(
         self, file: ConfigFile, wake: Callable[[], None], *, patience: float = files.PATIENCE + files.MARGIN
     ) -> None:
-        """Read nothing yet. A file that has not been read after `patience` seconds counts as one that does not answer."""
+        """Prepare; nothing is read yet. A read that takes longer than `patience` seconds fails."""
         self._file, self._wake = file, wake
         self._reader = files.Reader[Observation](patience)
         self._task: asyncio.Task[None] | None = None
-        self._news: Config | Exception | None = None
+        self._result: Config | Exception | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether a reading has not ended, or has brought news that was not taken yet."""
-        return self._task is not None or self._news is not None
+        """Whether a read is in progress, or its result has not been polled yet."""
+        return self._task is not None or self._result is not None
 
     def reload(self) -> None:
-        """Read the file in any case, and bring news of it. A reading that has not ended is dropped: it may have seen less."""
+        """Read the file even if it is unchanged. A read in progress is dropped: it may have begun before the change."""
         if self._task is not None:
             self._task.cancel()
         self._start(force=True)
 
     def poll(self, *, force: bool) -> Config | None:
-        """Return the configuration if a reading brought one, and begin the next reading where none was brought, and without `force`.
+        """Return the configuration of a finished read. Without one, and without `force`, start the next read and return None.
 
-        Raises the `ConfigError` that a reading ended with.
+        Raises the error that the read ended with, mostly `ConfigError`.
         """
-        news, self._news = self._news, None
-        if isinstance(news, Exception):
-            raise news
-        if news is None and not force and self._task is None:
+        result, self._result = self._result, None
+        if isinstance(result, Exception):
+            raise result
+        if result is None and not force and self._task is None:
             self._start(force=False)
-        return news
+        return result
 
     def _start(self, *, force: bool) -> None:
         self._task = asyncio.get_running_loop().create_task(self._read(force=force))
 
     async def _read(self, *, force: bool) -> None:
         try:
-            self._news = self._file.take(await self._observed(force=force), force=force)
+            self._result = self._file.take(await self._observed(force=force), force=force)
         except Exception as error:  # noqa: BLE001 - `poll` raises it
-            self._news = error
+            self._result = error
         self._task = None
-        if self._news is not None:
+        if self._result is not None:
             self._wake()
 
     async def _observed(self, *, force: bool) -> Observation:
@@ -157,18 +159,18 @@ class BackgroundConfigFile:
 
 
 def _observe(path: Path, known: Stamp) -> Observation:
-    """Return what is in a file, unless its stamp is the known one. May block for good."""
+    """Read a file unless its stamp is the known one. May block forever."""
     try:
         status = path.stat()
         stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
         if stamp == known:
             return Observation(content=None, stamp=stamp)
         content = files.read(path, MAX_BYTES + 1, patience=files.patience_for(path))
-        return Observation(content=content, stamp=stamp, exposed=bool(status.st_mode & stat.S_IWOTH))
+        return Observation(content=content, stamp=stamp, world_writable=bool(status.st_mode & stat.S_IWOTH))
     except OSError as error:
         return Observation(content=error)
 
 
 def _fault(message: str) -> Fault:
-    """Return a fault of the file as a whole."""
+    """Return a fault that concerns the file as a whole."""
     return Fault(line=1, column=1, path="", message=message)

@@ -1,7 +1,7 @@
-"""Text to a frozen `Config`: every fault at once, each at its line and column.
+"""Parse text into a frozen `Config`: report every fault at once, each with line and column.
 
-The events of the YAML parser become a small tree. Readers, one for each kind of value, turn the tree into rules: a
-reader reports what is wrong and returns None, and its neighbours go on. YAML's own typing never happens.
+`tree` turns the events of the YAML parser into a small tree. Readers, one for each kind of value, turn the tree into rules: a
+reader reports a fault and returns None, and its neighbours go on. YAML's own typing is never applied.
 """
 
 from __future__ import annotations
@@ -14,23 +14,15 @@ from functools import partial
 from itertools import accumulate, chain
 from typing import TypeVar
 
-from devwatch.config.tree import (
-    _MAX_PATTERN,
-    _MAX_SIGNS,
-    MAX_FAULTS,
-    MAX_QUOTE,
-    NO_STRING,
-    Node,
-    Place,
-    quoted,
-    read_document,
-    shown_faults,
-)
+from devwatch.config.tree import MAX_FAULTS, MAX_QUOTE, NO_STRING, Node, Place, quoted, read_document, shown_faults
 from devwatch.core.errors import ConfigError, Fault
 from devwatch.core.names import resource_name_fault
 from devwatch.core.rules import KEYS, Count, KeyTest, Matcher, Pattern, ResourceRule, is_glob
 
+_MAX_PATTERN, _MAX_WILDCARDS = 512, 32
+"""Characters, and `*`, `?` and `[` among them, that one pattern may have."""
 _MAX_COMPARED, _MAX_NAMES = 400, 16 * 1024
+"""Patterns up to which resources are compared for shadowing; bytes that the names may take of the Node's annotation."""
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(f"([0-9]+)({'|'.join(_MILLISECONDS)})")
 _HEX = re.compile(r"(?:0[xX])?([0-9A-Fa-f]+)")
@@ -39,23 +31,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """A configuration without a fault; `warnings` are what is probably not meant."""
+    """A valid configuration; `warnings` name what is valid but probably not meant."""
 
     resources: tuple[ResourceRule, ...]
     """The resources of all nodes, in the order of the file, which is their priority."""
     sweep: float = 10.0
-    """Seconds between two looks at the devices when nothing happens."""
+    """Seconds between two scans of the devices when no event arrives."""
     resync: float | None = None
-    """Seconds between two PATCHes when nothing happens; None where the file leaves the choice to the daemon."""
+    """Seconds between two PATCHes when nothing changes; None where the file leaves the choice to the daemon."""
     warnings: tuple[Fault, ...] = ()
 
     def for_node(self, name: str) -> tuple[ResourceRule, ...]:
-        """Return the resources that exist on the node of this name, in their order."""
+        """Return the resources that apply to the node of this name, in order of priority."""
         return tuple(rule for rule in self.resources if rule.applies_to(name))
 
     @property
     def literal_paths(self) -> frozenset[str]:
-        """The paths that the file names without a glob: what may be a link that no listing of links shows."""
+        """The `path` values without a glob. Any of them may be a link that no listing of /dev/serial shows."""
         entries = chain.from_iterable((*rule.match, *rule.exclude) for rule in self.resources)
         tests = (test for entry in entries for test in entry.tests if test.key == "path")
         texts = (pattern.text for test in tests for pattern in test.patterns)
@@ -65,8 +57,7 @@ class Config:
 def parse(data: bytes, *, file: str) -> Config:
     """Return the configuration that `data` holds in YAML (UTF-8, at most `MAX_BYTES`).
 
-    Raises `ConfigError` with every fault, by line and column; `file` is only the name to report. The work is bounded,
-    whatever the bytes are.
+    Raises `ConfigError` with every fault, by line and column; `file` is only the name to report. The work is bounded for any input.
     """
     at = Place()
     root = read_document(data, at)
@@ -77,29 +68,30 @@ def parse(data: bytes, *, file: str) -> Config:
 
 
 def spelling(key: str, value: str) -> str | None:
-    """Return the glob that matches this value of a key of `match` and no other, None where the configuration can hold none."""
+    """Return the glob that matches exactly this value of a key of `match`, None where a configuration cannot hold one."""
     text = "".join(f"[{char}]" if is_glob(char) else char for char in value)
     pattern, _ = _SPELLINGS.get(key, _glob)(text)
     return text if pattern and pattern.matches(value) and not NO_STRING.search(text) else None
 
 
 _GLOB = 'a glob or a list of globs; write "" for an absent value'
-# A reader returns None where it reported a fault; a spelling returns None for a wrong text, and what is allowed.
+# A reader reports a fault and returns None. A spelling returns the value, None for an invalid text, and what is allowed.
 _Reader = Callable[[Node, Place], T | None]
 _Spelling = Callable[[str], tuple[T | None, str]]
 _Tests = tuple[KeyTest, ...]
 
 
-# A key that a mapping may have: the field that its value fills, and what reads it.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Key:
+    """A key that a mapping may have: the field that its value fills, and the reader of the value."""
+
     field: str
     read: _Reader[object]
     required: bool = False
 
 
 def _entries(node: Node, at: Place) -> dict[str, tuple[Node, Node]]:
-    """Return key and value of the first entry of every name; nothing for a node that is no mapping."""
+    """Return key and value of the first entry of every name; empty for a node that is not a mapping."""
     entries: dict[str, tuple[Node, Node]] = {}
     items = node.items if node.kind == "a mapping" else []
     for key, value in zip(items[::2], items[1::2], strict=True):
@@ -125,7 +117,7 @@ def _record(node: Node, at: Place, *, keys: Mapping[str, _Key], make: Callable[.
 
 
 def _unknown(name: str, keys: Mapping[str, _Key], at: Place) -> str:
-    # Only a mistake that is shown needs it: most daemons never hold it in memory.
+    # Imported late: only a reported mistake needs it, so most daemons never load it.
     from difflib import get_close_matches  # noqa: PLC0415
 
     near = () if len(at.faults) > MAX_FAULTS else get_close_matches(name[:MAX_QUOTE], keys, n=1)
@@ -158,8 +150,8 @@ def _scalar(node: Node, at: Place, *, spelling: _Spelling[T]) -> T | None:
 
 
 def _glob(text: str, *, form: str = "", wanted: str = _GLOB) -> tuple[Pattern | None, str]:
-    if len(text) > _MAX_PATTERN or sum(map(text.count, "*?[")) > _MAX_SIGNS:
-        return None, f"at most {_MAX_PATTERN} characters and {_MAX_SIGNS} of * ? ["
+    if len(text) > _MAX_PATTERN or sum(map(text.count, "*?[")) > _MAX_WILDCARDS:
+        return None, f"at most {_MAX_PATTERN} characters and {_MAX_WILDCARDS} of * ? ["
     return Pattern(text=text) if re.match(form, text, re.DOTALL) else None, wanted
 
 
@@ -175,7 +167,7 @@ def _digits(text: str, *, least: int, most: int, absent: str) -> tuple[Pattern |
 
 
 def _seconds(text: str) -> float:
-    """Return a duration in seconds, -1 for what is none."""
+    """Return a duration in seconds, -1 for text that is not a duration."""
     parts = _DURATION.fullmatch(text)
     return float(parts[1]) * _MILLISECONDS[parts[2]] / 1000 if parts else -1
 
@@ -205,7 +197,7 @@ def _properties(node: Node, at: Place) -> _Tests:
 def _resources(node: Node, at: Place) -> tuple[ResourceRule, ...] | None:
     rules = _list(node, at, read=partial(_record, keys=_RESOURCE, make=ResourceRule), least=0)
     items = node.items if node.kind == "a list" else []
-    # What is wrong inside a resource was reported when it was read.
+    # A fresh place, whose faults are dropped: those inside a resource were reported when the resource was read.
     names = [_entries(item, Place()).get("name", (item, Node()))[1] for item in items]
     first: dict[str, Node] = {}
     for index, name in enumerate(names):
@@ -220,14 +212,14 @@ def _resources(node: Node, at: Place) -> tuple[ResourceRule, ...] | None:
 
 
 def _warn_of_shadowed(rules: Sequence[ResourceRule], names: Sequence[Node], at: Place) -> None:
-    """Warn of resources that an earlier one leaves nothing, as far as the bound on comparisons reaches."""
+    """Warn of each resource that an earlier one shadows entirely, among the first with `_MAX_COMPARED` patterns together."""
     tests = ([test for entry in (*rule.match, *rule.exclude) for test in entry.tests] for rule in rules)
     sizes = accumulate(sum(len(test.patterns) for test in of_rule) for of_rule in tests)
-    near = [rule for rule, size in zip(rules, sizes, strict=True) if size <= _MAX_COMPARED]
-    for index, rule in enumerate(near):
-        for earlier, name in zip(near[:index], names, strict=False):
+    compared = [rule for rule, size in zip(rules, sizes, strict=True) if size <= _MAX_COMPARED]
+    for index, rule in enumerate(compared):
+        for earlier, name in zip(compared[:index], names, strict=False):
             if earlier.shadows(rule):
-                message = f"nothing is left for it: {earlier.name} (line {name.line}) comes first and takes it all"
+                message = f"never claims a device: {earlier.name} (line {name.line}) comes first and claims them all"
                 replace(at, faults=at.warnings).item(index).key("name").fault(names[index], message)
                 break
 

@@ -1,4 +1,4 @@
-"""YAML to a small tree with positions: the events of the parser, without its own typing."""
+"""Parse YAML into a small tree with positions, from the events of the parser and without YAML's typing."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 MAX_BYTES = 256 * 1024
-"""The largest configuration that is parsed."""
+"""Bytes of the largest configuration that is parsed."""
 # Bounds that keep the worst file within a second, also with the parser in pure Python; sensible files are far below.
-MAX_DEPTH, MAX_EVENTS, MAX_FAULTS = 16, 8192, 100
-_MAX_PATTERN, _MAX_SIGNS, MAX_QUOTE = 512, 32, 60
+MAX_DEPTH, MAX_EVENTS, MAX_FAULTS, MAX_QUOTE = 16, 8192, 100, 60
+# The characters that YAML does not allow (YAML 1.1, 5.1), and U+FEFF, which it allows at the beginning of a document alone.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 NO_STRING = re.compile("[\0\ud800-\udfff]")
 _PLAIN_KEY = re.compile(rf"[\w.-]{{1,{MAX_QUOTE}}}", re.ASCII)
-# What stands at a place of the file, as a message names it; "" is something reported already, of which no more is said.
+# The kind of a node, as a message names it; "" marks a node whose fault was reported already, so that it gets no second one.
 Kind = Literal["text", "nothing", "a list", "a mapping", ""]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A node of the tree with its place, counted from 1. A mapping's items are its keys and values in turn."""
+    """A node of the tree with its position, counted from 1. The items of a mapping alternate between keys and values."""
 
     line: int = 1
     column: int = 1
@@ -38,54 +38,59 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The key that is being read, and where to report what is wrong with it."""
+    """The key that is being read, and the lists that collect its faults and warnings."""
 
     path: str = ""
     faults: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
 
     def key(self, name: str) -> Place:
-        """Return the place of a key of the mapping that is read here."""
+        """Return the place of a key of this mapping."""
         text = name if _PLAIN_KEY.fullmatch(name) else quoted(name)
         return replace(self, path=f"{self.path}.{text}" if self.path else text)
 
     def item(self, index: int) -> Place:
-        """Return the place of an item of the list that is read here."""
+        """Return the place of an item of this list."""
         return replace(self, path=f"{self.path}[{index}]")
 
     def fault(self, node: Node, message: str) -> None:
-        """Report what is wrong here."""
-        # One more than is shown, so that it is known that there are more.
+        """Report a fault."""
+        # One more than is shown, so that `shown_faults` knows that there are more.
         if len(self.faults) <= MAX_FAULTS:
             self.faults.append(Fault(line=node.line, column=node.column, path=self.path, message=message))
 
     def wants(self, node: Node, wanted: str) -> None:
-        """Report that something else is allowed here than what stands here."""
+        """Report that a node is of another kind than `wanted`."""
         if node.kind:
             empty = " with nothing in it" if node.kind in {"a list", "a mapping"} and not node.items else ""
             self.fault(node, f"{node.kind}{empty} stands here ({wanted})")
 
 
 def shown_faults(faults: Sequence[Fault]) -> tuple[Fault, ...]:
-    """Return the faults in the order of the file, cut to `MAX_FAULTS`, with a last one that says so."""
+    """Return the faults in the order of the file, at most `MAX_FAULTS`, and one more that says if any were left out."""
     shown = sorted(faults[:MAX_FAULTS], key=lambda fault: (fault.line, fault.column))
     more = [replace(fault, path="", message="more faults not shown") for fault in shown[-1:]]
     return (*shown, *more) if len(faults) > MAX_FAULTS else tuple(shown)
 
 
 def quoted(text: str) -> str:
-    """Return foreign text for a message: in quotes, in ASCII, on one line, not too long."""
+    """Quote foreign text for a message: in ASCII, on one line, at most `MAX_QUOTE` characters."""
     shown = ascii(text[:MAX_QUOTE])
     return shown if len(shown) <= MAX_QUOTE else f"{shown[: MAX_QUOTE - 3]}..."
 
 
 def read_document(data: bytes, at: Place) -> Node | None:
-    """Return the root of the YAML document, None where there is no telling; `at` hears why."""
+    """Return the root of the YAML document, None where it cannot be parsed; `at` receives the fault.
+
+    The cases, in this order: the size, before anything costs time; a byte order mark, which editors write and which is not content;
+    bytes that are not UTF-8, decoded to surrogates here so that the search for unprintable characters finds them too. A parser
+    would refuse those characters as well, but PyYAML's two parsers disagree on the position: one counts bytes, the other
+    characters.
+    """
     if len(data) > MAX_BYTES:
         at.fault(Node(), f"the file has more than {MAX_BYTES} bytes (the most that is read)")
         return None
     text = data.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
-    # The parsers refuse these too, but one counts bytes and the other characters to say where.
     bad = _UNPRINTABLE.search(text)
     if bad:
         place = Node(line=text.count("\n", 0, bad.start()) + 1, column=bad.start() - text.rfind("\n", 0, bad.start()))
@@ -96,24 +101,31 @@ def read_document(data: bytes, at: Place) -> Node | None:
 
 
 def _events(text: str, at: Place) -> Iterator[yaml.Event]:
-    """Yield the events up to the first error of syntax, which is reported."""
+    """Yield the events of the parser up to the first syntax error, which is reported."""
     node = Node()
     try:
         for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             node = _node(event.end_mark)
             yield event
-    # The parser in pure Python lets the last two out of `chr`, for an escape beyond Unicode.
+    # For an escape beyond Unicode, the parser in pure Python lets the ValueError or OverflowError of `chr` through.
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-        at.fault(_node(mark) if mark else node, f"no YAML: {ascii(problem)[1:-1][:200]}")
+        at.fault(_node(mark) if mark else node, f"invalid YAML: {ascii(problem)[1:-1][:200]}")
 
 
-def _node(mark: Any, kind: Kind = "", text: str = "") -> Node:  # noqa: ANN401  # the parsers' marks share no type
+def _node(mark: Any, kind: Kind = "", text: str = "") -> Node:  # noqa: ANN401 - the marks of the two parsers share no type
     return Node(line=mark.line + 1, column=mark.column + 1, kind=kind, text=text)
 
 
 def _tree(text: str, at: Place) -> Node | None:
-    """Put the events of one document together, without recursion and without YAML's indirections."""
+    """Build the tree of one document from its events.
+
+    The stack holds the open collections, below them a list that receives the root. There is no recursion, so depth costs no Python
+    stack, and no alias is followed, so that a small file cannot expand ("billion laughs"). The checks come before the event is
+    used: `_excess` ends the parse, since everything after it would cost time without bound; `_grow` reports what a configuration
+    may not have (aliases, anchors, tags, odd text, collections as keys) and goes on, so that the file's other faults are found too.
+    Where the events end before the end of the stream, `_events` has reported a syntax error, and there is no tree.
+    """
     stack, complete = [Node(kind="a list")], False
     for count, event in enumerate(_events(text, at)):
         excess = _excess(stack, event, count)
@@ -129,6 +141,7 @@ def _tree(text: str, at: Place) -> Node | None:
 
 
 def _excess(stack: Sequence[Node], event: yaml.Event, count: int) -> str:
+    """Return which bound this event exceeds, empty where it exceeds none."""
     if isinstance(event, yaml.DocumentStartEvent) and stack[0].items:
         return "a second document begins (one document)"
     if isinstance(event, yaml.CollectionStartEvent) and len(stack) > MAX_DEPTH:
@@ -137,9 +150,10 @@ def _excess(stack: Sequence[Node], event: yaml.Event, count: int) -> str:
 
 
 def _grow(stack: list[Node], event: yaml.NodeEvent, at: Place) -> None:
+    """Add the node of an event to the innermost open collection, and open it if it is a collection itself."""
     text, parent = getattr(event, "value", ""), stack[-1]
     kinds: dict[type, Kind] = {yaml.SequenceStartEvent: "a list", yaml.MappingStartEvent: "a mapping"}
-    # A plain scalar has no style; a quoted one may be empty.
+    # An empty plain scalar, which has no style, is "nothing"; an empty quoted one is text.
     kinds[yaml.ScalarEvent] = "text" if text or getattr(event, "style", "") else "nothing"
     node = _node(event.start_mark, kinds.get(type(event), ""), text)
     parent.items.append(node)
@@ -158,7 +172,7 @@ def _grow(stack: list[Node], event: yaml.NodeEvent, at: Place) -> None:
 
 
 def _here(stack: list[Node], at: Place) -> Place:
-    """Return where the newest node stands; a key stands in its mapping."""
+    """Return the place of the newest node; that of a key is its mapping."""
     for node in stack[1:]:
         if node.kind == "a list":
             at = at.item(len(node.items) - 1)

@@ -1,1 +1,1 @@
-"""The edge to this machine: udev, sysfs, systemd and the lock."""
+"""The edge to this machine: udev, sysfs, systemd and the node lock."""

@@ -1,4 +1,4 @@
-"""The host as a command sees it: one look, without a monitor, and what keeps the daemon from seeing more."""
+"""The host as a command sees it: one scan, without a monitor, and the troubles that a daemon would have here."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _NAME_LENGTH = 253
 def node_name(flag: str | None, environ: Mapping[str, str], *, option: str = "--node-name") -> str:
     """Return the name of this host's Node: the flag, `NODE_NAME`, or the lower-cased host name as the kubelet does (`GetHostname`).
 
-    Raises `UsageError` where that is no object name; `option` is what the command calls the flag.
+    Raises `UsageError` where that is not a valid object name; `option` is the name of the flag in this command.
     """
     name = flag or environ.get("NODE_NAME") or socket.gethostname().strip().lower()
     if len(name) > _NAME_LENGTH or not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} is no name of a Node (lower-case letters, digits, - and .): give one with {option} or NODE_NAME"
+            f"{name!r} is not a name of a Node (lower-case letters, digits, - and .): give one with {option} or NODE_NAME"
         )
     return name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The devices of this host, without listening for changes."""
+    """The devices of this host, without a monitor for changes."""
 
     lister: Lister
     roots: Roots = field(default_factory=Roots)
@@ -49,7 +49,7 @@ class Host:
         return cls(lister=Lister(record=udev.record_reader()))
 
     def scan(self, paths: frozenset[str], now: float) -> Scan:
-        """Look once; `paths` are the links that the configuration names."""
+        """Scan once; `paths` are the links that the configuration names."""
         self.lister.paths = paths
         return self.lister.scan(now)
 
@@ -61,5 +61,5 @@ class Host:
             return None
 
     def troubles(self) -> tuple[str, ...]:
-        """Return why a daemon here would hear nothing of devices that come and go, one line each."""
-        return udev.hearing_troubles(self.roots)
+        """Return why a daemon here would not receive udevd's uevents, one line each."""
+        return udev.monitor_troubles(self.roots)

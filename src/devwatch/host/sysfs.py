@@ -1,4 +1,4 @@
-"""Look at the ttys of this host: enumerated in sysfs, present by `stat`, and never an error taken for an absence."""
+"""Scan the ttys of this host: enumerate them in sysfs, check their presence by `stat`, and never take an error for an absence."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from devwatch.core.inventory import ARRIVAL_TIMEOUT, Scan
 
 Record = Mapping[str, str]
 Stamp = tuple[int, int]
-"""What changes whenever udev replaces the file of a record: its inode and the time of its last write in nanoseconds."""
+"""Inode and last write (in nanoseconds) of the file of a udev record; another pair whenever udev replaces the file."""
 
 GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
-"""What the kernel answers about a device that is not there; any other error says nothing about presence."""
+"""The errors of the kernel for a device that is not there; any other error proves neither presence nor absence."""
 NOWHERE = GONE | {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-"""What it answers about a path that leads nowhere."""
+"""The errors of the kernel for a path that leads nowhere."""
 KERNEL_TTYS = frozenset({"tty", "console"})
 """The ttys that every kernel with virtual terminals registers at boot (`drivers/tty/tty_io.c`, `tty_init`)."""
 _ATTRIBUTE_SIZE = 4096
-"""The size of a sysfs attribute, one page (sysfs(5))."""
+"""Bytes of a sysfs attribute at most, one page (sysfs(5))."""
 _SERIAL_SIZE = 511
-"""What systemd's usb_id keeps of a serial (`UDEV_NAME_SIZE` less the final NUL)."""
-_REMEMBERED = 64
-"""Paths of devices that have gone at which a directory is looked for; the oldest are forgotten."""
-_TEMPORARY = re.compile(r"/\.#[^/]*$|\.tmp-c[0-9]+:[0-9]+$")
-"""The links that udevd makes to rename them over others: those of systemd since 251 (`tempfn_random`), and before (`node_symlink`)."""
-_UNFIT = re.compile(r"(\\x)|[^0-9A-Za-z#+.:=@_-]")
-"""What a device name may not hold; udev lets the two signs that begin a hexadecimal escape pass."""
+"""Bytes of a serial that systemd's usb_id keeps (`UDEV_NAME_SIZE` less the final NUL)."""
+_MAX_FORMER_PATHS = 64
+"""Paths of departed devices that are checked for a directory in their place; the oldest are dropped."""
+_TEMPORARY_LINK = re.compile(r"/\.#[^/]*$|\.tmp-c[0-9]+:[0-9]+$")
+"""Links that udevd makes only to rename them over others: since systemd 251 (`tempfn_random`), and before (`node_symlink`)."""
+_REPLACED_CHARS = re.compile(r"(\\x)|[^0-9A-Za-z#+.:=@_-]")
+"""The characters that udev replaces in a device name; it keeps `\\x`, which begins a hexadecimal escape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,68 +47,82 @@ class Roots:
 
     @property
     def udevd(self) -> bool:
-        """Whether udevd has been started, as far as can be told: libudev asks the same way (`udev_monitor_new_from_netlink`)."""
+        """Whether udevd has been started, by the test that libudev uses (`udev_monitor_new_from_netlink`)."""
         return os.path.exists(f"{self.run}/control")
 
 
 def normal_serial(raw: bytes) -> str | None:
-    """Return a serial as udev stores it in ID_SERIAL_SHORT, None where udev drops it.
+    """Normalise a serial as udev stores it in ID_SERIAL_SHORT; return None where udev drops it.
 
-    Control and non-ASCII characters and commas make udev drop it; white space is trimmed and becomes `_`, as does what a device name
-    may not hold (systemd, `udev-builtin-usb_id.c`; `udev-util.c`, `udev_replace_whitespace`, `udev_replace_chars`). The line ends
-    that libudev cuts off every attribute do not count (`sd_device_get_sysattr_value`).
+    In udev's order: line ends at the end are cut off, as of every attribute (`sd_device_get_sysattr_value`); control characters,
+    non-ASCII characters and commas make udev drop the serial; white space is trimmed and becomes `_`; so does each character that a
+    device name may not hold (systemd, `udev-builtin-usb_id.c`; `udev-util.c`, `udev_replace_whitespace`, `udev_replace_chars`).
     """
     raw = raw.rstrip(b"\r\n")
     if any(byte < 0x20 or byte > 0x7F or byte == ord(",") for byte in raw):  # noqa: PLR2004 - the bounds of usb_id
         return None
     joined = "_".join(raw[:_SERIAL_SIZE].decode("ascii").split())
-    return _UNFIT.sub(lambda found: found[1] or "_", joined) or None
+    return _REPLACED_CHARS.sub(lambda found: found[1] or "_", joined) or None
 
 
 @dataclass(slots=True, kw_only=True)
-class _Known:
-    """What was read of one registration of a tty with the kernel; it is read once."""
+class _Registration:
+    """One registration of a tty with the kernel. Its attributes in sysfs are read once, its udev record whenever that changes."""
 
     incarnation: int
+    """The inode of its sysfs directory."""
     entry: int
-    """The inode of its entry in the class, which the kernel makes for every registration."""
+    """The inode of its entry in /sys/class/tty; the kernel makes a new entry for every registration."""
     bare: Device
+    """The device as sysfs alone shows it, without record and links."""
     typed: bool
-    """Whether it is a port of the kernel's serial core, which says by `type` whether there is one."""
-    file: str
-    """Where udev keeps its record."""
+    """Whether it is a port of the kernel's serial core, whose attribute `type` says whether there is hardware."""
+    record_path: str
+    """The file in which udev keeps its record."""
     record: Record | None = None
     stamp: Stamp | None = None
     content: bytes | None = None
-    """What the file of the record held when it was read."""
+    """The content of the record's file when the record was read."""
     unrecorded_since: float | None = None
-    """When the file of the record was first missed, in seconds; None while it is there or none has been read."""
+    """When the record's file was first found missing, in seconds; None while it is there, or if none was ever read."""
     device: Device | None = None
+    """The device as the last scan returned it."""
 
-    def forget(self) -> None:
-        """Have no record of it."""
+    def drop_record(self) -> None:
+        """Forget the udev record, so that the next scan reads it again."""
         self.record = self.stamp = self.content = self.unrecorded_since = None
 
 
 @dataclass(slots=True, kw_only=True)
 class Lister:
-    """Lists the present ttys. `record` reads the complete udev record of a sysfs path and answers None where there is none."""
+    """Lists the present ttys. `record` reads the complete udev record of a sysfs path and returns None where there is none.
+
+    An error is never an absence. A tty is missing from a scan only if the kernel says so: no entry in /sys/class/tty, an errno of
+    `GONE`, another device under its devnode, or an 8250 port without hardware. Any other error becomes a doubt, which makes the scan
+    uncertain, and an uncertain scan lowers no count.
+    """
 
     record: Callable[[str], Record | None]
     roots: Roots = field(default_factory=Roots)
     paths: frozenset[str] = frozenset()
     """Further paths that may be links to a devnode: those that the configuration names."""
-    _known: dict[str, _Known] = field(default_factory=dict)
+    _known: dict[str, _Registration] = field(default_factory=dict)
+    """The registrations by name."""
     _dev: tuple[tuple[int, int], bool] | None = None
+    """Device and inode of /dev at the last check, and whether it was a devtmpfs."""
     _former: dict[int, tuple[int, Stamp]] = field(default_factory=dict)
-    """By device number the last registration that has gone and its record, which udevd may not have removed yet."""
-    _places: dict[str, None] = field(default_factory=dict)
-    """Where devices that have gone had their devnode and links."""
+    """By device number: the last departed registration and the stamp of its record, which udevd may not have removed yet."""
+    _former_paths: dict[str, None] = field(default_factory=dict)
+    """The devnodes and links of departed devices, oldest first."""
     _blocked: set[str] = field(default_factory=set)
-    """Where the present look has found a directory in place of a devnode or link."""
+    """The devnodes and links in whose place this scan has found a directory."""
 
     def scan(self, now: float) -> Scan:
-        """Return what is there now. Never raises `OSError`: what cannot be read makes the look uncertain."""
+        """Return the ttys that are present now. Never raises `OSError`: an error of one tty is a doubt, and the others are still scanned.
+
+        Without /dev, /sys/class/tty or the listing of links there is nothing to scan: the scan has no device, and a doubt. A class
+        without the kernel's own ttys is not complete (a masked or foreign /sys), which no error reports.
+        """
         troubles: tuple[str, ...] = ()
         doubts: list[str] = []
         self._blocked = set()
@@ -117,12 +131,12 @@ class Lister:
             entries = _entries(f"{self.roots.sys}/class/tty")
             links = self._links(doubts)
         except OSError as error:
-            return Scan(at=now, doubts=(_told(error),), troubles=troubles)
+            return Scan(at=now, doubts=(_describe_os_error(error),), troubles=troubles)
         if not entries.keys() >= KERNEL_TTYS:
             doubts.append(f"{self.roots.sys}/class/tty lacks the kernel's own tty and console")
         found = list(self._devices(entries, links, doubts, now, devtmpfs=devtmpfs))
         for name in self._known.keys() - entries.keys():
-            self._depart(self._known.pop(name))
+            self._note_departure(self._known.pop(name))
         blocked = self._obstructions()
         return Scan(
             at=now,
@@ -144,31 +158,41 @@ class Lister:
     ) -> Iterator[Device]:
         for name, entry in entries.items():
             try:
-                known = self._current(name, entry)
-                device = self._examined(known, links, now, devtmpfs=devtmpfs) if known else None
+                known = self._registration(name, entry)
+                device = self._present_device(known, links, now, devtmpfs=devtmpfs) if known else None
                 if device is not None:
                     yield device
             except OSError as error:
-                doubts.append(_told(error))
+                doubts.append(_describe_os_error(error))
 
-    def _examined(self, known: _Known, links: Mapping[int, list[str]], now: float, *, devtmpfs: bool) -> Device | None:
-        """Return the device of a registration, None where it is not present."""
-        held = known.device
+    def _present_device(
+        self, known: _Registration, links: Mapping[int, list[str]], now: float, *, devtmpfs: bool
+    ) -> Device | None:
+        """Return the device of a registration, None where it is not present.
+
+        Presence is checked again after a change: if the device has departed while its record and links were read, the change may be
+        that its links lead nowhere by now, and the device must not be reported without them.
+        """
+        before = known.device
         if self._present(known, devtmpfs=devtmpfs):
             device = self._device(known, links.get(known.bare.number, ()), now, devtmpfs=devtmpfs)
-            # What is new about it may be that it has gone since: then its links lead nowhere.
-            if device is held or self._present(known, devtmpfs=devtmpfs):
+            if device is before or self._present(known, devtmpfs=devtmpfs):
                 return device
-        self._remember(known)
-        known.forget()
+        self._remember_paths(known)
+        known.drop_record()
         known.device = None
         return None
 
-    def _current(self, name: str, entry: int) -> _Known | None:
-        """Return what is known of the tty of this name, read now if the kernel has registered it anew; None when it is gone."""
+    def _registration(self, name: str, entry: int) -> _Registration | None:
+        """Return the registration of the tty of this name, read now if it is a new one; None when the tty is gone.
+
+        A name may be used again between two scans. The inode of the sysfs directory tells whether it is the same registration, but
+        following the entry to it is the most expensive step of a scan, and most ttys are virtual consoles: for those the inode of the
+        entry itself is enough. The kernel's own ttys are always followed: where that fails, nothing in sysfs can be followed.
+
+        An entry that cannot be followed is gone if the entry itself has vanished as well; one that is still there is an error.
+        """
         known = self._known.get(name)
-        # Most ttys are virtual consoles, and following an entry is the dearest step of a look. The kernel's own are always followed:
-        # where they cannot be, nothing in sysfs can.
         if known is not None and known.entry == entry and known.bare.virtual and name not in KERNEL_TTYS:
             return known
         path = f"{self.roots.sys}/class/tty/{name}"
@@ -180,53 +204,56 @@ class Lister:
             raise
         if known is None or known.incarnation != incarnation:
             if known is not None:
-                self._depart(self._known.pop(name))
+                self._note_departure(self._known.pop(name))
             known = self._register(name, path, incarnation, entry)
         return known
 
-    def _depart(self, known: _Known) -> None:
-        """Remember of a registration that has gone what it may leave behind."""
+    def _note_departure(self, known: _Registration) -> None:
+        """Remember what a departed registration may leave behind: its udev record and its paths."""
         if known.stamp is not None:
             self._former[known.bare.number] = (known.incarnation, known.stamp)
-        self._remember(known)
+        self._remember_paths(known)
 
-    def _remember(self, known: _Known) -> None:
-        """Remember where a device was that is not there now."""
+    def _remember_paths(self, known: _Registration) -> None:
+        """Remember the devnode and links of a device that is not present any more."""
         if known.device is None:
             return
-        self._places |= dict.fromkeys((known.device.devnode, *known.device.links))
-        for path in list(self._places)[:-_REMEMBERED]:
-            del self._places[path]
+        self._former_paths |= dict.fromkeys((known.device.devnode, *known.device.links))
+        for path in list(self._former_paths)[:-_MAX_FORMER_PATHS]:
+            del self._former_paths[path]
 
-    def _register(self, name: str, path: str, incarnation: int, entry: int) -> _Known | None:
+    def _register(self, name: str, path: str, incarnation: int, entry: int) -> _Registration | None:
         real = os.path.realpath(path)
-        number = _announced(f"{real}/dev")
+        number = _read_device_number(f"{real}/dev")
         if number is None:
-            return None  # it is coming or going: the kernel adds the number last and removes it first (device_add, device_del)
-        body = self._ancestor(real, "idVendor")
-        face = self._ancestor(real, "bInterfaceNumber")
+            return (
+                None  # being added or removed: the kernel adds `dev` last and removes it first (device_add, device_del)
+            )
+        body = self._ancestor_with(real, "idVendor")
+        interface = self._ancestor_with(real, "bInterfaceNumber")
         bare = Device(
             devnode=f"{self.roots.dev}/{name.replace('!', '/')}",
             devpath=real.removeprefix(os.path.realpath(self.roots.sys)),
             number=number,
             incarnation=incarnation,
             physical=body and body.removeprefix(os.path.realpath(self.roots.sys)),
-            vendor=_text(body, "idVendor"),
-            product=_text(body, "idProduct"),
-            serial=normal_serial(_optional(f"{body}/serial") or b"") if body else None,
-            interface=_text(face, "bInterfaceNumber"),
+            vendor=_attribute_text(body, "idVendor"),
+            product=_attribute_text(body, "idProduct"),
+            serial=normal_serial(_read_attribute(f"{body}/serial") or b"") if body else None,
+            interface=_attribute_text(interface, "bInterfaceNumber"),
         )
-        known = _Known(
+        known = _Registration(
             incarnation=incarnation,
             entry=entry,
             bare=bare,
             typed=_exists(f"{real}/type"),
-            file=f"{self.roots.run}/data/c{os.major(number)}:{os.minor(number)}",
+            record_path=f"{self.roots.run}/data/c{os.major(number)}:{os.minor(number)}",
         )
         self._known[name] = known
         return known
 
-    def _ancestor(self, path: str, attribute: str) -> str | None:
+    def _ancestor_with(self, path: str, attribute: str) -> str | None:
+        """Return the nearest ancestor in sysfs, or the path itself, that has this attribute."""
         top = os.path.realpath(self.roots.sys)
         while len(path) > len(top):
             if _exists(f"{path}/{attribute}"):
@@ -234,8 +261,14 @@ class Lister:
             path = os.path.dirname(path)
         return None
 
-    def _present(self, known: _Known, *, devtmpfs: bool) -> bool:
-        """Whether the devnode is the character device that sysfs announces, and a port is behind it."""
+    def _present(self, known: _Registration, *, devtmpfs: bool) -> bool:
+        """Return whether the devnode is the character device that sysfs announces, and a port is behind it.
+
+        An entry in sysfs is not enough: the kernel removes it a moment after the devnode. Another file under the devnode (a directory that
+        a container runtime made, or the device of the next registration) is an absence too. Where /dev is not a devtmpfs, a missing
+        devnode proves nothing, since no kernel makes or removes it there: then the entry counts. An error outside `GONE` is raised and
+        becomes a doubt.
+        """
         try:
             status = os.stat(known.bare.devnode)
             here = stat.S_ISCHR(status.st_mode) and status.st_rdev == known.bare.number
@@ -243,48 +276,71 @@ class Lister:
         except OSError as error:
             if error.errno not in GONE:
                 raise
-            # Where nobody makes the nodes, enumerated is present.
             here = error.errno == errno.ENOENT and not devtmpfs
-        return here and not (known.typed and self._no_port(known.bare))
+        return here and not (known.typed and self._has_no_hardware(known.bare))
 
-    def _no_port(self, device: Device) -> bool:
-        """Whether the 8250 driver offers a port that does not exist (`PORT_UNKNOWN`, include/uapi/linux/serial.h)."""
+    def _has_no_hardware(self, device: Device) -> bool:
+        """Return whether the 8250 driver offers a port that does not exist (`PORT_UNKNOWN`, include/uapi/linux/serial.h)."""
         try:
-            return (_optional(f"{self.roots.sys}{device.devpath}/type") or b"0").strip() == b"0"
+            return (_read_attribute(f"{self.roots.sys}{device.devpath}/type") or b"0").strip() == b"0"
         except PermissionError:
-            return False  # some kernels show the type to root alone: then the devnode speaks for the port
+            return False  # some kernels show the type to root alone: then the devnode is enough
 
-    def _device(self, known: _Known, listed: Sequence[str], now: float, *, devtmpfs: bool) -> Device:
-        """Return what is known of a present device now: the very same value where nothing has changed."""
+    def _device(self, known: _Registration, listed: Sequence[str], now: float, *, devtmpfs: bool) -> Device:
+        """Return the present device with its record and links; the identical object where nothing has changed.
+
+        A stick that resets is removed and added within milliseconds: udevd removes the old record, then the old links, and writes
+        the new links, then the new record. A scan in between (`_in_flux`) finds links missing that will be back. Two cases:
+
+        - A complete device keeps the links that lead nowhere now, or a resource that matches by path would lose it for a moment. A link
+          that leads to another device by now is not kept.
+        - A device that has no complete record yet must not take the record that was just read: it is that of the registration before.
+        """
         self._refresh(known, now)
-        held, found = known.device, self._leading(known, listed, devtmpfs=devtmpfs)
-        if (held is None or held.links != found) and _in_flux(known, now):
-            if held is not None and held.complete:
-                kept = {link for link in held.links if self._number(link) is None}
-                found = tuple(sorted({*found, *kept}, key=by_stability))
+        before, found = known.device, self._links_to(known, listed, devtmpfs=devtmpfs)
+        if (before is None or before.links != found) and _in_flux(known, now):
+            if before is not None and before.complete:
+                dangling = {link for link in before.links if self._device_number(link) is None}
+                found = tuple(sorted({*found, *dangling}, key=by_stability))
             else:
-                known.forget()  # what has just been read has gone since: it was of the registration before
-                found = self._leading(known, listed, devtmpfs=devtmpfs)
+                known.drop_record()
+                found = self._links_to(known, listed, devtmpfs=devtmpfs)
         record, links_known = known.record, devtmpfs or known.record is not None
-        if held is None or held.properties is not record or held.links != found or held.links_known != links_known:
+        if (
+            before is None
+            or before.properties is not record
+            or before.links != found
+            or before.links_known != links_known
+        ):
             fresh = replace(known.bare, links=found, links_known=links_known)
-            held = known.device = fresh if record is None else _with_record(fresh, record)
-        return held
+            known.device = fresh if record is None else _with_record(fresh, record)
+            return known.device
+        return before
 
-    def _leading(self, known: _Known, listed: Sequence[str], *, devtmpfs: bool) -> tuple[str, ...]:
-        """Return the links that lead to a device: `listed` ones, and those of its record where they do, the most stable first."""
-        claimed = known.record.get("DEVLINKS", "").split() if known.record else ()
-        if not claimed and not listed:
-            return ()  # as of nearly all virtual consoles
-        found = {link for link in claimed if not devtmpfs or self._number(link) == known.bare.number}
+    def _links_to(self, known: _Registration, listed: Sequence[str], *, devtmpfs: bool) -> tuple[str, ...]:
+        """Return the links to a device, the most stable first: the `listed` ones, and those of its record that lead to it now.
+
+        Where /dev is not a devtmpfs, links cannot be followed to a device number, and the record is trusted.
+        """
+        recorded = known.record.get("DEVLINKS", "").split() if known.record else ()
+        if not recorded and not listed:
+            return ()  # nearly all virtual consoles: spare them the sort
+        found = {link for link in recorded if not devtmpfs or self._device_number(link) == known.bare.number}
         return tuple(sorted({*found, *listed} - {known.bare.devnode}, key=by_stability))
 
-    def _refresh(self, known: _Known, now: float) -> None:
-        """Read the udev record again if udev has written it since; the same content again is the same record.
+    def _refresh(self, known: _Registration, now: float) -> None:
+        """Read the udev record again if udev has written its file since.
 
-        A record that is no longer to be had still tells the truth about the same registration: ids, serial and socket cannot change.
+        The cases, in this order:
+
+        - The file is missing: keep the record. Vendor, product, serial and socket of one registration cannot change, and udevd may be
+          about to write the record again.
+        - The stamp is unchanged: keep the record, without reading.
+        - The stamp is that of the former registration of this device number: ignore it, see `_inherited`.
+        - The same content in a new file: keep the identical record, so that the device is not seen as changed.
+        - libudev finds no complete record: udevd has not finished. Keep what is known, and try again at the next scan.
         """
-        stamp = _stamp(known.file)
+        stamp = _stamp(known.record_path)
         if stamp is None:
             if known.record is not None and known.unrecorded_since is None:
                 known.unrecorded_since = now
@@ -292,38 +348,38 @@ class Lister:
         known.unrecorded_since = None
         if stamp == known.stamp or self._inherited(known, stamp):
             return
-        content = _content(known.file)
+        content = _read_content(known.record_path)
         same = content is not None and content == known.content
         record = known.record if same else self.record(f"{self.roots.sys}{known.bare.devpath}")
         if record is not None:
             known.record = known.record if record == known.record else record
             known.stamp, known.content = stamp, content
 
-    def _inherited(self, known: _Known, stamp: Stamp) -> bool:
-        """Whether this is still the record of the registration that had the device number before.
+    def _inherited(self, known: _Registration, stamp: Stamp) -> bool:
+        """Return whether the record is still that of the registration that had the device number before.
 
-        udevd removes it when it comes to the removal of that one, which may be well after the kernel has registered the next.
+        udevd removes that record when it handles the removal, which may be well after the kernel has registered the next device.
         """
         incarnation, before = self._former.get(known.bare.number, (known.incarnation, stamp))
         return incarnation != known.incarnation and before == stamp
 
     def _links(self, doubts: list[str]) -> dict[int, list[str]]:
-        """Return the links that lead to a device now, by device number: those in /dev/serial and those that the configuration names."""
+        """Return the links to devices by device number: those in /dev/serial, and those that the configuration names."""
         links: dict[int, list[str]] = {}
         for path in (*self.paths, *_serial_links(self.roots.dev)):
             try:
-                if not _TEMPORARY.search(path) and (number := self._number(path)) is not None:
+                if not _TEMPORARY_LINK.search(path) and (number := self._device_number(path)) is not None:
                     links.setdefault(number, []).append(path)
             except OSError as error:
-                doubts.append(_told(error))
+                doubts.append(_describe_os_error(error))
         return links
 
-    def _number(self, path: str) -> int | None:
-        """Return the device number of the character device that a path leads to, None if to none."""
+    def _device_number(self, path: str) -> int | None:
+        """Return the device number of the character device that a path leads to, None if it leads to none."""
         try:
             status = os.stat(path)
         except ValueError:
-            return None  # no file can have this name
+            return None  # a NUL in it: no file can have this name
         except OSError as error:
             if error.errno in NOWHERE:
                 return None
@@ -332,26 +388,28 @@ class Lister:
         return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
 
     def _note_directory(self, path: str, status: os.stat_result) -> None:
-        """Note that a directory is where a device or link belongs. A link that leads to one is not in the way."""
+        """Note that a directory is in the place of a devnode or link. A link that leads to a directory does not block it."""
         if stat.S_ISDIR(status.st_mode) and not os.path.islink(path):
             self._blocked.add(path)
 
     def _obstructions(self) -> tuple[str, ...]:
-        """Return what to do about each directory in the place of a device or link, also of one that has gone."""
-        for path in list(self._places):
-            with contextlib.suppress(OSError):  # nothing is there, or nothing that can be told
+        """Return what to do about each directory in the place of a devnode or link, of present and of departed devices."""
+        for path in list(self._former_paths):
+            with contextlib.suppress(
+                OSError
+            ):  # nothing is there, or it cannot be checked: check again at the next scan
                 if stat.S_ISDIR(os.lstat(path).st_mode):
                     self._blocked.add(path)
                 else:
-                    del self._places[path]
+                    del self._former_paths[path]
         return tuple(obstruction(path) for path in sorted(self._blocked))
 
     def _host(self) -> tuple[bool, tuple[str, ...]]:
-        """Return whether /dev is the kernel's own, and what is missing on this host, each with what to do."""
+        """Return whether /dev is a devtmpfs, and what is missing on this host, each with its cure."""
         devtmpfs, troubles = self._devtmpfs(), []
         if not devtmpfs:
             troubles.append(
-                f"{self.roots.dev} is no devtmpfs: mount the host's /dev, else a device counts as long as sysfs lists it"
+                f"{self.roots.dev} is not a devtmpfs: mount the host's /dev, else a device counts as long as sysfs lists it"
             )
         if not self.roots.udevd:
             troubles.append(
@@ -362,17 +420,17 @@ class Lister:
     def _devtmpfs(self) -> bool:
         status = _stat(self.roots.dev)
         mounted = (status.st_dev, status.st_ino) if status else (0, 0)
-        # The mount table of a busy node is long: read it when /dev has changed.
+        # The mount table of a busy node is long: read it only when another file system is mounted on /dev.
         if self._dev is None or self._dev[0] != mounted:
             self._dev = (mounted, is_devtmpfs(self.roots))
-            self._places |= dict.fromkeys(_tty_directories(self.roots.dev))
+            self._former_paths |= dict.fromkeys(_tty_directories(self.roots.dev))
         return self._dev[1]
 
 
 def is_devtmpfs(roots: Roots) -> bool:
-    """Return whether the kernel itself makes and removes the nodes in /dev (proc_pid_mountinfo(5)); the last mount on it counts.
+    """Return whether /dev is a devtmpfs, in which the kernel makes and removes the nodes (proc_pid_mountinfo(5)).
 
-    False where there is no mount table. Raises `OSError` where it cannot be read.
+    The last mount on /dev counts. False where there is no mount table; raises `OSError` where it cannot be read.
     """
     try:
         with open(roots.mountinfo, encoding="utf-8", errors="surrogateescape", newline="\n") as table:
@@ -383,30 +441,31 @@ def is_devtmpfs(roots: Roots) -> bool:
     return kinds[-1:] == ["devtmpfs"]
 
 
-def _in_flux(known: _Known, now: float) -> bool:
-    """Whether udevd is about to make the links again, as it does when a device is removed and added again within milliseconds.
+def _in_flux(known: _Registration, now: float) -> bool:
+    """Return whether udevd is about to make the links again, after a removal and an addition within milliseconds.
 
-    It removes the record before the links, and writes it after them. A record that stays away will bring no links back.
+    udevd removes the record before the links and writes it after them. So the links are in flux while the record is missing, but for
+    no longer than `ARRIVAL_TIMEOUT`, and if it has changed since it was read.
     """
     if known.unrecorded_since is not None:
         return now < known.unrecorded_since + ARRIVAL_TIMEOUT
-    return known.record is not None and _stamp(known.file) != known.stamp
+    return known.record is not None and _stamp(known.record_path) != known.stamp
 
 
 def _with_record(device: Device, record: Record) -> Device:
     return replace(
         device,
         properties=record,
-        vendor=_id(record.get("ID_VENDOR_ID")),
-        product=_id(record.get("ID_MODEL_ID")),
+        vendor=_hex_digits(record.get("ID_VENDOR_ID")),
+        product=_hex_digits(record.get("ID_MODEL_ID")),
         serial=record.get("ID_SERIAL_SHORT"),
         interface=_lower(record.get("ID_USB_INTERFACE_NUM")),
         port=record.get("ID_PATH"),
     )
 
 
-def _id(text: str | None) -> str | None:
-    """Return the digits alone: udev copies the ids of a PCI card from sysfs, where they are `0x8086` (rules.d/60-serial.rules)."""
+def _hex_digits(text: str | None) -> str | None:
+    """Return the digits of a number without `0x`: udev copies the ids of a PCI card from sysfs as `0x8086` (rules.d/60-serial.rules)."""
     return text.lower().removeprefix("0x") if text else text
 
 
@@ -414,12 +473,12 @@ def _lower(text: str | None) -> str | None:
     return text.lower() if text else text
 
 
-def _told(error: OSError) -> str:
+def _describe_os_error(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
-def _optional(path: str) -> bytes | None:
-    """Return an attribute, None where it or its device is not there."""
+def _read_attribute(path: str) -> bytes | None:
+    """Return a sysfs attribute, None where it or its device is not there. Raises `OSError` for any other error."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(_ATTRIBUTE_SIZE)
@@ -429,9 +488,9 @@ def _optional(path: str) -> bytes | None:
         raise
 
 
-def _announced(path: str) -> int | None:
-    """Return the device number that sysfs announces, None where there is none."""
-    text = _optional(path)
+def _read_device_number(path: str) -> int | None:
+    """Return the device number in a `dev` attribute, None where there is none. Raises `OSError`, also for malformed content."""
+    text = _read_attribute(path)
     if not text:
         return None
     try:
@@ -440,13 +499,13 @@ def _announced(path: str) -> int | None:
         raise OSError(errno.EINVAL, "no device number", path) from error
 
 
-def _text(folder: str | None, attribute: str) -> str | None:
-    raw = _optional(f"{folder}/{attribute}") if folder else None
+def _attribute_text(folder: str | None, attribute: str) -> str | None:
+    raw = _read_attribute(f"{folder}/{attribute}") if folder else None
     return raw.decode("ascii", "replace").strip().lower() if raw else None
 
 
 def _stat(path: str) -> os.stat_result | None:
-    """Return what `stat` says, None where nothing is there."""
+    """Return the status of a file, None where there is none. Raises `OSError` for any other error."""
     try:
         return os.stat(path)
     except OSError as error:
@@ -460,13 +519,13 @@ def _exists(path: str) -> bool:
 
 
 def _stamp(path: str) -> Stamp | None:
-    """Return what changes whenever udev replaces its record (it renames a new file into place), None without one."""
+    """Return the stamp of a udev record, None without one. udev renames a new file into place, so the stamp changes with each write."""
     status = _stat(path)
     return status and (status.st_ino, status.st_mtime_ns)
 
 
-def _content(path: str) -> bytes | None:
-    """Return what a file holds, None where it cannot be read."""
+def _read_content(path: str) -> bytes | None:
+    """Return the content of a file, None where it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read()
@@ -481,7 +540,7 @@ def _entries(folder: str) -> dict[str, int]:
 
 
 def _tty_directories(dev: str) -> Iterator[str]:
-    """Yield the directories in /dev that are named like a tty; no driver makes one."""
+    """Yield the directories in /dev that are named like a tty; no driver makes such a directory."""
     with contextlib.suppress(OSError), os.scandir(dev) as entries:
         yield from (
             entry.path for entry in entries if entry.name.startswith("tty") and entry.is_dir(follow_symlinks=False)
@@ -489,7 +548,7 @@ def _tty_directories(dev: str) -> Iterator[str]:
 
 
 def obstruction(path: str) -> str:
-    """Return what a directory in the place of a device or link means, and what to do."""
+    """Return the message for a directory in the place of a devnode or link: its cause and its cure."""
     return (
         f"{path}: a directory is in the place of a device or of a link to one: run `rmdir {shlex.quote(path)}` on this host, then plug"
         " the device again. A container that mounts this path was restarted without the device; let it mount /dev instead"

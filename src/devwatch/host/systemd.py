@@ -1,4 +1,4 @@
-"""What systemd is told about the service: sd_notify(3) and sd_watchdog_enabled(3), without libsystemd."""
+"""Report the state of the service to systemd: sd_notify(3) and sd_watchdog_enabled(3), without libsystemd."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _STATUS_LENGTH: Final = 500
 class Notifier:
     """Sends the service's state to systemd.
 
-    Every method returns False where the message could not be handed over, as when systemd is busy and its queue full, and may be repeated;
-    where nobody waits for one, nothing is left to be told. None raises or blocks: the service lives without systemd.
+    Every method returns False where the message could not be delivered, as when systemd is busy and its queue full, and may be
+    repeated; without an address it sends nothing and returns True. No method raises or blocks: the service runs without systemd too.
     """
 
     def __init__(self, address: str | None) -> None:
-        """Send to `address`, a path or `@` and an abstract name; to nobody where it is None."""
+        """Send to `address`, a path or `@` and an abstract name; None sends nothing."""
         self._address = f"\0{address[1:]}" if address is not None and address.startswith("@") else address
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Notifier:
-        """Return a notifier for NOTIFY_SOCKET. An address of another family than AF_UNIX is as good as none."""
+        """Return a notifier for NOTIFY_SOCKET. An address that is not of AF_UNIX counts as none."""
         address = environ.get("NOTIFY_SOCKET", "")
         return cls(address if address.startswith(("/", "@")) else None)
 
     def ready(self) -> bool:
-        """Tell that start-up, or a reload, is complete."""
+        """Report that start-up, or a reload, is complete."""
         return self._send("READY=1")
 
     def status(self, text: str) -> bool:
@@ -41,15 +41,15 @@ class Notifier:
         return self._send(f"STATUS={line[:_STATUS_LENGTH]}")
 
     def reloading(self) -> bool:
-        """Tell that the configuration is being read again; `ready()` must follow (Type=notify-reload)."""
+        """Report that the configuration is being reloaded; `ready()` must follow (Type=notify-reload)."""
         return self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> bool:
-        """Tell that the service is shutting down."""
+        """Report that the service is shutting down."""
         return self._send("STOPPING=1")
 
     def watchdog(self) -> bool:
-        """Tell that the service is alive."""
+        """Report that the service is alive."""
         return self._send("WATCHDOG=1")
 
     def _send(self, message: str) -> bool:
@@ -64,9 +64,9 @@ class Notifier:
 
 
 def watchdog_interval(environ: Mapping[str, str]) -> float | None:
-    """Return how often to call `watchdog()`, in seconds: half of WATCHDOG_USEC, as sd_watchdog_enabled(3) advises.
+    """Return the interval for `watchdog()` in seconds: half of WATCHDOG_USEC, as sd_watchdog_enabled(3) advises.
 
-    None where no watchdog waits for this process.
+    None where systemd runs no watchdog for this process.
     """
     usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", str(os.getpid()))
     if pid != str(os.getpid()) or not usec.isdecimal() or int(usec) == 0:

@@ -1,4 +1,4 @@
-"""The edge to udev: uevents by netlink, records by libudev. The only importer of pyudev."""
+"""The edge to udev: uevents from netlink, records from libudev. The only importer of pyudev."""
 
 from __future__ import annotations
 
@@ -24,36 +24,39 @@ if TYPE_CHECKING:
 
 SUBSYSTEM = "tty"
 BUFFER_SIZE = 128 * 1024 * 1024
-"""Bytes asked for as receive buffer; the kernel grants no more than net.core.rmem_max to the unprivileged (socket(7))."""
+"""Bytes of the receive buffer; without CAP_NET_ADMIN the kernel grants no more than net.core.rmem_max (socket(7))."""
 SETTLING = (0.2, 1.0, 3.0)
-"""Seconds after a kernel uevent at which links and permissions may have followed where no udevd says so."""
+"""Seconds after a kernel uevent at which to scan again: no udevd reports when it has made links and set permissions."""
 BATCH = 256
-"""Uevents read in one turn of the loop, so that a storm holds up nothing else."""
+"""Uevents read in one cycle of the event loop, so that a storm delays nothing else."""
 TEND_INTERVAL = 1.0
-"""Seconds between two checks of the monitor, however often the devices are looked at."""
-_ELSEWHERE = "udevd runs in another network namespace (hostNetwork is missing) or has ended: a daemon here hears the kernel alone"
+"""Seconds between two checks of the monitor, however often the devices are scanned."""
+_NO_UDEVD_HERE = (
+    "udevd runs in another network namespace (hostNetwork is missing) or has ended: a daemon here receives uevents from the"
+    " kernel alone"
+)
 _PROCESSING = "ID_PROCESSING"
-"""What udevd of systemd 255 and later adds to a complete record while it handles an event: it says nothing of the device."""
+"""A property that udevd of systemd 255 and later adds while it handles an event; it does not describe the device."""
 _PROTOCOL = "15"
-"""NETLINK_KOBJECT_UEVENT (include/uapi/linux/netlink.h), as the table of sockets prints it."""
+"""NETLINK_KOBJECT_UEVENT (include/uapi/linux/netlink.h), as /proc/net/netlink prints it."""
 _KERNEL_GROUP = 1
 """The multicast group of the kernel's uevents; udevd sends its own to group 2 (systemd, `sd-device/device-monitor.c`)."""
 
 
 class Listener(Protocol):
-    """Who wants to know what the monitor hears."""
+    """The receiver of what the monitor reports."""
 
     def uevents(self, actions: Sequence[str]) -> None:
-        """Take the actions of uevents that have just been read."""
+        """Receive the actions of the uevents that have just been read."""
 
     def overflowed(self) -> None:
-        """Take note that the kernel dropped uevents."""
+        """Receive the report that the kernel has dropped uevents."""
 
     def lost(self, reason: str) -> None:
-        """Take note that nothing is heard until the monitor is restored."""
+        """Receive the report that no uevents arrive until the monitor is restored."""
 
     def restored(self, source: str) -> None:
-        """Take note that uevents are heard, from `udev` or from `kernel`."""
+        """Receive the report that uevents arrive from now on, from `udev` or from `kernel`."""
 
 
 def read_record(context: pyudev.Context, path: str) -> Record | None:
@@ -77,7 +80,7 @@ def _properties(device: pyudev.Device) -> Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Netlink:
-    """The uevent sockets of this network namespace: multicast groups by inode (net/netlink/af_netlink.c, `netlink_seq_show`)."""
+    """The uevent sockets of this network namespace: their multicast groups by inode (net/netlink/af_netlink.c, `netlink_seq_show`)."""
 
     groups: dict[int, int]
 
@@ -87,28 +90,29 @@ class _Netlink:
             rows = [row.split() for row in file]
         return cls(groups={int(row[9]): int(row[3], 16) for row in rows[1:] if row[1] == _PROTOCOL})
 
-    def deaf(self, inode: int) -> bool:
+    def receives_nothing(self, inode: int) -> bool:
+        """Return whether this socket is in no multicast group."""
         return self.groups.get(inode, 0) == 0
 
-    def udevd(self, *, beside: int) -> bool:
-        """Whether somebody else listens to the kernel here, as udevd or its systemd socket do."""
-        return any(groups & _KERNEL_GROUP for inode, groups in self.groups.items() if inode != beside)
+    def has_udevd(self, *, besides: int) -> bool:
+        """Return whether a socket other than `besides` is in the kernel's group, as that of udevd or of its systemd unit is."""
+        return any(groups & _KERNEL_GROUP for inode, groups in self.groups.items() if inode != besides)
 
 
 @dataclass(slots=True, kw_only=True)
-class _Ear:
+class _UeventSocket:
     """One open netlink socket of libudev."""
 
     monitor: pyudev.Monitor
     source: str
     descriptor: int
     inode: int
-    garbled: int = 0
+    unreadable: int = 0
     """Messages in a row that libudev could not read."""
 
     @property
     def intact(self) -> bool:
-        """Whether the descriptor is still this socket; somebody may have closed it under us."""
+        """Whether the descriptor is still this socket; another part of the process may have closed it."""
         try:
             return os.fstat(self.descriptor).st_ino == self.inode
         except OSError:
@@ -117,10 +121,14 @@ class _Ear:
 
 @dataclass(slots=True, kw_only=True)
 class Monitor:
-    """Hears the uevents of ttys in the event loop, or knows that it does not.
+    """Receives the uevents of ttys in the event loop, and reports when it cannot.
 
-    udev's stream is taken where udevd runs in this network namespace, the kernel's elsewhere. Deaf, dead and missing
-    sockets are replaced by `tend`; until its first call nothing is open.
+    The source is udev where udevd runs in this network namespace, else the kernel. `tend` opens the socket and replaces it when it has
+    failed; until the first call nothing is open. The failures, each of which is silent by itself, and how `tend` detects them:
+
+    - another part of the process has closed the descriptor: its inode is not the socket's any more;
+    - the socket is in no multicast group, so that it receives nothing: /proc/net/netlink shows its groups;
+    - udevd has started or ended, so that the other source is the right one: the same table shows its socket.
     """
 
     context: pyudev.Context
@@ -129,111 +137,122 @@ class Monitor:
     roots: Roots
     table: str = "/proc/self/net/netlink"
     settling: list[float] = field(default_factory=list)
-    """When to look again after what was heard, on the clock of the loop."""
-    _ear: _Ear | None = None
-    _complaint: str = ""
+    """When to scan again after a kernel uevent, on the clock of the loop."""
+    _socket: _UeventSocket | None = None
+    _reported_loss: str = ""
+    """The loss that was reported last, empty while uevents arrive."""
     _tended: float = float("-inf")
 
     def tend(self, now: float) -> None:
-        """Open the monitor, or open it again where it has died, is deaf, or listens to the wrong stream."""
+        """Open the monitor, or open it again where it was closed, is in no group, or has the wrong source.
+
+        A closed descriptor is checked first, since its number may belong to another file by now. An error of the later checks
+        keeps an open socket, which still receives.
+        """
         if now < self._tended + TEND_INTERVAL:
             return
         self._tended = now
-        if self._ear is not None and not self._ear.intact:
+        if self._socket is not None and not self._socket.intact:
             self._lose("the netlink socket was closed")
         try:
             self._check(_Netlink.read(self.table))
         except (OSError, ValueError, IndexError) as error:
-            if self._ear is None:  # else the open one still hears
-                self._lose(f"no uevents can be heard: {error}; devices are found by the sweep alone")
+            if self._socket is None:
+                self._lose(f"no uevents can be received: {error}; devices are found by the sweep alone")
 
     def _check(self, netlink: _Netlink) -> None:
-        if self._ear is not None and netlink.deaf(self._ear.inode):
-            self._lose("the netlink socket has gone deaf")
-        ear = self._ear
-        source = "udev" if self.roots.udevd and netlink.udevd(beside=ear.inode if ear else 0) else "kernel"
-        if ear is None or ear.source != source:
+        if self._socket is not None and netlink.receives_nothing(self._socket.inode):
+            self._lose("the netlink socket is in no multicast group any more")
+        current = self._socket
+        besides = current.inode if current else 0
+        source = "udev" if self.roots.udevd and netlink.has_udevd(besides=besides) else "kernel"
+        if current is None or current.source != source:
             self._open(source)
 
     def _open(self, source: str) -> None:
+        """Open a new socket and only then close the current one, so that no failure on the way leaves the monitor without any."""
         monitor = pyudev.Monitor.from_netlink(self.context, source=source)
         monitor.filter_by(SUBSYSTEM)
         monitor.start()
         descriptor = monitor.fileno()
-        ear = _Ear(monitor=monitor, source=source, descriptor=descriptor, inode=os.fstat(descriptor).st_ino)
-        if _Netlink.read(self.table).deaf(ear.inode):
-            raise OSError(f"libudev opened a deaf {source} monitor")
-        _enlarge(monitor)
-        self.loop.add_reader(descriptor, self._readable)  # first: where epoll refuses it, nothing has changed
+        opened = _UeventSocket(monitor=monitor, source=source, descriptor=descriptor, inode=os.fstat(descriptor).st_ino)
+        if _Netlink.read(self.table).receives_nothing(opened.inode):
+            raise OSError(f"libudev opened a {source} monitor in no multicast group")
+        _enlarge_buffer(monitor)
+        self.loop.add_reader(descriptor, self._read)  # before the current one closes: epoll may refuse it
         self.close()
-        self._ear = ear
-        self._complaint = ""
+        self._socket = opened
+        self._reported_loss = ""
         self.listener.restored(source)
 
     def _lose(self, reason: str) -> None:
+        """Close the socket, and report the reason unless it was the last one reported."""
         self.close()
-        if reason != self._complaint:
-            self._complaint = reason
+        if reason != self._reported_loss:
+            self._reported_loss = reason
             self.listener.lost(reason)
 
     @property
     def source(self) -> str:
-        """Whose uevents are heard: `udev`, `kernel`, or nobody's."""
-        return "" if self._ear is None else self._ear.source
+        """The source of the uevents: `udev` or `kernel`, empty while none arrive."""
+        return "" if self._socket is None else self._socket.source
 
     def close(self) -> None:
-        """Stop listening."""
-        ear, self._ear = self._ear, None
-        if ear is None:
+        """Stop receiving."""
+        closed, self._socket = self._socket, None
+        if closed is None:
             return
-        with contextlib.suppress(RuntimeError):  # a transport has the number of a closed socket
-            self.loop.remove_reader(ear.descriptor)
-        if not ear.intact:
-            # Never freed: libudev would close the number, whosever it is by now, and abort where it is nobody's (safe_close).
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(ear.monitor))
+        with contextlib.suppress(RuntimeError):  # the number of a closed socket belongs to a transport by now
+            self.loop.remove_reader(closed.descriptor)
+        if not closed.intact:
+            # Leak the monitor: libudev would close the descriptor's number, which may belong to another file by now, and abort the
+            # process where it belongs to none (safe_close).
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(closed.monitor))
 
-    def _readable(self) -> None:
-        ear = self._ear
-        if ear is None:
+    def _read(self) -> None:
+        current = self._socket
+        if current is None:
             return
         actions: list[str] = []
         try:
-            while len(actions) < BATCH and (device := ear.monitor.poll(timeout=0)) is not None:
+            while len(actions) < BATCH and (device := current.monitor.poll(timeout=0)) is not None:
                 actions.append(_action(device))
-                ear.garbled = 0
-        except (OSError, ValueError, OverflowError) as error:  # pyudev has the last two for EINVAL and EOVERFLOW
-            self._overheard(ear, error)
+                current.unreadable = 0
+        except (OSError, ValueError, OverflowError) as error:  # pyudev raises the last two for EINVAL and EOVERFLOW
+            self._handle_read_error(current, error)
         if actions:
-            self._announce(ear, actions)
+            self._report_uevents(current, actions)
 
-    def _announce(self, ear: _Ear, actions: list[str]) -> None:
-        if ear.source == "kernel":
+    def _report_uevents(self, current: _UeventSocket, actions: list[str]) -> None:
+        if current.source == "kernel":
             now = self.loop.time()
             self.settling = [now + seconds for seconds in SETTLING]
         self.listener.uevents(actions)
 
-    def _overheard(self, ear: _Ear, error: Exception) -> None:
-        """Clear the error of an overflow, which POLLERR reports until SO_ERROR is read (socket(7)), netlink's ENOBUFS (netlink(7)).
+    def _handle_read_error(self, current: _UeventSocket, error: Exception) -> None:
+        """Handle a failed read, and go on receiving where that is possible.
 
-        Any other is of a message that libudev could not read.
+        The cases, in this order:
+
+        - The descriptor is not the socket any more: the monitor is lost. Nothing may be done to it, since it is another file.
+        - The socket has a pending error (ENOBUFS, netlink(7)), or the read itself failed with it: the kernel has dropped uevents.
+          Reading SO_ERROR clears the error, which POLLERR would report again and again (socket(7)).
+        - Anything else is a message that libudev could not read. It may announce a device all the same, so it is reported as an
+          `unknown` uevent. More than `BATCH` of them in a row mean that the socket has failed.
         """
-        if not ear.intact:
+        if not current.intact:
             self._lose("the netlink socket was closed")
             return
-        with _borrowed(ear.descriptor) as lent:
-            pending = lent.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if pending == 0 and getattr(error, "errno", errno.EINVAL) not in {None, errno.ENOBUFS}:
-            self._pass_over(ear, error)
+        with _borrowed(current.descriptor) as borrowed:
+            pending = borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if pending != 0 or getattr(error, "errno", errno.EINVAL) in {None, errno.ENOBUFS}:
+            self.listener.overflowed()
             return
-        self.listener.overflowed()
-
-    def _pass_over(self, ear: _Ear, error: Exception) -> None:
-        """Look because of a message that cannot be read, and go on hearing; a socket that gives nothing else has failed."""
-        ear.garbled += 1
-        if ear.garbled > BATCH:
+        current.unreadable += 1
+        if current.unreadable > BATCH:
             self._lose(f"the netlink socket failed: {error}")
         else:
-            self._announce(ear, ["unknown"])
+            self._report_uevents(current, ["unknown"])
 
 
 def _action(device: pyudev.Device) -> str:
@@ -243,37 +262,37 @@ def _action(device: pyudev.Device) -> str:
         return "unknown"
 
 
-def _enlarge(monitor: pyudev.Monitor) -> None:
-    """Ask for a buffer that holds a storm; without CAP_NET_ADMIN only as far as the administrator allows."""
+def _enlarge_buffer(monitor: pyudev.Monitor) -> None:
+    """Set a receive buffer that holds a storm; without CAP_NET_ADMIN, as much as net.core.rmem_max allows."""
     try:
         monitor.set_receive_buffer_size(BUFFER_SIZE)
     except OSError:
-        with _borrowed(monitor.fileno()) as lent:
-            lent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_SIZE)
+        with _borrowed(monitor.fileno()) as borrowed:
+            borrowed.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_SIZE)
 
 
 @contextlib.contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Lend the socket of libudev without a duplicate: there may be no descriptor left."""
-    lent = socket.socket(fileno=descriptor)
+    """Wrap libudev's descriptor in a socket without duplicating it, since there may be no free descriptor; never close it."""
+    borrowed = socket.socket(fileno=descriptor)
     try:
-        yield lent
+        yield borrowed
     finally:
-        lent.detach()
+        borrowed.detach()
 
 
 @dataclass(slots=True, kw_only=True)
 class UdevSource:
-    """The devices of this host, and whatever makes it worth looking at them."""
+    """The devices of this host, and the monitor that reports when to scan them."""
 
     lister: Lister
     monitor: Monitor
 
     @classmethod
     def open(cls, *, listener: Listener, loop: asyncio.AbstractEventLoop, roots: Roots | None = None) -> UdevSource:
-        """Return a source for the real host; the monitor opens with the first look, before it.
+        """Return a source for the real host. The first scan opens the monitor.
 
-        Raises `Unavailable` where libudev is not installed.
+        Raises `Unavailable` where libudev cannot be used.
         """
         context, where = _context(), roots or Roots()
         return cls(
@@ -282,24 +301,24 @@ class UdevSource:
         )
 
     def expect(self, paths: frozenset[str]) -> None:
-        """Take the paths of the configuration that may be links."""
+        """Set the paths of the configuration, which may be links."""
         self.lister.paths = paths
 
     def scan(self, now: float) -> Scan:
-        """Return what is there now; the monitor is tended first, so that nothing falls between it and the look."""
+        """Return the devices that are present now. The monitor is tended first, so that no change between the two is missed."""
         self.monitor.tend(now)
         scan = self.lister.scan(now)
         self.monitor.settling = [at for at in self.monitor.settling if at > now]
-        troubles = (*scan.troubles, _ELSEWHERE) if scan.udevd and self.monitor.source == "kernel" else scan.troubles
+        troubles = (*scan.troubles, _NO_UDEVD_HERE) if scan.udevd and self.monitor.source == "kernel" else scan.troubles
         return replace(scan, again_at=min(self.monitor.settling, default=None), troubles=troubles)
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop receiving uevents."""
         self.monitor.close()
 
 
 def record_reader() -> Callable[[str], Record | None]:
-    """Return what reads the udev record of a sysfs path. Raises `Unavailable` where libudev is not installed."""
+    """Return the function that reads the udev record of a sysfs path. Raises `Unavailable` where libudev cannot be used."""
     context = _context()
     return lambda path: read_record(context, path)
 
@@ -312,7 +331,7 @@ def _context() -> pyudev.Context:
 
 
 def _why_no_libudev(error: Exception) -> str:
-    """Tell a missing library from a shortage: Python looks for one by running programs, and says "not found" where it could not."""
+    """Distinguish a missing libudev from a shortage: Python finds a library by running programs, and reports "not found" for both."""
     try:
         ctypes.CDLL("libudev.so.1")
     except OSError as reason:
@@ -325,15 +344,15 @@ def _why_no_libudev(error: Exception) -> str:
     return f"libudev is here, but neither ldconfig nor gcc could be run to find it: {limits}, or install one of them"
 
 
-def hearing_troubles(roots: Roots, table: str = "/proc/self/net/netlink") -> tuple[str, ...]:
-    """Return why a monitor opened here would not hear udevd, and what is done instead, one line each."""
+def monitor_troubles(roots: Roots, table: str = "/proc/self/net/netlink") -> tuple[str, ...]:
+    """Return why a monitor opened here would not receive udevd's uevents, and what a daemon does instead, one line each."""
     if not roots.udevd:
         return (
-            "udevd does not run, or its /run/udev is not mounted here: a daemon hears the kernel, and links come later",
+            "udevd does not run, or its /run/udev is not mounted here: a daemon receives the kernel's uevents, and links come later",
         )
     try:
-        if _Netlink.read(table).udevd(beside=0):
+        if _Netlink.read(table).has_udevd(besides=0):
             return ()
     except (OSError, ValueError, IndexError) as error:
-        return (f"{table} cannot be read ({error}): a daemon hears nothing and finds devices by its sweep alone",)
-    return (_ELSEWHERE,)
+        return (f"{table} cannot be read ({error}): a daemon receives no uevents and finds devices by its sweep alone",)
+    return (_NO_UDEVD_HERE,)

@@ -1,4 +1,4 @@
-"""One connection to the API server: a request at a time, with a limit for each."""
+"""A connection to the API server, with a timeout for each request."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 REQUEST_TIMEOUT = 10.0
-"""Seconds for one request, from the connection to the last byte of the answer."""
+"""Seconds for one request, from connecting to the last byte of the response."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """A request as it is sent, and sent again."""
+    """A request, as it is sent and, where necessary, repeated."""
 
     method: str
     path: str
@@ -45,34 +45,38 @@ class _Call:
     body: object = None
     content_type: str = "application/json"
     sent_to: list[str] = field(default_factory=list)
-    """The servers that it was sent to: other requests may have dropped the connection since."""
+    """The servers it was sent to, for messages: other requests may have dropped the connection since."""
 
 
 class Connection:
-    """A connection to the API server that reads its credentials anew whenever they are of no use any more."""
+    """A connection to the API server that reads its credentials again when the server refuses them.
+
+    Requests may run side by side (a watch beside a PATCH) and share one client. When one of them drops the client, because its
+    credentials were refused or the connection failed, the others finish on it, and the last one closes it (`_in_use`).
+    """
 
     def __init__(self, credentials: Credentials, *, version: str, timeout: float = REQUEST_TIMEOUT) -> None:
-        """Connect to nothing yet."""
+        """Prepare; the first request connects."""
         self._credentials = credentials
         self._agent = f"devwatch/{version}"
         self._timeout = timeout
         self._client: ApiClient | None = None
         self._in_use: Counter[ApiClient] = Counter()
         self.date = ""
-        """The API server's time in its last answer (RFC 3339, seconds), empty before one."""
+        """The API server's time in its last response (RFC 3339, seconds), empty before the first."""
 
     @property
     def origin(self) -> str:
-        """Where the server is, without credentials; empty before the first request."""
+        """The URL of the server without credentials, empty before the first request."""
         return origin_of(self._client) if self._client else ""
 
     async def request(
         self, method: str, path: str, *, query: Query = (), body: object = None, content_type: str = "application/json"
     ) -> dict[str, Any]:
-        """Send a request and return the object of the answer.
+        """Send a request and return the object of the response.
 
-        Raises an `ApiError`: of its kinds, the caller has to repeat, to ask for a right, to wait for the object, or to send
-        another content.
+        Raises an `ApiError`, whose kind tells the caller what to do: repeat the request, have a permission granted, wait for the
+        object, or send another content.
         """
         call = _Call(method=method, path=path, query=query, body=body, content_type=content_type)
         try:
@@ -80,15 +84,15 @@ class Connection:
                 return await self._authorized(call)
         except TimeoutError as error:
             await self.close()
-            raise self._late(call) from error
+            raise self._timeout_error(call) from error
 
     async def _authorized(self, call: _Call) -> dict[str, Any]:
-        """Send it, and once more with credentials read anew when the server knows the held ones no longer."""
+        """Send a request. If the server refuses credentials that an earlier request has read, read them again and repeat it once."""
         fresh = self._client is None
         try:
             return await self._send(call)
         except Forbidden:
-            await self.close()  # the file may name another user the next time
+            await self.close()  # the kubeconfig may name another user by the next request
             raise
         except CredentialsError:
             await self.close()
@@ -96,7 +100,7 @@ class Connection:
                 raise
         return await self._send(call)
 
-    def _late(self, call: _Call) -> Retry:
+    def _timeout_error(self, call: _Call) -> Retry:
         if not call.sent_to:
             return CredentialsError(f"cannot use {self._credentials.name}: it took more than {self._timeout:g} s")
         return Retry(f"the API server {call.sent_to[-1]} did not answer within {self._timeout:g} s")
@@ -105,29 +109,35 @@ class Connection:
         client = await self._connected()
         origin = origin_of(client)
         call.sent_to.append(origin)
-        async with self._answer(client, call, self._timeout) as response:
+        async with self._response(client, call, self._timeout) as response:
             content = check_response(client, response, await read_body(response, origin))
             self.date = parse_date(response.headers.get("Date", ""))
             return content
 
     async def stream(self, path: str, *, query: Query, idle: float) -> AsyncIterator[dict[str, Any]]:
-        """Yield the objects of a watch until the server ends it, or sends nothing for `idle` seconds. Raises as `request` does."""
+        """Yield the objects of a watch until the server ends it. Raises as `request` does, and `Retry` after `idle` seconds of silence."""
         call = _Call(method="GET", path=path, query=query)
         client = await self._connected_in_time(call)
-        async with self._answer(client, call, (self._timeout, idle)) as response:
+        async with self._response(client, call, (self._timeout, idle)) as response:
             if response.status != HTTPStatus.OK:
                 check_response(client, response, await read_body(response, origin_of(client)))
             while line := await response.content.readline():
                 yield parse_event(client, line)
 
     @asynccontextmanager
-    async def _answer(
+    async def _response(
         self,
         client: ApiClient,
         call: _Call,
-        timeout: float | tuple[float, float],  # noqa: ASYNC109 - aiohttp's, not a scope's
+        timeout: float | tuple[float, float],  # noqa: ASYNC109 - aiohttp's timeout, not that of a scope
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a call and give its answer, which is dropped in the end: what nobody reads must not keep its connection."""
+        """Send a call and yield its response, which is closed at the end: an unread response must not keep its connection.
+
+        The errors, in this order: ours and cancellations pass. A timeout during a watch means that the server has gone silent; any
+        other is handled by the caller, which knows the request. Everything else is a failure of the connection: aiohttp, ssl and the
+        token files raise many types, and all mean that there was no response. Then the client is dropped, and the next request
+        connects again.
+        """
         self._in_use[client] += 1
         try:
             response = await client.call_api(
@@ -148,9 +158,7 @@ class Connection:
             if isinstance(timeout, tuple):
                 raise Retry(f"the watch of {origin_of(client)} went silent") from error
             raise
-        except (
-            Exception
-        ) as error:  # aiohttp, ssl and the token files raise many kinds; all mean that there is no answer
+        except Exception as error:
             self._client = None if self._client is client else self._client
             reason = reason_of(error, hide=lambda text: redact_token(client, text))
             raise Retry(f"no answer from the API server {origin_of(client)}: {reason}") from error
@@ -159,7 +167,7 @@ class Connection:
             await self._drop_unused(client)
 
     async def _drop_unused(self, client: ApiClient) -> None:
-        """Close a client that is no longer ours when its last request has ended: a refused one must not end the others."""
+        """Close a dropped client when its last request has ended, so that one refused request does not end the others."""
         if client is not self._client and not self._in_use[client]:
             del self._in_use[client]
             await client.close()
@@ -169,19 +177,20 @@ class Connection:
             return self._client
         client = await self._credentials.connect()
         client.user_agent = self._agent
-        if (held := self._adopt(client)) is not client:
+        # Another request may have connected meanwhile: then its client is used, and this one closed.
+        if (shared := self._share(client)) is not client:
             await client.close()
-        return held
+        return shared
 
     async def _connected_in_time(self, call: _Call) -> ApiClient:
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._connected()
         except TimeoutError as error:
-            raise self._late(call) from error
+            raise self._timeout_error(call) from error
 
-    def _adopt(self, client: ApiClient) -> ApiClient:
-        """Hold a new client and return it, or the one of another request that was faster."""
+    def _share(self, client: ApiClient) -> ApiClient:
+        """Make this the client of all requests unless there is one already; return the one there is."""
         self._client = self._client or client
         return self._client
 

@@ -1,4 +1,4 @@
-"""What the cluster shows of the resources that devwatch advertises, and how to take them away again."""
+"""Read the resources that devwatch advertises in the cluster, and compute how to remove them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     PodsByNode = Mapping[str | None, Sequence[Pod]]
 
 NODE_STATUS = "nodeStatus"
-"""How a resource is published."""
+"""The one way of publishing that there is: by PATCH of nodes/status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSummary:
-    """A Node of the cluster."""
+    """A Node of the cluster with its state."""
 
     name: str
     state: NodeState
@@ -35,57 +35,57 @@ class NodeSummary:
 
     @property
     def owned(self) -> tuple[str, ...]:
-        """The resources that devwatch advertises there, by the Node's own annotation."""
+        """The resources that devwatch advertises on this Node, according to the Node's annotation."""
         return tuple(sorted(self.state.listing()))
 
     @property
     def shown(self) -> AbstractSet[str]:
-        """The resources that are in one of its maps, whichever client wrote them."""
+        """The resources in its capacity or allocatable, whichever client wrote them."""
         return {*self.state.capacity, *self.state.allocatable}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceStatus:
-    """One resource of one Node; without a Node, what is requested by pods that are bound to none."""
+    """One resource of one Node; without a Node, the requests of pods that are not bound to any."""
 
-    member: NodeSummary | None
+    summary: NodeSummary | None
     resource: str
     pods: tuple[Pod, ...] | None
-    """The pods that request it and have not finished, None where they may not be listed."""
+    """The unfinished pods that request it, None without the permission to list pods."""
     unadvertised: bool = False
-    """Whether no Node has it in a map."""
+    """Whether no Node has it in capacity or allocatable."""
     nearest: str | None = None
-    """The name that was probably meant by one that no Node has, None where no name is near."""
+    """For a name that no Node has: the advertised name that was probably meant, None where none is similar."""
 
     @property
     def node(self) -> str | None:
         """The name of the Node."""
-        return self.member.name if self.member else None
+        return self.summary.name if self.summary else None
 
     @property
     def capacity(self) -> str | None:
-        """The capacity that the Node shows."""
-        return self.member.state.capacity.get(self.resource) if self.member else None
+        """Its capacity on the Node."""
+        return self.summary.state.capacity.get(self.resource) if self.summary else None
 
     @property
     def allocatable(self) -> str | None:
-        """The allocatable that the Node shows."""
-        return self.member.state.allocatable.get(self.resource) if self.member else None
+        """Its allocatable on the Node."""
+        return self.summary.state.allocatable.get(self.resource) if self.summary else None
 
     @property
     def requested(self) -> int | None:
-        """How many of the resource the pods request, None where they may not be listed."""
+        """The sum of the pods' requests, None without the permission to list pods."""
         return None if self.pods is None else sum(pod.requests[self.resource] for pod in self.pods)
 
     @property
     def owned(self) -> bool:
         """Whether devwatch advertises it on this Node."""
-        return self.member is not None and self.resource in self.member.state.listing()
+        return self.summary is not None and self.resource in self.summary.state.listing()
 
     @property
     def devices(self) -> tuple[Entry, ...]:
         """The devices behind it, as the Node's annotation lists them."""
-        return self.member.state.listing().get(self.resource, ()) if self.member else ()
+        return self.summary.state.listing().get(self.resource, ()) if self.summary else ()
 
     @property
     def publish(self) -> str | None:
@@ -94,20 +94,20 @@ class ResourceStatus:
 
     @property
     def changed(self) -> str | None:
-        """When devwatch last wrote to it (RFC 3339), None where the server keeps no record of it."""
-        writers = self.member.state.writers.get(self.resource, ()) if self.member else ()
+        """When devwatch last changed it (RFC 3339), None where the server has no record of that in managedFields."""
+        writers = self.summary.state.writers.get(self.resource, ()) if self.summary else ()
         return max((writer.time for writer in writers if writer.manager == FIELD_MANAGER), default=None)
 
     def warnings(self) -> tuple[str, ...]:
-        """Return what is not as it should be, one line each."""
+        """Return the problems of this resource, one line each."""
         if self.unadvertised:
             nearest = f"; the nearest name that one has: {self.nearest}" if self.nearest else ""
             return (f"{self.resource} is requested, and no node has it in its capacity{nearest}",)
-        return self._warnings_of(self.member) if self.member else ()
+        return self._warnings_on(self.summary) if self.summary else ()
 
-    def _warnings_of(self, member: NodeSummary) -> tuple[str, ...]:
-        capacity, allocatable, where = self.capacity, self.allocatable, f"{self.resource} on {member.name}"
-        found = [] if member.ready else [f"node {member.name} is not Ready: its figures may be old"]
+    def _warnings_on(self, node: NodeSummary) -> tuple[str, ...]:
+        capacity, allocatable, where = self.capacity, self.allocatable, f"{self.resource} on {node.name}"
+        found = [] if node.ready else [f"node {node.name} is not Ready: its figures may be old"]
         if capacity != allocatable:
             found.append(
                 f"{where}: allocatable {allocatable} differs from capacity {capacity}; the kubelet will settle it"
@@ -121,46 +121,46 @@ class ResourceStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """What the cluster shows."""
+    """The resources of the whole cluster."""
 
-    standings: tuple[ResourceStatus, ...]
-    """By node and name; what has no node comes last."""
+    resources: tuple[ResourceStatus, ...]
+    """By node and name; those without a node come last."""
     hidden: str = ""
     """Why the pods are not shown, empty where they are."""
 
 
-async def members(connection: Connection) -> tuple[NodeSummary, ...]:
+async def summarize_nodes(connection: Connection) -> tuple[NodeSummary, ...]:
     """Return the Nodes of the cluster. Raises an `ApiError`."""
-    return tuple([_member(item, connection.origin) async for item in list_all(connection, "/api/v1/nodes")])
+    return tuple([_summarize(item, connection.origin) async for item in list_all(connection, "/api/v1/nodes")])
 
 
-def _member(item: Mapping[str, Any], origin: str) -> NodeSummary:
+def _summarize(item: Mapping[str, Any], origin: str) -> NodeSummary:
     state = node_state({"kind": "Node", **item}, origin=origin)
     conditions = (item.get("status") or {}).get("conditions") or ()
     try:
         ready = any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in conditions)
     except (AttributeError, TypeError) as error:
-        raise Retry(f"the answer of {origin} is no Node: its conditions are of another form") from error
+        raise Retry(f"unexpected response from {origin}: not a Node (its conditions are malformed)") from error
     return NodeSummary(name=str(item["metadata"].get("name")), state=state, ready=ready)
 
 
 async def overview(connection: Connection) -> Overview:
-    """Return every resource that devwatch advertises in the cluster, and what pods request of it. Raises an `ApiError`.
+    """Return every resource that devwatch advertises in the cluster, and the pods that request it. Raises an `ApiError`.
 
-    Without the right to list pods all else is shown.
+    Without the permission to list pods, everything but the pods is returned.
     """
-    nodes = await members(connection)
+    nodes = await summarize_nodes(connection)
     pods: PodsByNode | None = None
     hidden = ""
     try:
         pods = await _pods_by_node(connection)
     except Forbidden as error:
         hidden = f"{error}; {error.hint}" if error.hint else str(error)
-    return Overview(standings=_standings({member.name: member for member in nodes}, pods), hidden=hidden)
+    return Overview(resources=_resource_statuses({node.name: node for node in nodes}, pods), hidden=hidden)
 
 
 async def _pods_by_node(connection: Connection) -> PodsByNode:
-    """Return the pods that have not finished and request an extended resource, under None those that are bound to no Node."""
+    """Return the unfinished pods that request an extended resource, under None those that are not bound to a Node."""
     pods: dict[str | None, list[Pod]] = {}
     async for item in list_all(connection, "/api/v1/pods"):
         pod, node = pod_of(item), item["spec"].get("nodeName")
@@ -169,17 +169,17 @@ async def _pods_by_node(connection: Connection) -> PodsByNode:
     return pods
 
 
-def _standings(nodes: Mapping[str, NodeSummary], pods: PodsByNode | None) -> tuple[ResourceStatus, ...]:
-    owned = {name for member in nodes.values() for name in member.owned}
-    shown = owned.union(*(member.shown for member in nodes.values()))
+def _resource_statuses(nodes: Mapping[str, NodeSummary], pods: PodsByNode | None) -> tuple[ResourceStatus, ...]:
+    owned = {name for node in nodes.values() for name in node.owned}
+    shown = owned.union(*(node.shown for node in nodes.values()))
     rows: dict[tuple[str, str], list[Pod]] = {(node, name): [] for node in nodes for name in nodes[node].owned}
     for node in (None, *nodes):
         for pod in (pods or {}).get(node, ()):
-            for name in _concerning(pod, nodes[node] if node else None, owned, shown):
+            for name in _relevant_requests(pod, nodes[node] if node else None, owned, shown):
                 rows.setdefault((node or "", name), []).append(pod)
     return tuple(
         ResourceStatus(
-            member=nodes.get(node),
+            summary=nodes.get(node),
             resource=name,
             pods=None if pods is None else tuple(requesting),
             unadvertised=name not in shown,
@@ -189,24 +189,25 @@ def _standings(nodes: Mapping[str, NodeSummary], pods: PodsByNode | None) -> tup
     )
 
 
-def _concerning(
-    pod: Pod, member: NodeSummary | None, owned: AbstractSet[str], shown: AbstractSet[str]
+def _relevant_requests(
+    pod: Pod, node: NodeSummary | None, owned: AbstractSet[str], shown: AbstractSet[str]
 ) -> Iterator[str]:
-    """Yield the resources by which a pod on this Node, or bound to none, is a matter of devwatch.
+    """Yield the resources for which a pod on this Node, or on none, is to be shown.
 
-    What devwatch owns anywhere, but not where another plugin has it; and what no Node has, while the pod is Pending: one that runs
-    without it may have it from elsewhere (dynamic resource allocation needs no count on a Node).
+    - A resource that devwatch owns on any Node, unless another client advertises it on this one.
+    - A resource that no Node has, while the pod is Pending. A pod that runs without a count on its Node has the resource from
+      elsewhere (dynamic resource allocation needs no count).
     """
     for name in (name for name, count in pod.requests.items() if count):
-        foreign = member is not None and name in member.shown and name not in member.owned
+        foreign = node is not None and name in node.shown and name not in node.owned
         if (name in owned and not foreign) or (name not in shown and pod.phase == "Pending"):
             yield name
 
 
 def removal(state: NodeState) -> NodePatch:
-    """Return the patch that takes everything away that devwatch advertised, and the annotation itself.
+    """Return the patch that removes everything that devwatch advertised, and the annotation itself.
 
-    That is what a believed annotation owns, as far as devwatch wrote the counts: a key of another client is left alone.
+    Only resources that a believed annotation lists are removed, and of those only counts that devwatch wrote.
     """
     if state.annotation is None:
         return NodePatch()
@@ -214,14 +215,14 @@ def removal(state: NodeState) -> NodePatch:
     return NodePatch(counts=dict.fromkeys(ours), annotation=None)
 
 
-def strange(state: NodeState) -> Sequence[str]:
-    """Return the resources that the annotation lists and that are not devwatch's to remove."""
+def not_removable(state: NodeState) -> Sequence[str]:
+    """Return the resources that the annotation lists and that `removal` leaves alone, since devwatch did not write their counts."""
     shown = (name for name in state.listing() if not state.shows(name, None))
     return sorted(name for name in shown if not (state.believed and state.removable(name)))
 
 
-def left(state: NodeState, removed: NodePatch) -> NodePatch:
-    """Return the patch that would take away what is on a Node again after it was removed."""
+def reappeared(state: NodeState, removed: NodePatch) -> NodePatch:
+    """Return the patch that would remove the counts that are on a Node again after `removed` was applied."""
     back = (name for name in removed.counts if not state.shows(name, None))
     again = removal(state)
     return replace(again, counts={**dict.fromkeys(back), **again.counts})

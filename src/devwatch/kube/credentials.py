@@ -1,4 +1,4 @@
-"""Where the API server is, and who asks it."""
+"""Find the API server and the credentials for it, as kubectl does."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 DEFAULT_KUBECONFIG = ".kube/config"
-"""Below HOME, as kubectl has it (client-go, `homedir.HomeDir`)."""
+"""Below HOME, as for kubectl (client-go, `homedir.HomeDir`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """Where to find the API server and the right to talk to it: the flag, `KUBECONFIG`, in-cluster, the default file, in this order."""
+    """The source of server and credentials, in this order: the flag, `KUBECONFIG`, in-cluster, the default file."""
 
     kubeconfig: str | None = None
     environ: Mapping[str, str]
@@ -56,19 +56,19 @@ class Credentials:
 
     @property
     def name(self) -> str:
-        """What they are called in messages."""
+        """The name of these credentials in messages."""
         return f"the kubeconfig {self.file}" if self.file else "the service account of this pod"
 
     async def connect(self) -> ApiClient:
-        """Read them now and return a client that uses them, which has sent nothing yet. Raises `CredentialsError` with the reason."""
+        """Read the credentials and return a client that uses them and has sent nothing yet. Raises `CredentialsError` with the reason."""
         configuration = Configuration(host="")
-        # Strict RFC 5280 checks refuse certificates that k3s and others issue and every Go client accepts; the chain is
-        # verified all the same.
+        # The strict checks of RFC 5280 refuse certificates that k3s and others issue and that every Go client accepts. The chain is
+        # verified in any case.
         configuration.disable_strict_ssl_verification = True
         try:
             await self._fill(configuration)
-            _ask_for_no_passphrase(configuration)
-            proxy = _proxy_of(configuration, self.environ)
+            _refuse_passphrase(configuration)
+            proxy = _choose_proxy(configuration, self.environ)
             return _set_proxy(ApiClient(configuration), proxy)
         except CredentialsError:
             raise
@@ -78,20 +78,21 @@ class Credentials:
             remove_copies()
 
     async def _fill(self, configuration: Configuration) -> None:
-        # A copy: another request may have waited for the same reading, and loads itself.
+        # A copy: another request may have waited for the same read, and loads from the result too.
         loader = copy.copy(await self._reader.run(self._load))
         await loader.load_and_set(configuration)
         if not configuration.host:
             raise CredentialsError(f"cannot use {self.name}: the cluster of its current context has no server")
-        # Editors and `kubectl create token` end a file with a line end, which no header may hold; client-go cuts it too.
+        # Editors and `kubectl create token` end a file with a line end, which an HTTP header may not contain; client-go cuts it too.
         configuration.api_key = {name: key.strip() for name, key in configuration.api_key.items()}
 
     def _load(self) -> KubeconfigLoader | PodCredentials:
-        """Read every file that they consist of. May block for good, so it is called in a thread."""
+        """Read all files of the credentials. May block forever, so it runs in a thread."""
         loader: KubeconfigLoader | PodCredentials
         if self.file is None:
             loader = PodCredentials(environ=self.environ, folder=self.service_account, refresh=self.token_refresh)
-        elif paths := _existing([self.kubeconfig] if self.kubeconfig else self.file.split(os.pathsep)):
+        # As for kubectl, the flag names one file, even with a colon in its name, and KUBECONFIG a list.
+        elif paths := _existing_files([self.kubeconfig] if self.kubeconfig else self.file.split(os.pathsep)):
             merged = KubeconfigMerger(paths)
             loader = KubeconfigLoader(merged.config, active_context=merged.first_context, config_base_path=None)
         else:
@@ -102,19 +103,19 @@ class Credentials:
         return loader
 
 
-def _ask_for_no_passphrase(configuration: Configuration) -> None:
-    """Raise for a client key that has a passphrase: OpenSSL would ask for it on the terminal, and the whole program would wait."""
+def _refuse_passphrase(configuration: Configuration) -> None:
+    """Raise for a client key with a passphrase: OpenSSL would ask for it on the terminal, and block the whole program."""
 
     def refuse() -> str:
-        raise ConfigException("its client key has a passphrase, and nobody is there to enter it")
+        raise ConfigException("its client key has a passphrase, which devwatch cannot ask for")
 
     if configuration.cert_file:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_cert_chain(configuration.cert_file, configuration.key_file, password=refuse)
 
 
-def _proxy_of(configuration: Configuration, environ: Mapping[str, str]) -> str | None:
-    """Return the proxy of the kubeconfig, else that of the environment. Raises `CredentialsError` for one that no HTTP client speaks to."""
+def _choose_proxy(configuration: Configuration, environ: Mapping[str, str]) -> str | None:
+    """Return the proxy of the kubeconfig, else that of the environment. Raises `CredentialsError` for one that is not an HTTP proxy."""
     proxy = configuration.proxy or proxy_of(str(configuration.host), environ)
     if proxy and urlsplit(proxy).scheme not in {"http", "https"}:
         place, source = proxy.rpartition("@")[2], "proxy-url" if configuration.proxy else "HTTPS_PROXY or HTTP_PROXY"
@@ -123,10 +124,10 @@ def _proxy_of(configuration: Configuration, environ: Mapping[str, str]) -> str |
 
 
 def _set_proxy(client: ApiClient, proxy: str | None) -> ApiClient:
-    """Let each request go by this proxy, or straight, as kubectl's would.
+    """Send every request through this proxy, or directly without one, as kubectl does.
 
-    aiohttp, told to trust the environment, sends what is meant for this host to the proxy too. It asks anew for every request, in two
-    threads, also for a password in ~/.netrc, which it then refuses to combine with our token.
+    The client lets aiohttp trust the environment. Then aiohttp sends requests to this host through the proxy too, looks the proxy up in
+    a thread for every request, and a password in ~/.netrc, which it refuses to combine with our token.
     """
     session = client.rest_client.pool_manager
     session._trust_env = False  # noqa: SLF001 - the client offers no setting for it
@@ -136,20 +137,20 @@ def _set_proxy(client: ApiClient, proxy: str | None) -> ApiClient:
 
 
 class _NoRedirects:
-    """A session that follows no redirect: a body is for the server that the credentials name, and so is its answer."""
+    """A session that does not follow redirects: request and response are only for the server that the credentials name."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
 
-    async def request(self, **arguments: Any) -> aiohttp.ClientResponse:  # noqa: ANN401 - as it is there
+    async def request(self, **arguments: Any) -> aiohttp.ClientResponse:  # noqa: ANN401 - the signature of aiohttp
         return await self._session.request(**arguments, allow_redirects=False)
 
     async def close(self) -> None:
         await self._session.close()
 
 
-def _existing(paths: Iterable[str]) -> list[str]:
-    """Return the files that are there. The flag names one file, whatever is in its name, and `KUBECONFIG` a list, as with kubectl."""
-    # pathlib raises where nobody has such a home; to the loader the file is then not there.
+def _existing_files(paths: Iterable[str]) -> list[str]:
+    """Return the paths that exist, with `~` expanded."""
+    # Path.expanduser raises for an unknown user; here the file then does not exist.
     expanded = (os.path.expanduser(path) for path in paths if path)  # noqa: PTH111 - as above
     return [path for path in expanded if Path(path).exists()]

@@ -1,4 +1,4 @@
-"""kubernetes_asyncio, imported without its generated models, and without the copies of secrets that it makes on disk."""
+"""Import kubernetes_asyncio without its generated models, and keep its copies of secrets off the disk."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def _lean_import() -> None:
-    """Let kubernetes_asyncio be imported without its generated models.
+    """Prepare kubernetes_asyncio for an import without its generated models.
 
-    Its packages import 700 model classes and every API group, 40 MiB that no request of ours uses: the bodies are
-    plain dicts and the answers are read as JSON. With empty packages in their place the three modules that matter
-    import as they are. `_import_client` falls back to the ordinary import.
+    Its packages import 700 model classes and every API group: 40 MiB that no request of ours uses, since our bodies are plain
+    dicts and responses are read as JSON. With empty packages in their place, the three modules that matter import unchanged.
+    `_import_client` falls back to the ordinary import.
     """
     spec = None if "kubernetes_asyncio" in sys.modules else importlib.util.find_spec("kubernetes_asyncio")
     if spec is None or spec.origin is None:
@@ -33,19 +33,19 @@ def _lean_import() -> None:
         package.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
         sys.modules[name] = package
     client = sys.modules["kubernetes_asyncio.client"]
-    sys.modules["kubernetes_asyncio"].client = client  # type: ignore[attr-defined]  # what the import system does for a real package
+    sys.modules["kubernetes_asyncio"].client = client  # type: ignore[attr-defined]  # the import system does this for a real package
     client.models = sys.modules["kubernetes_asyncio.client.models"]  # type: ignore[attr-defined]  # as above
     from kubernetes_asyncio.client.api_client import ApiClient  # noqa: PLC0415 - only now can it be imported alone
     from kubernetes_asyncio.client.configuration import Configuration  # noqa: PLC0415 - as above
 
-    client.ApiClient, client.Configuration = ApiClient, Configuration  # type: ignore[attr-defined]  # what kubernetes_asyncio.config imports
+    client.ApiClient, client.Configuration = ApiClient, Configuration  # type: ignore[attr-defined]  # kubernetes_asyncio.config imports these two
 
 
 @contextlib.contextmanager
 def _without_certificates() -> Iterator[None]:
-    """Hide the machine's certificates from what reads them on import.
+    """Hide the system's CA certificates during an import.
 
-    aiohttp makes a TLS context with all of them, 2 MiB and a tenth of the start; every client of ours brings its own context.
+    aiohttp loads all of them into a TLS context on import: 2 MiB, and a tenth of the start-up time. Each of our clients has its own.
     """
     names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
     held = {name: os.environ.get(name) for name in names}
@@ -59,8 +59,8 @@ def _without_certificates() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _have_home() -> None:
-    """Let a uid without a name and without HOME, as containers have, import what asks for its home on import."""
+def _ensure_home() -> None:
+    """Set HOME for a uid without a name and without HOME, as containers have: the library looks for a home on import."""
     try:
         Path.home()
     except RuntimeError:
@@ -68,14 +68,14 @@ def _have_home() -> None:
 
 
 def _import_client() -> None:
-    _have_home()
+    _ensure_home()
     try:
         with _without_certificates():
             _lean_import()
             importlib.import_module("kubernetes_asyncio.config")
     except MemoryError:  # the ordinary import needs more of it
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a release breaks, its ordinary import comes next and raises itself
+    except Exception as error:  # noqa: BLE001 - whatever a release breaks; the ordinary import below raises by itself
         for name in [name for name in sys.modules if name.partition(".")[0] == "kubernetes_asyncio"]:
             del sys.modules[name]
         warnings.warn(
@@ -85,7 +85,7 @@ def _import_client() -> None:
 
 _import_client()
 
-from kubernetes_asyncio.client.api_client import ApiClient  # noqa: E402 - after the packages were put in place
+from kubernetes_asyncio.client.api_client import ApiClient  # noqa: E402 - after the empty packages are in place
 from kubernetes_asyncio.client.configuration import Configuration  # noqa: E402 - as above
 from kubernetes_asyncio.config import ConfigException, kube_config  # noqa: E402 - as above
 from kubernetes_asyncio.config.exec_provider import ExecProvider  # noqa: E402 - as above
@@ -94,31 +94,31 @@ __all__ = ("ApiClient", "ConfigException", "Configuration", "ExecProvider", "kub
 
 
 def copy_to_memory(content: str | bytes) -> str:
-    """Return the path of a copy in memory, for what takes files only; where devwatch runs, no disk need be writable."""
+    """Return the path of a copy in memory, for functions that take only paths: there may be no writable disk."""
     descriptor = os.memfd_create("devwatch")
     path = f"/proc/self/fd/{descriptor}"
-    kube_config._temp_files[path] = path  # noqa: SLF001 - what `remove_copies` removes
+    kube_config._temp_files[path] = path  # noqa: SLF001 - for `remove_copies`
     with open(descriptor, "wb", closefd=False) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return path
 
 
 def remove_copies() -> None:
-    """Remove the copies of keys and certificates: a client has read them for good."""
-    copies = kube_config._temp_files  # noqa: SLF001 - where `copy_to_memory` puts them
+    """Remove the copies of keys and certificates: a client reads them only once."""
+    copies = kube_config._temp_files  # noqa: SLF001 - as `copy_to_memory`
     while copies:
         os.close(int(copies.popitem()[0].rpartition("/")[2]))
 
 
-def _write_copy(self: kube_config.FileOrData, content: str | bytes) -> str:  # noqa: ARG001 - as it is there
+def _write_copy(self: kube_config.FileOrData, content: str | bytes) -> str:  # noqa: ARG001 - the signature of the library
     return copy_to_memory(content)
 
 
 def _patch_library() -> None:
-    """Put what is ours in place of what the library does wrong."""
-    # The library leaves its copies open, and on the disk (kubernetes-client/python issue 1531).
-    kube_config.FileOrData._create_temp_file_with_content = _write_copy  # type: ignore[method-assign]  # noqa: SLF001 - it offers no other way
-    # It logs whole users of a kubeconfig, environment of their plugin included. What is wrong is raised as well.
+    """Replace what the library does in an unsafe way."""
+    # The library writes keys and certificates to the disk, and leaves the files open (kubernetes-client/python issue 1531).
+    kube_config.FileOrData._create_temp_file_with_content = _write_copy  # type: ignore[method-assign]  # noqa: SLF001 - it has no setting for it
+    # The library logs whole users of a kubeconfig, with the environment of their plugins. It raises the same errors as well.
     logger = logging.getLogger("kubernetes_asyncio")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False

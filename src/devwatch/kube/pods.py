@@ -1,4 +1,4 @@
-"""The pods of a node and the Events about it, as requests to the API server."""
+"""Requests to the API server about the pods of a node, and about Events."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 PAGE = 50
-"""Objects asked for in one answer of a list: at 160 KiB each, which few Nodes and Pods ever have, they are still read."""
+"""Objects per page of a list. With 160 KiB each, which few Nodes and Pods reach, a page still fits `MAX_ANSWER`."""
 _MESSAGE_LENGTH = 1000
-"""Characters of an Event's message; the API allows 1024 bytes of a event."""
+"""Characters of an Event's message; the API allows 1024 bytes."""
 
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
-"""A time as the API has it: RFC 3339, in whole seconds of UTC (metav1.Time)."""
+"""A time of the API: RFC 3339, in whole seconds of UTC (metav1.Time)."""
 
 
 class Requests(Protocol):
@@ -38,15 +38,15 @@ class Requests(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """An Event to write: what happened to a Node, or to a pod of it."""
+    """An Event to write, about the Node or about a pod of it."""
 
     reason: str
     message: str
     warning: bool = False
     pod: Pod | None = None
-    """The pod that it is about, None for the Node."""
+    """The pod that the Event is about, None for the Node."""
     suffix: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
-    """What makes its name its own, also where it is sent again."""
+    """Makes the name unique, and the same when the Event is sent again."""
 
 
 async def list_all(requests: Requests, path: str, *query: tuple[str, str]) -> AsyncIterator[dict[str, Any]]:
@@ -56,12 +56,12 @@ async def list_all(requests: Requests, path: str, *query: tuple[str, str]) -> As
         page = (("limit", str(PAGE)), *((("continue", token),) if token else ()))
         content = await requests.request("GET", path, query=(*query, *page))
         items, metadata = content.get("items", ""), content.get("metadata") or {}
-        # A proxy's page is no list either; taken for an empty one it would say that nobody is there.
+        # The page of a proxy has no `items`. It must not be taken for an empty list, which would mean that there are no pods.
         if not isinstance(items, list | None) or not isinstance(metadata, dict):
-            raise Retry(f"the answer to GET {path} is no list")
+            raise Retry(f"unexpected response to GET {path}: not a list (does a proxy answer?)")
         for item in items or ():
             if not isinstance(item, dict):
-                raise Retry(f"the answer to GET {path} holds something that is no object")
+                raise Retry(f"unexpected response to GET {path}: an item is not an object")
             yield item
         token = str(metadata.get("continue") or "")
         if not token:
@@ -70,21 +70,21 @@ async def list_all(requests: Requests, path: str, *query: tuple[str, str]) -> As
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What runs on one node."""
+    """The pods of one node, and the Events about them."""
 
     requests: Requests
     node: str
 
     async def pods(self) -> tuple[Pod, ...]:
-        """Return the pods of the node. Raises an `ApiError`, `Forbidden` without the right to list pods."""
+        """Return the pods of the node. Raises an `ApiError`, `Forbidden` without the permission to list pods."""
         selector = ("fieldSelector", f"spec.nodeName={self.node}")
         return tuple([pod_of(item) async for item in list_all(self.requests, "/api/v1/pods", selector)])
 
     async def evict(self, pod: Pod) -> None:
-        """Evict a pod, and no other of the same name (policy/v1 Eviction with a UID precondition).
+        """Evict a pod, and never another of the same name (policy/v1 Eviction with a UID precondition).
 
-        Raises `Missing` or `Conflict` where it is gone, `Retry` where a budget says no (429, for two budgets 500), or where something
-        else than the API server says yes, `Forbidden`.
+        Raises `Missing` or `Conflict` where the pod is gone, `Retry` where a budget refuses (429; 500 where two budgets select the pod)
+        or where the response is not one of the API server, and `Forbidden`.
         """
         path = f"/api/v1/namespaces/{quote(pod.namespace, safe='')}/pods/{quote(pod.name, safe='')}/eviction"
         body = {
@@ -94,11 +94,9 @@ class Workload:
             "deleteOptions": {"preconditions": {"uid": pod.uid}},
         }
         content = await self.requests.request("POST", path, body=body)
-        # kube-apiserver answers with a Status; another server may give back what was created.
+        # kube-apiserver responds with a Status; another implementation may return the created Eviction.
         if content.get("status") != "Success" and content.get("kind") != "Eviction":
-            raise Retry(
-                f"the answer to POST {path} is no success: something else than the API server may have answered"
-            )
+            raise Retry(f"unexpected response to POST {path}: not a success (does a proxy answer?)")
 
     async def record(self, event: Event) -> None:
         """Write an Event. Raises an `ApiError`."""
@@ -109,7 +107,7 @@ class Workload:
 
     def _body(self, event: Event) -> dict[str, Any]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        # The kubelet gives a Node's name for its uid, and `kubectl describe node` looks for it.
+        # As in the kubelet's Events, the uid is the Node's name: `kubectl describe node` selects by it.
         subject = {"apiVersion": "v1", "kind": "Node", "name": self.node, "uid": self.node}
         if event.pod:
             subject |= {"kind": "Pod", "namespace": event.pod.namespace, "name": event.pod.name, "uid": event.pod.uid}
@@ -134,7 +132,7 @@ class Workload:
 
 
 def pod_of(item: Mapping[str, Any]) -> Pod:
-    """Read a pod. Raises `Retry` for anything else."""
+    """Return the pod in an object of the API. Raises `Retry` for an object that is not a valid Pod."""
     try:
         metadata, spec = item["metadata"], item["spec"]
         owner: Mapping[str, Any] = next(
@@ -155,11 +153,11 @@ def pod_of(item: Mapping[str, Any]) -> Pod:
             terminating=bool(metadata.get("deletionTimestamp")),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Retry(f"the answer holds something that is no Pod: {type(error).__name__}") from error
+        raise Retry(f"unexpected response: an item is not a Pod ({type(error).__name__})") from error
 
 
 def _string(value: object) -> str:
-    """Return a text that a path can name. Raises `TypeError` for what is none, `ValueError` for half a surrogate pair in it."""
+    """Return a value that is valid text for a URL. Raises `TypeError` if it is not text, `ValueError` for an unpaired surrogate in it."""
     if not isinstance(value, str):
         raise TypeError(value)
     value.encode()
@@ -167,36 +165,36 @@ def _string(value: object) -> str:
 
 
 def _host_paths(spec: Mapping[str, Any]) -> dict[str, str]:
-    """Return the paths of the hostPath volumes by the name of the volume."""
+    """Return the paths of the hostPath volumes by volume name."""
     volumes = [volume for volume in spec.get("volumes") or () if volume.get("hostPath")]
     return {_string(volume.get("name") or ""): _string(volume["hostPath"]["path"]) for volume in volumes}
 
 
 def _containers(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[Container]:
-    """Yield the containers of every kind that mount host paths, with what the kubelet says of each."""
+    """Yield the containers of all kinds that mount host paths, each with the state that the kubelet reports."""
     paths = _host_paths(spec)
     for kind in ("container", "initContainer", "ephemeralContainer"):
-        told = {each["name"]: each.get("state") or {} for each in status.get(f"{kind}Statuses") or ()}
+        reported = {each["name"]: each.get("state") or {} for each in status.get(f"{kind}Statuses") or ()}
         for container in spec.get(f"{kind}s") or ():
             mounts = [mount for mount in container.get("volumeMounts") or () if mount.get("name") in paths]
             if mounts:
                 name = _string(container["name"])
-                phase, started = _state(told.get(name, {}))
+                phase, started = _container_state(reported.get(name, {}))
                 where = (posixpath.join(paths[mount["name"]], _string(mount.get("subPath") or "")) for mount in mounts)
                 yield Container(name=name, mounts=tuple(where), phase=phase, started=started)
 
 
-def _state(state: Mapping[str, Any]) -> tuple[Phase, int | None]:
-    """Return what a container does, and since when it runs in Unix seconds; a state that is not told is that it waits (ContainerState)."""
+def _container_state(state: Mapping[str, Any]) -> tuple[Phase, int | None]:
+    """Return the phase of a container, and its start in Unix seconds. An unreported state means waiting (ContainerState)."""
     phase = next((phase for phase in Phase if state.get(phase.value) is not None), Phase.WAITING)
     text = (state.get("running") or {}).get("startedAt")
-    return phase, int(datetime.fromisoformat(text).timestamp()) if isinstance(text, str) and _TIME.fullmatch(
-        text
-    ) else None
+    if not isinstance(text, str) or not _TIME.fullmatch(text):
+        return phase, None
+    return phase, int(datetime.fromisoformat(text).timestamp())
 
 
 def _scheduled(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> str:
-    """Return when a pod was bound, or without that when it was made; empty where neither is a time in whole seconds."""
+    """Return when a pod was bound, else when it was created; empty where neither is a time in whole seconds."""
     bound = (
         condition.get("lastTransitionTime")
         for condition in status.get("conditions") or ()
@@ -208,17 +206,20 @@ def _scheduled(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> str:
 
 def _requests(spec: Mapping[str, Any]) -> dict[str, int]:
     containers, init = spec.get("containers") or (), spec.get("initContainers") or ()
-    names = {name for container in (*containers, *init) for name in _wanted(container) if "/" in name}
+    names = {name for container in (*containers, *init) for name in _container_requests(container) if "/" in name}
     return {
         name: effective_request(
-            [_wanted(container).get(name, 0) for container in containers],
-            [(_wanted(container).get(name, 0), container.get("restartPolicy") == "Always") for container in init],
+            [_container_requests(container).get(name, 0) for container in containers],
+            [
+                (_container_requests(container).get(name, 0), container.get("restartPolicy") == "Always")
+                for container in init
+            ],
         )
         for name in names
     }
 
 
-def _wanted(container: Mapping[str, Any]) -> dict[str, int]:
+def _container_requests(container: Mapping[str, Any]) -> dict[str, int]:
     resources = container.get("resources") or {}
     given = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
     return {name: quantity(str(text)) or 0 for name, text in given.items()}

@@ -1,4 +1,4 @@
-"""Run another program for what it prints, and leave nothing of it behind."""
+"""Run another program and capture its output, without leaving any of its processes behind."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class _Running(asyncio.SubprocessProtocol):
-    """A program that runs: what it has printed so far, whether it has exited, and whether nobody holds its pipes any more."""
+    """A running program: its output so far, whether it has exited, and whether all of its pipes are closed."""
 
     def __init__(self) -> None:
         self.printed = {1: bytearray(), 2: bytearray()}
         self.exited = asyncio.Event()
-        self.over = asyncio.Event()
+        self.closed = asyncio.Event()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self.printed[fd] += data
@@ -28,22 +28,22 @@ class _Running(asyncio.SubprocessProtocol):
         self.exited.set()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        self.over.set()
+        self.closed.set()
 
 
 async def run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, bytes, bytes]:
     """Run a program to its end and return its exit status, standard output and standard error.
 
-    Its standard input is empty and it has no terminal. Where the caller is cancelled, it and all that it has started are killed
-    before the cancellation goes on; only what has left its session (setsid(2)) is let go. Raises `OSError` where it cannot be started.
+    Its standard input is empty and it has no terminal. If the caller is cancelled, the program and all processes that it has started
+    are killed first, except those that have left its session (setsid(2)). Raises `OSError` where it cannot be started.
     """
     starting = asyncio.ensure_future(_start(command, environ))
     try:
-        # Cancelled half-way, asyncio itself would kill the program alone, and not what that has started.
+        # Shielded: cancelled half-way, asyncio itself would kill the program but not its child processes.
         transport, running = await asyncio.shield(starting)
-        await running.over.wait()
+        await running.closed.wait()
     except asyncio.CancelledError:
-        with contextlib.suppress(OSError):  # it was never started, or has become another user's
+        with contextlib.suppress(OSError):  # it was never started, or runs as another user
             await _kill(*await starting)
         raise
     transport.close()
@@ -58,9 +58,9 @@ async def _start(command: Sequence[str], environ: Mapping[str, str]) -> tuple[as
 
 async def _kill(transport: asyncio.SubprocessTransport, running: _Running) -> None:
     try:
-        with contextlib.suppress(ProcessLookupError):  # all have ended, and the pipes are with somebody else
+        with contextlib.suppress(ProcessLookupError):  # the whole group has ended, and another process has the pipes
             os.killpg(transport.get_pid(), signal.SIGKILL)
         await running.exited.wait()
     finally:
-        transport.close()  # not before: it would take the exit status away from the loop
-    await running.over.wait()
+        transport.close()  # not earlier: it would reap the process, and the loop would miss the exit status
+    await running.closed.wait()

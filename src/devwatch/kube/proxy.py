@@ -1,4 +1,4 @@
-"""The proxy that the environment names for a server, by the rules of Go's clients (golang.org/x/net/http/httpproxy): kubectl is one."""
+"""Find the proxy for a server in the environment, by the rules of Go's clients such as kubectl (golang.org/x/net/http/httpproxy)."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def proxy_of(url: str, environ: Mapping[str, str]) -> str | None:
-    """Return the URL of the proxy for a server, None where requests go straight to it, or to no server at all."""
+    """Return the URL of the proxy for a server, None where requests go to it directly, or where the URL is invalid."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or _PORTS[parts.scheme]
-    except (ValueError, KeyError):  # whoever sends a request says what is wrong with the URL
+    except (ValueError, KeyError):  # the request itself reports what is wrong with the URL
         return None
-    proxy = _variable(f"{parts.scheme}_proxy", environ)
-    if not host or not proxy or _passed_by(host, port, _variable("no_proxy", environ)):
+    proxy = _proxy_variable(f"{parts.scheme}_proxy", environ)
+    if not host or not proxy or _is_excluded(host, port, _proxy_variable("no_proxy", environ)):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
 
 
-def _variable(name: str, environ: Mapping[str, str]) -> str:
+def _proxy_variable(name: str, environ: Mapping[str, str]) -> str:
     return environ.get(name.upper()) or environ.get(name) or ""
 
 
-def _passed_by(host: str, port: int, no_proxy: str) -> bool:
-    """Tell whether a server is asked without the proxy: one of this host always, any other as NO_PROXY has it."""
+def _is_excluded(host: str, port: int, no_proxy: str) -> bool:
+    """Return whether requests to a server bypass the proxy: those to this host always, others according to NO_PROXY."""
     address = _address(host)
     entries = [entry.strip() for entry in no_proxy.split(",")]
     if host == "localhost" or (address is not None and address.is_loopback) or "*" in entries:
@@ -39,7 +39,8 @@ def _passed_by(host: str, port: int, no_proxy: str) -> bool:
     if address is not None and any(_contains(entry, address) for entry in entries):
         return True
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    # To Go .example.com and *.example.com are all below it; urllib does not know the second, and takes the first for itself too.
+    # For Go, .example.com and *.example.com mean all subdomains. urllib does not know the second form, and includes the domain itself in
+    # the first.
     below = (entry.removeprefix("*") for entry in entries)
     names = ",".join(entry for entry in below if entry.partition(":")[0].lower() != f".{host}")
     return bool(proxy_bypass(place, {"no": names}))
@@ -55,6 +56,6 @@ def _address(host: str) -> IPv4Address | IPv6Address | None:
 
 def _contains(entry: str, address: IPv4Address | IPv6Address) -> bool:
     try:
-        return address in ip_network(entry, strict=False)  # with host bits, as in 192.0.2.2/8, it is its network
+        return address in ip_network(entry, strict=False)  # host bits are ignored, as in 192.0.2.2/8
     except ValueError:
         return False

@@ -1,1 +1,1 @@
-"""Logs, metrics, health and the HTTP server."""
+"""Logs, metrics, health, and the HTTP server that serves the last two."""

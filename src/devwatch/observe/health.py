@@ -1,4 +1,4 @@
-"""Whether the daemon is alive, and whether it is ready."""
+"""The health of the daemon: whether it is alive, and whether it is ready."""
 
 from __future__ import annotations
 
@@ -9,53 +9,61 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _DIFFERENCE_LIMIT: Final = 60
+"""Seconds for which the Node may differ from the devices before the daemon is not ready."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Health:
-    """What `/healthz` and `/readyz` answer. All times are seconds of one monotonic clock.
+    """The facts behind `/healthz` and `/readyz`. All times are seconds of one monotonic clock.
 
-    Each field is a fact that its owner keeps true; a text is one line with the words of whom it comes from.
-    The answers come from the loop they speak of: a blocked one answers nothing at all.
+    Each field is kept up to date by its owner, such as the reporter; a text is one line in the words of its source, such as the server.
+    The HTTP server runs in the loop that it reports on: a blocked loop does not answer at all.
     """
 
     sweep: float
     last_cycle: float
-    """When the loop last turned, or started."""
+    """When the last cycle of the loop began, or the loop started."""
     waiting: str | None = None
-    """Who else holds the node."""
+    """The other daemon that holds the node, None while none does."""
     missing: str | None = None
-    """What the API server says of a Node that is not there."""
+    """The API server's message that there is no such Node, None while there is one."""
     refused: str = ""
-    """What of the Node is refused, and why; empty where nothing is."""
+    """The parts of the Node that the server refuses, and why; empty where it refuses none."""
     uncertain: str | None = None
-    """Why the last look could not see everything."""
+    """Why the last scan was uncertain, None where it was certain."""
     blocked: str = ""
-    """Where a directory is in the place of a device, with the cure; empty where none is."""
+    """The directory in the place of a device, with the cure; empty where there is none."""
     shown: bool = False
-    """Whether the Node has been seen to show what is present."""
+    """Whether the Node has been observed to show the devices that are present."""
     differs: str = ""
-    """In what the Node differs from what is present; empty where it does not."""
+    """How the Node differs from the devices that are present; empty where it does not."""
     differs_since: float | None = None
-    """Since when it differs, and should not."""
+    """Since when it differs, None while it does not or may."""
     error: str = ""
-    """Why the last request failed; empty after one that did not."""
+    """Why the last request failed; empty after a successful one."""
 
     def healthz(self, now: float) -> tuple[bool, str]:
-        """Return whether the loop turns, and one line that says why not."""
-        if self.waiting is not None:  # it has nothing to turn for, and is as healthy as can be
+        """Return whether the loop runs its cycles, and a line that says why not."""
+        if self.waiting is not None:  # a daemon that waits for the lock runs no cycles, and is healthy
             return True, "ok"
         age, limit = now - self.last_cycle, max(3 * self.sweep, 30)
-        return age <= limit, "ok" if age <= limit else f"the loop has not turned for {age:.0f} s (limit {limit:.0f} s)"
+        return (
+            age <= limit,
+            "ok" if age <= limit else f"the loop has run no cycle for {age:.0f} s (limit {limit:.0f} s)",
+        )
 
     def readyz(self, now: float) -> tuple[bool, str]:
-        """Return whether what the Node shows can be relied on, and one line that says why not."""
+        """Return whether the Node's counts can be relied on, and a line that says why not."""
         reason = next(self._faults(now), None)
         line = "".join(char if char.isprintable() else " " for char in reason or "ok")
         return reason is None, line
 
     def _faults(self, now: float) -> Iterator[str]:
-        """Yield why the Node cannot be relied on; what explains the others comes first."""
+        """Yield why the Node's counts cannot be relied on, in the order of cause before effect, since only the first is shown.
+
+        A waiting daemon does nothing else; without a Node nothing can be written; a refusal needs the user; uncertain or blocked devices
+        explain a count that is not written; a difference explains itself only after a while, since a PATCH takes a moment.
+        """
         if self.waiting is not None:
             yield f"another daemon holds the node: {self.waiting}"
         if self.missing is not None:
@@ -63,7 +71,7 @@ class Health:
         if self.refused:
             yield self.refused
         if self.uncertain is not None:
-            yield f"the devices cannot be seen for certain: {self.uncertain}"
+            yield f"the scan of the devices is uncertain: {self.uncertain}"
         if self.blocked:
             yield self.blocked
         why = "".join(f": {text}" for text in (self.differs, self.error) if text)

@@ -1,4 +1,4 @@
-"""One event a line on stderr: devwatch's own by structlog, and what libraries warn of through the same renderer."""
+"""Log one event per line to stderr: devwatch's own by structlog, and the warnings of libraries through the same renderer."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 Format = Literal["auto", "console", "json"]
 
 _LENGTH: Final = 500
+"""Characters of a text at most."""
 _TRACEBACK_LINES: Final = 100
 _QUIET: Final = 1.0
+"""Seconds in which a repeated warning or error is dropped."""
 _JSON: Final = (structlog.processors.JSONRenderer(),)
 _SECRET: Final = re.compile(r"eyJ[\w-]{10,}(?:\.[\w-]*)*|(?i:bearer)\s+[\w.~+/=-]{16,}")
 """A JSON web token (RFC 7519: the first part is always `{"` in base64), or a credential of RFC 6750."""
@@ -37,17 +39,17 @@ def configure(
     environ: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.monotonic,
 ) -> FilteringBoundLogger:
-    """Return a logger that writes what is of `level` or above to `stream`, and never raises because of the stream, or waits for it.
+    """Return a logger for events of `level` or above. It never raises because of `stream`, and never waits for its reader.
 
-    A line for which there is no room, because nobody reads the log, is left out; `lines_lost` of the next one says how many were.
-    `auto` is console on a terminal and JSON otherwise; NO_COLOR is honoured. A warning or an error that differs only in numbers from
-    one of the last second, by `clock`, is left out: a trouble that comes back at once is told once. structlog's own global configuration is
-    left alone. The standard library has but one logging for the whole process: what it and the libraries report at
-    WARNING and above comes as `library.logged` out of the logger made last. Raises `ValueError` for an unknown level.
+    A line for which the stream has no room, since its reader has stopped, is dropped; `lines_lost` of the next line is the number of
+    dropped ones. `auto` is console on a terminal and JSON otherwise; NO_COLOR is honoured. A warning or error that differs only in
+    numbers from one of the last second, by `clock`, is dropped. structlog's global configuration is not changed. The standard library
+    has one logging for the whole process: its records of WARNING and above become events `library.logged` of the logger that was made
+    last. Raises `ValueError` for an unknown level.
     """
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
-        raise ValueError(f"{level!r} is no log level (debug, info, warning, error, critical)")
+        raise ValueError(f"{level!r} is not a log level (debug, info, warning, error, critical)")
     terminal = _is_terminal(stream)
     console = format == "console" or (format == "auto" and terminal)
     sink = _Sink(stream)
@@ -58,14 +60,14 @@ def configure(
             structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True),
             structlog.processors.format_exc_info,
             _clean_event,
-            _Calm(clock),
-            sink.tell_lost,
+            _RepeatedWarningFilter(clock),
+            sink.add_lines_lost,
             *(_console(colors=terminal and not environ.get("NO_COLOR")) if console else _JSON),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         context_class=dict,
     ).bind()
-    _adopt(logger)
+    _bridge_standard_logging(logger)
     return logger
 
 
@@ -84,15 +86,15 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 class _Sink:
-    """The end of the line, with the methods that structlog calls. Nothing dies of a log that cannot be written, or waits for its reader."""
+    """Writes lines to the stream, by the methods that structlog calls. A stream that fails or blocks only loses lines."""
 
     def __init__(self, stream: TextIO | None) -> None:
         # None where the process was started with a closed descriptor 2
         self._output = None if stream is None else NonBlockingStream(stream)
         self._lost = 0
 
-    def tell_lost(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        """Have the line say how many before it were left out; only one that is written ends the count."""
+    def add_lines_lost(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        """Add the number of lines dropped before this one; the count starts again only after a line was written."""
         if self._lost:
             event["lines_lost"] = self._lost
         return event
@@ -107,7 +109,7 @@ class _Sink:
 
 
 class _Bridge(logging.Handler):
-    """Hands the records of the standard library on."""
+    """Passes the records of the standard library's logging to structlog."""
 
     def __init__(self, logger: FilteringBoundLogger) -> None:
         super().__init__(logging.WARNING)
@@ -122,7 +124,8 @@ class _Bridge(logging.Handler):
         self._logger.log(level, "library.logged", logger=record.name, message=text.strip(), exc_info=record.exc_info)
 
 
-def _adopt(logger: FilteringBoundLogger) -> None:
+def _bridge_standard_logging(logger: FilteringBoundLogger) -> None:
+    """Pass the standard library's records and warnings to this logger alone."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _Bridge)]:
         root.removeHandler(handler)
@@ -131,7 +134,7 @@ def _adopt(logger: FilteringBoundLogger) -> None:
 
 
 def _clean_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Make everything harmless, in the order in which people read it."""
+    """Redact, escape and cut every text, and put the fields into reading order."""
     first = {key: _clean(event.pop(key)) for key in ("timestamp", "level", "event")}
     traceback = event.pop("exception", None)
     fields = {_text(str(key)): _clean(value) for key, value in event.items()}
@@ -141,22 +144,22 @@ def _clean_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     return {**first, **fields, "exception": "\n".join(_text(line) for line in lines)}
 
 
-class _Calm:
-    """Lets nothing through that is worth a warning and was said within the last second."""
+class _RepeatedWarningFilter:
+    """Drops a warning or error that differs only in numbers from one of the last second."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._said: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         if event["level"] in {"debug", "info"}:
             return event
         now = self._clock()
-        self._said = {text: at for text, at in self._said.items() if now < at + _QUIET}
+        self._logged = {text: at for text, at in self._logged.items() if now < at + _QUIET}
         text = repr({key: value for key, value in event.items() if key != "timestamp" and not _is_number(value)})
-        if text in self._said:
+        if text in self._logged:
             raise structlog.DropEvent
-        self._said[text] = now
+        self._logged[text] = now
         return event
 
 
@@ -165,7 +168,7 @@ def _is_number(value: object) -> bool:
 
 
 def _fold_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Keep it one line: the renderer quotes any field but `exception`, whose text could pass for another event."""
+    """Move a traceback to a field that the console renderer quotes: it prints `exception` as it is, which could look like another event."""
     if "exception" in event:
         event["traceback"] = event.pop("exception")
     return event

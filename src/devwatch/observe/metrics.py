@@ -1,4 +1,4 @@
-"""The metrics of the daemon."""
+"""The Prometheus metrics of the daemon."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 
 
 class _Registry(CollectorRegistry):
-    """A registry without the `_created` series, which prometheus_client can only switch off for a whole process."""
+    """A registry without the `_created` series, which prometheus_client can only disable for the whole process."""
 
     def collect(self) -> Iterable[Metric]:
         for metric in super().collect():
@@ -26,10 +26,10 @@ class _Registry(CollectorRegistry):
 
 
 class Metrics:
-    """Every metric of devwatch, from 0 on where its label values are known. No device string is ever a label."""
+    """All metrics of devwatch. Those whose label values are known start at 0. A string of a device is never a label."""
 
     def __init__(self, version: str) -> None:
-        """Register all of them in a registry of their own."""
+        """Register all metrics in a registry of their own."""
         self._registry = _Registry()
         self._present: Mapping[str, int] = {}
         self._shown: Mapping[str, int] = {}
@@ -38,17 +38,17 @@ class Metrics:
         self._capacity = self._gauge("capacity", "Capacity as last observed on the Node.", "resource")
         self._held = self._gauge(
             "held",
-            "1 while a count is held up by what is unknown: a key of a device, or what an uncertain look did not find.",
+            "1 while a count is held up by what is unknown: a key of a device, or what an uncertain scan did not find.",
             "resource",
         )
         self._uevents = self._counter("uevents", "Uevents read.", "action", (*_ACTIONS, "other"))
-        self.reconciles = self._counter("reconciles", "Reconciles, by what woke them.", "trigger", _TRIGGERS)
+        self.reconciles = self._counter("reconciles", "Reconciles, by trigger.", "trigger", _TRIGGERS)
         self.patches = self._counter("patches", "PATCH requests.", "outcome", _PATCHES)
         self.patch_duration = self._histogram("patch_duration_seconds", "PATCH sent to answered.")
         self.detection_to_patch = self._histogram("detection_to_patch_seconds", "Uevent read to PATCH answered.")
         self.drift_repairs = self._counter("drift_repairs", "Foreign writes undone.")
-        self.uncertain_looks = self._counter("uncertain_looks", "Looks that could not see everything.")
-        self.monitor_up = self._gauge("monitor_up", "1 while uevents can be heard.")
+        self.uncertain_looks = self._counter("uncertain_looks", "Scans that were uncertain.")
+        self.monitor_up = self._gauge("monitor_up", "1 while uevents are received.")
         self.monitor_overflows = self._counter("monitor_overflows", "Times the kernel dropped uevents.")
         self.evictions = self._counter("evictions", "Evictions, and pods spared.", "outcome", _EVICTIONS)
         self.config_reloads = self._counter("config_reloads", "Config reads.", "outcome", ("reloaded", "rejected"))
@@ -70,29 +70,29 @@ class Metrics:
         return counter
 
     def uevent(self, action: str) -> None:
-        """Count one uevent. What is no action of the kernel counts as `other`: the text comes from outside."""
+        """Count one uevent. An action that the kernel does not define counts as `other`, since the text is untrusted."""
         self._uevents.labels(action if action in _ACTIONS else "other").inc()
 
     def set_devices(self, devices: Mapping[str, int]) -> None:
-        """Replace the devices of all resources: one that is not in `devices` disappears."""
+        """Set the number of devices of all resources, and drop the series of those that are not in `devices`."""
         self._present = _replace(self._devices, devices, self._present)
 
     def set_capacity(self, capacity: Mapping[str, int]) -> None:
-        """Replace the capacity of all resources: one that is not in `capacity` disappears."""
+        """Set the capacity of all resources, and drop the series of those that are not in `capacity`."""
         self._shown = _replace(self._capacity, capacity, self._shown)
 
     def set_held(self, held: Mapping[str, int]) -> None:
-        """Replace whether the count is held up of all resources: one that is not in `held` disappears."""
+        """Set whether the count is held up for all resources, and drop the series of those that are not in `held`."""
         self._held_up = _replace(self._held, held, self._held_up)
 
     def render(self) -> bytes:
-        """Return everything in the Prometheus text format 0.0.4."""
+        """Return all metrics in the Prometheus text format 0.0.4."""
         return generate_latest(self._registry)
 
 
-def _replace(gauge: Gauge, values: Mapping[str, int], held: Mapping[str, int]) -> Mapping[str, int]:
-    """Show these values and return them; most looks find what the one before found."""
-    if values != held:
+def _replace(gauge: Gauge, values: Mapping[str, int], before: Mapping[str, int]) -> Mapping[str, int]:
+    """Set a gauge to these values and return them. Most scans find the same as the one before, and cost nothing here."""
+    if values != before:
         gauge.clear()
         for resource, value in values.items():
             gauge.labels(resource).set(value)

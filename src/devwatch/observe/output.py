@@ -1,4 +1,4 @@
-"""Writing for readers who may have stopped reading: what there is room for is written, and nobody is waited for."""
+"""Write to streams whose reader may have stopped reading, without ever waiting for the reader."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 _PIECE: Final = select.PIPE_BUF
-"""Bytes that a pipe takes without blocking whenever poll(2) calls it writable (pipe(7)); a socket has room for more then."""
+"""Bytes that a pipe takes without blocking whenever poll(2) reports it writable (pipe(7)); a socket then has room for more."""
 _TERMINAL_PIECE: Final = 128
-"""Bytes that a terminal takes at once whenever poll(2) calls it writable: it has a buffer of 256 left (Linux, `tty_buffer_alloc`)."""
+"""Bytes that a terminal takes without blocking when poll(2) reports it writable: then it has room for 256 (Linux, `tty_buffer_alloc`)."""
 
 
 PATIENCE: Final = 1.0
-"""Seconds for which the last words of a program wait for their reader."""
+"""Seconds for which the last output of a program waits while its reader takes nothing."""
 
 
 class NonBlockingStream:
-    """A stream that is written to without waiting: pipes, sockets and terminals take what they have room for, all others everything.
+    """A stream that never blocks: pipes, sockets and terminals take what they have room for, all other files everything.
 
     Every method raises `OSError` or `ValueError` where the stream cannot be written to, as the stream itself does.
     """
@@ -35,13 +35,13 @@ class NonBlockingStream:
         self._rest = b""
 
     def write(self, line: str) -> bool:
-        """Write a line, which is not empty, and return True; where there is no room, write nothing of it and return False.
+        """Write a line, which must not be empty, and return True; where there is no room for its beginning, return False.
 
-        Where there is room for its beginning alone, the rest goes out before anything else, by `push()` or by the next `write()`.
+        Where there is room for its beginning alone, `push()` or the next `write()` sends the rest before anything else.
         """
         if not self.push():
             return False
-        descriptor = _limited(self._stream)
+        descriptor = _blocking_descriptor(self._stream)
         if descriptor is None:
             self._stream.write(line)
             self._stream.flush()
@@ -53,7 +53,7 @@ class NonBlockingStream:
         return begun
 
     def deliver(self, text: str) -> None:
-        """Write a text as fast as its reader takes it; one who takes nothing for `PATIENCE` seconds does without the rest."""
+        """Write a text as fast as its reader takes it, and drop the rest if the reader takes nothing for `PATIENCE` seconds."""
         begun, end = self.write(text), time.monotonic() + PATIENCE
         while (self._rest or not begun) and time.monotonic() < end:
             select.select((), (self._stream.fileno(),), (), PATIENCE / 10)
@@ -66,14 +66,14 @@ class NonBlockingStream:
                 end = time.monotonic() + PATIENCE
 
     def push(self) -> bool:
-        """Go on with the line that was begun, and return whether nothing of it is left."""
+        """Send the rest of a line that was begun, as far as there is room, and return whether nothing is left of it."""
         if self._rest:
             self._rest = _send(self._stream.fileno(), self._rest)
         return not self._rest
 
 
-def _limited(stream: TextIO) -> int | None:
-    """Return the descriptor of what has room for so much alone, None for a file and for what has no descriptor."""
+def _blocking_descriptor(stream: TextIO) -> int | None:
+    """Return the descriptor of a stream that can block (pipe, socket, terminal), None for a file or a stream without a descriptor."""
     try:
         descriptor = stream.fileno()
     except io.UnsupportedOperation:
@@ -83,11 +83,11 @@ def _limited(stream: TextIO) -> int | None:
 
 
 def _send(descriptor: int, data: bytes) -> bytes:
-    """Write what there is room for and return the rest. One that has failed counts as writable: writing tells why."""
+    """Write as much as there is room for and return the rest. A failed descriptor is writable to poll(2), and write(2) raises its error."""
     piece = _terminal_piece if os.isatty(descriptor) else _piece
     room = select.poll()
     room.register(descriptor, select.POLLOUT)
-    with contextlib.suppress(BlockingIOError):  # somebody who shares it has made it non-blocking
+    with contextlib.suppress(BlockingIOError):  # a process that shares it has made it non-blocking
         while data and room.poll(0):
             data = data[os.write(descriptor, piece(data)) :]
     return data
@@ -98,7 +98,7 @@ def _piece(data: bytes) -> bytes:
 
 
 def _terminal_piece(data: bytes) -> bytes:
-    """Return a piece with its line end apart: that becomes two bytes, for which the text may have left no room."""
+    """Return a piece that ends before a line end, or is one: the terminal turns it into two bytes, for which there may be no room."""
     piece = data[:_TERMINAL_PIECE]
     end = piece.find(b"\n")
     return piece if end < 0 else piece[: max(end, 1)]

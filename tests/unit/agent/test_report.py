@@ -749,13 +749,13 @@ def test_a_repaired_foreign_write_is_told_and_counted() -> None:
 def test_what_is_doubtful_about_a_configuration_is_told_once() -> None:
     """With the line; and `/healthz` waits for the sweep that it names."""
     desk = Desk()
-    fault = Fault(line=7, column=5, path="resources[1].name", message="nothing is left for it")
+    fault = Fault(line=7, column=5, path="resources[1].name", message="never claims a device")
     config = Config(resources=(), sweep=60, warnings=(fault,))
     desk.reporter.configured(config)
     desk.reporter.configured(config)
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("warning", "config.doubtful")
-    assert line.fields == {"line": 7, "key": "resources[1].name", "reason": "nothing is left for it"}
+    assert line.fields == {"line": 7, "key": "resources[1].name", "reason": "never claims a device"}
     assert desk.health.healthz(180) == (True, "ok")
 
 
@@ -773,12 +773,12 @@ def test_a_faulty_configuration_is_told_with_every_fault() -> None:
     desk = Desk()
     faults = (
         Fault(line=1, column=2, path="sweep", message="is not valid"),
-        Fault(line=3, column=4, path="", message="no YAML"),
+        Fault(line=3, column=4, path="", message="invalid YAML"),
     )
     desk.reporter.rejected(ConfigError("c.yaml", faults))
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("error", "config.rejected")
-    assert line.fields["faults"] == ["c.yaml:1:2: sweep: is not valid", "c.yaml:3:4: no YAML"]
+    assert line.fields["faults"] == ["c.yaml:1:2: sweep: is not valid", "c.yaml:3:4: invalid YAML"]
     assert desk.shows('devwatch_config_reloads_total{outcome="rejected"} 1.0')
     assert desk.shows("devwatch_config_in_force 0.0")
     desk.reporter.reloaded([ZIGBEE])

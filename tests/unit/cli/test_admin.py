@@ -170,8 +170,8 @@ def test_a_node_that_is_gone_meanwhile_has_nothing_left_to_remove(cluster: Site)
     done = purge(cluster)
     assert (done.status, done.err) == (0, [])
     assert cluster.removed == ["n1", "n3"]
-    assert [line for line in done.out if "gone" in line] == [
-        "n2: the Node is gone meanwhile, so nothing is left to remove"
+    assert [line for line in done.out if "deleted" in line] == [
+        "n2: the Node was deleted meanwhile, so nothing is left to remove"
     ]
     assert done.out[-1] == "removed from 2 nodes"
 
@@ -185,7 +185,7 @@ def test_a_daemon_that_writes_again_is_told_beside_what_was_done(cluster: Site) 
     cluster.at_removal = meddle
     done = purge(cluster)
     assert done.status == 1
-    assert done.err[0].startswith("devwatch: n2: removed, but whether it stays away is unknown: ")
+    assert done.err[0].startswith("devwatch: n2: removed, but whether it stays removed is unknown: ")
     assert done.err[1:] == ["devwatch: n3: a devwatch still runs on n3: stop it first"]
     left, removed = done.out[-4:-1], done.out[-1]
     assert left == ["n3: left", f"  - {RESOURCE}: capacity 1, allocatable 1", "  - the annotation devwatch.io/devices"]

@@ -198,7 +198,7 @@ def test_what_is_not_there_is_explained_too(config: Path, capsys: pytest.Capture
     assert "/dev/ttyNONE0: there is nothing" in out
     assert "a.io/b expects a device there" in out
     assert main(["explain", "/dev/null", "--config", str(config)], {}) == 1
-    assert "a character device, but no present tty" in capsys.readouterr().out
+    assert "a character device, but not a present tty" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -98,7 +98,7 @@ def test_after_a_failed_look_nothing_is_said_to_be_absent() -> None:
             commands.suggest(seen, *screens),
         )
         assert statuses == ((1, 1) if doubts else (0, 0))
-        assert ("no serial device is here" in err.getvalue()) == (not doubts)
+        assert ("no serial device here" in err.getvalue()) == (not doubts)
         assert ("Nothing to suggest" in out.getvalue()) == (not doubts)
         assert all(doubt in err.getvalue() for doubt in doubts)
 

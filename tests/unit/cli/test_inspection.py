@@ -204,7 +204,7 @@ def _cable(name: str = "ttyUSB0", **fields: Any) -> Device:  # noqa: ANN401  any
         ([_cable(), _cable("ttyUSB1", properties={"ID_MODEL": "x"})], IDS_OF_CABLE | MODEL, ""),
         ([_cable(properties=None)], IDS_OF_CABLE, ""),
         ([_cable(), _cable("ttyUSB1")], IDS_OF_CABLE | MODEL | {"port": ("of ttyUSB0",)}, "only the socket"),
-        ([_cable(port=None), _cable("ttyUSB1")], {"path": ("/dev/ttyUSB0",)}, "nothing tells it but its name"),
+        ([_cable(port=None), _cable("ttyUSB1")], {"path": ("/dev/ttyUSB0",)}, "nothing identifies it but its name"),
         ([_cable(physical="b"), _cable("ttyUSB1", physical="b")], IDS_OF_CABLE | MODEL, ""),
         ([_cable(physical="b"), _cable("ttyUSB1", physical="b", serial="A")], IDS_OF_CABLE | MODEL, ""),
         (
@@ -217,7 +217,7 @@ def _cable(name: str = "ttyUSB0", **fields: Any) -> Device:  # noqa: ANN401  any
             {"vendor": ("10c4",), "product": ("8a2a",), "interface": ("00",)},
             "",
         ),
-        ([device("ttyS0", vendor=None, product=None)], {"path": ("/dev/ttyS0",)}, "nothing tells it but its name"),
+        ([device("ttyS0", vendor=None, product=None)], {"path": ("/dev/ttyS0",)}, "nothing identifies it but its name"),
     ],
 )
 def test_a_suggestion_follows_the_stick_as_far_as_that_can_be_told(

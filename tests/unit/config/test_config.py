@@ -339,9 +339,9 @@ def test_a_file_that_is_no_configuration_says_where(text: str | bytes, faults: l
 
 @pytest.mark.parametrize("text", ["a: [", "a: 'x", "a: b: c", "a:\n\t- x", "%YAML 9.0\n---\na: b", "a: !x!y z", "@"])
 def test_broken_syntax_is_one_fault(text: str) -> None:
-    """A file that is no YAML has one fault, at the place that the parser names."""
+    """A file that is not YAML has one fault, at the place that the parser names."""
     (found,) = _faults(text)
-    assert ": no YAML: " in found
+    assert ": invalid YAML: " in found
     assert "\\n" not in found
 
 
@@ -463,9 +463,9 @@ def test_a_shadowed_resource_is_a_warning_at_its_name() -> None:
     text += "  - {name: a/f, match: [{serial: x}]}\n"
     warnings = [warning.render("c.yaml") for warning in _config(text).warnings]
     assert warnings == [
-        "c.yaml:6:12: resources[1].name: nothing is left for it: a/b (line 2) comes first and takes it all",
-        "c.yaml:7:12: resources[2].name: nothing is left for it: a/b (line 2) comes first and takes it all",
-        "c.yaml:9:12: resources[4].name: nothing is left for it: a/b (line 2) comes first and takes it all",
+        "c.yaml:6:12: resources[1].name: never claims a device: a/b (line 2) comes first and claims them all",
+        "c.yaml:7:12: resources[2].name: never claims a device: a/b (line 2) comes first and claims them all",
+        "c.yaml:9:12: resources[4].name: never claims a device: a/b (line 2) comes first and claims them all",
     ]
 
 

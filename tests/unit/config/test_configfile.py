@@ -95,7 +95,7 @@ def test_a_file_that_everybody_may_write_to_is_a_warning(mode: int, warnings: in
     """Whoever writes to it decides which pods are evicted; a group may be trusted, as that of the administrators is."""
     path.chmod(mode)
     config = ConfigFile(path=path).load()
-    assert len([fault for fault in config.warnings if "everybody may write" in fault.message]) == warnings
+    assert len([fault for fault in config.warnings if "world-writable" in fault.message]) == warnings
 
 
 def test_no_more_than_the_limit_is_read(path: Path) -> None:

@@ -391,7 +391,7 @@ def test_where_nobody_makes_the_nodes_a_listed_device_is_present(host: Host) -> 
     scan = host.scan()
     assert scan.certain
     assert str(host.node("ttyUSB0")) in {device.devnode for device in scan.devices}
-    assert [trouble for trouble in scan.troubles if "no devtmpfs: mount the host's /dev" in trouble]
+    assert [trouble for trouble in scan.troubles if "not a devtmpfs: mount the host's /dev" in trouble]
 
 
 def test_where_nobody_makes_the_nodes_links_come_from_the_record_or_are_unknown(host: Host) -> None:
@@ -421,7 +421,7 @@ def test_the_mount_table_is_read_when_something_is_mounted_on_dev(host: Host) ->
     assert host.scan().troubles == ()
     host.dev.rename(host.home / "below")
     host.dev.mkdir()
-    assert [trouble for trouble in host.scan().troubles if "no devtmpfs" in trouble]
+    assert [trouble for trouble in host.scan().troubles if "not a devtmpfs" in trouble]
 
 
 def test_without_a_mount_table_a_missing_node_proves_nothing(host: Host) -> None:

@@ -448,7 +448,7 @@ def test_no_request_follows_a_redirect(tmp_path: Path) -> None:
             assert isinstance(told, Retry)
             plain(told)
             assert str(told).startswith(
-                f"http://127.0.0.1:{port} redirects to http://127.0.0.1:{other.port} ({status}), and devwatch follows no redirect: "
+                f"http://127.0.0.1:{port} redirects to http://127.0.0.1:{other.port} ({status}), and devwatch does not follow redirects: "
             )
 
     run(scenario())
@@ -458,7 +458,7 @@ def test_a_redirect_to_nowhere_is_one_line(tmp_path: Path) -> None:
     """Whatever stands in its place of a URL."""
     error, sent = ask(tmp_path, answer(308, b"", Location="http://[SECRET"))
     assert type(error) is Retry
-    assert "redirects to what is not a URL (308)" in str(error)
+    assert "redirects to an invalid URL (308)" in str(error)
     assert len(sent) == 1
 
 
@@ -914,11 +914,11 @@ def oidc(**claims: object) -> str:
 
 USELESS: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "current-context"),
-    "a list": ("- a", "not complete"),
-    "a word": ("SECRET", "not complete"),
-    "no YAML": ("users: [SECRET: {", r"it is no YAML \(line 1, column"),
-    "a password that YAML takes for an alias": ("password: *SECRET", r"it is no YAML \(line 1, column 11\)"),
-    "a password that YAML takes for a tag": ("password: !SECRET x", "it is no YAML"),
+    "a list": ("- a", "incomplete or malformed"),
+    "a word": ("SECRET", "incomplete or malformed"),
+    "not YAML": ("users: [SECRET: {", r"invalid YAML \(line 1, column"),
+    "a password that YAML takes for an alias": ("password: *SECRET", r"invalid YAML \(line 1, column 11\)"),
+    "a password that YAML takes for a tag": ("password: !SECRET x", "invalid YAML"),
     "no text": (b"\xff\xfe\x00SECRET", "decode"),
     "control characters": (b"a: \x00\x01", "special characters"),
     "no contexts": (config_with(contexts=None), "contexts"),
@@ -928,13 +928,13 @@ USELESS: dict[str, tuple[str | bytes, str]] = {
     "a user in the wrong place": (config_with(users=[{"name": "u", "token": TOKEN}]), "Expected key user"),
     "a user that is not there": (config_with(users=[]), "there is no user u in it"),
     "no users": (config_with(users=None), "there is no user u in it"),
-    "a user that acts as another": (
+    "a user that impersonates another": (
         user_with({"token": TOKEN, "as": "jane", "as-groups": ["a"]}),
-        r"acts as another \(as, as-groups\), which devwatch cannot",
+        r"impersonates another \(as, as-groups\), which devwatch does not support",
     ),
     "a provider of the past": (
         user_with({"auth-provider": {"name": "gcp", "config": {"cmd-path": "/no"}}}),
-        "knows no auth-provider gcp: use the plugin",
+        "does not support auth-provider gcp: use the plugin",
     ),
     "a provider whose token is out of date": (oidc(exp=1), "oidc: there is no valid id-token"),
     "a provider without a token": (oidc(), "oidc: there is no valid id-token"),

@@ -201,7 +201,7 @@ def test_a_trouble_that_comes_back_within_a_second_is_told_once() -> None:
 
 def test_an_unknown_level_is_refused_with_the_allowed_ones() -> None:
     """The message can be shown to the user as it is."""
-    with pytest.raises(ValueError, match=r"'loud' is no log level \(debug, info, warning, error, critical\)"):
+    with pytest.raises(ValueError, match=r"'loud' is not a log level \(debug, info, warning, error, critical\)"):
         configure("json", "loud", None)
 
 

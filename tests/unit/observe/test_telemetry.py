@@ -128,7 +128,7 @@ def test_healthz_fails_after_three_sweeps_or_30_s(sweep: float, limit: float) ->
     assert health.healthz(100 + limit) == (True, "ok")
     assert health.healthz(100 + limit + 1) == (
         False,
-        f"the loop has not turned for {limit + 1} s (limit {limit} s)",
+        f"the loop has run no cycle for {limit + 1} s (limit {limit} s)",
     )
     health.last_cycle = 100 + limit
     assert health.healthz(100 + limit + 1) == (True, "ok")
@@ -161,7 +161,7 @@ def test_readyz_names_who_holds_the_node() -> None:
 def test_readyz_fails_while_looks_are_uncertain_and_says_why_in_one_line() -> None:
     """The reason may carry a path or a device's text: it stays one line."""
     health = Health(sweep=10, last_cycle=0, shown=True, uncertain="/sys/class/tty\n\x1b[31m: EMFILE\ud800")
-    assert health.readyz(0) == (False, "the devices cannot be seen for certain: /sys/class/tty  [31m: EMFILE ")
+    assert health.readyz(0) == (False, "the scan of the devices is uncertain: /sys/class/tty  [31m: EMFILE ")
 
 
 def test_readyz_fails_when_the_node_differs_for_60_s() -> None:
@@ -195,7 +195,7 @@ def test_an_address_to_listen_on_is_read(text: str, address: tuple[str, int] | N
 )
 def test_what_is_no_address_is_refused_with_what_is_allowed(text: str) -> None:
     """The message can be shown to the user as it is."""
-    with pytest.raises(ValueError, match=re.escape(f"{text!r} is no address to listen on (HOST:PORT")):
+    with pytest.raises(ValueError, match=re.escape(f"{text!r} is not an address to listen on (HOST:PORT")):
         parse_listen(text)
 
 
@@ -636,7 +636,7 @@ def test_the_daemon_s_routes_answer_what_metrics_and_health_say() -> None:
     metrics, healthz, readyz = (table[path]() for path in ("/metrics", "/healthz", "/readyz"))
     assert metrics.content_type == "text/plain; version=0.0.4; charset=utf-8"
     assert b'devwatch_devices{resource="a/b"} 1.0\n' in metrics.body
-    assert (healthz.status, healthz.body) == (503, b"the loop has not turned for 31 s (limit 30 s)\n")
+    assert (healthz.status, healthz.body) == (503, b"the loop has run no cycle for 31 s (limit 30 s)\n")
     assert (readyz.status, readyz.body) == (503, b"the Node has not been seen to show what is present\n")
     health.shown, health.last_cycle = True, 31.0
     assert [(table[path]().status, table[path]().body) for path in ("/healthz", "/readyz")] == [(200, b"ok\n")] * 2

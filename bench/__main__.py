@@ -80,7 +80,7 @@ def _rows(ground: Ground, names: Sequence[str]) -> list[Row]:
 
 
 def _together(ground: Ground) -> Mapping[str, list[Row]]:
-    """Run the two benches that mostly wait at the same time; `seed` in this thread, since its loops end with the thread that starts them."""
+    """Run the two benches that mostly wait at the same time; `seed` in this thread, as its loops end with the thread that starts them."""
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(_run, "idle", ground)
         return {"seed": _run("seed", ground), "idle": other.result()}

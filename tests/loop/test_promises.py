@@ -686,6 +686,14 @@ KNOWN = {
         Move(devnode, (3, -1)),
         Move(plug, ("modem", "socket-3", 2, False), 11.0),
     ),
+    "what an uncertain scan finds again stays listed as lost": (
+        Move(furnish, ("composite", "twin", "modem")),
+        Move(climate, ("answer lost",)),
+        Move(devnode, (1, 19), 35.0),
+        Move(devnode, (0, 40)),
+        Move(devnode, (1, 0)),
+        Move(bounce, (1, 1, 0.0), 11.0),
+    ),
     "another vendor in the place of a lost device is not the device": (
         Move(furnish, ("composite", "twin", "modem")),
         Move(pull, (1,), 2.5),

@@ -85,12 +85,11 @@ run: $(RUN_READY) ## Run the daemon: a dry run with systemd/config.yaml, or what
 	@export DEVWATCH_CONFIG="$${DEVWATCH_CONFIG:-systemd/config.yaml}"
 	exec "$(VENV)/bin/devwatch" run $(or $(ARGS),--dry-run)
 
-# Also where there is one CPU: the tests that share the machine are one worker's, begin first, and mostly wait.
+# Also where there is one CPU: the tests that need the machine to themselves are one worker's, begin first, and mostly wait.
 WORKERS ?= $(shell n=$$(nproc); echo $$((n > 2 ? n : 2)))
-parallel = -n $(WORKERS) --dist loadgroup
 
 test: $(DEV_STAMP) ## Run the tests. Those that need root or a control plane are reported as skipped.
-	@exec "$(VENV)/bin/python" -m pytest $(parallel) $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered) $(ARGS)
+	@exec "$(VENV)/bin/python" -m pytest -n $(WORKERS) $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered) $(ARGS)
 
 check: lint ## All that a change must pass: format, lint, types, floors, tests with coverage.
 	@$(MAKE) --no-print-directory test COVERAGE=1
@@ -197,7 +196,7 @@ release: ready $(RELEASE_STAMP) ## Check, build, try and describe a release in d
 	[ "$$("$$work/bin/devwatch" --version)" = "devwatch $(version)" ]
 	add --require-hashes -r .requirements/dev.txt
 	tar -xzf dist/devwatch-$(version).tar.gz -C "$$work"
-	(cd "$$work/devwatch-$(version)" && CI= DEVWATCH_CI= "$$work/bin/python" -m pytest $(parallel) -q --no-header -rN)
+	(cd "$$work/devwatch-$(version)" && CI= DEVWATCH_CI= "$$work/bin/python" -m pytest -n $(WORKERS) -q --no-header -rN)
 	sed 's/^dynamic = \["version"\]$$/version = "$(version)"/' pyproject.toml > "$$work/pyproject.toml"
 	"$(RELEASE_VENV)/bin/python" -W ignore::UserWarning -m cyclonedx_py requirements --output-reproducible \
 	    --pyproject "$$work/pyproject.toml" -o dist/devwatch-$(version).cdx.json .requirements/run.txt

@@ -20,12 +20,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
     StartDaemon = Callable[..., Daemon]
 
 
 # How long an example takes says something of the machine, and nothing of the promise.
 hypothesis.settings.register_profile("devwatch", deadline=None)
 hypothesis.settings.load_profile("devwatch")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Share the tests out to the workers, where there are some."""
+    from support.workers import OneForTheMachine  # noqa: PLC0415  pytest-xdist is there when it asks
+
+    return OneForTheMachine(config, log)
 
 
 def pytest_collection_finish() -> None:

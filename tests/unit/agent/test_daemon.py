@@ -25,13 +25,11 @@ from devwatch.observe.metrics import Metrics
 from support import virtualtime
 from support.build import patch_of
 from support.fakes import RecordingLog
-from support.machine import machine_alone
 from support.pipes import Pipe, in_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = machine_alone
 
 GOOD = "resources:\n- {name: a.io/b, match: [{path: /dev/ttyNONE0}]}\n"
 

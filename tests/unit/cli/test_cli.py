@@ -19,7 +19,6 @@ import pytest
 from devwatch import __version__
 from devwatch.cli.display import printable
 from devwatch.cli.entry import main
-from support.machine import machine_alone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -144,7 +143,6 @@ def test_a_variable_of_another_command_does_no_harm(config: Path, capsys: pytest
         assert "valid" in capsys.readouterr().out
 
 
-@machine_alone
 def test_the_command_line_wins_over_the_environment(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also over a variable that is wrong; a true variable of an option with a default value is that value."""
     argv = ["run", "--once", "--config", str(config)]
@@ -216,7 +214,6 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert "BrokenPipe" not in done.stderr
 
 
-@machine_alone
 @pytest.mark.parametrize("argv", [["devices", "--all"], ["run", "--once", "--dry-run"], ["check"], ["--help"]])
 def test_results_that_cannot_be_written_are_one_line(argv: list[str], config: Path) -> None:
     """A full disk, or a closed descriptor, is told in a line on stderr with status 1, beside warnings about the host."""
@@ -319,7 +316,6 @@ def test_a_configuration_can_come_through_a_pipe(tmp_path: Path) -> None:
         assert (check.returncode, out.startswith(str(pipe).encode())) == (status, True)
 
 
-@machine_alone
 def test_a_daemon_that_prints_nothing_needs_no_standard_output(config: Path) -> None:
     """It is the API server that is missing, and not a reader of results."""
     argv = f"run --once --listen off --config {config} --kubeconfig /nonexistent --node-name no-output"
@@ -494,7 +490,6 @@ def test_another_program_keeps_its_signals() -> None:
     assert done.stdout == "[True, False, False]\n"
 
 
-@machine_alone
 @pytest.mark.parametrize("limit", [5, 6, 7, 12])
 @pytest.mark.parametrize("command", ["check", "devices", "status", "run"])
 def test_few_descriptors_are_one_line(command: str, limit: int, config: Path) -> None:
@@ -545,7 +540,6 @@ MODULES_OF_COMMANDS = {
 }
 
 
-@machine_alone
 def test_the_daemon_loads_nothing_that_only_a_command_needs(config: Path) -> None:
     """`run` costs no memory for tables, completions or suggestions."""
     code = "import sys; from devwatch.cli import main; main(sys.argv[1:]); print(*sorted(sys.modules))"

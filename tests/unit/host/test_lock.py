@@ -21,7 +21,6 @@ from devwatch.core.errors import Unavailable
 from devwatch.core.node import ANNOTATION
 from devwatch.host.lock import Holder, NodeLock
 from support.fakes import RecordingLog
-from support.machine import machine_alone
 from support.scripted import answer, kubeconfig, site
 
 if TYPE_CHECKING:
@@ -396,7 +395,6 @@ def run(node: str, tmp_path: Path) -> Run:
     return Run(node, tmp_path)
 
 
-@machine_alone
 @as_root
 def test_a_daemon_beside_a_squatter_holds_the_node_once_he_has_gone(run: Run, hold: Hold) -> None:
     """It works from the beginning, and says when nobody can work beside it any more."""
@@ -416,7 +414,6 @@ def test_a_daemon_beside_a_squatter_holds_the_node_once_he_has_gone(run: Run, ho
     lock.release()
 
 
-@machine_alone
 @as_root
 def test_a_daemon_that_comes_after_the_squatter_is_not_worked_beside(run: Run, hold: Hold) -> None:
     """Ours ends with the line that names it; started again, it waits as any second one does."""
@@ -434,7 +431,6 @@ def test_a_daemon_that_comes_after_the_squatter_is_not_worked_beside(run: Run, h
     assert run.log.of("daemon.failed") == []
 
 
-@machine_alone
 @as_root
 @pytest.mark.parametrize("once", [False, True], ids=["TERM", "once"])
 def test_a_squatter_keeps_no_daemon_from_ending(run: Run, hold: Hold, once: bool) -> None:  # noqa: FBT001 - a parameter

@@ -19,7 +19,6 @@ import pyudev
 from devwatch.host.sysfs import Lister, Roots
 from devwatch.host.udev import TEND_INTERVAL, Monitor, UdevSource, read_record
 from support.hostfiles import Host
-from support.machine import machine_alone
 from support.uevents import TABLE, Heard, turn, uevent_descriptors
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
     from _typeshed import FileDescriptorLike
 
-pytestmark = machine_alone
 
 LOADING = """
 import resource, sys

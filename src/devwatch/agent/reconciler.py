@@ -124,7 +124,7 @@ class Reconciler:
       that the Node has not counted for the `after` of its resource; and only if it was there before, or goes on with the file of a device
       that has another number by now.
 
-    `tests/test_promises.py` holds each of them against histories in which everything fails.
+    `tests/loop/test_promises.py` holds each of them against histories in which everything fails.
     """
 
     def __init__(  # noqa: PLR0913 - what the loop is wired to, by keyword

@@ -79,10 +79,10 @@ class Evictor:
 
     def action(self, now: float) -> Task | None:
         """Return the request that is due: one at a time, so that a patch waits for no more than that."""
-        roll_call = self.losses.roll_call
-        if roll_call is not None and roll_call <= now:
-            self.losses.call_roll(now)
-            return Task(run=self._call_roll, patience=0.0)
+        pod_list_due = self.losses.pod_list_due
+        if pod_list_due is not None and pod_list_due <= now:
+            self.losses.note_pod_list(now)
+            return Task(run=self._list_pods_at_departure, patience=0.0)
         due = self._due()
         if due is None or due > now:
             return None
@@ -96,7 +96,7 @@ class Evictor:
 
     def due(self, _now: float) -> float | None:
         """Return when there is something to be done."""
-        return min((due for due in (self.losses.roll_call, self._due()) if due is not None), default=None)
+        return min((due for due in (self.losses.pod_list_due, self._due()) if due is not None), default=None)
 
     def _due(self) -> float | None:
         first = min(map(self._due_at, self._incidents.values()), default=None)
@@ -107,9 +107,9 @@ class Evictor:
 
     # -- who was there
 
-    async def _call_roll(self) -> None:
+    async def _list_pods_at_departure(self) -> None:
         try:
-            self.losses.witness(pod.uid for pod in await self._pods())
+            self.losses.record_pods(pod.uid for pod in await self._pods())
         except ApiError as error:
             self.recorder.log.debug("pods.unlisted", error=str(error))
 

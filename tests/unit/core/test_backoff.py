@@ -56,8 +56,8 @@ def test_failures_without_end_are_no_failure_of_arithmetic() -> None:
     assert Backoff(failures=1_000_000).fail(0, 0.5) == 15
 
 
-def test_a_repair_that_is_undone_again_and_again_comes_ever_more_rarely() -> None:
-    """Two writers that contest a Node shall not keep the API server busy; the first repair is never waited for."""
+def test_a_repair_that_is_always_undone_comes_at_growing_intervals() -> None:
+    """Two writers that contest a Node must not keep the API server busy; the first repair is immediate."""
     backoff = RepairBackoff()
     assert backoff.until == float("-inf")
     waits: list[float] = []
@@ -67,7 +67,7 @@ def test_a_repair_that_is_undone_again_and_again_comes_ever_more_rarely() -> Non
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]
 
 
-def test_peace_forgives_all_repairs() -> None:
+def test_a_quiet_period_resets_the_count_of_repairs() -> None:
     """A kubelet that restarts every day is repaired at once every day."""
     backoff = RepairBackoff()
     assert [backoff.repaired(at) for at in (0, 599, 1199, 1300)] == [1, 2, 1, 2]

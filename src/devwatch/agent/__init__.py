@@ -1,1 +1,1 @@
-"""The loop, what it acts through, and the daemon around it."""
+"""The reconcile loop, its publisher, evictor and reporters, and the daemon that runs it."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
-    """What the loop knows of time."""
+    """The clocks and the random numbers that the loop uses."""
 
     now: Callable[[], float]
     """The time of the event loop, in seconds of a monotonic clock."""

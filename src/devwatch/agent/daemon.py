@@ -1,4 +1,4 @@
-"""The composition root: wires the loop to this host, ends it on a signal, and is the only daemon of its node."""
+"""The daemon: wires the loop to this host, ends it on a signal, and ensures that it is the only daemon of its node."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
     from devwatch.agent.reconciler import Reconciler
 
 ONCE_TIMEOUT = 30.0
-"""Seconds that `--once` waits for the Node to show what is present."""
+"""Seconds that `--once` waits for the Node to show the present devices."""
 CLOSE_TIMEOUT = 1.0
-"""Seconds for saying goodbye to the API server; TERM ends the daemon within two."""
+"""Seconds for closing the connections to the API server; TERM must end the daemon within two."""
 
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Why a connection cannot be taken just now; asyncio tries again every second (`selector_events`, `_accept_connection`)."""
+"""Errors for which asyncio cannot accept a connection now and tries again every second (`selector_events`, `_accept_connection`)."""
 
 DryRun = Literal["client", "server"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the command line asks of the daemon."""
+    """The options of `devwatch run`."""
 
     config: Path
     node: str
@@ -60,7 +60,7 @@ class Options:
     once: bool = False
     listen: tuple[str, int] | None = None
     listen_named: bool = True
-    """Whether somebody asked for this address."""
+    """Whether the address was given explicitly, rather than by default."""
 
 
 class _Api(TypedDict, total=False):
@@ -70,7 +70,7 @@ class _Api(TypedDict, total=False):
 
 
 class Daemon:
-    """Everything that `devwatch run` consists of."""
+    """The program of `devwatch run`: configuration, lock, HTTP server, loop and signals."""
 
     def __init__(self, options: Options, log: Log, *, environ: Mapping[str, str], out: TextIO) -> None:
         """Read the configuration. Raises `ConfigError`."""
@@ -81,15 +81,15 @@ class Daemon:
         self._metrics = Metrics(__version__)
         self._notifier = Notifier.from_env(environ)
         self._ready = self._reloading = False
-        self._announced = True
+        self._reload_announced = True
         self._status = ""
         self._shortage = RepeatFilter()
         self._reconciler: Reconciler | None = None
 
     async def run(self) -> int:
-        """Run until TERM, INT, or what `--once` waits for, and return the exit status. Raises `Unavailable` and `MemoryError`."""
+        """Run until TERM or INT, or until `--once` is satisfied, and return the exit status. Raises `Unavailable` and `MemoryError`."""
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self._stray)
+        loop.set_exception_handler(self._handle_loop_exception)
         self._health = Health(sweep=self._config.sweep, last_cycle=loop.time())
         self._listener = MonitorListener(self._log, self._metrics)
         work = loop.create_task(self._work(loop))
@@ -97,22 +97,25 @@ class Daemon:
             loop,
             {signal.SIGTERM: work.cancel, signal.SIGINT: work.cancel, signal.SIGHUP: self._reload},
         ):
-            status = await self._outcome(work)
+            status = await self._exit_status(work)
             self._notifier.stopping()
-            self._log.info("daemon.stopped", status=status, left="what is advertised stays")
+            self._log.info("daemon.stopped", status=status, capacity="kept")
         return status
 
-    def _stray(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Take what asyncio can raise to nobody. No descriptor for a connection is a shortage of this host and ends by itself."""
+    def _handle_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Handle an exception without an awaiting caller. A shortage of descriptors for connections is reported; it ends by itself."""
         error = context.get("exception")
         if not isinstance(error, OSError) or error.errno not in _SHORTAGES:
             loop.default_exception_handler(context)
         elif self._shortage.should_log("connection"):
-            reason = f"nobody can ask for metrics and health: {os.strerror(error.errno)}"
+            reason = f"metrics and health cannot be served: {os.strerror(error.errno)}"
             self._log.warning("host.limited", reason=reason, times=self._shortage.repeats)
 
-    async def _outcome(self, work: asyncio.Task[int]) -> int:
-        """Return the exit status. Whatever nobody expected is logged with its traceback: there is no half-dead daemon."""
+    async def _exit_status(self, work: asyncio.Task[int]) -> int:
+        """Wait for the daemon to end and return its exit status.
+
+        Any unexpected exception is logged with its traceback and ends the program, so that a daemon never keeps running with a part failed.
+        """
         try:
             return await work
         except asyncio.CancelledError:
@@ -137,20 +140,20 @@ class Daemon:
                     await self._reconcile(stack, loop)
             except TimeoutError:
                 self._log.error(
-                    "node.patch_failed", node=self._options.node, error=self._unfinished(), gave_up_after=ONCE_TIMEOUT
+                    "node.patch_failed", node=self._options.node, error=self._once_failure(), gave_up_after=ONCE_TIMEOUT
                 )
                 return 1
             return 0
 
-    def _unfinished(self) -> str:
-        """Return why the Node does not show what is present."""
+    def _once_failure(self) -> str:
+        """Return why the Node does not show the present devices after `ONCE_TIMEOUT`."""
         if self._reconciler is None:
             return f"another daemon holds the node: {self._health.waiting}"
         differs = self._health.differs
         return self._reconciler.publisher.failure or self._health.uncertain or differs or "the devices did not settle"
 
     async def _serve(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> str:
-        """Answer for metrics and health, and return where. Raises `Unavailable` where the port cannot be had."""
+        """Serve metrics and health, and return the address. Raises `Unavailable` where the port cannot be bound."""
         if self._options.listen is None:
             return "off"
         server = Server(routes(self._metrics, self._health, loop.time))
@@ -159,10 +162,10 @@ class Daemon:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def _start(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> str:
-        """Serve and take the lock, and return where is served.
+        """Bind the port and take the lock, and return the address.
 
-        While another daemon holds the node it may also hold the port, so that one is asked for again afterwards. A dry run does
-        without a port that nobody named.
+        Another daemon that holds the node may also hold the port: after waiting for the lock, the port is tried a second time. A dry run
+        continues without a port that was not given explicitly.
         """
         try:
             listening = await self._serve(stack, loop)
@@ -190,30 +193,30 @@ class Daemon:
             dry_run=self._options.dry_run or "no",
         )
         self._listener.wake = reconciler.wake
-        _sweep_often()
+        _tune_garbage_collection()
         await reconciler.run()
 
     async def _take_lock(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> bool:
-        """Wait until no other daemon writes to this Node, and return whether one did; a dry run writes nothing and needs no lock."""
+        """Wait until this is the only daemon of the node, and return whether it had to wait. A dry run writes nothing and takes no lock."""
         if self._options.dry_run:
             return False
         lock = NodeLock(self._options.node)
         stack.callback(lock.release)
-        if not await lock.acquire(self._wait, self._ignore):
-            await _beside(stack, self._regain(lock))
+        if not await lock.acquire(self._report_waiting, self._report_ignored):
+            await _run_in_background(stack, self._regain(lock))
         waited, self._health.waiting = self._health.waiting is not None, None
         self._health.last_cycle = loop.time()
         return waited
 
-    def _wait(self, holder: Holder) -> None:
+    def _report_waiting(self, holder: Holder) -> None:
         self._health.waiting = str(holder)
         self._log.warning("daemon.waiting", node=self._options.node, holder_pid=holder.pid, holder_uid=holder.uid)
 
-    def _ignore(self, holder: Holder) -> None:
+    def _report_ignored(self, holder: Holder) -> None:
         self._log.warning("lock.ignored", node=self._options.node, holder_pid=holder.pid, holder_uid=holder.uid)
 
     async def _regain(self, lock: NodeLock) -> None:
-        """Hold the lock after all once the squatter has gone. Raises `Unavailable` where another daemon holds it then."""
+        """Take the lock once its untrusted holder has released it. Raises `Unavailable` where another daemon holds it then."""
         await lock.regain()
         self._log.info("lock.regained", node=self._options.node)
 
@@ -236,7 +239,7 @@ class Daemon:
         return self._reconciler
 
     def _api(self, stack: contextlib.AsyncExitStack) -> _Api:
-        """Return the edge to the API server. A dry run of the client imports no API client, and only the daemon itself evicts."""
+        """Return the API to use. `--dry-run=client` imports no API client; a dry run and `--once` neither watch nor evict."""
         if self._options.dry_run == "client":
             return {"api": DryRunNode(self._out)}
         from devwatch.kube.credentials import Credentials  # noqa: PLC0415 - 20 MiB that a dry run of the client does not need
@@ -252,11 +255,11 @@ class Daemon:
         return {"api": node, "watch": node.watch, "workload": Workload(requests=node, node=self._options.node)}
 
     def _reload(self) -> None:
-        """Read the configuration again; before the first turn of the loop it is read anyway."""
+        """Reload the configuration; before the loop exists this is not needed."""
         if self._reconciler is None:
             return
         if self._ready:
-            self._reloading, self._announced = True, self._notifier.reloading()
+            self._reloading, self._reload_announced = True, self._notifier.reloading()
         self._settings.reload()
 
     def _take_config(self) -> None:
@@ -264,22 +267,22 @@ class Daemon:
             self._reconciler.wake("config")
 
     def _cycled(self) -> None:
-        """Tell systemd that the loop turns, and how things are: it is ready once a look was certain, and again after a reload.
+        """Notify systemd after each cycle: the watchdog, the status line, and READY after the first certain scan and after each reload.
 
-        What its full queue refuses is told again on the next turn.
+        A notification that does not fit into systemd's queue is sent again on the next cycle.
         """
         self._notifier.watchdog()
         reloaded = self._reloading and not self._settings.busy
         if reloaded or (not self._ready and self._health.uncertain is None):
-            self._tell_ready()
+            self._notify_ready()
         status = self._summary()
         if status != self._status and self._notifier.status(status):
             self._status = status
 
-    def _tell_ready(self) -> None:
-        """Tell the end of the start or of a reload, whose beginning has to be known first."""
-        self._announced = self._announced or self._notifier.reloading()
-        if self._announced and self._notifier.ready():
+    def _notify_ready(self) -> None:
+        """Notify systemd of the end of the start or of a reload; systemd must have received RELOADING first."""
+        self._reload_announced = self._reload_announced or self._notifier.reloading()
+        if self._reload_announced and self._notifier.ready():
             self._ready, self._reloading = True, False
 
     def _summary(self) -> str:
@@ -288,7 +291,7 @@ class Daemon:
             return ""
         figures = self._reconciler.figures.by_name.values()
         present = sum(figure.present > 0 for figure in figures)
-        uncertain = "the devices cannot be seen for certain" if self._health.uncertain else ""
+        uncertain = "the scan of the devices is uncertain" if self._health.uncertain else ""
         return "; ".join(
             filter(
                 None, (f"{present} of {len(figures)} resources present", uncertain, self._reconciler.publisher.outage)
@@ -296,18 +299,18 @@ class Daemon:
         )
 
 
-def _sweep_often() -> None:
-    """Keep garbage from piling up: cyclic garbage of a storm would otherwise stay for minutes, and its memory for ever.
+def _tune_garbage_collection() -> None:
+    """Collect cyclic garbage often: that of a storm of uevents would otherwise stay for minutes, and the memory would never be returned.
 
-    What was imported until now lives as long as the program; hidden from the collector, it leaves so little that looking through all of it
-    again and again costs nothing that can be measured.
+    All imported modules live as long as the program. They are frozen, that is, hidden from the collector; the few other objects are then
+    collected often at no measurable cost.
     """
     gc.freeze()
     gc.set_threshold(200, 5, 2)
 
 
-async def _beside(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
-    """Do `work` until the stack unwinds. Where it fails, all that runs on the stack is cancelled, and the failure raised in a group."""
+async def _run_in_background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` until the stack unwinds. If it fails, everything on the stack is cancelled, and the failure is raised in a group."""
     tasks = await stack.enter_async_context(asyncio.TaskGroup())
     stack.callback(tasks.create_task(work).cancel)
 
@@ -322,7 +325,7 @@ async def _close(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def _signals(
     loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, Callable[[], object]]
 ) -> Iterator[None]:
-    """Have the loop call the handlers. Afterwards the former ones are back, without a moment in which a signal finds none of both."""
+    """Let the loop call the handlers. Restore the former ones at exit, with the signals blocked, so that none arrives without a handler."""
     former = {number: signal.getsignal(number) for number in handlers}
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)

@@ -1,4 +1,4 @@
-"""A dry run: what would be sent is printed."""
+"""A dry run: print each patch instead of storing it."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ OUTPUT_INTERVAL = 0.05
 
 
 class DryRunNode:
-    """A dry run: prints each patch, as a line of JSON or, on a terminal, in words, and answers as if it had been stored.
+    """A Node for dry runs: prints each patch, as a line of JSON or, on a terminal, in words, and responds as if it were stored.
 
-    Without a `server` the Node is empty and nothing is sent; with one, it answers to each request, with `dryRun=All`.
-    No patch is left out: where nobody reads them, `patch` waits.
+    Without a `server` the Node is empty and nothing is sent; with one, each patch is also sent there, with `dryRun=All`. No patch is
+    skipped: while standard output is not read, `patch` waits.
     """
 
     def __init__(self, out: TextIO, server: NodeApi | None = None) -> None:
         """Print to `out`."""
         self._stream, self._out, self._server = out, NonBlockingStream(out), server
-        self._pretended = NodePatch()
+        self._accepted_patch = NodePatch()
         self.date = ""
 
     async def patch(self, patch: NodePatch) -> NodeState:
-        """Print what would be sent. Raises as the server's `patch` does."""
+        """Print the patch. Raises as the server's `patch` does, and `OutputLost`."""
         if patch:
             await self._print(patch)
         state = NodeState() if self._server is None else await self._server.patch(patch)
-        annotation = patch.annotation if patch.annotates else self._pretended.annotation
-        self._pretended = NodePatch(counts={**self._pretended.counts, **patch.counts}, annotation=annotation)
-        return self._pretended.applied(state)
+        annotation = patch.annotation if patch.annotates else self._accepted_patch.annotation
+        self._accepted_patch = NodePatch(counts={**self._accepted_patch.counts, **patch.counts}, annotation=annotation)
+        return self._accepted_patch.applied(state)
 
     async def _print(self, patch: NodePatch) -> None:
         try:
             body = json.dumps(patch.body(), separators=(",", ":"))
-            line = _in_words(patch) if self._stream.isatty() else body
-            await _until(lambda: self._out.write(line + "\n"))
-            await _until(self._out.push)
+            line = _describe_patch(patch) if self._stream.isatty() else body
+            await _poll_until(lambda: self._out.write(line + "\n"))
+            await _poll_until(self._out.push)
         except (OSError, ValueError) as error:
             raise OutputLost(f"cannot write the patch to standard output: {error}") from error
 
 
-def _in_words(patch: NodePatch) -> str:
-    """Return what a patch would change, for a person."""
+def _describe_patch(patch: NodePatch) -> str:
+    """Return the changes of a patch in words, for a terminal."""
     counts = [f"{name}: {count.capacity if count else 'removed'}" for name, count in sorted(patch.counts.items())]
     annotation = ["the annotation devwatch.io/devices"] if patch.annotates else []
     return f"would change on the Node: {', '.join(counts + annotation)}"
 
 
-async def _until(done: Callable[[], bool]) -> None:
-    while not done():  # noqa: ASYNC110 - poll(2) is asked, and the loop runs meanwhile
+async def _poll_until(done: Callable[[], bool]) -> None:
+    while not done():  # noqa: ASYNC110 - poll(2) is called, and the loop runs meanwhile
         await asyncio.sleep(OUTPUT_INTERVAL)

@@ -1,4 +1,4 @@
-"""Events about devices, on the Node and on pods: best effort, bounded, and at last always the state that lasted."""
+"""Record Events about devices, on the Node and on pods: best effort and bounded in rate, but the last state is always recorded."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from devwatch.core.pods import Pod
 
 PERMISSION_INTERVAL = 60.0
-"""Seconds for which no Event is tried without the permission to write them."""
+"""Seconds until Events are tried again after the permission to write them was missing."""
 INTERVAL = 60.0
-"""Seconds between two Events about one device on one object, at least."""
+"""Seconds between two Events about the same device on the same object, at least."""
 MAX_WAITING = 32
-"""Events that wait to be sent; of more the oldest are dropped."""
+"""Events that wait to be sent, at most; the oldest are dropped."""
 
 Subject = tuple[str, ...]
-"""An object and a device."""
+"""An object and a device: the unit of the rate limit."""
 
 
 class EventApi(Protocol):
-    """Where Events go."""
+    """The API for Events."""
 
     async def record(self, event: Event) -> None:
         """Write an Event. Raises an `ApiError`."""
 
 
 @dataclass(slots=True, kw_only=True)
-class _Told:
-    """What was last sent about a device on an object, and what became of it since."""
+class _SentEvent:
+    """The last Event about a subject, and a different one that came within `INTERVAL` after it (`later`)."""
 
     at: float
     event: Event
@@ -49,78 +49,82 @@ class _Told:
 
 @dataclass(slots=True, kw_only=True)
 class EventRecorder:
-    """Sends at most one Event a minute for each device and object; what holds at the end of that minute is sent then."""
+    """Sends at most one Event a minute for each device and object; the newest state is sent at the end of that minute."""
 
     api: EventApi
     log: Log
     node: str
     clock: Callable[[], float]
-    _waiting: deque[Event] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
-    _told: dict[Subject, _Told] = field(default_factory=dict)
-    _closed_until: float = float("-inf")
-    _complained: bool = False
+    _unsent_events: deque[Event] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
+    _sent_events: dict[Subject, _SentEvent] = field(default_factory=dict)
+    _events_forbidden_until: float = float("-inf")
+    _forbidden_logged: bool = False
 
     def device(self, reason: str, device: Device, resource: str) -> None:
-        """Record on the Node that a device of a resource came (`DeviceAdded`) or went (`DeviceRemoved`)."""
-        serial = f" serial {_shown(device.serial)}" if device.serial else ""
-        ids = f"{_shown(device.vendor or 'no id')}:{_shown(device.product or '')}"
-        message = f"{_shown(device.devnode)} ({ids}{serial}) of {resource}"
+        """Record on the Node that a device of a resource arrived (`DeviceAdded`) or departed (`DeviceRemoved`)."""
+        serial = f" serial {_printable(device.serial)}" if device.serial else ""
+        ids = f"{_printable(device.vendor or 'no id')}:{_printable(device.product or '')}"
+        message = f"{_printable(device.devnode)} ({ids}{serial}) of {resource}"
         which = (device.vendor or "", device.product or "", device.serial) if device.serial else (device.body,)
-        self._add((resource, *which), Event(reason=reason, message=message, warning=reason == "DeviceRemoved"))
+        self._enqueue((resource, *which), Event(reason=reason, message=message, warning=reason == "DeviceRemoved"))
 
     def pod(self, pod: Pod, incident: Loss | Return, outcome: str) -> None:
-        """Record on a pod that its device is lost, or has returned under another number, and what becomes of the pod."""
+        """Record on a pod that its device is lost, or has returned under another number, with the outcome for the pod."""
         paths = {listed_path(path) for path in pod.host_paths}
         named = [entry for entry in incident.entries if paths & entry.paths] or incident.entries
-        names = _shown(", ".join(entry.devnode for entry in named))
+        names = _printable(", ".join(entry.devnode for entry in named))
         lost = incident.key[0] == "loss"
         happened = "is no longer on" if lost else "was away, and is back on"
         message = f"{names} of {incident.resource} {happened} node {self.node}: {outcome}"
         reason = "DeviceLost" if lost else "DeviceReplugged"
         event = Event(reason=reason, message=message, warning=True, pod=pod)
-        self._add((pod.namespace, pod.name, incident.resource, names), event)
+        self._enqueue((pod.namespace, pod.name, incident.resource, names), event)
 
-    def _add(self, subject: Subject, event: Event) -> None:
+    def _enqueue(self, subject: Subject, event: Event) -> None:
         now = self.clock()
-        self._told = {each: told for each, told in self._told.items() if told.later or now < told.at + INTERVAL}
-        if now < self._closed_until:
+        self._sent_events = {
+            each: sent for each, sent in self._sent_events.items() if sent.later or now < sent.at + INTERVAL
+        }
+        if now < self._events_forbidden_until:
             return
-        told = self._told.get(subject)
-        if told is None:
-            self._told[subject] = _Told(at=now, event=event)
-            self._waiting.append(event)
+        sent = self._sent_events.get(subject)
+        if sent is None:
+            self._sent_events[subject] = _SentEvent(at=now, event=event)
+            self._unsent_events.append(event)
         else:
-            told.later = None if event == told.event else event
+            sent.later = None if event == sent.event else event
 
     def action(self, now: float) -> Task | None:
         """Return the request that is due, None for none."""
-        for told in self._told.values():
-            if told.later is not None and now >= told.at + INTERVAL:
-                self._waiting.append(told.later)
-                told.at, told.event, told.later = now, told.later, None
-        return Task(run=self._send) if self._waiting else None
+        for sent in self._sent_events.values():
+            if sent.later is not None and now >= sent.at + INTERVAL:
+                self._unsent_events.append(sent.later)
+                sent.at, sent.event, sent.later = now, sent.later, None
+        return Task(run=self._send) if self._unsent_events else None
 
     def due(self, now: float) -> float | None:
-        """Return when there is an Event to send."""
-        if self._waiting:
+        """Return when the next Event is to be sent, None for never."""
+        if self._unsent_events:
             return now
-        return min((told.at + INTERVAL for told in self._told.values() if told.later is not None), default=None)
+        return min((sent.at + INTERVAL for sent in self._sent_events.values() if sent.later is not None), default=None)
 
     async def _send(self) -> None:
-        event = self._waiting.popleft()
+        event = self._unsent_events.popleft()
         try:
             await self.api.record(event)
         except asyncio.CancelledError:
-            self._waiting.appendleft(event)  # a patch goes first; where it was stored all the same, its name is taken
+            self._unsent_events.appendleft(
+                event
+            )  # cancelled for a patch; if it was stored all the same, sending it again is a Conflict
             raise
         except Conflict:
             pass
         except Forbidden as error:
-            self._waiting.clear()
-            self._told.clear()
-            self._closed_until = self.clock() + PERMISSION_INTERVAL
-            if not self._complained:
-                self._complained = True
+            self._unsent_events.clear()
+            self._sent_events.clear()
+            self._events_forbidden_until = self.clock() + PERMISSION_INTERVAL
+            if not self._forbidden_logged:
+                self._forbidden_logged = True
                 self.log.info(
                     "event.refused",
                     error=str(error),
@@ -128,9 +132,9 @@ class EventRecorder:
                     lost="Events only; everything else works without them",
                 )
         except ApiError as error:
-            self._waiting.clear()
+            self._unsent_events.clear()
             self.log.debug("event.failed", error=str(error))
 
 
-def _shown(text: str) -> str:
+def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)[:128]

@@ -1,4 +1,4 @@
-"""What is done for devices that are lost or have returned: their pods are evicted, one a second. One request at a time."""
+"""Evict the pods of lost devices and of devices that have returned: at most one eviction a second, one request at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 INTERVAL = 1.0
 """Seconds between two evictions of this node, at least."""
 KEPT_INTERVAL = 300.0
-"""Seconds between two looks whether a pod that is never evicted still keeps a lost device."""
+"""Seconds between two checks whether a pod that is never evicted still keeps a lost device."""
 
 Incident = Loss | Return
 Key = tuple[object, ...]
@@ -44,9 +44,9 @@ class WorkloadApi(Protocol):
 class Evictor:
     """Evicts the pods of lost devices, and those that a returned device has left with a dead file.
 
-    It promises: only pods of this node that an incident concerns beyond doubt are evicted, at most one a second, never before the `after`
-    of the resource has passed, never one that got its device back meanwhile, and never a successor. The victims of an incident are chosen
-    once, as UIDs; only they are tried again, until they are gone.
+    It promises: only pods of this node that an incident certainly concerns are evicted, at most one a second, never before the `after` of
+    the resource has passed, never one whose device is back, and never a successor. The victims of a loss are chosen once, as UIDs; only
+    these are tried again, until they are gone.
     """
 
     api: WorkloadApi
@@ -55,71 +55,80 @@ class Evictor:
     metrics: Metrics
     jitter: Callable[[], float]
     _incidents: dict[Key, Incident] = field(default_factory=dict)
-    _next: tuple[Key, Pod] | None = None
-    """The pod whose turn it is: its status was read in the request before."""
-    _pace: float = float("-inf")
+    _next_victim: tuple[Key, Pod] | None = None
+    """The pod to evict next, whose status was read in the request before."""
+    _next_eviction_at: float = float("-inf")
     _backoff: Backoff = field(default_factory=lambda: Backoff(first=1.0))
     _filter: RepeatFilter = field(default_factory=RepeatFilter)
     _refusals: Counter[object] = field(default_factory=Counter)
-    """By incident and by UID, so that one that is refused again and again holds up no other."""
+    """By incident and by UID: refused evictions. Those with the fewest come first, so that a pod that is always refused blocks no other."""
     _reported: set[tuple[Key, str]] = field(default_factory=set)
-    """Which pods were reported as spared, by incident."""
-    _kept: dict[Key, float] = field(default_factory=dict)
-    """By incident: when to look next whether the pods that keep its device are still there."""
+    """The pods that were reported as spared, with their incident."""
+    _recheck_at: dict[Key, float] = field(default_factory=dict)
+    """By incident: when to check next whether the pods that keep its device still exist."""
 
-    def attend(self, incidents: Incidents) -> None:
-        """Take what calls for a look at the pods now; nothing while that is uncertain."""
+    def set_incidents(self, incidents: Incidents) -> None:
+        """Replace the incidents by those of the last scan; there are none while it is uncertain."""
         self._incidents = {incident.key: incident for incident in incidents}
-        if self._next is not None and self._next[0] not in self._incidents:
-            self._next = None  # who has waited meanwhile is read again: a container may have restarted
-        if self._kept:
-            self._kept = {key: at for key, at in self._kept.items() if key in self._incidents}
+        if self._next_victim is not None and self._next_victim[0] not in self._incidents:
+            self._next_victim = None  # its status must be read again: a container may have restarted meanwhile
+        if self._recheck_at:
+            self._recheck_at = {key: at for key, at in self._recheck_at.items() if key in self._incidents}
         if not self._incidents:
             self._refusals.clear()
 
     def action(self, now: float) -> Task | None:
-        """Return the request that is due: one at a time, so that a patch waits for no more than that."""
-        roll_call = self.losses.roll_call
-        if roll_call is not None and roll_call <= now:
-            self.losses.call_roll(now)
-            return Task(run=self._call_roll, patience=0.0)
+        """Return the request that is due, None for none: a list of pods, or one eviction.
+
+        The cases, in this order:
+
+        1. The list of pods at a departure. It is due before any eviction, since pods listed too late count as successors.
+        2. The eviction of the victim that the request before chose, if its incident still holds and still concerns it.
+        3. The choice of a victim for the incident with the fewest refusals.
+
+        A list and the eviction that follows are separate requests, so that a patch waits for one of them only.
+        """
+        pod_list_due = self.losses.pod_list_due
+        if pod_list_due is not None and pod_list_due <= now:
+            self.losses.note_pod_list(now)
+            return Task(run=self._list_pods_at_departure, patience=0.0)
         due = self._due()
         if due is None or due > now:
             return None
-        (key, pod), self._next = self._next or ((), None), None
+        (key, pod), self._next_victim = self._next_victim or ((), None), None
         incident = self._incidents.get(key)
-        if pod is not None and incident is not None and self._judge(pod, incident) is Disposition.EVICT:
+        if pod is not None and incident is not None and self._disposition_of(pod, incident) is Disposition.EVICT:
             return Task(run=partial(self._attempt, incident, partial(self._evict, pod, incident), pod))
         ready = [incident for incident in self._incidents.values() if self._due_at(incident) <= now]
         first = min(ready, key=lambda incident: (self._refusals[incident.key], incident.due))
-        return Task(run=partial(self._attempt, first, partial(self._choose, first)))
+        return Task(run=partial(self._attempt, first, partial(self._choose_victim, first)))
 
     def due(self, _now: float) -> float | None:
-        """Return when there is something to be done."""
-        return min((due for due in (self.losses.roll_call, self._due()) if due is not None), default=None)
+        """Return when the next request is due, None for never."""
+        return min((due for due in (self.losses.pod_list_due, self._due()) if due is not None), default=None)
 
     def _due(self) -> float | None:
         first = min(map(self._due_at, self._incidents.values()), default=None)
-        return None if first is None else max(first, self._pace, self._backoff.until)
+        return None if first is None else max(first, self._next_eviction_at, self._backoff.until)
 
     def _due_at(self, incident: Incident) -> float:
-        return self._kept.get(incident.key, incident.due)
+        return self._recheck_at.get(incident.key, incident.due)
 
-    # -- who was there
+    # -- lists of pods
 
-    async def _call_roll(self) -> None:
+    async def _list_pods_at_departure(self) -> None:
         try:
-            self.losses.witness(pod.uid for pod in await self._pods())
+            self.losses.record_pods(pod.uid for pod in await self._pods())
         except ApiError as error:
             self.recorder.log.debug("pods.unlisted", error=str(error))
 
     async def _pods(self) -> list[Pod]:
-        """Return the pods of this node: a proxy may ignore the selector of the list."""
+        """List the pods of this node, filtered again here: a proxy may ignore the field selector."""
         return [pod for pod in await self.api.pods() if pod.node == self.recorder.node]
 
-    # -- who goes
+    # -- victims
 
-    def _judge(self, pod: Pod, incident: Incident) -> Disposition | None:
+    def _disposition_of(self, pod: Pod, incident: Incident) -> Disposition | None:
         return on_loss(pod, incident) if isinstance(incident, Loss) else on_return(pod, incident)
 
     async def _attempt(
@@ -132,25 +141,34 @@ class Evictor:
         except ApiError as error:
             self._refused(error, incident, pod, at_least=error.pause)
 
-    async def _choose(self, asked: Incident) -> None:
-        """Choose the pod to evict next; where none is left, the incident is settled."""
+    async def _choose_victim(self, asked: Incident) -> None:
+        """List the pods and choose the one to evict next; settle the incident where none is left.
+
+        The incident is read again after the list, since the device may have returned, or a scan may have become uncertain, meanwhile.
+
+        - A loss: the pods concerned at the first list are its victims. Later lists never add any, since a pod that was created since is a
+          successor. A return needs no such memory: a container that started since has mounted the returned device.
+        - Pods that are spared are reported. An ambiguous one is reported only where no pod is chosen: if the holder of the lost device is
+          known, the others use the devices that are left.
+        - Of the victims, the one with the fewest refusals comes next.
+        - Without a victim, a loss stays open while a pod that is never evicted keeps the device, and is checked every `KEPT_INTERVAL`.
+        - Else the incident is settled, so that its device leaves the annotation.
+        """
         pods = await self._pods()
         incident = self._incidents.get(asked.key)
         if incident is None:
-            return  # the device is back, or a scan is uncertain
-        judged = [(pod, self._judge(pod, incident)) for pod in pods]
+            return  # settled or in doubt meanwhile
+        judged = [(pod, self._disposition_of(pod, incident)) for pod in pods]
         concerned = {pod.uid for pod, what in judged if what is Disposition.EVICT}
-        # A container that started since a return has the device as it is now; a pod that came since a loss is not a victim.
         chosen = self.losses.choose(incident, concerned) if isinstance(incident, Loss) else concerned
         for pod, what in judged:
-            # Where the holder of the lost device is known, the others use those that are left.
-            if what in _REASONS and not (what is Disposition.AMBIGUOUS and chosen):
-                self._spare(pod, _REASONS[what], incident, what)
+            if what in _SPARE_REASONS and not (what is Disposition.AMBIGUOUS and chosen):
+                self._spare(pod, _SPARE_REASONS[what], incident, what)
         victims = [pod for pod in pods if pod.uid in concerned & chosen]
         if victims:
-            self._next = (incident.key, min(victims, key=lambda pod: self._refusals[pod.uid]))
-        elif isinstance(incident, Loss) and any(what in _KEEPING for _, what in judged):
-            self._kept[incident.key] = self.recorder.clock() + KEPT_INTERVAL
+            self._next_victim = (incident.key, min(victims, key=lambda pod: self._refusals[pod.uid]))
+        elif isinstance(incident, Loss) and any(what in _NEVER_EVICTED for _, what in judged):
+            self._recheck_at[incident.key] = self.recorder.clock() + KEPT_INTERVAL
             self._backoff.succeed()
         else:
             self._settle(incident)
@@ -165,30 +183,32 @@ class Evictor:
         if (incident.key, pod.uid) in self._reported:
             return
         self._reported.add((incident.key, pod.uid))
-        self.metrics.evictions.labels(what.value if what.value in _OUTCOMES else "spared").inc()
+        self.metrics.evictions.labels(what.value if what.value in _OUTCOME_LABELS else "spared").inc()
         self.recorder.log.warning("pod.eviction_refused", pod=pod.title, resource=incident.resource, reason=reason)
         self.recorder.pod(pod, incident, f"the pod stays, {reason}")
 
     async def _evict(self, pod: Pod, incident: Incident) -> None:
-        self._pace = self.recorder.clock() + INTERVAL
+        self._next_eviction_at = self.recorder.clock() + INTERVAL
         try:
             await self.api.evict(pod)
         except (Missing, Conflict):
             self._backoff.succeed()
-            return  # it is gone already; what has its name now is another pod
+            return  # already gone; a pod of this name is another one by now
         self._backoff.succeed()
         self._filter = RepeatFilter()
         if isinstance(incident, Return):
             self.losses.note_eviction(incident, self.recorder.clock())
         self.recorder.pod(pod, incident, "the pod is evicted")
         self.metrics.evictions.labels("evicted").inc()
-        self.recorder.log.warning("pod.evicted", pod=pod.title, resource=incident.resource, **_fields(incident))
+        self.recorder.log.warning(
+            "pod.evicted", pod=pod.title, resource=incident.resource, **_incident_fields(incident)
+        )
 
     def _refused(self, error: ApiError, incident: Incident, pod: Pod | None, *, at_least: float) -> None:
         self._refusals.update([incident.key, *([pod.uid] if pod else [])])
         self.metrics.evictions.labels("refused" if isinstance(error, Retry) else "failed").inc()
         delay = self._backoff.fail(self.recorder.clock(), self.jitter(), at_least=at_least)
-        hint = getattr(error, "hint", "") or _cure(str(error), pod)
+        hint = getattr(error, "hint", "") or _eviction_hint(str(error), pod)
         if pod:
             self.recorder.pod(pod, incident, f"it cannot be evicted: {error}" + (f" ({hint})" if hint else ""))
         if self._filter.should_log(str(error)):
@@ -198,15 +218,15 @@ class Evictor:
             )
 
 
-_KEEPING = (Disposition.BARE, Disposition.PINNED)
-"""Pods that keep a lost device for as long as they live: it stays listed, and `status` shows it."""
-_REASONS = {
+_NEVER_EVICTED = (Disposition.BARE, Disposition.PINNED)
+"""Dispositions of pods that keep a lost device for as long as they live: it stays listed, and `status` shows it."""
+_SPARE_REASONS = {
     Disposition.AMBIGUOUS: "ambiguous: no hostPath volume of the pod names the device by a path that it alone had: "
     "mount its link in /dev/serial/by-path, or delete the pod",
-    Disposition.BARE: "bare: it has no controlling owner, so nothing would make another in its place: delete the pod",
-    Disposition.PINNED: "pinned: another would be on this node at once: delete the pod when the device is back",
+    Disposition.BARE: "bare: it has no controlling owner, so it would not be replaced: delete the pod",
+    Disposition.PINNED: "pinned: it would be replaced on this node at once: delete the pod when the device is back",
     Disposition.LATE: "late: it was bound at about the time of the loss, and may have come after it: delete the pod if it does not work",
-    Disposition.DIRECTORY: "directory: it mounts a directory in which the device is there again: its program has to open it again, "
+    Disposition.DIRECTORY: "directory: it mounts a directory in which the device appears again: its program has to open it again, "
     "or delete the pod",
     Disposition.SAME_NUMBER: "same number: the file that it mounted opens the device again: its program has to open it again, "
     "or delete the pod",
@@ -215,19 +235,20 @@ _REASONS = {
     Disposition.RECENT: "recent: a pod was evicted for such a return within ten minutes, so the device seems to return whenever it is "
     "used: delete the pod if it does not work",
 }
-"""Why a pod is spared, with the cure."""
-_OUTCOMES = ("ambiguous", "bare")
+"""By disposition: why the pod is spared, and the remedy."""
+_OUTCOME_LABELS = ("ambiguous", "bare")
+"""Dispositions with an outcome of their own in `devwatch_evictions_total`; the others are `spared`."""
 
 
-def _fields(incident: Incident) -> dict[str, object]:
+def _incident_fields(incident: Incident) -> dict[str, object]:
     devnodes = [entry.devnode for entry in incident.entries]
     if isinstance(incident, Loss):
         return {"reason": "lost", "lost": devnodes, "left": incident.left}
     return {"reason": "replugged", "returned": devnodes}
 
 
-def _cure(error: str, pod: Pod | None) -> str:
-    """Return what helps against a refusal of the API server, or of the admission policy."""
+def _eviction_hint(error: str, pod: Pod | None) -> str:
+    """Return the remedy for a refusal by the admission policy or a PodDisruptionBudget, empty for any other."""
     if pod and "devwatch.io/evict=allowed" in error:
         return f"kubectl label namespace {pod.namespace} devwatch.io/evict=allowed"
     return "let the PodDisruptionBudget allow one disruption, or delete the pod" if "disruption budget" in error else ""

@@ -1,4 +1,4 @@
-"""What the publisher of the Node status reports: each fact once in the log, and always truthfully in metrics and health."""
+"""Report what the publisher of the Node status does: each fact once in the log, and the current state in metrics and health."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ class Answer:
     """Empty for a read."""
     outcome: NodeState | ApiError
     at: float
+    """When the response was received; monotonic seconds."""
     seconds: float
+    """The duration of the request."""
     detected: float | None = None
-    """When the change became known: the uevent was read, or the grace ended."""
+    """The detection time of the change: when its uevent was read, or its grace ended."""
 
 
 @dataclass(slots=True, kw_only=True)
 class NodeReporter:
-    """Reports what becomes of requests, and how the Node differs from what is desired."""
+    """Reports the outcome of requests, and the difference between the observed and the desired Node."""
 
     log: Log
     metrics: Metrics
@@ -44,11 +46,11 @@ class NodeReporter:
     node: str
     devices: Reporter
     dry_run: bool = False
-    """Whether nothing is written, so that the Node never shows what it should."""
+    """Whether nothing is written, so that the Node never shows the desired state."""
     outage: str = ""
-    """Why the Node could not be written and since when, for people; empty after an accepted request."""
+    """Why the Node could not be written and since when, for messages; empty after an accepted request."""
     _denied: str = ""
-    """Why the server refuses every request; empty once it does not."""
+    """Why the server refuses every request, empty where it does not."""
     _filters: dict[str, RepeatFilter] = field(default_factory=dict)
 
     def difference(
@@ -59,37 +61,40 @@ class NodeReporter:
         refused: Mapping[Part, str],
         now: float,
     ) -> None:
-        """Record what the Node shows, None where there is none, which parts are refused, and since when it differs from what is desired.
+        """Record the observed counts (None for a missing Node), the refused parts, and since when the Node differs from the desired state.
 
-        `wanted` are the parts that must be written; `refused` says why the API server refuses some of them.
+        `wanted` are the parts that must be written; `refused` gives for each refused part the reason.
         """
         health = self.health
         self.metrics.set_capacity({} if observed is None else {name: observed.count(name) for name in figures.by_name})
         health.missing = health.missing if observed is None else None
-        health.refused = f"every write is refused: {self._denied}" if self._denied else _refusals(refused)
-        wrong = [*sorted(wanted), *(self._counted(name, figures) for name in sorted(self.devices.held.keys() - wanted))]
+        health.refused = f"every write is refused: {self._denied}" if self._denied else _describe_refusals(refused)
+        wrong = [
+            *sorted(wanted),
+            *(self._describe_count(name, figures) for name in sorted(self.devices.held.keys() - wanted)),
+        ]
         if not wrong:
             health.differs_since = None
         elif health.differs_since is None:
             health.differs_since = now
-        # What is away for less than its grace differs as well, and rightly so.
+        # Devices that are away for less than their grace make a difference too, but an intended one: it does not count for `differs_since`.
         away = [name for name, figure in figures.by_name.items() if figure.advertised != figure.present]
-        wrong += [self._counted(name, figures) for name in away if name not in {*wanted, *self.devices.held}]
+        wrong += [self._describe_count(name, figures) for name in away if name not in {*wanted, *self.devices.held}]
         health.differs = joined(wrong)
         shown = observed is not None and health.uncertain is None and (self.dry_run or not wrong)
         health.shown = health.shown or shown
 
-    def _counted(self, name: str, figures: Figures) -> str:
-        """Return why a resource is advertised with more than is present."""
+    def _describe_count(self, name: str, figures: Figures) -> str:
+        """Return a text for a resource whose advertised count is above the number of present devices."""
         figure, why = figures.by_name[name], self.devices.held.get(name, "its grace has not ended")
         return f"{name} is advertised as {figure.advertised}, with {figure.present} present: {why}"
 
     def accepted(self, answer: Answer, *, failures: int) -> None:
-        """Tell that the server took a request: a change always, a read only when it ends an outage."""
-        self._answered(answer, "changed" if answer.sent else "unchanged")
+        """Report an accepted request: a change always, a read only when it ends an outage."""
+        self._count_answer(answer, "changed" if answer.sent else "unchanged")
         self.metrics.last_success.set(time.time())
         self.outage = ""
-        for subject in ("request", *(_refusal([part]) for part in answer.sent.parts)):
+        for subject in ("request", *(_refusal_subject([part]) for part in answer.sent.parts)):
             self._filters.pop(subject, None)
         if answer.detected is not None:
             self.metrics.detection_to_patch.observe(answer.at - answer.detected)
@@ -106,23 +111,23 @@ class NodeReporter:
             )
 
     def repaired(self, names: Collection[str]) -> None:
-        """Tell that a foreign write was undone."""
+        """Report that foreign writes were repaired."""
         self.metrics.drift_repairs.inc()
         self.log.warning("drift.repaired", node=self.node, what=sorted(names))
 
     def contested(self, names: Collection[str], rivals: Collection[str]) -> None:
-        """Tell who keeps undoing what is repaired, and what helps."""
+        """Report which clients keep overwriting the parts that are repaired, and the remedy."""
         hint = "give the resource another name in the configuration, or stop the other writer"
         others = sorted(rivals) or ["unknown: the API server keeps no record of it"]
         self.log.error("drift.contested", node=self.node, what=sorted(names), managers=others, hint=hint)
 
     def watching(self) -> None:
-        """Take note that foreign writes are seen at once."""
+        """Report that a watch runs, so that foreign writes are observed at once."""
         self._filters.pop("watch", None)
         self.log.debug("node.watched", node=self.node)
 
     def unwatched(self, error: ApiError) -> None:
-        """Tell that foreign writes are only found by the resync, and which right would make that faster."""
+        """Report that only the resync finds foreign writes, and which permission would allow a watch."""
         if not self._should_log("watch", type(error).__name__):
             return
         if isinstance(error, Forbidden):
@@ -132,9 +137,9 @@ class NodeReporter:
             self.log.debug("node.unwatched", node=self.node, error=str(error))
 
     def refused(self, answer: Answer, error: ApiError, *, retry_in: float | None) -> None:
-        """Tell what the server refuses when it was sent alone (`retry_in` given); what was refused in company is sent apart first."""
-        self._answered(answer, "refused")
-        if retry_in is not None and self._should_log(_refusal(answer.sent.parts), str(error)):
+        """Report a refusal of an isolated part (`retry_in` given); after the refusal of a batch its parts are first sent isolated."""
+        self._count_answer(answer, "refused")
+        if retry_in is not None and self._should_log(_refusal_subject(answer.sent.parts), str(error)):
             self.log.error(
                 "node.patch_failed",
                 node=self.node,
@@ -145,14 +150,14 @@ class NodeReporter:
             )
 
     def failed(self, answer: Answer, error: ApiError, *, failures: int, retry_in: float) -> None:
-        """Tell why a request failed and when it is repeated."""
-        self._answered(answer, "failed", error)
-        self.outage = self.outage or f"{_outage(error)} since {time.strftime('%H:%M:%S')}"
-        news = self._should_log("request", str(error))
+        """Report why a request failed and when it is repeated."""
+        self._count_answer(answer, "failed", error)
+        self.outage = self.outage or f"{_outage_reason(error)} since {time.strftime('%H:%M:%S')}"
+        should_log = self._should_log("request", str(error))
         if isinstance(error, NodeMissing):
-            news = self.health.missing is None
+            should_log = self.health.missing is None
             self.health.missing, self.health.shown = str(error), False
-        if not news:
+        if not should_log:
             return
         fields = {"node": self.node, "error": str(error), "failures": failures, "retry_in": round(retry_in, 1)}
         if isinstance(error, NodeMissing):
@@ -166,7 +171,7 @@ class NodeReporter:
         else:
             self.log.warning("node.patch_failed", **fields)
 
-    def _answered(self, answer: Answer, outcome: str, error: ApiError | None = None) -> None:
+    def _count_answer(self, answer: Answer, outcome: str, error: ApiError | None = None) -> None:
         self.health.error = "" if error is None else str(error)
         if error is None or isinstance(error, Forbidden | Refused):
             self._denied = self.health.error
@@ -177,8 +182,8 @@ class NodeReporter:
         return self._filters.setdefault(subject, RepeatFilter()).should_log(text)
 
 
-def _refusals(refused: Mapping[str, str]) -> str:
-    """Return in one line what is refused and why; what was refused together is named together."""
+def _describe_refusals(refused: Mapping[str, str]) -> str:
+    """Return in one line the refused parts with the reasons; parts with the same reason are grouped."""
     ordered = sorted(refused, key=lambda name: (refused[name], name))
     groups = ((", ".join(names), reason) for reason, names in groupby(ordered, key=refused.__getitem__))
     return joined([f"{names} refused: {reason}" for names, reason in groups])
@@ -188,14 +193,14 @@ def _hint(error: ApiError) -> Mapping[str, str]:
     return {"hint": error.hint} if error.hint else {}
 
 
-def _refusal(names: Iterable[str]) -> str:
+def _refusal_subject(names: Iterable[str]) -> str:
     return f"refused {sorted(names)}"
 
 
-def _outage(error: ApiError) -> str:
+def _outage_reason(error: ApiError) -> str:
     kinds = {
         NodeMissing: "the Node is missing",
-        Forbidden: "a right is missing",
+        Forbidden: "a permission is missing",
         CredentialsError: "no usable credentials",
     }
     return next((text for kind, text in kinds.items() if isinstance(error, kind)), "API server unreachable")

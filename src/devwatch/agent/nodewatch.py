@@ -1,4 +1,4 @@
-"""Follows the Node by a watch, so that what other clients write to it is known at once."""
+"""Follow the Node by a watch, so that writes of other clients are observed at once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     Watch = Callable[[], AsyncIterator[NodeState | None]]
 
 PAUSE = 1.0
-"""Seconds between two watches, so that a server that ends them at once is not asked without a pause."""
+"""Seconds between two watches, at least, also where a server ends each at once."""
 RETRY_LIMIT = 60.0
-"""Seconds until a watch that is forbidden, or fails again and again, is tried again."""
+"""Seconds until a watch that is forbidden, or keeps failing, is tried again."""
 LASTS = 10.0
-"""Seconds after which the end of a watch is not a failure: servers end them now and then."""
+"""Seconds after which the end of a watch does not count as a failure: servers end watches regularly."""
 
 
 class NodeWatch:
@@ -37,7 +37,7 @@ class NodeWatch:
         clock: Clock,
         lost: Callable[[float], None],
     ) -> None:
-        """Start without a watch; `lost` takes the time of the last report when one ends."""
+        """Start without a watch; `lost` is called with the time of the last report when one ends."""
         self._watch, self._reporter, self._clock, self._lost = watch, reporter, clock, lost
         self.wake: Callable[[str], None] = lambda _: None
         self.state: NodeState | None = None
@@ -48,12 +48,12 @@ class NodeWatch:
         self._reported_at = float("-inf")
 
     def take_deleted(self) -> bool:
-        """Return whether the Node was deleted since this was asked last."""
+        """Return whether the Node was deleted since the last call."""
         deleted, self.deleted = self.deleted, False
         return deleted
 
     async def run(self) -> None:
-        """Follow for ever. Back off while the watch is forbidden or keeps ending early."""
+        """Watch forever. Back off while the watch is forbidden or keeps ending early."""
         backoff = Backoff(first=PAUSE, limit=RETRY_LIMIT)
         while True:
             began, least = self._clock.now(), PAUSE
@@ -78,7 +78,7 @@ class NodeWatch:
             self._reported_at = self._clock.now() if listed else self._reported_at
 
     def _record(self, state: NodeState | None, *, listed: bool) -> None:
-        """Record one event, None for a Node that is not there; an older state than the held one is passed over."""
+        """Record one event, None for a Node that does not exist; a state older than the held one is ignored."""
         if not self.watching and (listed or not self._denied):
             self._reporter.watching()
             self.watching = True
@@ -90,7 +90,7 @@ class NodeWatch:
         self.wake("node")
 
     def _end(self, error: ApiError) -> None:
-        """Report why there is no watch: a missing permission once, until there was one."""
+        """Report why there is no watch. A missing permission is reported once, until a watch has run again."""
         denied = isinstance(error, Forbidden)
         if not (denied and self._denied):
             self._reporter.unwatched(error)

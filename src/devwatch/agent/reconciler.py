@@ -28,81 +28,81 @@ T = TypeVar("T")
 
 
 class DeviceSource(Protocol):
-    """Where the devices come from."""
+    """The source of the devices."""
 
     def scan(self, now: float) -> Scan:
-        """Return what is there now; never raises for what cannot be read."""
+        """Return the devices present now; never raises where something cannot be read."""
 
     def expect(self, paths: frozenset[str]) -> None:
-        """Take the paths that the configuration names, which may be links to devices."""
+        """Set the literal paths of the configuration, which may be links to devices."""
 
 
 class Settings(Protocol):
-    """Where the configuration comes from."""
+    """The source of the configuration."""
 
     def poll(self, *, force: bool) -> Config | None:
-        """Return the configuration if it is new, with `force` the one that was asked for. Never blocks. Raises `ConfigError`."""
+        """Return the configuration if it is new, with `force` also one that was requested. Never blocks. Raises `ConfigError`."""
 
 
 class Publisher(Protocol):
-    """A way of publishing: it compares what is desired with what was observed, and says which request is to be made next."""
+    """A way of publishing: compares the desired state with the observed one, and decides on the next request."""
 
     @property
     def observed(self) -> NodeState | None:
-        """The Node as it was last observed, None before that."""
+        """The last observed Node, None before the first observation."""
 
     @property
     def date(self) -> str:
-        """The API server's time in its last answer (RFC 3339, seconds), empty before one."""
+        """The API server's time in its last response (RFC 3339, seconds), empty before the first."""
 
     @property
     def failure(self) -> str:
-        """Why the Node may not show what is present, empty where nothing failed."""
+        """Why the Node may not show the present devices, empty where nothing failed."""
 
     @property
     def outage(self) -> str:
-        """Why nothing can be written and since when, for people; empty after an accepted request."""
+        """Why nothing can be written and since when, for messages; empty after an accepted request."""
 
     @property
     def wants(self) -> bool:
-        """Whether the observed state is not the desired one."""
+        """Whether the observed state differs from the desired one."""
 
     def configure(self, resync: float | None) -> None:
-        """Take the seconds between two reads, None for the default."""
+        """Set the seconds between two reads, None for the default."""
 
     def follow(self, group: asyncio.TaskGroup, wake: Callable[[str], None]) -> None:
-        """Observe in the background, and wake the loop when something has changed."""
+        """Observe in the background, and wake the loop on each change."""
 
     def detect(self, now: float) -> None:
-        """Note that a uevent was read."""
+        """Record that a uevent was read."""
 
     def receive(self, now: float, *, busy: bool) -> None:
-        """Take in what was answered and observed since the last cycle; `busy` while a request is in flight."""
+        """Process the responses and observations since the last cycle; `busy` while a request is in flight."""
 
     def update(self, figures: Figures, remembered: Listing, now: float) -> None:
-        """Take what is desired, and what is to be listed beside it so that it is remembered."""
+        """Set the desired figures, and the devices to list besides the present ones (`remembered`)."""
 
     def action(self, now: float) -> Task | None:
         """Return the request that is due, None for none."""
 
     def urgent(self, now: float) -> bool:
-        """Return whether its request is due and must not wait for another one."""
+        """Return whether a request is due that must not wait for another one in flight."""
 
     def due(self) -> tuple[float, str]:
-        """Return when to ask for an action again, and why then."""
+        """Return when to call `action` again, and the trigger to record for that cycle."""
 
     def agrees(self, now: float) -> bool:
-        """Return whether what is desired has surely been observed."""
+        """Return whether the desired state has certainly been observed."""
 
 
 class Tasks(Protocol):
-    """Requests that are made between two patches, one at a time."""
+    """Requests that are made between patches, one at a time."""
 
     def action(self, now: float) -> Task | None:
         """Return the request that is due, None for none."""
 
     def due(self, now: float) -> float | None:
-        """Return when there is something to do."""
+        """Return when the next request is due, None for never."""
 
 
 class Reconciler:
@@ -111,23 +111,23 @@ class Reconciler:
     It promises, whatever fails around it:
 
     - *converges*: 60 s, one request timeout and the grace after the last fault the Node shows the present devices. A lost uevent is a fault
-      until the sweep, a watch that died without a sign until it is given up, a foreign write until the end of the truce before it;
+      until the sweep, a watch that silently died until it is given up, a foreign write until the end of the backoff of its repair;
     - *never lowers on ignorance*: while a scan is uncertain or a key of a present device is unknown, no count falls below the observed one;
-      a dead monitor lowers none either;
+      neither does a lost monitor lower a count;
     - *never oversells*: no devnode counts for two resources, no physical device twice within one (`count: device`), and lingering devices
       are never added to present ones;
-    - *touches only its own*: no patch names anything but configured resources, those that the annotation owns, and the annotation;
-    - *quiet*: nothing is written that the Node is known to show, no two requests are made at a time, in peace none but the resync, and
-      what is undone again and again is repaired ever more rarely;
-    - *grace holds*: what is away for less than its grace lowers no count, nor does a restart within it;
+    - *touches only its own*: a patch names only configured resources, those that the annotation owns, and the annotation;
+    - *quiet*: a part that the Node is known to show is not written, at most one request is in flight, without changes the resync is the
+      only one, and a part that another client keeps overwriting is repaired at growing intervals;
+    - *grace holds*: a device that is away for less than its grace lowers no count, nor does a restart within it;
     - *evicts only on certainty*: a pod is evicted only for a device that was listed, that a certain scan does not find on the host, and
-      that the Node has not counted for the `after` of its resource; and only if it was there before, or goes on with the file of a device
+      that the Node has not counted for the `after` of its resource; and only if the pod was there before, or keeps the file of a device
       that has another number by now.
 
     `tests/loop/test_promises.py` holds each of them against histories in which everything fails.
     """
 
-    def __init__(  # noqa: PLR0913 - what the loop is wired to, by keyword
+    def __init__(  # noqa: PLR0913 - the parts of the loop, by keyword
         self,
         *,
         node: str,
@@ -143,10 +143,10 @@ class Reconciler:
         cycled: Callable[[], None] = lambda: None,
         heartbeat: float | None = None,
     ) -> None:
-        """Start with nothing seen.
+        """Start without an observation.
 
-        Without an `evictor` nothing is ever lost. `outage` holds up every request. `once` ends when the Node agrees. `cycled` is called on
-        every cycle of the loop, which comes at least every `heartbeat` seconds.
+        Without an `evictor` no device is ever lost. `outage` is the backoff of all requests. `once` ends the loop when the Node agrees.
+        `cycled` is called in every cycle; there is one at least every `heartbeat` seconds.
         """
         self._source, self.publisher, self._outage, self._settings = source, publisher, outage, settings
         self._node, self._reporter, self._clock, self._evictor = node, reporter, clock, evictor
@@ -156,20 +156,20 @@ class Reconciler:
         self._inventory, self._tally, self.figures = Inventory(), Tally(()), Figures()
         self._request: asyncio.Task[None] | None = None
         self._yields_at = math.inf
-        """From when on a patch ends the request that is in flight."""
+        """The time from which a due patch cancels the request in flight."""
         self._sweep_at = -math.inf
         self._began = self._agreed = False
         self._use(config)
 
     def wake(self, trigger: str) -> None:
-        """Scan again on the next cycle of the loop; `trigger` says why (see `devwatch_reconciles_total`)."""
+        """Start the next cycle of the loop now; `trigger` is the reason (see `devwatch_reconciles_total`)."""
         if trigger == "uevent":
             self.publisher.detect(self._clock.now())
         self._wakes.add(trigger)
         self._woken.set()
 
     async def run(self) -> None:
-        """Reconcile for ever; with `once` until the Node surely shows what is present."""
+        """Reconcile forever; with `once` until the Node certainly shows the present devices."""
         self.wake("start")
         async with asyncio.TaskGroup() as group:
             if not self._once:
@@ -189,7 +189,11 @@ class Reconciler:
         self._woken.clear()
 
     def _cycle(self, group: asyncio.TaskGroup) -> tuple[float, str]:
-        """Do everything once and return when to do it again, and why then."""
+        """Run one cycle: responses, configuration, scan, counts, losses, request. Return when to run the next, and its trigger.
+
+        Responses come first, so that the scan is compared with the newest observation. Losses come before the update of the publisher,
+        since the annotation lists them.
+        """
         now = self._clock.now()
         wakes, self._wakes = self._wakes, set()
         self._reporter.woken(wakes, now)
@@ -199,7 +203,7 @@ class Reconciler:
         scan = self._source.scan(now)
         self._inventory.observe(scan)
         figures = self.figures = self._tally.count(self._inventory, self.publisher.observed, now)
-        remembered = self._look_for_losses(figures, now)
+        remembered = self._update_losses(figures, now)
         self._report(scan, figures)
         self.publisher.update(figures, remembered, now)
         self._start_request(now, group)
@@ -210,7 +214,7 @@ class Reconciler:
         return self._next(scan, figures)
 
     def _begin(self, now: float) -> None:
-        """Take the Node's own figures and the annotation of a former daemon from the first observation."""
+        """At the first observation, take over the Node's own figures and the annotation of a former daemon."""
         observed = self.publisher.observed
         if self._began or observed is None or self._once:
             return
@@ -219,8 +223,8 @@ class Reconciler:
         if self._evictor is not None:
             self._evictor.losses.start(observed.memory())
 
-    def _look_for_losses(self, figures: Figures, now: float) -> Listing:
-        """Attend to what is lost and what has returned, and return what the annotation has to list so that it is remembered."""
+    def _update_losses(self, figures: Figures, now: float) -> Listing:
+        """Update the incidents of the evictor, and return the devices that the annotation must list for the next daemon."""
         if self._evictor is None:
             return {}
         scene = Scene(
@@ -232,7 +236,7 @@ class Reconciler:
             date=self.publisher.date,
         )
         losses = self._evictor.losses
-        self._evictor.attend(losses.update(self._config.for_node(self._node), scene))
+        self._evictor.set_incidents(losses.update(self._config.for_node(self._node), scene))
         return losses.listing(figures)
 
     def _report(self, scan: Scan, figures: Figures) -> None:
@@ -241,7 +245,7 @@ class Reconciler:
         self._reporter.devices(figures, self._inventory.present, graces, scan)
 
     def _next(self, scan: Scan, figures: Figures) -> tuple[float, str]:
-        """Return the nearest of sweep, grace, arrival, resync and retry."""
+        """Return the time and the trigger of the next cycle: the first of sweep, arrival, grace, resync, retry and heartbeat."""
         moments = (
             (self._sweep_at, "sweep"),
             (self._inventory.due, "sweep"),
@@ -266,7 +270,7 @@ class Reconciler:
         self._reporter.configured(config)
 
     def _reload(self, now: float, *, force: bool) -> None:
-        """Read the configuration again when that is asked for, or when it has changed at a sweep; a bad one changes nothing."""
+        """Reload the configuration on request, and at a sweep if it has changed; an invalid one changes nothing."""
         sweep = now >= self._sweep_at
         if not (force or sweep):
             return
@@ -284,7 +288,7 @@ class Reconciler:
     # -- the requests
 
     def _start_request(self, now: float, group: asyncio.TaskGroup) -> None:
-        """Start the request that is due: the publisher comes first, for which another request that is in flight ends."""
+        """Start the request that is due. The publisher comes first: for a patch of it, another request in flight is cancelled."""
         if now < self._outage.until:
             return
         if self._request is not None:
@@ -299,20 +303,20 @@ class Reconciler:
             self._request = group.create_task(self._perform(task))
 
     async def _perform(self, task: Task) -> None:
-        """Make a request; its end wakes the loop. It handles its own errors, so any exception ends the program."""
+        """Make a request, and wake the loop when it ends. The task handles its own errors, so any exception ends the program."""
         try:
-            await _to_its_end(task.run())
+            await _await_request(task.run())
         finally:
             self._request, self._yields_at = None, math.inf
             self.wake("node")
 
 
-async def _to_its_end(request: Awaitable[T]) -> T:
-    """Await a request. Raises `RuntimeError` where something within it was cancelled, and not the task itself."""
+async def _await_request(request: Awaitable[T]) -> T:
+    """Await a request. Raises `RuntimeError` where the cancellation came from within the request and not from the task."""
     try:
         return await request
     except asyncio.CancelledError as error:
         if (task := asyncio.current_task()) is None or task.cancelling():
             raise
-        # A task group ignores a cancelled child: the loop would wait for its answer for ever.
+        # A task group ignores a cancelled child: the loop would wait for its response forever.
         raise RuntimeError("the request was cancelled from within") from error

@@ -1,4 +1,4 @@
-"""What the loop tells about itself: each fact once as a log line, and always truthfully in the metrics and the health answers."""
+"""Report what the loop does: each fact once in the log, and the current state in metrics and health."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from devwatch.observe.metrics import Metrics
 
 _REASONS = 5
-"""Reasons that one line writes out; the rest is a number."""
-_Identity = tuple[str, str | None, str | None, str | None, str | None]
+"""Reasons that one line lists; the rest is counted."""
+_StickIdentity = tuple[str, str | None, str | None, str | None, str | None]
 
 
 class Log(Protocol):
@@ -37,12 +37,12 @@ class Log(Protocol):
         """Report what the user may want to change."""
 
     def error(self, event: str, **fields: object) -> object:
-        """Report what the user has to change."""
+        """Report what the user must change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Telemetry:
-    """Where the loop reports."""
+    """The log, metrics and health that the loop reports to."""
 
     log: Log
     metrics: Metrics
@@ -50,15 +50,15 @@ class Telemetry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Shown:
+class _ReportedDevice:
     """A claimed device that was reported as present."""
 
     device: Device
     owner: str
 
     @property
-    def identity(self) -> _Identity:
-        """What is the same when the stick comes back through another socket."""
+    def identity(self) -> _StickIdentity:
+        """The resource and ids, which are the same when the stick returns in another socket."""
         device = self.device
         return (self.owner, device.vendor, device.product, device.serial, device.interface)
 
@@ -75,50 +75,50 @@ class _Shown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Gone:
+class _LingeringDevice:
     """A device that was reported as removed and still counts."""
 
-    shown: _Shown
+    shown: _ReportedDevice
     since: float
     grace: float
 
 
 @dataclass(slots=True, kw_only=True)
 class Reporter:
-    """Tells people and Prometheus what the loop found and did."""
+    """Reports devices and configurations to log, metrics and health."""
 
     log: Log
     metrics: Metrics
     health: Health
     record: Callable[[str, Device, str], None] = lambda _reason, _device, _resource: None
-    """Takes `DeviceAdded` and `DeviceRemoved` with the device and its resource, for an Event on the Node."""
-    _shown: dict[Key, _Shown] = field(default_factory=dict)
-    _gone: list[_Gone] = field(default_factory=list)
+    """Called with `DeviceAdded` or `DeviceRemoved`, the device and its resource, for an Event on the Node."""
+    _reported_devices: dict[Key, _ReportedDevice] = field(default_factory=dict)
+    _lingering_devices: list[_LingeringDevice] = field(default_factory=list)
     _present: dict[str, int] = field(default_factory=dict)
     _rules: Mapping[str, ResourceRule] = field(default_factory=dict)
     held: Mapping[str, str] = field(default_factory=dict)
-    """By resource whose count is held up by what is unknown of a device: what that is."""
-    _looked: bool = False
-    _told: set[str] = field(default_factory=set)
+    """By resource whose count is held up by something unknown: what is unknown of which device."""
+    _scanned_before: bool = False
+    _warned: set[str] = field(default_factory=set)
     _filters: dict[str, RepeatFilter] = field(default_factory=dict)
 
     def woken(self, triggers: Iterable[str], now: float) -> None:
-        """Take note that the loop turns, and why."""
+        """Record a cycle of the loop and its triggers."""
         self.health.last_cycle = now
         for trigger in triggers:
             self.metrics.reconciles.labels(trigger).inc()
 
     def scan(self, scan: Scan) -> None:
-        """Tell what could not be seen."""
+        """Report what the scan could not read."""
         for trouble in scan.troubles:
             self._warn_once("host.limited", reason=trouble)
         doubts = joined(scan.doubts)
         self.health.uncertain, self.health.blocked = doubts or None, joined(scan.blocked)
         if scan.certain:
-            self._filters.pop("look", None)
+            self._filters.pop("scan", None)
             return
         self.metrics.uncertain_looks.inc()
-        if self._should_log("look", doubts):
+        if self._should_log("scan", doubts):
             self.log.warning(
                 "look.uncertain",
                 reasons=list(scan.doubts[:_REASONS]),
@@ -127,52 +127,52 @@ class Reporter:
             )
 
     def devices(self, figures: Figures, present: Collection[Device], graces: Mapping[str, float], scan: Scan) -> None:
-        """Tell which claimed devices came and went; a look that is not certain misses nobody."""
-        self._measure(figures, scan)
+        """Report which claimed devices arrived and departed; in an uncertain scan no device counts as departed that may be present."""
+        self._set_device_gauges(figures, scan)
         here = {
-            device.key: _Shown(device=device, owner=owner)
+            device.key: _ReportedDevice(device=device, owner=owner)
             for device in present
             if (owner := figures.claims[device].owner)
         }
         there, names = {device.key for device in present}, {device.devnode for device in scan.devices}
-        missing = {key: shown for key, shown in self._shown.items() if key not in there}
-        # Where another one has its name it is gone, however little else is certain.
+        missing = {key: shown for key, shown in self._reported_devices.items() if key not in there}
+        # A device whose name another one has now is gone, even if the scan is uncertain.
         gone = [key for key, shown in missing.items() if scan.certain or shown.device.devnode in names]
         for shown in (missing.pop(key) for key in gone):
             figure = figures.by_name.get(shown.owner)
             start = (figure and figure.start_until) or scan.at
-            self._departed(shown, max(graces.get(shown.owner, 0.0), round(start - scan.at, 3)), scan.at)
-        over = [gone for gone in self._gone if scan.at >= gone.since + gone.grace]
-        self._gone = [gone for gone in self._gone if gone not in over]
+            self._report_departure(shown, max(graces.get(shown.owner, 0.0), round(start - scan.at, 3)), scan.at)
+        over = [gone for gone in self._lingering_devices if scan.at >= gone.since + gone.grace]
+        self._lingering_devices = [gone for gone in self._lingering_devices if gone not in over]
         for gone_for_good in over:
             self.record("DeviceRemoved", gone_for_good.shown.device, gone_for_good.shown.owner)
-        for shown in (shown for key, shown in here.items() if key not in self._shown):
-            self._arrived(shown, scan.at)
-        self._shown, self._looked = {**missing, **here}, True
-        self._contested(figures)
-        self._hold(figures, there, scan)
+        for shown in (shown for key, shown in here.items() if key not in self._reported_devices):
+            self._report_arrival(shown, scan.at)
+        self._reported_devices, self._scanned_before = {**missing, **here}, True
+        self._report_contested(figures)
+        self._report_held_counts(figures, there, scan)
 
-    def _measure(self, figures: Figures, scan: Scan) -> None:
-        """Show how many are present; what an uncertain look did not find is not absent."""
+    def _set_device_gauges(self, figures: Figures, scan: Scan) -> None:
+        """Set the gauges of present devices; an uncertain scan does not lower them."""
         before = {} if scan.certain else self._present
         self._present = {name: max(figure.present, before.get(name, 0)) for name, figure in figures.by_name.items()}
         self.metrics.set_devices(self._present)
 
-    def _contested(self, figures: Figures) -> None:
+    def _report_contested(self, figures: Figures) -> None:
         for device, claim in figures.claims.items():
             if len(claim.wanted) > 1:
                 self._warn_once(
                     "device.contested", devnode=device.devnode, claimed_by=claim.owner, matched=list(claim.wanted)
                 )
 
-    def _hold(self, figures: Figures, there: Collection[Key], scan: Scan) -> None:
-        """Tell which counts are held up by what is unknown of a device; why a look is uncertain is told elsewhere."""
+    def _report_held_counts(self, figures: Figures, there: Collection[Key], scan: Scan) -> None:
+        """Report which counts are held up by something unknown about a device; `scan` reports why a scan is uncertain."""
         held = {name for name, figure in figures.by_name.items() if held_up(figure)}
         self.metrics.set_held({name: int(name in held) for name in figures.by_name})
         if not scan.certain:
             self.held = {name: why for name, why in self.held.items() if name in held}
             return
-        before, self.held = self.held, {name: self._unknown(name, figures, there) for name in sorted(held)}
+        before, self.held = self.held, {name: self._describe_unknown(name, figures, there) for name in sorted(held)}
         for name in [name for name in self.held if name not in before]:
             figure = figures.by_name[name]
             self.log.warning(
@@ -184,8 +184,8 @@ class Reporter:
                 hint="devwatch explain DEVNODE shows what is missing on this host",
             )
 
-    def _unknown(self, name: str, figures: Figures, there: Collection[Key]) -> str:
-        """Return what is unknown of which device, so that it may count for the resource."""
+    def _describe_unknown(self, name: str, figures: Figures, there: Collection[Key]) -> str:
+        """Return which keys or records of which devices are unknown, so that these may count for the resource."""
         reasons: list[str] = []
         for device, claim in figures.claims.items():
             if name in claim.doubtful:
@@ -196,35 +196,35 @@ class Reporter:
                 reasons.append(f"{device.devnode} has no complete udev record yet")
         return joined(reasons)
 
-    def _arrived(self, shown: _Shown, now: float) -> None:
-        gone = next((gone for gone in self._gone if gone.shown.identity == shown.identity), None)
+    def _report_arrival(self, shown: _ReportedDevice, now: float) -> None:
+        gone = next((gone for gone in self._lingering_devices if gone.shown.identity == shown.identity), None)
         if gone is None:
             self.log.info("device.added", **shown.fields())
-            if self._looked:  # what was there before the first look was not added now
+            if self._scanned_before:  # devices of the first scan were not added now
                 self.record("DeviceAdded", shown.device, shown.owner)
         else:
-            self._gone.remove(gone)
+            self._lingering_devices.remove(gone)
             self.log.info("device.returned", **shown.fields(), away_seconds=round(now - gone.since, 3))
 
-    def _departed(self, shown: _Shown, grace: float, now: float) -> None:
-        self._gone.append(_Gone(shown=shown, since=now, grace=grace))
+    def _report_departure(self, shown: _ReportedDevice, grace: float, now: float) -> None:
+        self._lingering_devices.append(_LingeringDevice(shown=shown, since=now, grace=grace))
         self.log.info("device.removed", **shown.fields(), counted_for_seconds=grace)
 
     def configured(self, config: Config) -> None:
-        """Tell what is doubtful about a configuration that is used from now on."""
+        """Take a configuration into use, and report its warnings."""
         self.health.sweep = config.sweep
         self._rules = {rule.name: rule for rule in config.resources}
         for fault in config.warnings:
             self._warn_once("config.doubtful", line=fault.line, key=fault.path, reason=fault.message)
 
     def reloaded(self, names: Collection[str]) -> None:
-        """Tell that another configuration is used."""
+        """Report that a new configuration is in use."""
         self.metrics.config_reloads.labels("reloaded").inc()
         self.metrics.config_in_force.set(1)
         self.log.info("config.reloaded", resources=list(names))
 
     def rejected(self, error: ConfigError) -> None:
-        """Tell that a configuration is not used, with everything that is wrong with it."""
+        """Report that a configuration was rejected, with all its faults."""
         self.metrics.config_reloads.labels("rejected").inc()
         self.metrics.config_in_force.set(0)
         faults = [fault.render(error.file) for fault in error.faults]
@@ -235,17 +235,17 @@ class Reporter:
 
     def _warn_once(self, event: str, **fields: object) -> None:
         text = repr((event, fields))
-        if text not in self._told:
-            self._told.add(text)
+        if text not in self._warned:
+            self._warned.add(text)
             self.log.warning(event, **fields)
 
 
 def held_up(figure: Figure) -> bool:
-    """Return whether only what is unknown keeps a count from falling to what is present: no grace does any more."""
+    """Return whether a count is above the present devices only because something is unknown, and not because of a grace."""
     return figure.held and figure.due is None and figure.advertised > figure.present
 
 
 def joined(texts: Sequence[str]) -> str:
-    """Return the first few reasons, and how many more there are, in one line."""
+    """Return the first `_REASONS` texts, and the number of the others, in one line."""
     more = (f"{len(texts) - _REASONS} more",) if len(texts) > _REASONS else ()
     return "; ".join((*texts[:_REASONS], *more))

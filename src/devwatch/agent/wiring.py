@@ -1,4 +1,4 @@
-"""The one wiring of the loop: the daemon, the tests and the bench use it alike."""
+"""Wire the parts of the loop together, for the daemon, the tests and the bench alike."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class Workload(WorkloadApi, EventApi, Protocol):
-    """The pods of the node, and Events."""
+    """The APIs for the pods of the node and for Events."""
 
 
-def build_agent(  # noqa: PLR0913 - what the loop is wired to, by keyword
+def build_agent(  # noqa: PLR0913 - the parts of the loop, by keyword
     *,
     node: str,
     source: DeviceSource,

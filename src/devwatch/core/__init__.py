@@ -1,1 +1,1 @@
-"""Values and decisions. No I/O, no clock, no randomness."""
+"""Values and decisions, without I/O, clock and randomness."""

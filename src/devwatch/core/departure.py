@@ -1,4 +1,4 @@
-"""A listed device that a certain scan did not find, from its departure to the end of its pods."""
+"""A listed device that a certain scan did not find: its states from the departure until its pods are gone."""
 
 from __future__ import annotations
 
@@ -17,54 +17,63 @@ if TYPE_CHECKING:
     from devwatch.core.scene import Scene
 
 _MICROSECOND = 1e-6
-"""Seconds: udev cuts its times to this."""
+"""Seconds: udev truncates USEC_INITIALIZED to whole microseconds."""
 
 
-_LONG = 20
-"""Digits of a number of microseconds that no clock shows."""
+_MAX_DIGITS = 20
+"""Digits from which on a number of microseconds is not a plausible time (10**19 us are 300,000 years)."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Departure:
     """A listed device that a certain scan did not find.
 
-    | state | `lost` | `there` | `since` |
-    |---|---|---|---|
-    | within its grace: still counted | None | None | None |
-    | over: the next PATCH no longer counts it | the server's time now | None | None |
-    | sent: that PATCH is on its way | fixed | fixed | None |
-    | lost: the Node shows the count without it | fixed | fixed | the moment |
+    | state | entered when | `over` | `lost` | `there` | `since` |
+    |---|---|---|---|---|---|
+    | in grace: the count includes it | a certain scan does not find it | False | None | None | None |
+    | over: the next PATCH will not count it | grace ended, and nothing holds the count up | True | server's time, updated | None | None |
+    | sent: a PATCH without it was sent | `Losses.send` | True | fixed | fixed | None |
+    | lost: the Node shows the count without it | the PATCH was observed on the Node | True | fixed | fixed | set |
 
-    It ends when the device is found again, or its pods are gone (`settle`).
+    Only a lost departure evicts. `lost` and `there` are fixed when the PATCH is sent, before its outcome is known: a pod that was bound
+    afterwards may use the successor of the device and must never be evicted. A departure goes back from "over" to "in grace" when
+    something holds the count up again. One that a former daemon stored with `lost` starts as "sent", without pods in `there`. A departure
+    ends in any state when the device is found again, and in "lost" when its pods are gone (`settle`).
     """
 
     at: float
+    """When the departure was observed; monotonic seconds."""
     grace: float
+    """Seconds for which the device still counts."""
     seen: float = float("-inf")
-    """When it was last there for certain."""
+    """When the last certain scan found it; monotonic seconds."""
     device: Device | None = None
-    """As the last scan found it, None where only the annotation of a former daemon tells of it."""
+    """The device as the last scan found it, None where it is known only from the annotation of a former daemon."""
     registrations: tuple[Registration, ...] = ()
-    """As in `Return`, up to this departure; none where the number of the device is unknown."""
+    """The registrations up to this departure, as in `Return`; empty where the device number is unknown."""
     links: AbstractSet[str] = frozenset()
-    """All links that udev made for it, where this daemon has seen it."""
+    """All links that udev made for it, where this daemon has observed it."""
     others: AbstractSet[Key] = frozenset()
-    """The registrations with the same ids that were there beside it: they are other devices."""
+    """The registrations with the same ids that were present at the same time: these are other devices."""
     recalled: bool = False
-    """Whether a former daemon sent that PATCH."""
+    """Whether a former daemon sent the PATCH that no longer counts it."""
     over: bool = False
+    """Whether the next PATCH will not count it."""
     lost: str | None = None
+    """The API server's time before that PATCH (RFC 3339, seconds)."""
     there: frozenset[str] | None = None
+    """The UIDs of the pods that were listed before that PATCH was sent."""
     since: float | None = None
+    """When the Node first showed the count without it; monotonic seconds."""
     accepted: str = ""
-    """The API server's time then, empty where a former daemon saw that moment."""
+    """The API server's time at `since`, empty where a former daemon sent the PATCH."""
     choice: Loss | None = None
-    """The loss as it was when its victims were chosen."""
+    """The loss at the moment its victims were chosen."""
     maybe: Key | None = None
-    """The present device that it may be."""
+    """The present device that may be this one, while the udev record that decides it is incomplete."""
 
     def excluded(self, devices: Iterable[Device]) -> set[Key]:
-        """Return those that are other devices: that udev handled before this one was last there, or that are another part of a stick."""
+        """Return the devices that cannot be this one: handled by udev before it was last observed, or other parts of a stick."""
         return {
             device.key
             for device in devices
@@ -73,36 +82,40 @@ class Departure:
         }
 
     def unlinked(self, devices: Iterable[Device]) -> set[Key]:
-        """Return those that have no link of it, not even one that twins share, as far as the links of both are known."""
+        """Return the devices that have none of its links, not even a shared one, as far as the links of both are known."""
         known = (device for device in devices if self.links and device.complete)
         return {device.key for device in known if paths_of(device).isdisjoint(self.links)}
 
     def decide(self, present: AbstractSet[Key], now: float, grace: float) -> None:
-        """Begin the departure again where the device that it may be has gone before that was known; else that one is another."""
+        """Settle the doubt about `maybe`: if that device has gone before its identity was known, the departure begins again.
+
+        It may have been this one, so its pods may have used it until now. If it is still present, it has proved to be another device.
+        """
         if self.maybe is not None and self.maybe not in present:
             self.at, self.grace, self.since, self.choice = now, grace, None, None
         self.maybe = None
 
 
 def initialized_at(device: Device) -> float | None:
-    """Return when udev first handled a registration, in seconds of the monotonic clock (USEC_INITIALIZED), None where it does not say."""
+    """Return when udev first handled a registration, in monotonic seconds (USEC_INITIALIZED), None where the record does not say."""
     text = (device.properties or {}).get("USEC_INITIALIZED", "")
-    return int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _LONG else None
+    return int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS else None
 
 
 def is_other_part(one: Device, other: Device) -> bool:
-    """Return whether two devices are surely different parts of a composite stick."""
+    """Return whether two devices are certainly different parts (interfaces) of a composite stick."""
     return None not in {one.interface, other.interface} and one.interface != other.interface
 
 
 def returned_at(device: Device, departure: Departure, scene: Scene) -> float | None:
-    """Return when a device returned, None where a daemon that did not see it cannot tell.
+    """Return when a device returned (monotonic seconds), None where this daemon did not observe it and udev did not record it.
 
-    A scan may be late; udev writes down when it first handled the device.
+    The time of the scan is an upper bound only, since a scan may be late. USEC_INITIALIZED is exact, and is used where it belongs to this
+    registration.
     """
     initialized, seen = initialized_at(device), scene.inventory.seen_since(device.key)
     if departure.device is None:
         return initialized if initialized is not None and initialized <= scene.now else None
-    # The departure may have been noticed after the return, where scans were uncertain or uevents were lost. What udev wrote down before
-    # the device was last there is of another registration.
+    # Where scans were uncertain or uevents were lost, the departure may be observed after the return. A USEC_INITIALIZED from before the
+    # device was last observed belongs to another registration.
     return initialized if initialized is not None and departure.seen <= initialized <= seen else seen

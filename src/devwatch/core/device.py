@@ -1,4 +1,4 @@
-"""A tty of this host as a value: what can be matched on it, and no way to touch it."""
+"""A device of this host as a value: everything that can be matched on it. Nothing here opens the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Key = tuple[str, int, int]
-"""What tells one registration of a tty with the kernel from every other."""
+"""Devpath, device number and sysfs inode: unique for each registration of a device with the kernel."""
 
 _DIGITS = re.compile(r"([0-9]+)")
 
@@ -21,16 +21,16 @@ def natural(text: str) -> tuple[tuple[int, str], ...]:
 
 
 def _rank(part: str) -> tuple[int, str]:
-    """Order digits by their value, however many there are (int() refuses more than 4300), and before them what is no digit."""
+    """Order digits by value, and other text before digits. The value is not computed: int() refuses more than 4300 digits."""
     digits = part.lstrip("0")
     return (len(digits), digits) if part.isdecimal() else (-1, part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One devnode of the tty subsystem, as one look found it.
+    """One devnode of the tty subsystem, as one scan found it.
 
-    All strings but `devnode` and `devpath` come from the device or its driver: they are untrusted text. An absent value is None.
+    All strings except `devnode` and `devpath` come from the device or its driver and are untrusted. An absent value is None.
     """
 
     devnode: str
@@ -40,20 +40,20 @@ class Device:
     number: int
     """The device number (`st_rdev`)."""
     incarnation: int
-    """The inode of the sysfs directory: another one for every registration of the device with the kernel."""
+    """The inode of the sysfs directory, which differs for every registration of the device with the kernel."""
     physical: str | None = None
-    """The nearest sysfs ancestor that holds `idVendor`, None where there is none."""
+    """The nearest sysfs ancestor with an `idVendor` attribute, None where there is none."""
     vendor: str | None = None
     product: str | None = None
     serial: str | None = None
     interface: str | None = None
     port: str | None = None
     links: tuple[str, ...] = ()
-    """The links that lead to the devnode now, the most stable first."""
+    """The links that lead to the devnode now, the most stable one first (`by_stability`)."""
     links_known: bool = True
-    """False where this host cannot tell which links lead here. Even where it is True, those that only a glob names need the record."""
+    """False where this host cannot determine the links. Even where True, links that only a glob matches need the udev record."""
     properties: Mapping[str, str] | None = field(default=None, hash=False)
-    """The udev record, None while there is no complete one."""
+    """The udev record, None until it is complete."""
 
     @property
     def complete(self) -> bool:
@@ -62,26 +62,26 @@ class Device:
 
     @property
     def key(self) -> Key:
-        """What stays the same from the moment the kernel registers the device until it is gone."""
+        """The identity of this registration, from the moment the kernel registers the device until it removes it."""
         return (self.devpath, self.number, self.incarnation)
 
     @property
     def body(self) -> str:
-        """What makes two devnodes one physical device."""
+        """The physical device: two devnodes with the same value belong to one stick."""
         return self.physical or self.devnode
 
     @property
     def virtual(self) -> bool:
-        """Whether no hardware is behind it: virtual consoles and the like."""
+        """Whether there is no hardware behind it, as with virtual consoles."""
         return self.devpath.startswith("/devices/virtual/")
 
     @property
     def link(self) -> str | None:
-        """The most stable link, for others to rely on. None without any, and without a complete record: udev may still change them."""
+        """The most stable link, to be published. None without a link, and until the record is complete: udev may still change the links."""
         return self.links[0] if self.links and self.complete else None
 
 
 def by_stability(link: str) -> tuple[int, str]:
-    """Return a sort key: by-id follows the stick, by-path the socket, other links only their makers."""
+    """Return a sort key: by-id links (which follow the stick), then by-path links (the socket), then all others by name."""
     order = ("/dev/serial/by-id/", "/dev/serial/by-path/")
     return next((rank for rank, prefix in enumerate(order) if link.startswith(prefix)), len(order)), link

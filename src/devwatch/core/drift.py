@@ -1,10 +1,10 @@
-"""What other clients have written over what devwatch wrote: repaired at once, and then at growing intervals."""
+"""Track parts of the Node that other clients overwrote: the first repair is immediate, further ones are delayed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from devwatch.core.backoff import Truce
+from devwatch.core.backoff import RepairBackoff
 from devwatch.core.node import FIELD_MANAGER
 
 if TYPE_CHECKING:
@@ -13,58 +13,67 @@ if TYPE_CHECKING:
     from devwatch.core.node import NodePatch, NodeState, Part
 
 CONTESTED = 5
-"""Repairs without peace between them after which the other writer is named."""
+"""Repairs without a quiet period between them after which the other writer is reported."""
 
 
 class Drift:
-    """The foreign writes that are still to be repaired, by part."""
+    """The parts that another client has overwritten and that are not yet repaired."""
 
     def __init__(self) -> None:
-        """Start in peace."""
+        """Start without drift."""
         self.parts: set[Part] = set()
-        self._disputed: dict[Part, object] = {}
+        self._disputed_values: dict[Part, object] = {}
         self._rivals: set[str] = set()
-        self._truce = Truce()
-        # Parts that are sent alone are one repair all the same: the rest of it does not wait for the truce.
-        self._rest: set[Part] = set()
-        self._first = False
+        self._backoff = RepairBackoff()
+        # One repair may need several requests, where parts are sent isolated. Its remaining parts do not wait for the backoff.
+        self._rest_of_repair: set[Part] = set()
+        self._repair_counted = False
 
     def note(self, parts: Iterable[Part], state: NodeState) -> None:
-        """Note that another client has written these parts, and its field manager where the server records it."""
+        """Record that another client has written these parts, and its field manager where the server records it."""
         noted = set(parts)
         self.parts |= noted
-        self._rest -= noted
+        self._rest_of_repair -= noted
         self._rivals |= {writer.manager for part in noted for writer in state.writers.get(part, ())} - {FIELD_MANAGER}
 
     def waiting(self, wanted: NodePatch, now: float) -> set[Part]:
-        """Return the parts that are not to be repaired yet. One that is no longer wanted has not drifted; another value is not a repair."""
+        """Return the parts whose repair must wait for the backoff.
+
+        A part that no patch wants any more is dropped: it has not drifted. A part whose wanted value has changed since does not wait:
+        writing a new value is not a repair.
+        """
         self.parts &= wanted.parts
-        self._rest &= self.parts
-        self._disputed = {part: self._disputed.get(part, wanted.value(part)) for part in self.parts - self._rest}
-        if now >= self._truce.until:
+        self._rest_of_repair &= self.parts
+        self._disputed_values = {
+            part: self._disputed_values.get(part, wanted.value(part)) for part in self.parts - self._rest_of_repair
+        }
+        if now >= self._backoff.until:
             return set()
-        return {part for part, value in self._disputed.items() if wanted.value(part) == value}
+        return {part for part, value in self._disputed_values.items() if wanted.value(part) == value}
 
     def due(self, part: Part) -> float:
-        """Return the moment before which a part is not to be written again; long past where no other client contests it."""
-        return self._truce.until if part in self._disputed else float("-inf")
+        """Return the time before which a part must not be written again; minus infinity where no other client contests it."""
+        return self._backoff.until if part in self._disputed_values else float("-inf")
 
     def repair(self, sent: NodePatch, now: float) -> set[Part]:
-        """Return which parts of an accepted patch were repairs. They lengthen the truce, once for all that was to be repaired then.
+        """Return the parts of an accepted patch that were repairs, and count them as one repair in the backoff.
 
-        A value that has changed since overwrites the foreign one without lengthening the truce: it did not wait for it either.
+        The first patch of a repair counts; the parts that remain to be sent (`_rest_of_repair`) do not count again. A part whose value has
+        changed since overwrites the foreign value but does not count: it did not wait for the backoff either.
         """
         repaired = self.parts & sent.parts
         self.parts -= repaired
         disputed = {
-            part for part in repaired - self._rest if self._disputed.get(part, sent.value(part)) == sent.value(part)
+            part
+            for part in repaired - self._rest_of_repair
+            if self._disputed_values.get(part, sent.value(part)) == sent.value(part)
         }
-        self._first = bool(disputed)
-        if self._first:
-            self._rest = self._rest if now < self._truce.until else set(self.parts)
-            self._truce.repaired(now)
+        self._repair_counted = bool(disputed)
+        if self._repair_counted:
+            self._rest_of_repair = self._rest_of_repair if now < self._backoff.until else set(self.parts)
+            self._backoff.repaired(now)
         return repaired
 
     def rivals(self) -> tuple[str, ...] | None:
-        """Return the other writers when it is time to name them, which is once until there is peace."""
-        return tuple(sorted(self._rivals)) if self._first and self._truce.repairs == CONTESTED else None
+        """Return the other writers when they are to be reported, which is once per contest: at repair number `CONTESTED`."""
+        return tuple(sorted(self._rivals)) if self._repair_counted and self._backoff.repairs == CONTESTED else None

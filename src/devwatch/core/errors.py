@@ -1,15 +1,15 @@
-"""The exceptions of devwatch, sorted by what the caller must do about them."""
+"""The exceptions of devwatch, classified by what the caller must do about them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 RETRY_AFTER_LIMIT = 60.0
-"""Seconds: no server keeps devwatch away for longer, whatever its Retry-After says."""
+"""Seconds: the longest Retry-After that is honoured."""
 
 
 class DevwatchError(Exception):
-    """The root of everything that devwatch raises on purpose; `str()` is one line for the user."""
+    """The base of all exceptions that devwatch raises itself; `str()` is one line for the user."""
 
 
 class UsageError(DevwatchError):
@@ -17,16 +17,16 @@ class UsageError(DevwatchError):
 
 
 class Unavailable(DevwatchError):
-    """Something that the program cannot run without is not to be had (exit status 1)."""
+    """Something that the program requires is not available (exit status 1)."""
 
 
 class OutputLost(Unavailable):
-    """Standard output takes nothing any more (exit status 1)."""
+    """Standard output cannot be written any more (exit status 1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing wrong with a configuration: where (1-based line and column), at which key, and what is allowed."""
+    """One error in a configuration: its position (1-based line and column), its key, and what is allowed there."""
 
     line: int
     column: int
@@ -43,31 +43,31 @@ class ConfigError(DevwatchError):
     """A configuration cannot be used: correct the file (exit status 78, EX_CONFIG of sysexits.h)."""
 
     def __init__(self, file: str, faults: tuple[Fault, ...]) -> None:
-        """Hold every fault of `file`; `faults` is never empty."""
+        """Store every fault of `file`; `faults` is never empty."""
         super().__init__("\n".join(fault.render(file) for fault in faults))
         self.file = file
         self.faults = faults
 
 
 class ApiError(DevwatchError):
-    """A request to the API server did not do what it should; nothing is known to have changed. `hint` says what to do about it."""
+    """A request to the API server failed; whether it changed anything is unknown. `hint` says what to do about it."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        """Carry the hint, empty where nothing certain can be said."""
+        """Store the hint, empty where no certain advice exists."""
         super().__init__(message)
         self.hint = hint
 
     @property
     def pause(self) -> float:
-        """The seconds for which the API server wants to be left alone, at most `RETRY_AFTER_LIMIT`."""
+        """The seconds that the API server asks clients to wait, at most `RETRY_AFTER_LIMIT`."""
         return 0.0
 
 
 class Retry(ApiError):
-    """The request may succeed when it is repeated, after `after` seconds where the server said so."""
+    """The request may succeed when it is repeated, after `after` seconds where the server gave a time."""
 
     def __init__(self, message: str, *, after: float | None = None) -> None:
-        """Carry the server's Retry-After in seconds (RFC 9110, 10.2.3), None when it sent none."""
+        """Store the server's Retry-After in seconds (RFC 9110, 10.2.3), None where it sent none."""
         super().__init__(message)
         self.after = after
 
@@ -78,28 +78,28 @@ class Retry(ApiError):
 
 
 class CredentialsError(Retry):
-    """There are no usable credentials, or the server refuses them: they are read again before the next request."""
+    """No usable credentials, or the server refuses them: they are read again before the next request."""
 
 
 class Forbidden(ApiError):
-    """A right is missing: nothing helps until somebody grants it. `hint` is the command that does."""
+    """A permission is missing; the request fails until it is granted. `hint` is the command that grants it."""
 
 
 class Missing(ApiError):
-    """The API server knows no object of this name."""
+    """The API server has no object of this name."""
 
 
 class NodeMissing(Missing):
-    """The API server knows no Node of this name (yet)."""
+    """The API server has no Node of this name (yet)."""
 
 
 class Conflict(Retry):
-    """The object is not the one that was meant, or was changed meanwhile."""
+    """The object is not the expected one, or was changed meanwhile."""
 
 
 class Gone(Retry):
-    """The server no longer has the history that a watch asks for: list again."""
+    """The server no longer has the resourceVersion that a watch starts from: list again."""
 
 
 class Refused(ApiError):
-    """The server refuses this content (422, or the 403 of an admission policy): another content may pass."""
+    """The server refuses this content (422, or the 403 of an admission policy); other content may be accepted."""

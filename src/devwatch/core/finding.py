@@ -1,4 +1,4 @@
-"""Which of the departed devices are back."""
+"""Find departed devices in a certain scan: which of them are back, or may be."""
 
 from __future__ import annotations
 
@@ -19,25 +19,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finder:
-    """Looks for the departed devices of one resource in a certain scan."""
+    """Finds the departed devices of one resource in a certain scan."""
 
     gone: Mapping[Entry, Departure]
     here: AbstractSet[Key]
-    """The registrations that are known to be other devices."""
+    """The registrations that are known devices of the resource, and so are not departed ones."""
     scene: Scene
     name: str
     open: AbstractSet[Key]
-    """The registrations of which it is unknown whether the resource has them."""
+    """The registrations of which it is unknown whether the resource claims them."""
 
     def find(self, claimed: AbstractSet[Key]) -> dict[Entry, Device]:
-        """Return the present devices that are, or may be, gone ones; those that another resource surely has come last.
+        """Return the present device for each departed one that is back, or may be.
 
-        The parts of a stick have the same ids, come one after the other, and take over each other's names: what another resource has is a
-        device that this daemon has seen here only if it has a link of it.
+        The cases, in this order; a device and an entry that one case has matched are not considered by the next:
+
+        1. The registration never ended (`_still_registered`): a scan missed only the devnode.
+        2. Devices that this resource claims or may claim.
+        3. Devices that another resource certainly claims, for instance after a change of the configuration. The parts of a composite stick
+           have the same ids, register one after another, and take over each other's names, so ids and name prove nothing here: a device
+           of another resource is a departed one only if it has one of its links, as far as the links of both are known.
+
+        A device is never a departed one that it was present beside, nor one that udev had handled before that one departed (`excluded`).
         """
         if not self.gone:
             return {}
-        found = self._unchanged()
+        found = self._still_registered()
         own, foreign = self.scene.by_ownership(self.name)
         for devices in (own, foreign):
             rest = [device for device in devices if device not in found.values()]
@@ -45,17 +52,22 @@ class Finder:
             others = {entry: each.others | each.excluded(rest) for entry, each in left.items()}
             if devices is foreign:
                 others = {entry: others[entry] | each.unlinked(rest) for entry, each in left.items()}
-            found |= self._match(others, rest, claimed)
+            found |= self._match_departed(others, rest, claimed)
         return found
 
-    def _match(
+    def _match_departed(
         self,
         others: Mapping[Entry, AbstractSet[Key]],
         devices: Sequence[Device],
         claimed: AbstractSet[Key],
     ) -> dict[Entry, Device]:
+        """Match departed devices to `devices`, first by the rules for a replugged device, then by those for a former daemon's entry.
+
+        A device without a complete record is accepted only if this resource claims it or may claim it, or if its ids are exactly those of
+        the entry: otherwise a device of another resource could end the departure before its record is complete.
+        """
         strangers = [device for device in devices if device.key not in self.here]
-        # Of those that are alike, the one that went last is the likeliest to be back.
+        # Among equal ones, the device that departed last is the most likely to be back.
         others = {entry: others[entry] for entry in sorted(others, key=lambda entry: -self.gone[entry].at)}
         found = {
             entry: device
@@ -65,8 +77,8 @@ class Finder:
         rest = (entry for entry in others if self.gone[entry].device is None and entry not in found)
         return found | match_remembered(rest, devices)
 
-    def _unchanged(self) -> dict[Entry, Device]:
-        """Return the devices of which a scan missed only the devnode: as far as is known udev has not handled the registration again."""
+    def _still_registered(self) -> dict[Entry, Device]:
+        """Return the departed devices whose registration is still present: udev, as far as known, has not handled it a second time."""
         here = {device.key: device for device in self.scene.devices}
         pairs = ((entry, departure.device) for entry, departure in self.gone.items())
         kept = {

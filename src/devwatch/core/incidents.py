@@ -1,4 +1,4 @@
-"""What calls for a look at the pods: devices that are lost, and devices that have returned under another number."""
+"""Incidents that may require evictions: lost devices, and devices that have returned under another number."""
 
 from __future__ import annotations
 
@@ -14,99 +14,102 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Devices of one resource that the Node no longer counts since one moment, and which pods were there before."""
+    """Lost devices of one resource that the Node stopped counting at the same time, with the pods that were present before."""
 
     resource: str
     entries: tuple[Entry, ...]
     left: int
-    """How many of the resource are present, or are lost for so short a time that they may come back."""
+    """Devices of the resource that remain: the present ones, and the departed ones whose own eviction is not due yet."""
     since: float
-    """When the Node first showed the count without them."""
+    """When the Node first showed the count without them; monotonic seconds."""
     due: float
-    """When their pods are to be evicted."""
+    """When their pods are to be evicted; monotonic seconds."""
     there: frozenset[str]
-    """The UIDs of the pods in a list that was answered before the PATCH that stopped counting the devices."""
+    """The UIDs of the pods in the lists that were answered before the PATCH that stopped counting the devices was sent."""
     lost: str
     """The API server's time before that PATCH (RFC 3339, seconds), empty where it is unknown."""
     accepted: str
-    """The API server's time when the Node showed the count without them; a later pod has come since. Empty where it is unknown."""
+    """The API server's time when the Node first showed the count without them; pods bound later are successors. Empty where unknown."""
     others: frozenset[str]
-    """The paths that name a present device of the resource, and no other."""
+    """The paths that name exactly one present device of the resource."""
     victims: frozenset[str] | None = None
-    """The UIDs of the pods to evict, None before they were chosen."""
+    """The UIDs of the pods to evict, None before they are chosen."""
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What stays the same from one scan to the next."""
+        """The identity of the loss across scans."""
         return ("loss", self.resource, self.since, self.lost, self.there)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What a container could open a device by, from one plugging to the next."""
+    """The device number and the paths by which a container could open a device, from one plugging to the next."""
 
     second: int
-    """When it began, in Unix seconds by the clock of this host; 0 for the first, where that is unknown or was before the daemon began."""
+    """When it began, in Unix seconds by the clock of this host; 0 for a first one that is unknown or older than the daemon."""
     number: int
     """The device number."""
     paths: frozenset[str]
-    """The paths that named the device, and no other."""
+    """The paths that named only this device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Return:
-    """A listed device that was away and is back."""
+    """A listed device that departed and has returned."""
 
     resource: str
     entries: tuple[Entry, ...]
     """The device as it was listed before it departed."""
     at: float
+    """When it returned; monotonic seconds."""
     second: int
-    """When it returned, in Unix seconds by the clock of this host, which is also the kubelet's."""
+    """The same in Unix seconds by the clock of this host, which is also the kubelet's."""
     due: float
-    """When its pods are to be looked at."""
+    """When its pods are to be examined; monotonic seconds."""
     registrations: tuple[Registration, ...]
-    """How the device could be opened, also before returns at which a pod was spared: its file may be good again. The last one is now."""
+    """All registrations of the device, the current one last. Earlier ones stay after a return at which a pod was spared: when the number
+    of one comes back, a file opened by it works again."""
     recent: bool = False
-    """Whether a pod was evicted for such a return of the device within `REPLUG_PEACE` before."""
+    """Whether a pod was evicted for a return of the device within `REPLUG_PEACE` seconds before."""
     left: int = 0
-    """Since when it was away at most, in Unix seconds; 0 where that was not seen."""
+    """The earliest second at which it can have departed (Unix seconds): the last certain scan that found it. 0 where not observed."""
     shared: frozenset[str] = frozenset()
-    """The paths that name it as well as another, or lead to another of the resource by now: a pod may work with that one."""
+    """The paths that also name another device, or lead to another one of the resource by now: a pod may use that device instead."""
     taken: frozenset[str] = frozenset()
-    """The paths that lead to any other by now: a container that started while the device was away has mounted that one."""
+    """The paths that lead to any other device by now: a container that started while this one was away has mounted that device."""
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What stays the same from one scan to the next."""
+        """The identity of the return across scans."""
         return ("return", self.resource, self.at, *self.entries)
 
     @property
     def former(self) -> tuple[Registration, ...]:
-        """All but what it is now."""
+        """All registrations before the current one."""
         return self.registrations[:-1]
 
     def opened(self, started: int | None) -> tuple[Registration, ...]:
-        """Return the registrations of which a container may have a file that started at this Unix second, None for unknown.
+        """Return the former registrations that a container may have opened that started at this Unix second.
 
-        None where it started before the device was there.
+        All of them where the start is unknown (None); else the last one that began by then; an empty tuple where the container started
+        before the device was present.
         """
         if started is None:
             return self.former
         return tuple(each for each in self.former if each.second <= started)[-1:]
 
     def is_dead(self, opened: tuple[Registration, ...]) -> bool:
-        """Return whether a file of these may open the device no more: it has another number now."""
+        """Return whether a file opened by one of these registrations may be dead: the device has another number now."""
         return any(each.number != self.registrations[-1].number for each in opened)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incidents:
-    """What calls for a look at the pods."""
+    """All incidents of one scan."""
 
     losses: tuple[Loss, ...] = ()
     returns: tuple[Return, ...] = ()
 
     def __iter__(self) -> Iterator[Loss | Return]:
-        """Yield all of them."""
+        """Yield all of them, losses first."""
         return chain(self.losses, self.returns)

@@ -1,4 +1,4 @@
-"""The annotation `devwatch.io/devices`: what a daemon lists of its devices, for people and for the daemon after it."""
+"""The annotation `devwatch.io/devices`: the devices of a daemon, listed for users and for the next daemon of the node."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from devwatch.core.device import Device, natural
 from devwatch.core.names import resource_name_fault
 
 MAX_TEXT = 128
+"""Characters of each string."""
 MAX_ENTRIES = 16
+"""Entries of each resource."""
 MAX_LINKS = 8
+"""Links of each entry, own and shared ones each."""
 MAX_NUMBER = 1 << 63
+"""Bound of each number: one more than the largest signed 64-bit integer."""
 MAX_NUMBERS = 8
+"""Former device numbers of each entry."""
 MAX_BYTES = 16 * 1024
+"""Bytes of the annotation; the API server allows 256 KiB for all annotations of an object."""
 
 Listing = Mapping[str, tuple["Entry", ...]]
 """The devices of each resource."""
 
 
 def listed_path(path: str) -> str:
-    """Return a path as the annotation lists it: whole, or, beyond `MAX_TEXT`, cut, with a digest that keeps it apart from all others."""
+    """Return a path as the annotation lists it: normalised, and beyond `MAX_TEXT` characters cut, with a digest that keeps it unique."""
     path = posixpath.normpath(path)
     if len(path) <= MAX_TEXT:
         return path
@@ -34,9 +40,9 @@ def listed_path(path: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A device as the annotation lists it; every text is untrusted.
+    """A device as the annotation lists it; every string is untrusted.
 
-    From `links` on they are listed for resources that evict: they are what a daemon has to know of a device that is gone.
+    The fields from `links` on are listed only for resources that evict: with them a later daemon can judge a departed device.
     """
 
     devnode: str
@@ -45,13 +51,13 @@ class Entry:
     serial: str | None = None
     link: str | None = None
     links: tuple[str, ...] = ()
-    """The links that only this device had while it was there, as `listed_path` writes them."""
+    """The links that only this device had while it was present, as `listed_path` writes them."""
     shared: tuple[str, ...] = ()
-    """Those that another device had as well."""
+    """The links that another device had as well."""
     rdev: int | None = None
     """The device number (`st_rdev`)."""
     numbers: tuple[tuple[int, int], ...] = ()
-    """After a return under another number, until its pods have been looked at: all that it had, each with the Unix second since when."""
+    """After a return under another number, until its pods have been examined: each number that it had, with its first Unix second."""
     lost: str | None = None
     """The API server's time before the PATCH that stopped counting the device (RFC 3339, seconds), None before that PATCH."""
 
@@ -60,7 +66,7 @@ class Entry:
 
     @classmethod
     def of(cls, device: Device) -> Entry:
-        """Return the entry of a device, its texts cut to `MAX_TEXT` characters, so that it equals what is read back."""
+        """Return the entry of a device, with strings cut to `MAX_TEXT` characters, so that it equals the entry that is read back."""
         vendor, product, serial, link = (_text(getattr(device, name)) for name in _IDS)
         return cls(devnode=device.devnode, vendor=vendor, product=product, serial=serial, link=link)
 
@@ -73,7 +79,7 @@ class Entry:
         numbers: tuple[tuple[int, int], ...],
         replugged: int | None,
     ) -> Entry:
-        """Return it with what a daemon has to know once the device is gone."""
+        """Return a copy with the fields that a later daemon needs once the device is gone."""
         return replace(
             self,
             links=tuple(sorted(links))[:MAX_LINKS],
@@ -85,12 +91,12 @@ class Entry:
 
     @property
     def paths(self) -> frozenset[str]:
-        """The paths that named this device and no other, as `listed_path` writes them."""
+        """The paths that named only this device, as `listed_path` writes them."""
         return frozenset((listed_path(self.devnode), *self.links))
 
 
 def parse_listing(text: str) -> Listing:
-    """Read the annotation. Content of another form owns nothing, and no key that a Pod cannot ask for is ever ours."""
+    """Parse the annotation. Malformed content owns nothing, and a key that is not a valid extended resource name is ignored."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -116,7 +122,7 @@ def _entries(entries: list[dict[str, object]]) -> Iterable[Entry]:
 
 
 _IDS = ("vendor", "product", "serial", "link")
-"""The keys that every entry has beside its devnode; null where there is nothing to say."""
+"""The keys that every entry has besides its devnode; null where the value is absent."""
 
 
 def _items(value: object) -> list[object]:
@@ -145,35 +151,35 @@ def _text(value: object) -> str | None:
 def render_listing(listing: Listing) -> str | None:
     """Return the annotation for these resources, None where there are none.
 
-    Entries are left out until it fits `MAX_BYTES`; where even their numbers do not fit, the names stay, which say what is ours.
+    Entries are left out until it fits `MAX_BYTES`, the same number for each resource. Where even the `omitted` counts do not fit, only the
+    names stay: they record which resources devwatch owns.
     """
     if not listing:
         return None
-    listing = {name: _ordered(entries) for name, entries in sorted(listing.items())}
+    listing = {name: _by_devnode(entries) for name, entries in sorted(listing.items())}
     limits = (MAX_ENTRIES >> halvings for halvings in range(MAX_ENTRIES.bit_length() + 1))
     texts = (_render(listing, limit) for limit in limits)
     return next((text for text in texts if len(text) <= MAX_BYTES), _render(dict.fromkeys(listing, ()), 0))
 
 
-def _ordered(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+def _by_devnode(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     return tuple(sorted(entries, key=lambda entry: natural(entry.devnode))) if len(entries) > 1 else entries
 
 
 def _render(listing: Listing, limit: int) -> str:
-    content = {name: _limited(entries, limit) for name, entries in listing.items()}
+    content = {name: _entries_within(entries, limit) for name, entries in listing.items()}
     return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
 
 
-def _limited(entries: tuple[Entry, ...], limit: int) -> list[dict[str, object]]:
+def _entries_within(entries: tuple[Entry, ...], limit: int) -> list[dict[str, object]]:
     if len(entries) <= limit:
-        return [_content(entry) for entry in entries]
-    first = sorted(entries, key=lambda entry: entry.lost is None)[
-        :limit
-    ]  # of the present ones the host itself can tell
-    return [*map(_content, first), {"omitted": len(entries) - limit}]
+        return [_entry_object(entry) for entry in entries]
+    # Lost devices come first: present ones can be found again on the host.
+    first = sorted(entries, key=lambda entry: entry.lost is None)[:limit]
+    return [*map(_entry_object, first), {"omitted": len(entries) - limit}]
 
 
-def _content(entry: Entry) -> dict[str, object]:
+def _entry_object(entry: Entry) -> dict[str, object]:
     shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in ("devnode", *_IDS)}
     memory = {name: getattr(entry, name) for name in ("links", "shared", "rdev", "numbers", "lost", "replugged")}
     return shown | {name: value for name, value in memory.items() if value}

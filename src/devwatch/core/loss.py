@@ -1,4 +1,4 @@
-"""Devices that are lost, and devices that have returned under another number: the two things for which pods are evicted."""
+"""Find the incidents of a scan: lost devices, and devices that have returned under another number. Only these evict pods."""
 
 from __future__ import annotations
 
@@ -22,48 +22,48 @@ if TYPE_CHECKING:
     from devwatch.core.plan import Figures
     from devwatch.core.rules import ResourceRule
 
-ROLL_CALL_LEAD = 0.5
-"""Seconds before the end of a grace at which the pods are listed once more; the PATCH at its end waits for no list."""
+POD_LIST_LEAD = 0.5
+"""Seconds before the end of a grace at which the pods are listed once more; the PATCH at its end does not wait for a list."""
 
 
-ROLL_CALL_PACE = 1.0
-"""Seconds between two lists of pods because of departures, at least: a contact may bounce ten times a second."""
+POD_LIST_INTERVAL = 1.0
+"""Seconds between two lists of pods because of departures, at least: a loose contact may bounce ten times a second."""
 
 
 class Losses:
-    """What is lost, and what has returned, of the resources that evict.
+    """The lost and returned devices of all resources that evict.
 
-    What the annotation lists is remembered: from the first observation, if a former daemon wrote it, and from what is claimed now. A device
-    that this daemon has seen is known by its registration with the kernel, whatever udev says of it later; one of which only the annotation
-    tells, by its devnode, links and ids. The annotation keeps a lost device until its pods are gone, so that a daemon that is killed
-    meanwhile leaves the task to the next one. what another client writes into the annotation is never believed.
+    Devices are known from two sources: the annotation of a former daemon, read at the first observation of the Node, and the scans since.
+    A device that this daemon has observed is identified by its registration with the kernel, whatever udev reports later; one that is
+    known only from the annotation, by its devnode, links and ids. The annotation keeps a lost device until its pods are gone, so that a
+    daemon that is killed meanwhile leaves the eviction to the next one. Changes that another client makes to the annotation are ignored.
     """
 
     def __init__(self) -> None:
-        """Start with nothing listed."""
+        """Start without devices."""
         self._known: dict[str, KnownDevices] = {}
         self._evicted: dict[Ids, int] = {}
-        """When a pod was last evicted for a return of such a device, in Unix seconds."""
+        """By ids of a device: when a pod was last evicted for its return, in Unix seconds."""
         self._listed: tuple[Device, ...] = ()
         self._paths = Paths()
-        self._before = PreviousScan()
-        self._there: set[str] = set()
-        self._called_at = float("-inf")
+        self._previous_scan = PreviousScan()
+        self._pods_observed: set[str] = set()
+        self._pods_listed_at = float("-inf")
 
     def start(self, memory: Listing) -> None:
-        """Believe what the Node lists at the start."""
+        """Take the devices that the annotation of a former daemon lists."""
         self._known = {name: KnownDevices(self._evicted, entries) for name, entries in memory.items()}
 
     def update(self, rules: Sequence[ResourceRule], scene: Scene) -> Incidents:
-        """Take in what the last scan found and return what calls for a look at the pods.
+        """Process the last scan and return all incidents.
 
-        By an uncertain scan nothing is lost, and nothing returns; nor before the first observation of the Node.
+        There are none after an uncertain scan, nor before the first observation of the Node.
         """
         evicting = [rule for rule in rules if rule.evict_after is not None]
-        # A resource that leaves the configuration and returns to it starts from nothing, also where every scan meanwhile was uncertain.
+        # A resource that leaves the configuration and returns to it starts without devices, even if every scan meanwhile was uncertain.
         self._known = {rule.name: self._known.get(rule.name) or KnownDevices(self._evicted) for rule in evicting}
         certain = not scene.inventory.doubts
-        # Also before any resource evicts: what twins shared then counts once one does.
+        # Also while no resource evicts: once one does, it must be known which paths its devices have shared.
         figures = scene.figures.by_name.values()
         self._listed = tuple(device for figure in figures for device in figure.devices)
         self._paths.observe(self._listed, certain=certain)
@@ -73,27 +73,29 @@ class Losses:
         if not certain or scene.observed is None:
             return Incidents()
         for rule in evicting:
-            self._known[rule.name].observe(rule, scene, self._before, self._paths)
-        began = min(self._before.began, scene.now)
-        self._before = PreviousScan(at=scene.now, devices=scene.devices, began=began)
-        if not self._waiting:
-            self._there.clear()
+            self._known[rule.name].observe(rule, scene, self._previous_scan, self._paths)
+        began = min(self._previous_scan.began, scene.now)
+        self._previous_scan = PreviousScan(at=scene.now, devices=scene.devices, began=began)
+        if not self._unsent_departures:
+            self._pods_observed.clear()
         return Incidents(
-            losses=tuple(loss for rule in evicting for loss in self._losses(rule, scene)),
+            losses=tuple(loss for rule in evicting for loss in self._losses_of(rule, scene)),
             returns=tuple(
-                self._return(key, back) for known in self._known.values() for key, back in known.returns.items()
+                self._return_with_paths(key, back)
+                for known in self._known.values()
+                for key, back in known.returns.items()
             ),
         )
 
-    def _losses(self, rule: ResourceRule, scene: Scene) -> Iterator[Loss]:
+    def _losses_of(self, rule: ResourceRule, scene: Scene) -> Iterator[Loss]:
         devices = scene.figures.by_name[rule.name].devices
         others = frozenset(chain.from_iterable(self._paths.own(device.key) for device in devices))
         return self._known[rule.name].losses(rule, scene, others)
 
-    def _return(self, key: Key, back: Return) -> Return:
-        """Return it with the paths that it had before: through no other can a container have a file of it that is dead now.
+    def _return_with_paths(self, key: Key, back: Return) -> Return:
+        """Return it with those paths of its registrations that also name, or by now lead to, another device.
 
-        Those that name another device as well decide nothing.
+        A container can have a dead file only through a path of a former registration; a shared one does not prove which device it opened.
         """
         paths = frozenset(chain.from_iterable(each.paths for each in back.registrations))
         taken = {each: paths & self._paths.of(each) for each in self._paths.keys() - {key}}
@@ -105,7 +107,7 @@ class Losses:
         )
 
     def listing(self, figures: Figures) -> Listing:
-        """Return what the annotation should list of the resources that evict."""
+        """Return the entries that the annotation should list for the resources that evict."""
         found = {
             name: known.listing(figures.by_name[name].devices)
             for name, known in self._known.items()
@@ -114,12 +116,12 @@ class Losses:
         return {name: entries for name, entries in found.items() if entries is not None}
 
     def settle(self, incident: Loss | Return) -> None:
-        """Forget an incident: its pods are gone or are spared."""
+        """Forget an incident whose pods are gone or spared."""
         if (known := self._known.get(incident.resource)) is not None:
             known.settle(incident)
 
     def choose(self, loss: Loss, concerned: AbstractSet[str]) -> frozenset[str]:
-        """Return the UIDs of the victims of a loss: those that are concerned when this is asked first, and no others later."""
+        """Return the UIDs of the victims of a loss: the pods concerned at the first call. Later calls never add any."""
         if loss.victims is not None:
             return loss.victims
         victims = frozenset(concerned)
@@ -127,7 +129,7 @@ class Losses:
         return victims
 
     def note_eviction(self, back: Return, now: float) -> None:
-        """Remember that a pod was evicted for a return, so that the device does not evict whenever it is used, nor another part of it."""
+        """Record an eviction for a return, so that further returns of any part of this stick evict no pod for `REPLUG_PEACE` seconds."""
         second = back.second + int(now - back.at)
         returned = {
             key for known in self._known.values() for key, held in known.returns.items() if held.key == back.key
@@ -140,29 +142,31 @@ class Losses:
         for known in self._known.values():
             known.replugged |= dict.fromkeys(keys & known.here.keys(), second)
 
-    # -- who was there
+    # -- the pods that were present before a count fell
 
     @property
-    def _waiting(self) -> list[Departure]:
+    def _unsent_departures(self) -> list[Departure]:
         return [departure for known in self._known.values() for departure in known.waiting]
 
     @property
-    def roll_call(self) -> float | None:
-        """When the pods are to be listed next, so that it is known who was there: at a departure and shortly before its grace ends."""
-        moments = chain.from_iterable((each.at, each.at + each.grace - ROLL_CALL_LEAD) for each in self._waiting)
-        due = min((moment for moment in moments if moment > self._called_at), default=None)
-        return None if due is None else max(due, self._called_at + ROLL_CALL_PACE)
+    def pod_list_due(self) -> float | None:
+        """When to list the pods next, None for never: at each departure, and `POD_LIST_LEAD` seconds before its grace ends."""
+        moments = chain.from_iterable(
+            (each.at, each.at + each.grace - POD_LIST_LEAD) for each in self._unsent_departures
+        )
+        due = min((moment for moment in moments if moment > self._pods_listed_at), default=None)
+        return None if due is None else max(due, self._pods_listed_at + POD_LIST_INTERVAL)
 
-    def call_roll(self, now: float) -> None:
-        """Note that the pods are being listed."""
-        self._called_at = now
+    def note_pod_list(self, now: float) -> None:
+        """Record that the pods are being listed."""
+        self._pods_listed_at = now
 
-    def witness(self, uids: Iterable[str]) -> None:
-        """Take the UIDs of the pods that are there."""
-        self._there.update(uids)
+    def record_pods(self, uids: Iterable[str]) -> None:
+        """Record the UIDs of the pods of the list."""
+        self._pods_observed.update(uids)
 
     def send(self) -> None:
-        """Note that a PATCH is sent: for what it no longer counts, it is decided now who was there, also if it has to be repeated."""
-        for departure in self._waiting:
+        """Record that a PATCH is sent: for the devices that it no longer counts, fix the pods listed so far, even if it is repeated."""
+        for departure in self._unsent_departures:
             if departure.over:
-                departure.there = frozenset(self._there)
+                departure.there = frozenset(self._pods_observed)

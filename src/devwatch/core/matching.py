@@ -1,4 +1,4 @@
-"""Which present device a listed one is: devices are registered anew at each plug, and twins look alike."""
+"""Match listed devices to present ones. Each plugging is a new registration with the kernel, and twins have the same ids."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from devwatch.core.device import Device, Key
 
 Ids = tuple[str | None, str | None, str | None]
+"""Vendor, product and serial, each None where absent or unknown."""
 
 
-_Places = tuple[tuple["Device", ...], ...]
-"""Which devices may be a listed one, the likelier ones first; within one tuple a free one comes before a taken one."""
+_RankedDevices = tuple[tuple["Device", ...], ...]
+"""Groups of devices that may be a listed one, the likeliest group first; within a group an unassigned device is preferred."""
 
 
 def match_replugged(
@@ -27,34 +28,45 @@ def match_replugged(
 ) -> dict[Entry, Device]:
     """Match each present device to at most one listed device whose registration is gone, minimising losses.
 
-    A device may be the listed one that had its devnode, with the same ids or with unknown ones, or one that has its ids, or may have them,
-    under another name: then it was plugged in elsewhere. None of those that were there beside it, as `gone` says of each, is it. `claimed`
-    are those that the resource has now.
+    `gone` gives for each listed device the registrations that cannot be it, such as those that were present beside it. `claimed` are the
+    registrations that the resource claims now.
+
+    A listed device may be, likeliest first:
+
+    1. the device with the same ids in the same socket, that is, behind one of its by-path links;
+    2. the device with the same devnode and the same ids;
+    3. a device with the same ids under another devnode: it was plugged in elsewhere, or renamed;
+    4. the device with the same devnode whose ids are unknown, but compatible;
+    5. a device under another devnode with an incomplete record and compatible ids.
+
+    Listed devices choose in the order of `_MatchOptions.rank`, and a later one may move an earlier one to another device (Kuhn's algorithm
+    for bipartite matching), so that the number of matches is maximal. A greedy choice could take the only candidate of another entry, and
+    so evict the pods of a device that is present. `futile` are the devices that a failed search has tried: no later search can use them.
     """
-    candidates = _Candidates(devices, claimed)
+    candidates = _MatchCandidates(devices, claimed)
     options = {entry: candidates.options(entry, others) for entry, others in gone.items()}
-    places = {entry: each.places for entry, each in options.items()}
+    ranked = {entry: each.ranked for entry, each in options.items()}
     taken: dict[Device, Entry] = {}
     futile: set[Device] = set()
     for entry in sorted(options, key=lambda entry: options[entry].rank):
         tried = set(futile)
-        if not _place(entry, places, taken, tried):
+        if not _assign_device(entry, ranked, taken, tried):
             futile = tried
     return {entry: device for device, entry in taken.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Options:
-    """The devices that a listed one may be, and whose turn it is to choose."""
+class _MatchOptions:
+    """The devices that a listed one may be, and its rank among the listed ones in choosing."""
 
-    places: _Places
+    ranked: _RankedDevices
     rank: tuple[bool, ...]
-    """Those that are where they were come first, so that of two that are alike the one that was pulled is lost: in their socket, then by
-    their name, which another may take. Those whose ids no device has come last."""
+    """Smaller ranks choose first: devices found in their socket, then those found at their devnode, then those whose ids some other device
+    has. So of two equal devices the one that was pulled is lost, not the one that is still in its place."""
 
 
-class _Candidates:
-    """The present devices among which gone ones are looked for."""
+class _MatchCandidates:
+    """The present devices that may be listed ones, indexed by devnode, socket and ids."""
 
     def __init__(self, devices: Iterable[Device], claimed: AbstractSet[Key]) -> None:
         self._claimed = claimed
@@ -64,51 +76,57 @@ class _Candidates:
         }
         self._unread = [device for device in self._by_name.values() if not device.complete]
         self._by_ids: dict[Ids, list[Device]] = {}
-        # Of those that are alike, the one that the resource has now is the likeliest.
+        # Among devices with the same ids, those that the resource claims now come first.
         for device in sorted(self._by_name.values(), key=lambda device: device.key not in claimed):
             self._by_ids.setdefault(ids_of(Entry.of(device)), []).append(device)
 
-    def options(self, entry: Entry, others: AbstractSet[Key]) -> _Options:
-        """Return the devices that a listed one may be, but for `others`."""
+    def options(self, entry: Entry, others: AbstractSet[Key]) -> _MatchOptions:
+        """Return the devices that a listed one may be, without `others`, in the order given at `match_replugged`."""
         here = self._by_name.get(entry.devnode)
         named = (here,) if here and here.key not in others else ()
-        own = self._own(entry, *named)
+        own = self._verdict_at_devnode(entry, *named)
         alike = [device for device in self._by_ids.get(ids_of(entry), ()) if device.key not in others]
         found = (self._by_socket[path] for path in entry.links if path in self._by_socket)
         in_socket = tuple(device for device in found if device in alike)
-        # Without any ids none can be told from another.
+        # Without ids, devices under another devnode cannot be distinguished.
         elsewhere = tuple(device for device in alike if device is not here) if entry.vendor else ()
         by_name = (named, elsewhere) if own is Verdict.MATCHED else (elsewhere, named if own is Verdict.UNKNOWN else ())
-        return _Options(
-            places=(in_socket, *by_name, self._unclear(entry, others)),
+        return _MatchOptions(
+            ranked=(in_socket, *by_name, self._with_incomplete_record(entry, others)),
             rank=(not in_socket, own is not Verdict.MATCHED, not elsewhere),
         )
 
-    def _own(self, entry: Entry, device: Device | None = None) -> Verdict:
-        """Return whether a listed device is where it was; unknown while the device with that name is, or where a serial is missing."""
+    def _verdict_at_devnode(self, entry: Entry, device: Device | None = None) -> Verdict:
+        """Return whether the device at the devnode of a listed one is the listed one; unknown while its record or a serial is missing."""
         if device is None:
             return Verdict.NOT
-        # What is claimed without udev's record is known well enough.
+        # A rule has claimed the device, so its ids are reliable even without udev's record.
         found, known = Entry.of(device), device.complete or device.key in self._claimed
         if ids_of(entry) == ids_of(found) and known:
             return Verdict.MATCHED
-        # A serial as udev writes it may differ from that of the stick itself.
-        maybe = _alike(entry, found) or (not known and _alike(replace(entry, serial=None), found))
+        # The serial in udev's record may differ from the one in sysfs.
+        maybe = _have_compatible_ids(entry, found) or (
+            not known and _have_compatible_ids(replace(entry, serial=None), found)
+        )
         return Verdict.UNKNOWN if maybe else Verdict.NOT
 
-    def _unclear(self, entry: Entry, others: AbstractSet[Key]) -> tuple[Device, ...]:
-        """Return the devices under another name of which udev may yet say that they have the ids of a listed one."""
+    def _with_incomplete_record(self, entry: Entry, others: AbstractSet[Key]) -> tuple[Device, ...]:
+        """Return the devices under another devnode whose ids may prove to be those of a listed one once their record is complete."""
         unread = self._unread if entry.vendor else ()
         elsewhere = (device for device in unread if device.vendor and device.devnode != entry.devnode)
-        return tuple(each for each in elsewhere if each.key not in others and _alike(entry, Entry.of(each)))
+        return tuple(
+            each for each in elsewhere if each.key not in others and _have_compatible_ids(entry, Entry.of(each))
+        )
 
 
-def _place(entry: Entry, places: Mapping[Entry, _Places], taken: dict[Device, Entry], tried: set[Device]) -> bool:
-    """Find a device for an entry, if need be by giving another entry one of its others (Kuhn's matching); False where there is none.
+def _assign_device(
+    entry: Entry, ranked: Mapping[Entry, _RankedDevices], taken: dict[Device, Entry], tried: set[Device]
+) -> bool:
+    """Assign a device to an entry, moving other entries to another of their devices where necessary (an augmenting path).
 
-    What was `tried` then leads nowhere, for no other entry either.
+    Returns False where no assignment exists; then none of the devices in `tried` can be freed for any other entry either.
     """
-    for equals in places[entry]:
+    for equals in ranked[entry]:
         free = next((device for device in equals if device not in taken), None)
         if free is not None:
             taken[free] = entry
@@ -116,13 +134,13 @@ def _place(entry: Entry, places: Mapping[Entry, _Places], taken: dict[Device, En
         for device in equals:
             if device not in tried:
                 tried.add(device)
-                if _place(taken[device], places, taken, tried):
+                if _assign_device(taken[device], ranked, taken, tried):
                     taken[device] = entry
                     return True
     return False
 
 
-def _alike(one: Entry, other: Entry) -> bool:
+def _have_compatible_ids(one: Entry, other: Entry) -> bool:
     pairs = zip(ids_of(one), ids_of(other), strict=True)
     return all(known == found or known is None or found is None for known, found in pairs)
 
@@ -133,17 +151,18 @@ def ids_of(entry: Entry) -> Ids:
 
 
 def match_remembered(entries: Iterable[Entry], devices: Sequence[Device]) -> dict[Entry, Device]:
-    """Match what a former daemon listed to present devices: its devnode or a link of it leads to one with the same vendor and product.
+    """Match entries of a former daemon to the devices that their devnode or a link leads to, with the same vendor and product.
 
-    A serial may read differently after an update of udev's rules, so it does not count; a device may stand for several.
+    The serial is not compared: it may read differently after an update of udev's rules. Several entries may match one device; an entry with
+    a match is never lost.
     """
-    leading = ((entry, [device for device in devices if leads_to(entry, device)]) for entry in entries)
-    # A link may lead to another by now, while the one that had it is where it was.
-    return {entry: min(found, key=lambda device: device.devnode != entry.devnode) for entry, found in leading if found}
+    matches = ((entry, [device for device in devices if leads_to(entry, device)]) for entry in entries)
+    # The device at the same devnode is preferred: the link may have moved to its twin.
+    return {entry: min(found, key=lambda device: device.devnode != entry.devnode) for entry, found in matches if found}
 
 
 def leads_to(entry: Entry, device: Device) -> bool:
-    """Return whether the devnode or a link of a listed device leads to a present one with the same vendor and product."""
+    """Return whether the devnode or a link of a listed device leads to this present one, with the same vendor and product."""
     here = Entry.of(device)
     if (entry.vendor, entry.product) != (here.vendor, here.product):
         return False

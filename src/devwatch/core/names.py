@@ -1,4 +1,4 @@
-"""Names as the Pod API wants them."""
+"""Validate names of extended resources as the Pod API does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 
 def resource_name_fault(name: str) -> str:
-    """Return what the Pod API asks of the name of an extended resource and this one lacks, empty for a valid one.
+    """Return the first rule of the Pod API that the name of an extended resource violates, empty for a valid name.
 
     The rules are those of `IsExtendedResourceName` (pkg/apis/core/v1/helper): the name must also be valid with
     `requests.` before it, as quotas spell it, which leaves a prefix 244 of the 253 characters of a DNS subdomain.

@@ -1,4 +1,4 @@
-"""The part of a Node that devwatch reads and writes, as values: what was observed of it, and patches."""
+"""The part of a Node that devwatch reads and writes, as values: observed states and patches."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MAPS = ("capacity", "allocatable")
 """The two maps of a Node's status that hold counts."""
 
 Part = str
-"""What can be written, refused or contested by itself: the counts of a resource, by its name, or the annotation."""
+"""The unit that is written, refused or contested: the counts of a resource, by its name, or the annotation."""
 ANNOTATION_PART: Final = "annotation"
-"""Without a slash, so that no extended resource has this name."""
+"""The part for the annotation; without a slash, so that no extended resource has this name."""
 
 _QUANTITY = re.compile(r"(\d{1,19})([kMGTPE]|[KMGTPE]i|[eE]\d{1,2})?", re.ASCII)
 _POWERS = {sign: power for power, sign in enumerate("kMGTPE", start=1)}
@@ -33,8 +33,8 @@ _SCALES |= {f"{sign.upper()}i": 1024**power for sign, power in _POWERS.items()}
 def quantity(text: str | None) -> int | None:
     """Return a whole quantity (`3`, `1k`, `2e3`, `1Ki`) as a number, None for anything else.
 
-    The API server answers in the canonical form, which has no fraction that another suffix could avoid, and at most
-    2**63 - 1 (apimachinery, `resource.Quantity`).
+    Fractions need no support: the API server responds in the canonical form, which has none where a smaller suffix avoids it. Values are at
+    most 2**63 - 1 (apimachinery, `resource.Quantity`).
     """
     match = _QUANTITY.fullmatch(text or "")
     if match is None:
@@ -53,19 +53,19 @@ class Writer:
     """When it wrote last (RFC 3339)."""
     operation: str = "Update"
     subresource: str = "status"
-    """Where the server records none (before 1.22), as if it were `status`."""
+    """The subresource; servers before 1.22 record none, which counts as `status`."""
     maps: frozenset[str] = frozenset(MAPS)
-    """In which of the two maps it wrote the key."""
+    """The maps of the two in which it wrote the key."""
 
     @property
     def ours(self) -> bool:
-        """Whether devwatch wrote it, as far as the record can tell: who may patch nodes can forge it."""
+        """Whether devwatch wrote it, according to the record, which any client with permission to patch nodes can forge."""
         return (self.manager, self.operation, self.subresource) == (FIELD_MANAGER, "Update", "status")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
-    """A Node as it was observed; the default is a Node that nobody has written to."""
+    """An observed Node; the default is an empty one."""
 
     uid: str = ""
     version: int = 0
@@ -74,32 +74,32 @@ class NodeState:
     allocatable: Mapping[str, str] = field(default_factory=dict)
     annotation: str | None = None
     writers: Mapping[str, tuple[Writer, ...]] = field(default_factory=dict)
-    """Who has written each part, where the server records it."""
+    """By part: its field managers, where the server records them."""
 
     @property
     def believed(self) -> bool:
-        """Whether the annotation is the memory of a devwatch: exactly one manager has written it, and that was one."""
+        """Whether the annotation was written by devwatch: exactly one entry of managedFields has it, and that is devwatch's."""
         writers = self.writers.get(ANNOTATION_PART, ())
         return len(writers) == 1 and writers[0].ours
 
     def removable(self, name: str) -> bool:
-        """Return whether each map that holds the key has it from devwatch, so that it is ours to remove."""
+        """Return whether devwatch wrote the key in each map that has it, so that devwatch may remove it."""
         ours = {
             part for writer in self.writers.get(name, ()) if writer.manager == FIELD_MANAGER for part in writer.maps
         }
         return all(part in ours for part in MAPS if name in getattr(self, part))
 
     def supersedes(self, held: NodeState | None) -> bool:
-        """Return whether this observation replaces the held one: another Node, or no older state of the same."""
+        """Return whether this observation replaces the held one: another Node, or the same one in a state that is not older."""
         return held is None or self.uid != held.uid or self.version >= held.version
 
     def reflects(self, patch: NodePatch) -> bool:
-        """Return whether everything that a patch was to write is there."""
+        """Return whether everything that a patch writes is present."""
         counts = all(self.shows(name, count) for name, count in patch.counts.items())
         return counts and patch.annotation in {self.annotation, UNTOUCHED}
 
     def count(self, name: str) -> int:
-        """Return the advertised count of a resource; 0 where there is none or none that can be read."""
+        """Return the capacity of a resource; 0 where it is absent or not a whole number."""
         return quantity(self.capacity.get(name)) or 0
 
     def shows(self, name: str, count: Amounts | None) -> bool:
@@ -110,15 +110,15 @@ class NodeState:
         return (quantity(capacity), quantity(allocatable)) == (count.capacity, count.allocatable)
 
     def value(self, part: Part) -> object:
-        """Return what is there of a part."""
+        """Return the observed value of a part."""
         return self.annotation if part == ANNOTATION_PART else (self.capacity.get(part), self.allocatable.get(part))
 
     def listing(self) -> Listing:
-        """Return what the annotation lists, whichever client wrote it. Malformed content lists nothing."""
+        """Return the devices that the annotation lists, whichever client wrote it; none for malformed content."""
         return parse_listing(self.annotation or "")
 
     def memory(self) -> Listing:
-        """Return what the annotation lists if it is believed; its keys are the resources that devwatch owns."""
+        """Return the devices that the annotation lists if it is believed; its keys are the resources that devwatch owns."""
         return self.listing() if self.believed else {}
 
 
@@ -127,12 +127,12 @@ class _Untouched(Enum):
 
 
 UNTOUCHED: Final = _Untouched.UNTOUCHED
-"""The annotation of a patch that leaves it alone."""
+"""The annotation of a patch that does not write it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amounts:
-    """What the two maps of a Node's status hold of a resource."""
+    """The figures of a resource in the two maps of a Node's status."""
 
     capacity: int
     allocatable: int
@@ -145,12 +145,12 @@ class Amounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePatch:
-    """What to write to a Node; empty, it is a read that needs no other permission."""
+    """A patch of a Node; an empty one is a read that needs no further permission."""
 
     counts: Mapping[str, Amounts | None] = field(default_factory=dict)
     """By resource name; None removes the key from both maps."""
     annotation: str | Literal[_Untouched.UNTOUCHED] | None = UNTOUCHED
-    """None removes it."""
+    """The new annotation; None removes it."""
 
     def __bool__(self) -> bool:
         """Return whether it writes anything."""
@@ -163,15 +163,15 @@ class NodePatch:
 
     @property
     def parts(self) -> frozenset[Part]:
-        """What it writes."""
+        """The parts that it writes."""
         return frozenset(self.counts) | ({ANNOTATION_PART} if self.annotates else set())
 
     def value(self, part: Part) -> object:
-        """Return what it writes to one of its parts."""
+        """Return the value that it writes to one of its parts."""
         return self.annotation if part == ANNOTATION_PART else self.counts[part]
 
     def only(self, parts: Container[Part]) -> NodePatch:
-        """Return the patch of some of its parts."""
+        """Return the patch reduced to these parts."""
         counts = {name: count for name, count in self.counts.items() if name in parts}
         return NodePatch(counts=counts, annotation=self.annotation if ANNOTATION_PART in parts else UNTOUCHED)
 
@@ -190,7 +190,7 @@ class NodePatch:
         }
 
     def applied(self, state: NodeState) -> NodeState:
-        """Return the Node that an API server would answer with after it."""
+        """Return the Node as an API server would return it after this patch."""
         ours = (Writer(manager=FIELD_MANAGER, time=""),)
         return replace(
             state,

@@ -1,4 +1,4 @@
-"""The paths by which a device can be found, and which of them another device had at the same time."""
+"""Track the paths of each device, and which of them another device had at the same time."""
 
 from __future__ import annotations
 
@@ -15,66 +15,73 @@ if TYPE_CHECKING:
 
 
 def is_socket(path: str) -> bool:
-    """Return whether a link follows the socket (60-serial.rules and its like: `/dev/*/by-path/`), which has one device at a time."""
+    """Return whether a link names a socket (`/dev/*/by-path/` of 60-serial.rules and similar), which holds one device at a time."""
     return "/by-path/" in path
 
 
 def paths_of(device: Device) -> frozenset[str]:
-    """Return every path of a device: what leads to it now, and what its udev record claims, wherever that leads."""
+    """Return every path of a device: its devnode, the links that lead to it, and the links that its udev record claims (DEVLINKS)."""
     claims = (device.properties or {}).get("DEVLINKS", "").split()
     return frozenset(listed_path(path) for path in (device.devnode, *device.links, *claims))
 
 
 class Paths:
-    """Which paths the listed devices have had since they were plugged, and which of these two had at the same time.
+    """The paths that each listed device has had since it was plugged in, and those that it shared with another device.
 
-    A link that twins claim leads to the one that udev saw last, and moves when that one is pulled: who mounts it may use either.
+    Two devices with the same serial, or none, claim the same by-id link. udev lets it lead to one of them, and moves it when that one is
+    pulled, so a container that mounts the link may use either. Such a path is shared, and never proves which device a pod uses. It stays
+    shared for as long as the device is present, also after its twin has gone: a container may have opened it before.
     """
 
     def __init__(self) -> None:
-        """Start with no device."""
-        self._had: dict[Key, frozenset[str]] = {}
-        self._shared: dict[Key, frozenset[str]] = {}
-        self._before: dict[Key, frozenset[str]] = {}
-        """What was shared at the scan before, of devices that have departed since."""
-        self._seen: tuple[Device, ...] | None = ()
-        """What the scan before has found, None if it was uncertain."""
+        """Start without devices."""
+        self._paths_by_device: dict[Key, frozenset[str]] = {}
+        self._shared_by_device: dict[Key, frozenset[str]] = {}
+        self._previous_shared: dict[Key, frozenset[str]] = {}
+        """`_shared_by_device` before the last scan, for devices that this scan no longer found."""
+        self._previous_listed: tuple[Device, ...] | None = ()
+        """The devices of the last scan, None if it was uncertain."""
 
     def observe(self, listed: tuple[Device, ...], *, certain: bool = True) -> None:
-        """Take in the listed devices of one scan; what an uncertain one did not find may be there all the same."""
-        if certain and listed == self._seen:
+        """Process the listed devices of one scan.
+
+        An uncertain scan may miss a device that is present. To miss no sharing, earlier devices are kept, and each path counts as owned by
+        all devices that may have it. This holds for the certain scan that follows as well, since a missed device may have been present in
+        between. The exception is a socket: it holds one device, so the present device in it proves that the former one is gone.
+        """
+        if certain and listed == self._previous_listed:
             return
-        found = {device.key: self._had.get(device.key, frozenset()) | paths_of(device) for device in listed}
-        # What was found before an uncertain scan may have been there as long as that was so.
-        maybe = found if certain and self._seen is not None else self._had | found
-        self._seen = listed if certain else None
-        # Where one has a socket now, the one that had it before is gone, even if this scan cannot say so.
+        found = {device.key: self._paths_by_device.get(device.key, frozenset()) | paths_of(device) for device in listed}
+        maybe = found if certain and self._previous_listed is not None else self._paths_by_device | found
+        self._previous_listed = listed if certain else None
         sockets = set(filter(is_socket, chain.from_iterable(found.values())))
         owners: dict[str, list[Key]] = {}
         for key, paths in maybe.items():
             for path in paths if key in found or not paths & sockets else ():
                 owners.setdefault(path, []).append(key)
         shared = {path for path, keys in owners.items() if len(keys) > 1}
-        self._before = self._shared
-        self._shared = {key: self._shared.get(key, frozenset()) | (had & shared) for key, had in maybe.items()}
-        self._had = found if certain else maybe
+        self._previous_shared = self._shared_by_device
+        self._shared_by_device = {
+            key: self._shared_by_device.get(key, frozenset()) | (had & shared) for key, had in maybe.items()
+        }
+        self._paths_by_device = found if certain else maybe
 
     def recall(self, key: Key, shared: Iterable[str]) -> None:
-        """Take what a former daemon has seen: paths of a present device that another had as well."""
-        self._shared[key] = self._shared.get(key, frozenset()).union(shared)
+        """Add paths of a present device that it shared according to the annotation of a former daemon."""
+        self._shared_by_device[key] = self._shared_by_device.get(key, frozenset()).union(shared)
 
     def own(self, key: Key) -> frozenset[str]:
-        """Return the paths that no other device had while this one was there."""
-        return self._had.get(key, frozenset()) - self.shared(key)
+        """Return the paths that only this device had while it was present."""
+        return self._paths_by_device.get(key, frozenset()) - self.shared(key)
 
     def shared(self, key: Key) -> frozenset[str]:
-        """Return the paths that another device had as well."""
-        return self._shared.get(key, self._before.get(key, frozenset()))
+        """Return the paths that another device had at the same time."""
+        return self._shared_by_device.get(key, self._previous_shared.get(key, frozenset()))
 
     def keys(self) -> AbstractSet[Key]:
-        """Return the present devices."""
-        return self._had.keys()
+        """Return the registrations of the present devices."""
+        return self._paths_by_device.keys()
 
     def of(self, key: Key) -> frozenset[str]:
         """Return all paths of a present device."""
-        return self._had[key]
+        return self._paths_by_device[key]

@@ -1,4 +1,4 @@
-"""Decide what the Node should show and what to write for it. Nothing here does I/O, and time is an argument."""
+"""Compute the counts that the Node should show, and the patch for it. Nothing here does I/O, and time is an argument."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from devwatch.core.device import Device, Key
 
 START_GRACE = 10.0
-"""Seconds for which the Node's own figure counts after a start, at least: a stick may still be settling."""
+"""Seconds for which the Node's own figure counts after a start, at least: a stick may still be initialising."""
 
 
 class Claims:
-    """Whose each device is under one set of rules; every device value is judged once."""
+    """The owner of each device under one set of rules; each device value is judged once."""
 
     def __init__(self, rules: Sequence[ResourceRule]) -> None:
-        """Hold the rules of this node, in the order of their priority."""
+        """Store the rules of this node, in the order of their priority."""
         self.rules = tuple(rules)
         self._known: dict[Device, Claim] = {}
         self._asked: tuple[Device, ...] = ()
 
     def judge(self, devices: Iterable[Device]) -> dict[Device, Claim]:
-        """Return the claim of each device; what is not among them is forgotten."""
+        """Return the claim of each device; other devices are forgotten."""
         asked = tuple(devices)
-        # A look that finds what the one before found yields the very same values, which compare at once.
+        # A scan without changes yields identical objects, which compare fast.
         if asked != self._asked:
             known = self._known
             self._known = {device: known.get(device) or claim(device, self.rules) for device in asked}
@@ -44,32 +44,32 @@ class Claims:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """What one resource comes to now."""
+    """The count of one resource now."""
 
     present: int
     advertised: int
     devices: tuple[Device, ...]
-    """The present devices that it claims."""
+    """The present devices that the resource claims."""
     held: bool = False
-    """Whether it may be wrong, so that it must not fall."""
+    """Whether something unknown may change the count, so that it must not fall."""
     away: bool = False
-    """Whether a devnode of it has been away for less than the grace, so that what is listed may be as it was in a moment."""
+    """Whether a devnode of it has been away for less than the grace, so that the list of devices may soon be as before."""
     due: float | None = None
-    """When `advertised` falls or `away` ends if nothing changes."""
+    """When `advertised` falls or `away` ends without a further event."""
     start_until: float | None = None
-    """Until when the Node's own figure at the start counts, None where more is present, or that is over."""
+    """Until when the Node's own figure at the start counts, None where at least as many are present, or that time is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What all resources of this node come to now, in the order of the configuration."""
+    """The counts of all resources of this node now, in the order of the configuration."""
 
     by_name: Mapping[str, Figure] = field(default_factory=dict)
     claims: Mapping[Device, Claim] = field(default_factory=dict)
 
     @property
     def due(self) -> float | None:
-        """When the first figure changes if nothing else does."""
+        """When the first figure changes without a further event."""
         return min((figure.due for figure in self.by_name.values() if figure.due is not None), default=None)
 
     @property
@@ -79,10 +79,10 @@ class Figures:
 
 
 class Tally:
-    """The counts over time: rise at once, fall after the grace, never fall on ignorance."""
+    """Counts over time: they rise at once, fall after the grace, and never fall on incomplete knowledge."""
 
     def __init__(self, rules: Sequence[ResourceRule], *, start_grace: float = START_GRACE) -> None:
-        """Count for these rules. `start_grace` is the least number of seconds for which the figures of `start` count."""
+        """Count for these rules. The figures of `start` count for `start_grace` seconds at least."""
         self._claims = Claims(rules)
         self._counts: dict[str, Window] = {}
         self._devnodes: dict[str, Window] = {}
@@ -93,7 +93,7 @@ class Tally:
         self._start: dict[str, tuple[int, float]] = {}
 
     def configure(self, rules: Sequence[ResourceRule]) -> None:
-        """Count for other rules; what was counted for a resource of the same name still counts, but what goes to another does not."""
+        """Count for other rules. Past counts of a resource stay, unless a device of it now goes to another (`_forget_reassigned`)."""
         self._claims, self._reconfigured = Claims(rules), True
         names = {rule.name for rule in rules}
         self._counts = {name: window for name, window in self._counts.items() if name in names}
@@ -101,54 +101,54 @@ class Tally:
         self._last = {name: count for name, count in self._last.items() if name in names}
 
     def start(self, observed: NodeState, now: float) -> None:
-        """Take the Node's own figures as seen now: nobody else knows what was there before the start."""
+        """Count the Node's own figures as observed now: they are the only record of the devices before the start."""
         self._start = {
             rule.name: (observed.count(rule.name), now + max(self._start_grace, rule.removal_grace))
             for rule in self._claims.rules
         }
 
     def count(self, inventory: Inventory, observed: NodeState | None, now: float) -> Figures:
-        """Take in what the last look found and return what it comes to."""
+        """Process the last scan and return the counts."""
         claims = self._claims.judge((*inventory.present, *inventory.pending))
         owned: dict[str, list[Device]] = {rule.name: [] for rule in self._claims.rules}
         for device in inventory.present:
             if (owner := claims[device].owner) is not None:
                 owned[owner].append(device)
-        self._hand_over({device.key: name for name, devices in owned.items() for device in devices})
+        self._forget_reassigned({device.key: name for name, devices in owned.items() for device in devices})
         certain = not inventory.doubts
-        held = _undecided(inventory, claims) if certain else set(owned)
+        held = _undecided_resources(inventory, claims) if certain else set(owned)
         figures: dict[str, Figure] = {}
         for rule in self._claims.rules:
             devices = tuple(owned[rule.name])
-            self._note(rule, devices, now, certain=certain)
-            figures[rule.name] = self._figure(rule, devices, observed, now, held=rule.name in held)
+            self._push_counts(rule, devices, now, certain=certain)
+            figures[rule.name] = self._figure_of(rule, devices, observed, now, held=rule.name in held)
         return Figures(by_name=figures, claims=claims)
 
-    def _hand_over(self, owners: dict[Key, str]) -> None:
-        """Count what another configuration gives to another resource no longer for the one that it belonged to."""
+    def _forget_reassigned(self, owners: dict[Key, str]) -> None:
+        """After a reconfiguration, drop the past counts of resources that have lost a present device to another: it would count twice."""
         for key, before in self._owners.items() if self._reconfigured else ():
             if owners.get(key, before) != before:
                 for memory in (self._counts, self._devnodes, self._last):
                     memory.pop(before, None)
         self._owners, self._reconfigured = owners, False
 
-    def _note(self, rule: ResourceRule, devices: tuple[Device, ...], now: float, *, certain: bool) -> None:
-        """Take in what was found. What an uncertain look did not find may have been there: its grace begins when it surely is not."""
+    def _push_counts(self, rule: ResourceRule, devices: tuple[Device, ...], now: float, *, certain: bool) -> None:
+        """Add the numbers of a scan. A device missing from an uncertain scan counts as present: its grace begins with a certain scan."""
         counts, devnodes = (memory.setdefault(rule.name, Window()) for memory in (self._counts, self._devnodes))
         present, number = quantity_of(rule, devices), len(devices)
         counts.push(present if certain else max(present, self._last.get(rule.name, 0)), now)
         devnodes.push(number if certain else max(number, devnodes.largest(now, rule.removal_grace)), now)
 
-    def _figure(
+    def _figure_of(
         self, rule: ResourceRule, devices: tuple[Device, ...], observed: NodeState | None, now: float, *, held: bool
     ) -> Figure:
         grace, counts, devnodes = rule.removal_grace, self._counts[rule.name], self._devnodes[rule.name]
-        start, until = self._started(rule, now)
-        # Not into the window: a device that is unknown for a moment gives those that are away no further grace.
+        start, until = self._start_figure(rule, now)
+        # Not added to the window: otherwise an unknown device would extend the grace of the devices that are away.
         before = self._last.get(rule.name, 0) if held else 0
         self._last[rule.name] = max(counts.largest(now, grace), start, before)
         away = devnodes.largest(now, grace) > len(devices)
-        # Apart from what was counted here: a stranger's figure is held no longer than the Node shows it.
+        # Not stored in `_last`: a figure that another client wrote is held only while the Node shows it.
         shown = observed.count(rule.name) if held and observed else 0
         dues = (counts.due(grace), devnodes.due(grace), until)
         present = quantity_of(rule, devices)
@@ -162,30 +162,30 @@ class Tally:
             start_until=until if start > present else None,
         )
 
-    def _started(self, rule: ResourceRule, now: float) -> tuple[int, float | None]:
-        """Return the Node's own figure at the start and until when it counts; (0, None) when that is over."""
+    def _start_figure(self, rule: ResourceRule, now: float) -> tuple[int, float | None]:
+        """Return the Node's own figure at the start and until when it counts; (0, None) after that."""
         count, until = self._start.get(rule.name, (0, now))
         return (count, until) if now < until else (0, None)
 
 
-def _undecided(inventory: Inventory, claims: Mapping[Device, Claim]) -> set[str]:
-    """Return the resources that may have more devices than are counted: of open claims, and of devices that have not arrived."""
+def _undecided_resources(inventory: Inventory, claims: Mapping[Device, Claim]) -> set[str]:
+    """Return the resources that may have more devices than are counted, by a doubtful claim or a device that has not arrived."""
     names = {name for device in (*inventory.present, *inventory.pending) for name in claims[device].doubtful}
     return names | {owner for device in inventory.pending if (owner := claims[device].owner) is not None}
 
 
 def list_devices(figures: Figures, observed: Listing, remembered: Listing = MappingProxyType({})) -> Listing:
-    """Return what the annotation should list: what is `remembered` of a resource, else its present devices.
+    """Return the devices that the annotation should list: those `remembered` for a resource, else its present ones.
 
-    While more than those is advertised, it goes on listing what it lists already.
+    While more than the present devices are advertised, the entries already listed stay.
     """
     return {
-        name: remembered[name] if name in remembered else _listed(figure, observed.get(name, ()))
+        name: remembered[name] if name in remembered else _entries_to_list(figure, observed.get(name, ()))
         for name, figure in figures.by_name.items()
     }
 
 
-def _listed(figure: Figure, observed: tuple[Entry, ...]) -> tuple[Entry, ...]:
+def _entries_to_list(figure: Figure, observed: tuple[Entry, ...]) -> tuple[Entry, ...]:
     present = tuple(Entry.of(device) for device in figure.devices)
     if figure.advertised <= figure.present:
         return present
@@ -201,14 +201,20 @@ def plan_patch(
     remembered: Listing = MappingProxyType({}),
     written: AbstractSet[str] = frozenset(),
 ) -> NodePatch:
-    """Return what must be written so that the Node shows the figures; empty where it does.
+    """Return the patch after which the Node shows the figures; empty where it already does.
 
-    A resource that the configuration no longer has is removed where the annotation is believed to own it, or it was `written` since it was
-    last observed to be gone, and no other client has written its count; what another one put there is left alone. While a part is
-    `isolated` (sent in a request of its own), the annotation keeps the name until the removal was observed, so that it is never forgotten.
-    While a devnode is away for less than its grace, the list of its resource and the links of others are no reason to write the annotation:
-    back again, they are as before. A `written` count may be on the Node though neither its state nor its annotation says so: it stays
-    listed until that is known.
+    Counts, in this order:
+
+    1. Every configured resource gets its figure, unless the Node shows it.
+    2. A resource that is not configured is removed if a believed annotation lists it and its count is devwatch's (`removable`). A count
+       that another client wrote is left alone.
+    3. So is one that was `written`: a failed request may have stored its count although neither the counts nor the annotation show it. Its
+       removal is sent even if the observed state has no such key, since that state may be older than the write.
+
+    The annotation lists the devices of the configured resources. It also keeps the name of a resource that is leaving, for the next daemon:
+    while any part is `isolated`, since count and name are then removed by separate requests; and while it is `written` but the observed
+    count is another client's, since devwatch's own write may still be stored over that. An annotation that differs only by devnodes that
+    are away within their grace is not written, if nothing else is: when the devices are back it would be written again.
     """
     memory = observed.memory()
     wanted: dict[str, Amounts | None] = {
@@ -224,28 +230,30 @@ def plan_patch(
     if annotation == observed.annotation:
         return NodePatch(counts=needed)
     ours = not leaving and memory.keys() == figures.by_name.keys()
-    if ours and not needed and _can_wait(figures, annotation or "", observed.annotation or ""):
+    if ours and not needed and _annotation_can_wait(figures, annotation or "", observed.annotation or ""):
         return NodePatch()
     return NodePatch(counts=needed, annotation=annotation)
 
 
-def _can_wait(figures: Figures, wanted: str, shown: str) -> bool:
-    """Return whether two annotations of these resources differ only where a devnode is away, or in a link that may come back with it."""
+def _annotation_can_wait(figures: Figures, wanted: str, shown: str) -> bool:
+    """Return whether two annotations differ only in resources with a devnode that is away, or in links, which may move back with it."""
     if not figures.away:
         return False
     after, before = json.loads(wanted), json.loads(shown)
-    return all(figures.by_name[name].away or _unlinked(after[name]) == _unlinked(before[name]) for name in after)
+    return all(
+        figures.by_name[name].away or _without_links(after[name]) == _without_links(before[name]) for name in after
+    )
 
 
-def _unlinked(entries: Iterable[dict[str, object]]) -> list[dict[str, object]]:
+def _without_links(entries: Iterable[dict[str, object]]) -> list[dict[str, object]]:
     return [{**entry, "link": None, "links": None, "shared": None} for entry in entries]
 
 
 class Draft:
-    """Remembers the last answer of `plan_patch`: most scans find what the one before found, and rendering the annotation takes longest."""
+    """Caches the last result of `plan_patch`: most scans find no change, and rendering the annotation is the slowest step."""
 
     def __init__(self) -> None:
-        """Remember nothing yet."""
+        """Start with an empty cache."""
         self._asked: tuple[object, ...] = ()
         self._answer = NodePatch()
 
@@ -258,7 +266,7 @@ class Draft:
         remembered: Listing,
         written: AbstractSet[str],
     ) -> NodePatch:
-        """Return what `plan_patch` does."""
+        """Return the result of `plan_patch`, cached for equal arguments."""
         asked = (figures.by_name, observed, frozenset(isolated), dict(remembered), frozenset(written))
         if asked != self._asked:
             self._answer = plan_patch(figures, observed, isolated=isolated, remembered=remembered, written=written)
@@ -267,10 +275,13 @@ class Draft:
 
 
 def portion(wanted: NodePatch, *, isolated: AbstractSet[Part], blocked: AbstractSet[Part]) -> NodePatch:
-    """Return what to send in the next request.
+    """Return the parts of a patch to send in the next request.
 
-    A part that was refused in a batch is sent alone until it is accepted; one that was refused alone is `blocked` until its time comes. The
-    rest goes in one request, but after the annotation: devwatch lists what it owns before it advertises it.
+    The cases, in this order; `blocked` parts are never sent:
+
+    1. The annotation, if it is isolated, by itself: devwatch lists the resources that it owns before it advertises them.
+    2. All parts that are not isolated, in one batch.
+    3. Else one isolated part. A part is isolated from the refusal of a batch with it until it is accepted.
     """
     free = wanted.parts - blocked
     if ANNOTATION_PART in free and ANNOTATION_PART in isolated:

@@ -1,4 +1,4 @@
-"""Pods as values: what they request and mount, and what becomes of them when a device is lost or returns under another number."""
+"""Pods as values, and the disposition of a pod when a device is lost or returns under another number."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Phase(Enum):
-    """What the status of a pod says of one of its containers (core/v1 ContainerState)."""
+    """The state of a container in the status of its pod (core/v1 ContainerState)."""
 
     RUNNING = "running"
     WAITING = "waiting"
-    """It is about to start, or nothing is known of it yet."""
+    """About to start, or without a state yet."""
     FINISHED = "terminated"
 
 
@@ -37,43 +37,43 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """A pod of this node, as far as an eviction depends on it."""
+    """A pod of this node, with the fields that an eviction depends on."""
 
     namespace: str
     name: str
     uid: str
     phase: str = "Running"
     requests: Mapping[str, int] = field(default_factory=dict)
-    """By extended resource, as the scheduler counts them."""
+    """By extended resource: the request as the scheduler counts it (`effective_request`)."""
     node: str = ""
     """The name of the Node that it is bound to."""
     host_paths: tuple[str, ...] = ()
     """The paths of its hostPath volumes."""
     containers: tuple[Container, ...] = ()
     scheduled: str = ""
-    """When it was bound, else made, by the API server's clock (RFC 3339, seconds); empty where that is unknown."""
+    """When it was bound, or else created, by the API server's clock (RFC 3339, seconds); empty where unknown."""
     owner: str = ""
     """The kind of its controlling owner, empty without one."""
     mirror: bool = False
-    """Whether the kubelet made it from a file: deleting it changes nothing."""
+    """Whether it mirrors a static pod of the kubelet: deleting it changes nothing."""
     terminating: bool = False
 
     @property
     def title(self) -> str:
-        """The name by which people know it."""
+        """`NAMESPACE/NAME`, for messages."""
         return f"{self.namespace}/{self.name}"
 
     @property
     def finished(self) -> bool:
-        """Whether it runs no more, so that the scheduler does not count its requests."""
+        """Whether it has ended, so that the scheduler does not count its requests."""
         return self.phase in {"Succeeded", "Failed"}
 
 
 def effective_request(containers: Iterable[int], init: Iterable[tuple[int, bool]]) -> int:
-    """Return what the scheduler counts for a pod (component-helpers, `resource.PodRequests`).
+    """Return the request that the scheduler counts for a pod (component-helpers, `resource.PodRequests`).
 
-    `containers` are the requests of those that run together, `init` those of the init containers in their order, each with whether it is
-    a sidecar (`restartPolicy: Always`), which keeps running beside all that follow.
+    `containers` are the requests of the containers that run together; `init` are those of the init containers in their order, each with
+    whether it is a sidecar (`restartPolicy: Always`), which runs beside all containers after it.
     """
     running, sidecars, peak = sum(containers), 0, 0
     for request, sidecar in init:
@@ -85,76 +85,83 @@ def effective_request(containers: Iterable[int], init: Iterable[tuple[int, bool]
 
 
 class Disposition(Enum):
-    """What becomes of a pod whose device is lost, or has returned under another number."""
+    """The decision about a pod whose device is lost, or has returned under another number."""
 
     EVICT = "evict"
     AMBIGUOUS = "ambiguous"
-    """The pod does not say which device it uses."""
+    """The pod does not name its device by a path that is unique to it."""
     BARE = "bare"
-    """Nothing would make another in its place."""
+    """It has no controlling owner, so it would not be replaced."""
     PINNED = "pinned"
-    """Another would be on this node at once, whether it has the device or not."""
+    """It would be replaced on this node at once, with or without the device."""
     LATE = "late"
     """It was bound at about the time of the loss: it may be a successor."""
     DIRECTORY = "directory"
-    """It mounts a directory above the device, in which the device is there again."""
+    """It mounts a directory above the device, in which the returned device appears."""
     SAME_NUMBER = "same number"
     """The file that it mounted opens the returned device."""
     WAITING = "waiting"
-    """Its container is about to start, and then mounts the device as it is now."""
+    """Its container is about to start, and will then mount the returned device."""
     UNKNOWN_START = "unknown start"
     """Its status does not say whether it started before the device returned."""
     RECENT = "recent"
-    """A pod was evicted for such a return a moment ago: the device seems to return whenever it is used."""
+    """A pod was evicted for a return of this device shortly before: it may re-enumerate whenever it is used."""
 
 
 def was_there(pod: Pod, loss: Loss) -> bool:
-    """Return whether a pod was on the node before the device was no longer counted: a later one is a successor.
+    """Return whether a pod was certainly on the node before the PATCH that stopped counting the device; a later pod is a successor.
 
-    Either a list that was answered before that PATCH holds it, or it was bound in an earlier second than the server's last answer before
-    that PATCH (all times in pods are whole seconds).
+    Either a list that was answered before that PATCH contains it, or it was bound in an earlier second than the server's last response
+    before that PATCH. An equal second proves nothing, since times in pods are whole seconds.
     """
     return pod.uid in loss.there or bool(loss.lost and pod.scheduled and pod.scheduled < loss.lost)
 
 
 def on_loss(pod: Pod, loss: Loss) -> Disposition | None:
-    """Return what becomes of a pod when devices of a resource are lost; None where they do not concern it.
+    """Return the disposition of a pod when devices of a resource are lost; None where the loss does not concern it.
 
-    With no device left all pods that request the resource are concerned; else those that name a lost one by a path that no other device
-    had. A pod that names a device which is left uses that one.
+    The cases, in this order:
+
+    1. A pod that does not request the resource, has ended or is terminating: None.
+    2. A pod that is not known to be older than the accepted count: None. It is a successor.
+    3. Some devices are left, and the pod has no hostPath that names a lost one alone: None if it names a device that is left, since it
+       uses that one, else `AMBIGUOUS`.
+    4. The pod was bound between the last response before the PATCH and the accepted count: `LATE`. It may be a successor.
+    5. Else its owner decides (`_disposition_by_owner`).
     """
     if pod.requests.get(loss.resource, 0) <= 0 or pod.finished or pod.terminating:
         return None
-    there = was_there(pod, loss)
-    if not there and not (pod.scheduled and pod.scheduled < loss.accepted):
+    was_before = was_there(pod, loss)
+    if not was_before and not (pod.scheduled and pod.scheduled < loss.accepted):
         return None
     paths = {listed_path(path) for path in pod.host_paths}
     if loss.left and not any(paths & entry.paths for entry in loss.entries):
         return None if paths & loss.others else Disposition.AMBIGUOUS
-    return _moved(pod) if there else Disposition.LATE
+    return _disposition_by_owner(pod) if was_before else Disposition.LATE
 
 
-def _moved(pod: Pod) -> Disposition:
-    """Return whether evicting a pod moves its work elsewhere."""
+def _disposition_by_owner(pod: Pod) -> Disposition:
+    """Return `EVICT` where a controller replaces the pod, possibly on another node; else why an eviction would not help."""
     if pod.mirror or pod.owner == "DaemonSet":
         return Disposition.PINNED
     return Disposition.EVICT if pod.owner else Disposition.BARE
 
 
 def on_return(pod: Pod, back: Return) -> Disposition | None:
-    """Return what becomes of a pod when a device has returned; None where it does not use the device, or has healed.
+    """Return the disposition of a pod when a device has returned; None where it does not use the device, or has healed.
 
-    A container that has mounted the device's file goes on with a dead one, unless it started in the second of the return or later: then it
-    mounted the returned device. One that started between departure and return mounted nothing that works.
+    A container that mounted the device's file keeps a dead one, unless it started in the second of the return or later: then it mounted the
+    returned device. One that started between departure and return mounted nothing that works. One container with a dead file decides for
+    the pod; then its owner decides, and whether a pod was recently evicted for this device (`RECENT`).
     """
     if pod.requests.get(back.resource, 0) <= 0 or pod.finished or pod.terminating:
         return None
-    found = [_after_return(container, back) for container in pod.containers]
+    found = [_disposition_after_return(container, back) for container in pod.containers]
     worst = min((each for each in found if each), key=_SEVERITY.index, default=None)
     if worst is not Disposition.EVICT:
         return worst
-    moved = _moved(pod)
-    return Disposition.RECENT if moved is Disposition.EVICT and back.recent else moved
+    by_owner = _disposition_by_owner(pod)
+    return Disposition.RECENT if by_owner is Disposition.EVICT and back.recent else by_owner
 
 
 _SEVERITY = (
@@ -165,16 +172,31 @@ _SEVERITY = (
     Disposition.SAME_NUMBER,
     Disposition.DIRECTORY,
 )
-"""One container with a dead file decides, whatever the others have."""
+"""Dispositions of containers, the deciding one first: one container with a dead file is enough for an eviction."""
 
 
-def _after_return(container: Container, back: Return) -> Disposition | None:
-    """Return what the container asks for; None where it has nothing to do with the device, has finished or has healed."""
+def _disposition_after_return(container: Container, back: Return) -> Disposition | None:
+    """Return the disposition that one container demands; None where it does not use the device, has finished or has healed.
+
+    `opened` are the former registrations that the container can have opened, by its start. `own` are the paths that named only this device
+    then; a path in `shared` also named, or by now leads to, another device. Unless the container certainly started
+    before the departure, the paths that lead to any other device by now (`taken`) count as shared: it may have mounted that device.
+
+    The cases, in this order:
+
+    1. The container has finished, or runs and started since the return: None.
+    2. It mounts neither a path of the device nor a directory above one: None.
+    3. It mounts only a directory above: `DIRECTORY`. The returned device appears in it, so the program can open it again.
+    4. Every registration that it can have opened has the current number: `SAME_NUMBER`. Its file works again.
+    5. It mounts a path that was unique to the device, of a registration that it can have opened: its file is dead. This evicts, unless the
+       container waits to start or its start is unknown.
+    6. Else `AMBIGUOUS`: the path may have led to another device, or the container started before the device was present.
+    """
     paths, opened = {listed_path(path) for path in container.mounts}, back.opened(container.started)
     stayed = container.started is not None and container.started < back.left
     shared = back.shared if stayed else back.shared | back.taken
     own = frozenset(path for each in opened or back.former for path in each.paths) - shared
-    above = any(_is_above(folder, path) for folder in paths for path in own)
+    above = any(_is_directory_above(folder, path) for folder in paths for path in own)
     healed = container.started is not None and container.started >= back.second
     over = container.phase is Phase.FINISHED or (container.phase is Phase.RUNNING and healed)
     if over or not (above or paths & (own | shared)):
@@ -183,15 +205,14 @@ def _after_return(container: Container, back: Return) -> Disposition | None:
         return Disposition.DIRECTORY
     if opened and not back.is_dead(opened):
         return Disposition.SAME_NUMBER
-    # Before the device was there, its path led to another one, or nowhere.
-    return _with_dead_file(container) if opened and paths & own else Disposition.AMBIGUOUS
+    return _disposition_with_dead_file(container) if opened and paths & own else Disposition.AMBIGUOUS
 
 
-def _with_dead_file(container: Container) -> Disposition:
+def _disposition_with_dead_file(container: Container) -> Disposition:
     if container.phase is Phase.WAITING:
         return Disposition.WAITING
     return Disposition.UNKNOWN_START if container.started is None else Disposition.EVICT
 
 
-def _is_above(folder: str, path: str) -> bool:
+def _is_directory_above(folder: str, path: str) -> bool:
     return path.startswith(f"{folder.rstrip('/')}/")

@@ -1,6 +1,6 @@
-"""Which devices a resource counts: patterns over the keys of a device, in three truth values.
+"""Rules that decide which devices a resource counts: patterns over the keys of a device, in three truth values.
 
-Unknown is not false: a key that this host cannot supply now leaves the verdict open, and nobody may act on an open verdict.
+Unknown is not false: a key that this host cannot supply now leaves the verdict open, and no action may follow from an open verdict.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 _DEVNODE = re.compile(
     r"/dev/(?:tty(?:ACM|AMA|AT|GS|HS|LP|MSM|MXUSB|O|S|SAC|SC|THS|UL|USB|XRUSB|mxc)?|gsmtty|hvc|rfcomm)[0-9*?\[\]!-]+"
 )
-"""What the kernel's drivers name their ttys (Documentation/admin-guide/devices.txt, n_gsm.c); whatever else is in /dev may be a link."""
+"""The names that the kernel's drivers give to ttys (Documentation/admin-guide/devices.txt, n_gsm.c); any other path may be a link."""
 _HARDWARE = "ID_"
-"""What udev's rules name the properties by that they take from hardware (60-serial.rules, `usb_id`, `path_id`)."""
+"""The prefix of the properties that udev's rules read from hardware (60-serial.rules, `usb_id`, `path_id`)."""
 _LISTED = ("/dev/serial/by-id/", "/dev/serial/by-path/")
-"""The folders whose links every look lists, so that no udev record is needed to know them."""
+"""The directories whose links every scan lists, so that they are known without a udev record."""
 
 KEYS = ("vendor", "product", "serial", "interface", "port", "path", "properties")
 
 
 class Verdict(enum.Enum):
-    """The answer to "does it match": Kleene's three truth values."""
+    """Whether something matches, in Kleene's three truth values."""
 
     MATCHED = "matched"
     NOT = "no match"
@@ -37,19 +37,19 @@ class Verdict(enum.Enum):
 
 
 class Count(enum.Enum):
-    """What a resource counts."""
+    """The unit that a resource counts."""
 
     DEVICE = "device"
     DEVNODE = "devnode"
 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return Kleene's conjunction: one NOT decides, whatever is unknown, and nothing after it is asked."""
+    """Return Kleene's conjunction: the first NOT decides, even beside unknowns, and ends the evaluation."""
     return _kleene(verdicts, decisive=Verdict.NOT, neutral=Verdict.MATCHED)
 
 
 def any_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return Kleene's disjunction: one MATCHED decides, whatever is unknown, and nothing after it is asked."""
+    """Return Kleene's disjunction: the first MATCHED decides, even beside unknowns, and ends the evaluation."""
     return _kleene(verdicts, decisive=Verdict.MATCHED, neutral=Verdict.NOT)
 
 
@@ -81,15 +81,15 @@ class Pattern:
     regex: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Compile once; `fnmatch.translate` writes atomic groups, so no value can make the match explode."""
+        """Compile the regex. `fnmatch.translate` uses atomic groups, so that no value causes catastrophic backtracking."""
         object.__setattr__(self, "regex", re.compile(fnmatch.translate(self.text)))
 
     def matches(self, value: str | None) -> bool:
-        """Return whether the value matches; an absent one matches only the empty pattern."""
+        """Return whether the value matches; an absent value matches only the empty pattern."""
         return self.text == "" if value is None else self.regex.match(value) is not None
 
     def covers(self, other: Pattern) -> bool:
-        """Return True where everything that `other` matches is surely matched by this one too."""
+        """Return True where this pattern certainly matches everything that `other` matches; False may mean that this is unknown."""
         if self.text == other.text:
             return True
         start = self.text[:-1]
@@ -104,7 +104,7 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one key of a matcher said of one device: for people, and the very thing that decides."""
+    """The result of one key of a matcher for one device: shown to users, and the same value that decides."""
 
     key: str
     wanted: tuple[str, ...]
@@ -115,7 +115,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyTest:
-    """One key of a match entry with the patterns of which any may match."""
+    """One key of a match entry, with patterns of which at least one must match."""
 
     key: str
     patterns: tuple[Pattern, ...]
@@ -127,7 +127,7 @@ class KeyTest:
         return f"{self.key}.{self.property_name}" if self.property_name else self.key
 
     def finding(self, device: Device) -> Finding:
-        """Return the verdict on this key with what it rests on."""
+        """Return the verdict on this key, with the values and the reason for it."""
         seen, reason = self._seen(device)
         verdict = self._judge(seen, reason)
         return Finding(
@@ -139,7 +139,7 @@ class KeyTest:
         )
 
     def verdict(self, device: Device) -> Verdict:
-        """Return the verdict of `finding` alone: every device is judged by every rule, and few are explained."""
+        """Return the verdict of `finding` without the rest, since every rule judges every device and few results are shown."""
         return self._judge(*self._seen(device))
 
     def _judge(self, seen: tuple[str | None, ...], reason: str) -> Verdict:
@@ -150,7 +150,7 @@ class KeyTest:
         return Verdict.UNKNOWN if reason else Verdict.NOT
 
     def _seen(self, device: Device) -> tuple[tuple[str | None, ...], str]:
-        """Return the values to match, and why they may not be all, empty where they are."""
+        """Return the values to match, and why some may be missing; empty where they are complete."""
         if self.key == "path":
             return (device.devnode, *device.links), self._gap(device)
         if self.key in {"port", "properties"} and not self._readable(device):
@@ -160,23 +160,23 @@ class KeyTest:
         return (getattr(device, self.key),), ""
 
     def _readable(self, device: Device) -> bool:
-        """Whether port or property is known: from the record, or because a virtual device surely has none of hardware."""
+        """Return whether a port or property is known: from the record, or because a virtual device has no hardware properties."""
         hardware = self.key == "port" or self.property_name.startswith(_HARDWARE)
         return device.complete or (device.virtual and hardware)
 
     def _gap(self, device: Device) -> str:
-        """Return why links to the device that these patterns may match are not all known, empty where they are."""
+        """Return why a link to the device that these patterns may match can be unknown, empty where all are known."""
         if device.links_known and device.complete:
             return ""
         open_ = [text for pattern in self.patterns if not _DEVNODE.fullmatch(text := pattern.text)]
         if open_ and not device.links_known:
             return "the links to it cannot be read on this host"
-        # A literal path is asked for at every look; what a glob means elsewhere is in the record alone.
+        # Every scan resolves the literal paths; links elsewhere that only a glob matches are in the udev record alone.
         unlisted = any(is_glob(text) and not text.startswith(_LISTED) for text in open_)
         return "without a complete udev record only its links in /dev/serial are known" if unlisted else ""
 
     def covers(self, other: KeyTest) -> bool:
-        """Return True where every value that passes `other` surely passes this test."""
+        """Return True where every value that passes `other` certainly passes this test."""
         same = self.label == other.label
         return same and all(any(mine.covers(theirs) for mine in self.patterns) for theirs in other.patterns)
 
@@ -188,7 +188,7 @@ class Matcher:
     tests: tuple[KeyTest, ...]
 
     def findings(self, device: Device) -> tuple[Finding, ...]:
-        """Return what each key says, in the order of the configuration."""
+        """Return the finding of each key, in the order of the configuration."""
         return tuple(test.finding(device) for test in self.tests)
 
     def verdict(self, device: Device) -> Verdict:
@@ -196,7 +196,7 @@ class Matcher:
         return all_of(test.verdict(device) for test in self.tests)
 
     def covers(self, other: Matcher) -> bool:
-        """Return True where every device that matches `other` surely matches this entry."""
+        """Return True where every device that matches `other` certainly matches this entry."""
         return all(any(mine.covers(theirs) for theirs in other.tests) for mine in self.tests)
 
 
@@ -210,19 +210,19 @@ class ResourceRule:
     count: Count = Count.DEVICE
     nodes: tuple[Pattern, ...] | None = None
     removal_grace: float = 2.0
-    """Seconds for which a vanished device still counts."""
+    """Seconds for which a departed device still counts."""
     evict_after: float | None = None
-    """Seconds from the accepted lower count to the eviction of its pods; None: never."""
+    """Seconds from the acceptance of the lower count to the eviction of the pods; None for never."""
 
     def verdict(self, device: Device) -> Verdict:
-        """Return whether the resource wants the device; an earlier resource may still take it first."""
+        """Return whether the device matches and is not excluded; an earlier resource may still claim it first."""
         wanted = any_of(entry.verdict(device) for entry in self.match)
         if wanted is Verdict.NOT:
             return wanted
         return all_of((wanted, negation(any_of(entry.verdict(device) for entry in self.exclude))))
 
     def unknowns(self, device: Device) -> tuple[Finding, ...]:
-        """Return the findings that leave open whether the resource wants the device."""
+        """Return the unknown findings that leave the verdict open."""
         if self.verdict(device) is not Verdict.UNKNOWN:
             return ()
         matched = any_of(entry.verdict(device) for entry in self.match) is Verdict.MATCHED
@@ -232,11 +232,11 @@ class ResourceRule:
         return tuple(finding for finding in findings if finding.verdict is Verdict.UNKNOWN)
 
     def applies_to(self, node: str) -> bool:
-        """Return whether the resource exists on the node of this name."""
+        """Return whether the resource is configured for the node of this name."""
         return self.nodes is None or any(pattern.matches(node) for pattern in self.nodes)
 
     def shadows(self, later: ResourceRule) -> bool:
-        """Return True where nothing can be left for a later resource. Never wrong when True; False may mean "cannot tell"."""
+        """Return True where a later resource can certainly claim no device; False may mean that this is unknown."""
         nodes = self.nodes is None or (
             later.nodes is not None and all(any(mine.covers(theirs) for mine in self.nodes) for theirs in later.nodes)
         )
@@ -246,7 +246,7 @@ class ResourceRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Whose a devnode is: of `owner`, or open between the resources of `doubtful`. `wanted` are all that match it."""
+    """The owner of a devnode, or the resources between which that is open (`doubtful`). `wanted` are all that certainly match it."""
 
     owner: str | None = None
     doubtful: frozenset[str] = frozenset()
@@ -254,9 +254,9 @@ class Claim:
 
 
 def claim(device: Device, rules: Sequence[ResourceRule]) -> Claim:
-    """Give the device to the first resource that matches and does not exclude it.
+    """Assign the device to the first resource that matches and does not exclude it.
 
-    While an earlier resource may want it, a later one that surely does cannot have it: counted twice it would be oversold.
+    While an earlier resource may match, a later one that certainly matches does not get the device: counted by both, it would be oversold.
     """
     verdicts = [(rule.name, rule.verdict(device)) for rule in rules]
     wanted = tuple(name for name, verdict in verdicts if verdict is Verdict.MATCHED)
@@ -272,7 +272,7 @@ def claim(device: Device, rules: Sequence[ResourceRule]) -> Claim:
 
 
 def quantity_of(rule: ResourceRule, devices: Iterable[Device]) -> int:
-    """Return how many of the resource these devices are: physical devices, or devnodes."""
+    """Return the count of these devices for the resource: of physical devices, or of devnodes."""
     if rule.count is Count.DEVNODE:
         return sum(1 for _ in devices)
     return len({device.body for device in devices})

@@ -1,4 +1,4 @@
-"""What one cycle of the loop knows."""
+"""The input of one cycle of the loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What one cycle of the loop knows."""
+    """The input of one cycle of the loop: counts, devices, the observed Node and the times."""
 
     figures: Figures
     inventory: Inventory
@@ -28,31 +28,31 @@ class Scene:
     """The API server's time in its last answer (RFC 3339, seconds), empty before one."""
 
     def second(self, moment: float) -> int:
-        """Return the Unix second of a moment of the monotonic clock."""
+        """Return the Unix second of a monotonic time."""
         return int(self.wall - (self.now - moment))
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """All that is on the host."""
+        """All devices on the host, arrived and pending."""
         return (*self.inventory.present, *self.inventory.pending)
 
     def shows(self, name: str) -> bool:
-        """Return whether the Node shows the figure of a resource."""
+        """Return whether both maps of the Node show the advertised count of a resource."""
         return self.observed is not None and self.observed.shows(
             name, Amounts.of(self.figures.by_name[name].advertised)
         )
 
     def by_ownership(self, name: str) -> tuple[list[Device], list[Device]]:
-        """Return the devices that a resource may have or may have had, and apart from them those that another one surely has."""
+        """Return the devices that a resource has or may have, and separately those that another one certainly has."""
         foreign = {device for device, claim in self.figures.claims.items() if claim.owner not in {None, name}}
         return [each for each in self.devices if each not in foreign], [
             each for each in self.devices if each in foreign
         ]
 
     def open(self, name: str) -> set[Key]:
-        """Return the devices of which it is unknown whether the resource has them."""
+        """Return the registrations of which it is unknown whether the resource claims them."""
         claims, claimed = self.figures.claims, {device.key for device in self.figures.by_name[name].devices}
-        # Without a record, too, a device that another resource surely has is not this one's any more.
+        # A device that another resource certainly has is not open, even without a record.
         unknown = (device for device in self.devices if not device.complete and claims[device].owner is None)
         doubtful = (device for device in self.devices if name in claims[device].doubtful)
         return {device.key for device in chain(unknown, doubtful)} - claimed
@@ -65,4 +65,4 @@ class PreviousScan:
     at: float = float("-inf")
     devices: tuple[Device, ...] = ()
     began: float = float("inf")
-    """When the first certain scan was."""
+    """The time of the first certain scan."""

@@ -1,4 +1,4 @@
-"""The sticks that everybody has: what they are called, and what tells them from other devices with the same bridge chip."""
+"""A catalogue of common sticks: their names, and matchers that distinguish them from other devices with the same bridge chip."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stick:
-    """A well-known stick: its common name, a resource name to suggest for it, and how to recognise it."""
+    """A stick of the catalogue: its common name, the resource name to suggest for it, and its matcher."""
 
     title: str
     resource: str
@@ -81,5 +81,5 @@ STICKS = (
 
 
 def recognise(device: Device) -> Stick | None:
-    """Return the well-known stick that a device is, None for any other."""
+    """Return the stick of the catalogue that matches a device, None where none does."""
     return next((stick for stick in STICKS if stick.matcher.verdict(device) is Verdict.MATCHED), None)

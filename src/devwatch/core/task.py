@@ -1,4 +1,4 @@
-"""A request to the API server that the loop makes. At most one is in flight."""
+"""A request of the loop to the API server. At most one is in flight."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 PATIENCE = 1.0
-"""Seconds for which a patch waits for an eviction or an Event that is in flight; it is repeated afterwards."""
+"""Seconds for which a patch waits for an eviction or an Event in flight; after that the other request is cancelled and repeated later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,4 +18,4 @@ class Task:
 
     run: Callable[[], Awaitable[None]]
     patience: float = PATIENCE
-    """Seconds after which a patch ends it: 0 for a read that can be done without, infinite for a patch."""
+    """Seconds after which a due patch cancels it: 0 for an optional read, infinite for a patch."""

@@ -1,4 +1,4 @@
-"""Nodes: read, patched and watched."""
+"""Read, patch and watch Nodes."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class KubeNode(Connection):
         return await patch_node(self, self._name, patch, dry_run=self._dry_run)
 
     async def watch(self) -> AsyncIterator[NodeState | None]:
-        """Yield the Node, and again whenever a client has written to it, until the server ends the watch after `WATCH_TIMEOUT`.
+        """Yield the Node, at first and after each write of a client, until the server ends the watch after `WATCH_TIMEOUT`.
 
-        Yields None where there is no Node, or no longer. A watch begins with a list, unless the server has ended the one before it: then it
-        continues from the version of its last event or bookmark. Raises as `request` does; `Gone` where the server has forgotten that
-        version.
+        Yields None where the Node does not exist, or is deleted. A watch begins with a list, unless the server ended the one before it:
+        then it continues from the version of its last event or bookmark. Raises as `request` does, and `Gone` where the server no longer
+        has that version.
         """
         selector = ("fieldSelector", f"metadata.name={self._name}")
         version, self._ended_at = self._ended_at, ""
@@ -73,7 +73,7 @@ class KubeNode(Connection):
 
 
 async def patch_node(connection: Connection, name: str, patch: NodePatch, *, dry_run: bool = False) -> NodeState:
-    """Send a strategic-merge patch of a Node's status; an empty one is a read that needs no other permission.
+    """Send a strategic-merge patch of a Node's status; an empty one is a read that needs no further permission.
 
     With `dry_run` the server checks everything and stores nothing (`dryRun=All`). Raises as `request` does.
     """
@@ -96,9 +96,9 @@ def version_of(item: Mapping[str, Any]) -> str:
 
 
 def node_state(content: Mapping[str, Any], *, origin: str) -> NodeState:
-    """Read a Node object. Raises `Retry` for anything else: a proxy's page is no Node without resources."""
+    """Convert a Node object. Raises `Retry` for anything else: the page of a proxy must not count as a Node without resources."""
     if content.get("kind") != "Node":
-        raise Retry(f"the answer of {origin} is no Node: something else than the API server may have answered")
+        raise Retry(f"unexpected response from {origin}: not a Node (does a proxy answer?)")
     try:
         metadata, status = content["metadata"], content.get("status") or {}
         version = str(metadata.get("resourceVersion") or "0")
@@ -112,7 +112,7 @@ def node_state(content: Mapping[str, Any], *, origin: str) -> NodeState:
             writers=_writers(metadata.get("managedFields") or ()),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Retry(f"the answer of {origin} is no Node: {reason_of(error)}") from error
+        raise Retry(f"unexpected response from {origin}: not a Node: {reason_of(error)}") from error
 
 
 def _strings(content: object) -> dict[str, str]:
@@ -124,10 +124,9 @@ def _strings(content: object) -> dict[str, str]:
 
 
 def _writers(managed: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Writer, ...]]:
-    """Return who has written each extended resource and the annotation last (metav1.ManagedFieldsEntry), as far as that is recorded."""
-    recorded = any(
-        "subresource" in entry for entry in managed
-    )  # from 1.22 on; a kubelet writes the status all the time
+    """Return the recorded field managers of each extended resource and of the annotation (metav1.ManagedFieldsEntry)."""
+    # Servers from 1.22 on record the subresource. A kubelet writes the status all the time, so there at least one entry has it.
+    recorded = any("subresource" in entry for entry in managed)
     writers: dict[str, tuple[Writer, ...]] = {}
     for entry in managed:
         for name, maps in _written(entry.get("fieldsV1") or {}).items():
@@ -143,7 +142,7 @@ def _writers(managed: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Writer, ..
 
 
 def _written(fields: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return in which maps an entry has which extended resources, and under `ANNOTATION_PART` whether it has the annotation."""
+    """Return the extended resources of an entry, each with its maps, and `ANNOTATION_PART` (without maps) if it has the annotation."""
     status, annotations = fields.get("f:status") or {}, (fields.get("f:metadata") or {}).get("f:annotations") or {}
     written: dict[str, list[str]] = {ANNOTATION_PART: []} if f"f:{ANNOTATION}" in annotations else {}
     for part in MAPS:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devwatch.core.backoff import Backoff, Truce
+from devwatch.core.backoff import Backoff, RepairBackoff
 
 chances = st.floats(min_value=0, max_value=1, exclude_max=True)
 
@@ -56,26 +56,26 @@ def test_failures_without_end_are_no_failure_of_arithmetic() -> None:
     assert Backoff(failures=1_000_000).fail(0, 0.5) == 15
 
 
-def test_a_repair_that_is_undone_again_and_again_comes_ever_more_rarely() -> None:
-    """Two writers that contest a Node shall not keep the API server busy; the first repair is never waited for."""
-    truce = Truce()
-    assert truce.until == float("-inf")
+def test_a_repair_that_is_always_undone_comes_at_growing_intervals() -> None:
+    """Two writers that contest a Node must not keep the API server busy; the first repair is immediate."""
+    backoff = RepairBackoff()
+    assert backoff.until == float("-inf")
     waits: list[float] = []
     for at in range(0, 10 * 300, 300):
-        assert truce.repaired(at) == len(waits) + 1
-        waits.append(truce.until - at)
+        assert backoff.repaired(at) == len(waits) + 1
+        waits.append(backoff.until - at)
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]
 
 
-def test_peace_forgives_all_repairs() -> None:
+def test_a_quiet_period_resets_the_count_of_repairs() -> None:
     """A kubelet that restarts every day is repaired at once every day."""
-    truce = Truce()
-    assert [truce.repaired(at) for at in (0, 599, 1199, 1300)] == [1, 2, 1, 2]
+    backoff = RepairBackoff()
+    assert [backoff.repaired(at) for at in (0, 599, 1199, 1300)] == [1, 2, 1, 2]
 
 
 def test_a_contest_without_end_is_no_failure_of_arithmetic() -> None:
     """The wait stays at its limit."""
-    truce = Truce()
+    backoff = RepairBackoff()
     for at in range(3000):
-        truce.repaired(at)
-    assert truce.until == 2999 + 300
+        backoff.repaired(at)
+    assert backoff.until == 2999 + 300

@@ -28,8 +28,8 @@ def test_the_first_repair_is_due_at_once() -> None:
     assert drift.parts == {ANNOTATION_PART}
 
 
-def test_the_next_waits_for_the_truce_and_nothing_else_does() -> None:
-    """What nobody contests is not held up, and the wait is told to who plans the next turn."""
+def test_the_next_repair_waits_for_the_backoff_and_nothing_else_does() -> None:
+    """A part that no other client contests is not delayed, and the delay is reported for the planning of the next cycle."""
     drift = Drift()
     repair(drift, 0, "kubelet")
     drift.note([ZIGBEE], state("kubelet"))
@@ -48,7 +48,7 @@ def test_what_is_wanted_anew_does_not_wait() -> None:
 
 
 def test_what_is_no_longer_wanted_is_no_drift() -> None:
-    """Somebody else has put it right, and the truce is none the longer."""
+    """Another client has repaired it, so the backoff does not grow."""
     drift = Drift()
     drift.note([ZIGBEE], state("kubelet"))
     assert drift.waiting(patch_of({}), 0) == set()
@@ -66,8 +66,8 @@ def test_the_other_writers_are_named_at_the_fifth_repair_only() -> None:
     assert told == [None] * 4 + [("a", "b")] + [None] * 5
 
 
-def test_what_is_repaired_apart_is_one_repair() -> None:
-    """Where a policy refuses one resource the others are written one by one, and none waits for the truce of the one before."""
+def test_parts_repaired_in_isolation_are_one_repair() -> None:
+    """Where a policy refuses one resource the others are written one by one, and none waits for the backoff of the one before."""
     drift = Drift()
     wanted = {ZIGBEE: "1", ZWAVE: "1", ANNOTATION_PART: "{}"}
     drift.note(wanted, state("kubelet"))
@@ -92,8 +92,8 @@ def test_what_is_written_over_again_before_its_repair_waits() -> None:
     assert drift.waiting(patch_of(wanted), 1) == set()
 
 
-def test_a_repair_within_the_truce_ends_it_for_nothing_else() -> None:
-    """A count that is wanted anew is written at once, and what waits goes on waiting."""
+def test_a_repair_within_the_backoff_ends_it_for_nothing_else() -> None:
+    """A changed count is written at once, and the other parts keep waiting."""
     drift = Drift()
     repair(drift, 0, "kubelet")
     drift.note([ZIGBEE, ZWAVE], state("kubelet"))
@@ -103,8 +103,8 @@ def test_a_repair_within_the_truce_ends_it_for_nothing_else() -> None:
     assert drift.waiting(patch_of({ZWAVE: "1"}), 0.7) == {ZWAVE}
 
 
-def test_what_is_wanted_anew_lengthens_no_truce() -> None:
-    """Sticks that come and go put off no repair of what somebody else wrote meanwhile."""
+def test_a_changed_count_does_not_lengthen_the_backoff() -> None:
+    """Sticks that come and go do not delay the repair of a foreign write."""
     drift = Drift()
     repair(drift, 0, "kubelet")
     drift.note([ZIGBEE, ZWAVE], state("kubelet"))

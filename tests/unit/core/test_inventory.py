@@ -22,7 +22,7 @@ def test_before_the_first_look_nothing_is_certain() -> None:
     inventory = Inventory()
     assert not inventory.present
     assert not inventory.pending
-    assert inventory.doubts == ("no look yet",)
+    assert inventory.doubts == ("no scan yet",)
     assert inventory.due is None
 
 

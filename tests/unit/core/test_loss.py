@@ -501,16 +501,16 @@ def test_the_pods_are_listed_at_a_departure_and_before_the_end_of_its_grace() ->
         story.losses.update(slow, Scene(figures=figures, inventory=story.inventory, observed=NodeState(), now=now))
 
     cycle(0, USB0)
-    assert story.losses.roll_call is None
+    assert story.losses.pod_list_due is None
     cycle(10)
-    assert story.losses.roll_call == 10
-    story.losses.call_roll(10)
-    assert story.losses.roll_call == 14.5
+    assert story.losses.pod_list_due == 10
+    story.losses.note_pod_list(10)
+    assert story.losses.pod_list_due == 14.5
     cycle(10.1, USB0)
-    assert story.losses.roll_call is None
+    assert story.losses.pod_list_due is None
     cycle(10.2)
-    assert story.losses.roll_call == 11
-    story.losses.call_roll(11)
-    assert story.losses.roll_call == 14.7
-    story.losses.call_roll(14.7)
-    assert story.losses.roll_call is None
+    assert story.losses.pod_list_due == 11
+    story.losses.note_pod_list(11)
+    assert story.losses.pod_list_due == 14.7
+    story.losses.note_pod_list(14.7)
+    assert story.losses.pod_list_due is None

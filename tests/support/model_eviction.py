@@ -537,7 +537,9 @@ class Bailiff:
             for known in self.known.values()
             if known.want == lost.want and known.missing is not None and known.alike(lost)
         )
-        return set().union(*(self._own(known.tty) for known in (lost, *alike)))
+        # What is true is right to know, also where this daemon was not yet answered when it was so.
+        truly = (self.ledger.paths.places.get(known.tty.birth, Places()).own for known in (lost, *alike))
+        return set().union(*truly, *(self._own(known.tty) for known in (lost, *alike)))
 
     def _was_there(self, life: Life, lost: Known) -> bool:
         if lost.remembered and lost.lost:

@@ -44,6 +44,8 @@ class Tty:
     plugged: float = 0.0
     handled: float | None = None
     """When udev handled it, None before."""
+    console: bool = False
+    """Whether it is played by a virtual console, which keeps its registration with the kernel whatever becomes of the stick."""
 
     @property
     def number(self) -> int:

@@ -57,6 +57,8 @@ class Host:
     """Whether a listing comes out empty without an error, as with no file descriptor left."""
     hidden: bool = False
     """Whether `/run/udev` is not there."""
+    consoles: bool = False
+    """Whether sticks are played by virtual consoles from now on."""
     births: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def plug(self, kind: Kind, socket: str, number: int, *, record: bool) -> None:
@@ -93,7 +95,13 @@ class Host:
         for tty, devnode in zip(model, free, strict=False):
             self.nodes.pop(devnode, None)
             born = replace(
-                tty, birth=next(self.births), devnode=devnode, socket=socket, slot=slot, plugged=self.clock()
+                tty,
+                birth=next(self.births),
+                devnode=devnode,
+                socket=socket,
+                slot=slot,
+                plugged=self.clock(),
+                console=self.consoles,
             )
             self.ttys[devnode] = self.past[born.birth] = born
 
@@ -160,9 +168,9 @@ def device(tty: Tty, links: tuple[str, ...]) -> Device:
         links = tuple(link for link in links if link.startswith("/dev/serial/"))
     return Device(
         devnode=tty.devnode,
-        devpath=f"/devices/{tty.socket}/{tty.stick}/{tty.devnode}",
+        devpath=f"/devices/virtual{tty.devnode}" if tty.console else f"/devices/{tty.socket}/{tty.stick}{tty.devnode}",
         number=os.makedev(188, tty.number),
-        incarnation=tty.birth,
+        incarnation=0 if tty.console else tty.birth,
         physical=f"/devices/{tty.socket}/{tty.stick}",
         vendor=tty.vendor,
         product="0001",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from devwatch.core.backoff import Backoff
 from devwatch.core.errors import ApiError, Conflict, Forbidden, Missing, Retry
 from devwatch.core.incidents import Incidents, Loss, Return
-from devwatch.core.pods import Disposition, Pod, on_loss, on_return
+from devwatch.core.pods import Disposition, Pod, names_shared_path, on_loss, on_return
 from devwatch.core.repeat import RepeatFilter
 from devwatch.core.task import Task
 
@@ -148,8 +148,8 @@ class Evictor:
 
         - A loss: the pods concerned at the first list are its victims. Later lists never add any, since a pod that was created since is a
           successor. A return needs no such memory: a container that started since has mounted the returned device.
-        - Pods that are spared are reported. An ambiguous one is reported only where no pod is chosen: if the holder of the lost device is
-          known, the others use the devices that are left.
+        - Pods that are spared are reported. An ambiguous one is reported only where no pod is chosen, or where it names a path that the
+          device shared: if the holder of the lost device is known, the others use the devices that are left.
         - Of the victims, the one with the fewest refusals comes next.
         - Without a victim, a loss stays open while a pod that is never evicted keeps the device, and is checked every `KEPT_INTERVAL`.
         - Else the incident is settled, so that its device leaves the annotation.
@@ -162,7 +162,8 @@ class Evictor:
         concerned = {pod.uid for pod, what in judged if what is Disposition.EVICT}
         chosen = self.losses.choose(incident, concerned) if isinstance(incident, Loss) else concerned
         for pod, what in judged:
-            if what in _SPARE_REASONS and not (what is Disposition.AMBIGUOUS and chosen):
+            elsewhere = what is Disposition.AMBIGUOUS and chosen and not names_shared_path(pod, incident)
+            if what in _SPARE_REASONS and not elsewhere:
                 self._spare(pod, _SPARE_REASONS[what], incident, what)
         victims = [pod for pod in pods if pod.uid in concerned & chosen]
         if victims:

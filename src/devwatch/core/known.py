@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,14 @@ class KnownDevices:
     6. The remaining departures advance. This comes last, since `sure` excludes all departures that have a match.
     """
 
-    def __init__(self, evicted: Mapping[Ids, int], remembered: Iterable[Entry] = ()) -> None:
-        """Start with the entries in the annotation of a former daemon. `evicted` is shared with `Losses`, which updates it."""
-        self._remembered, self._restored = tuple(remembered), False
+    def __init__(
+        self, evicted: Mapping[Ids, int], remembered: Iterable[Entry] = (), written_at: float = math.inf
+    ) -> None:
+        """Start with the entries in the annotation of a former daemon, which was last written at `written_at`.
+
+        `evicted` is shared with `Losses`, which updates it.
+        """
+        self._remembered, self._restored, self._written_at = tuple(remembered), False, written_at
         self._evicted = evicted
         self.here: dict[Key, Entry] = {}
         """By registration: the present devices that the resource claims, or claimed and may claim again."""
@@ -123,7 +129,12 @@ class KnownDevices:
             device=device,
             registrations=(*former[:-1], last),
             links={*held.links, *shared},
-            others=frozenset(other.key for other in before.devices if ids_of(Entry.of(other)) == ids_of(entry)),
+            others=frozenset(
+                other.key
+                for other in before.devices
+                # A virtual console keeps its registration over a replug, so its own is not another device's.
+                if other.key != device.key and ids_of(Entry.of(other)) == ids_of(entry)
+            ),
         )
 
     def _restore_departures(self, rule: ResourceRule, scene: Scene) -> tuple[Entry, ...]:
@@ -168,9 +179,12 @@ class KnownDevices:
         same = number == entry.rdev and not entry.numbers
         if departure.device is None and (same or not _is_unambiguous(entry, device, scene, rule.name)):
             return
-        second = scene.second(at)
+        second, former = scene.second(at), departure.registrations
+        last = former[-1]
+        if departure.device is None and last.number == number and abs(last.second - second) <= 1:
+            former = former[:-1]  # the former daemon has already listed the present registration
         now = Registration(second=second, number=number, paths=frozenset())
-        self._registrations[device.key] = (*departure.registrations, now)[-MAX_NUMBERS:]
+        self._registrations[device.key] = (*former, now)[-MAX_NUMBERS:]
         self.returns[device.key] = Return(
             resource=rule.name,
             entries=(entry,),
@@ -218,7 +232,8 @@ class KnownDevices:
                 departure.over = counted_out and scene.now >= departure.at + departure.grace
                 departure.lost = scene.date or None if departure.over else None
             elif departure.since is None and counted_out and is_shown:
-                departure.since, departure.accepted = scene.now, "" if departure.recalled else scene.date
+                departure.since = min(scene.now, self._written_at if departure.recalled else math.inf)
+                departure.accepted = "" if departure.recalled else scene.date
 
     def listing(self, devices: Iterable[Device]) -> tuple[Entry, ...] | None:
         """Return the entries to list in the annotation, given these present devices; None before the first certain scan."""

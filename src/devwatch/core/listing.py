@@ -67,7 +67,8 @@ class Entry:
     @classmethod
     def of(cls, device: Device) -> Entry:
         """Return the entry of a device, with strings cut to `MAX_TEXT` characters, so that it equals the entry that is read back."""
-        vendor, product, serial, link = (_text(getattr(device, name)) for name in _IDS)
+        vendor, product, serial = (_text(text) for text in (device.vendor, device.product, device.serial))
+        link = listed_path(device.link) if device.link else None
         return cls(devnode=device.devnode, vendor=vendor, product=product, serial=serial, link=link)
 
     def remembering(

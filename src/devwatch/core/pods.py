@@ -140,6 +140,12 @@ def on_loss(pod: Pod, loss: Loss) -> Disposition | None:
     return _disposition_by_owner(pod) if was_before else Disposition.LATE
 
 
+def names_shared_path(pod: Pod, incident: Loss | Return) -> bool:
+    """Return whether a pod names a path that a device of the incident shared with another device."""
+    shared = {path for entry in incident.entries for path in entry.shared}
+    return not shared.isdisjoint(map(listed_path, pod.host_paths))
+
+
 def _disposition_by_owner(pod: Pod) -> Disposition:
     """Return `EVICT` where a controller replaces the pod, possibly on another node; else why an eviction would not help."""
     if pod.mirror or pod.owner == "DaemonSet":

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devwatch.core.listing import MAX_BYTES, Entry, Listing, parse_listing, render_listing
+from devwatch.core.listing import MAX_BYTES, Entry, Listing, listed_path, parse_listing, render_listing
 from devwatch.core.names import resource_name_fault
 from devwatch.core.node import ANNOTATION, ANNOTATION_PART, Amounts, NodePatch, NodeState, Writer, quantity
 from support.build import ZIGBEE, ZWAVE, Parts, device, patch_of
@@ -197,7 +197,8 @@ def test_no_text_of_a_device_is_longer_than_128_characters(text: str) -> None:
     entry = Entry.of(device(text, serial=text, vendor=text, product=text, links=(text,)))
     (listed,) = parse_listing(render_listing({ZIGBEE: (entry,)}) or "")[ZIGBEE]
     cut = text[:128]
-    assert listed == Entry(devnode=f"/dev/{text}"[:128], vendor=cut, product=cut, serial=cut, link=cut)
+    link = listed_path(text) if text else None
+    assert listed == Entry(devnode=f"/dev/{text}"[:128], vendor=cut, product=cut, serial=cut, link=link)
     assert (entry.vendor, entry.product, entry.serial) == (listed.vendor, listed.product, listed.serial)
 
 

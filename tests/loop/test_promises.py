@@ -29,6 +29,7 @@ from support.model_moves import (
     climate,
     complete,
     configure,
+    consoles,
     create,
     delete,
     devnode,
@@ -707,6 +708,17 @@ KNOWN = {
         Move(restart, (3, 1.0), 6.0),
         Move(relief, (), 0.5),
         Move(devnode, (3, 2), 65.0),
+    ),
+    "a stick that a virtual console plays is back under its registration": (
+        Move(consoles, (True,)),
+        Move(furnish, ("zigbee", "composite")),
+        Move(bounce, (0, 0, 0.5), 11.0),
+        Move(bounce, (0, 0, 4.5), 35.0),
+    ),
+    "a part of a stick that takes the console of another part is back": (
+        Move(consoles, (True,)),
+        Move(plug, ("composite", "socket-1", 0, True), 11.0),
+        Move(replug, (3, "socket-1", 1, 2.1)),
     ),
     "another vendor in the place of a lost device is not the device": (
         Move(furnish, ("composite", "twin", "modem")),

@@ -440,7 +440,6 @@ FUNCTIONS: tuple[tuple[Callable[..., None], int, tuple[Sequence[Argument], ...]]
     (plug, 6, (tuple(KINDS), SOCKETS, (0, 1, 2), (True, True, True, False))),
     (pull, 5, (INDEXES,)),
     (replug, 5, (INDEXES, SOCKETS, (0, 1, 2), (0.0, 0.5, 1.9, 2.1, 4.5))),
-    (consoles, 1, (BOOLEANS,)),
     (apart, 2, ((0.0, 0.05, 0.5, 2.5),)),
     (bounce, 4, (INDEXES, (0, 1), (0.0, 0.5, 1.9, 2.1, 4.5, 8.0, 12.0))),
     (swap, 2, (INDEXES, ("zigbee", "nameless", "composite"), (0.0, 0.5, 2.5, 8.0))),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from devwatch.agent.report import held_up
 from devwatch.core.errors import ConfigError
 from devwatch.core.inventory import Inventory, Scan
-from devwatch.core.node import ANNOTATION_PART
 from devwatch.core.plan import Figures, Tally
 from devwatch.core.scene import Scene
 
@@ -223,7 +221,7 @@ class Reconciler:
         self._began = True
         self._tally.start(observed, now)
         if self._evictor is not None:
-            self._evictor.losses.start(observed.memory(), now - _seconds_since_write(observed, self.publisher.date))
+            self._evictor.losses.start(observed.memory())
 
     def _update_losses(self, figures: Figures, now: float) -> Listing:
         """Update the incidents of the evictor, and return the devices that the annotation must list for the next daemon."""
@@ -311,18 +309,6 @@ class Reconciler:
         finally:
             self._request, self._yields_at = None, math.inf
             self.wake("node")
-
-
-def _seconds_since_write(observed: NodeState, date: str) -> float:
-    """Return the seconds between the last write of the annotation and the API server's `date`, 0 where one of them is unknown.
-
-    Both times are whole seconds, so one second less is certain.
-    """
-    try:
-        (written,) = (datetime.fromisoformat(writer.time) for writer in observed.writers.get(ANNOTATION_PART, ()))
-        return max((datetime.fromisoformat(date) - written).total_seconds() - 1, 0.0)
-    except (ValueError, TypeError):
-        return 0.0
 
 
 async def _await_request(request: Awaitable[T]) -> T:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from devwatch.core.paths import paths_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from collections.abc import Set as AbstractSet
 
     from devwatch.core.device import Device, Key
@@ -72,14 +72,18 @@ class Departure:
     maybe: Key | None = None
     """The present device that may be this one, while the udev record that decides it is incomplete."""
 
-    def excluded(self, devices: Iterable[Device]) -> set[Key]:
-        """Return the devices that cannot be this one: handled by udev before it was last observed, or other parts of a stick."""
-        return {
-            device.key
-            for device in devices
-            if (initialized_at(device) or math.inf) + _MICROSECOND < self.seen
-            or (self.device is not None and is_other_part(device, self.device))
-        }
+    def excluded(self, devices: Sequence[Device]) -> set[Key]:
+        """Return the devices that cannot be this one.
+
+        - It was present beside them, and udev has not handled them again since. A virtual console keeps its registration whatever stick it
+          plays, so a console that udev has handled again may be this device.
+        - udev had handled them before this one was last observed.
+        - They are other parts of a composite stick.
+        """
+        again = {device.key for device in devices if (initialized_at(device) or -math.inf) > self.seen}
+        earlier = {device.key for device in devices if (initialized_at(device) or math.inf) + _MICROSECOND < self.seen}
+        parts = (device.key for device in devices if self.device is not None and is_other_part(device, self.device))
+        return (set(self.others) - again) | earlier | set(parts)
 
     def unlinked(self, devices: Iterable[Device]) -> set[Key]:
         """Return the devices that have none of its links, not even a shared one, as far as the links of both are known."""

@@ -49,7 +49,7 @@ class Finder:
         for devices in (own, foreign):
             rest = [device for device in devices if device not in found.values()]
             left = {entry: each for entry, each in self.gone.items() if entry not in found}
-            others = {entry: each.others | each.excluded(rest) for entry, each in left.items()}
+            others = {entry: each.excluded(rest) for entry, each in left.items()}
             if devices is foreign:
                 others = {entry: others[entry] | each.unlinked(rest) for entry, each in left.items()}
             found |= self._match_departed(others, rest, claimed)

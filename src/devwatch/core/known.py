@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -44,14 +43,9 @@ class KnownDevices:
     6. The remaining departures advance. This comes last, since `sure` excludes all departures that have a match.
     """
 
-    def __init__(
-        self, evicted: Mapping[Ids, int], remembered: Iterable[Entry] = (), written_at: float = math.inf
-    ) -> None:
-        """Start with the entries in the annotation of a former daemon, which was last written at `written_at`.
-
-        `evicted` is shared with `Losses`, which updates it.
-        """
-        self._remembered, self._restored, self._written_at = tuple(remembered), False, written_at
+    def __init__(self, evicted: Mapping[Ids, int], remembered: Iterable[Entry] = ()) -> None:
+        """Start with the entries in the annotation of a former daemon. `evicted` is shared with `Losses`, which updates it."""
+        self._remembered, self._restored = tuple(remembered), False
         self._evicted = evicted
         self.here: dict[Key, Entry] = {}
         """By registration: the present devices that the resource claims, or claimed and may claim again."""
@@ -232,8 +226,7 @@ class KnownDevices:
                 departure.over = counted_out and scene.now >= departure.at + departure.grace
                 departure.lost = scene.date or None if departure.over else None
             elif departure.since is None and counted_out and is_shown:
-                departure.since = min(scene.now, self._written_at if departure.recalled else math.inf)
-                departure.accepted = "" if departure.recalled else scene.date
+                departure.since, departure.accepted = scene.now, "" if departure.recalled else scene.date
 
     def listing(self, devices: Iterable[Device]) -> tuple[Entry, ...] | None:
         """Return the entries to list in the annotation, given these present devices; None before the first certain scan."""

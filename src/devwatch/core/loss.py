@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -51,12 +50,9 @@ class Losses:
         self._pods_observed: set[str] = set()
         self._pods_listed_at = float("-inf")
 
-    def start(self, memory: Listing, written_at: float = math.inf) -> None:
-        """Take the devices that the annotation of a former daemon lists.
-
-        Their `after` has begun before `written_at`, the time of its last write in seconds of the loop's clock; infinite where unknown.
-        """
-        self._known = {name: KnownDevices(self._evicted, entries, written_at) for name, entries in memory.items()}
+    def start(self, memory: Listing) -> None:
+        """Take the devices that the annotation of a former daemon lists."""
+        self._known = {name: KnownDevices(self._evicted, entries) for name, entries in memory.items()}
 
     def update(self, rules: Sequence[ResourceRule], scene: Scene) -> Incidents:
         """Process the last scan and return all incidents.

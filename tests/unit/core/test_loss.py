@@ -531,18 +531,6 @@ def test_a_device_that_returns_under_its_own_registration_is_not_lost() -> None:
     assert story.gone() == []
 
 
-def test_the_time_of_a_loss_goes_on_over_a_restart() -> None:
-    """What passed between the last write of the former daemon and the start of this one counts."""
-    losses, inventory = Losses(), Inventory()
-    losses.start({ZIGBEE: (replace(E0, lost=LOST_AT),)}, written_at=80.0)
-    inventory.observe(scan(at=100))
-    zero = NodeState(capacity={ZIGBEE: "0"}, allocatable={ZIGBEE: "0"})
-    figures = Figures(by_name={ZIGBEE: Figure(present=0, advertised=0, devices=())})
-    scene = Scene(figures=figures, inventory=inventory, observed=zero, now=100, date=LOST_AT)
-    (loss,) = losses.update(RULES, scene).losses
-    assert (loss.since, loss.due) == (80, 110)
-
-
 def test_a_cut_link_is_not_taken_for_another_with_the_same_beginning() -> None:
     """Links of 200 characters that differ at their end stay different in the annotation."""
     one, other = (device(name, links=("/dev/" + "x" * 190 + name,)) for name in ("ttyUSB0", "ttyUSB1"))

@@ -458,6 +458,24 @@ def test_a_stick_that_returns_under_another_number_ends_who_has_the_dead_file(jo
         assert journey.stays(whole)
 
 
+@pytest.mark.parametrize("away", [0.3, 1.2], ids=["within the grace", "after it"])
+def test_a_stick_that_returns_under_its_number_ends_nobody(journey: Journey, away: float) -> None:
+    """The file of its pod opens it again, and its pod is told; another stick is there all the time."""
+    journey.a.configure(after="2s")
+    journey.plug("tty40", "JOURNEY-A1", "journey-stick")
+    journey.plug("tty42", "JOURNEY-A2")
+    with journey.a.start() as here:
+        here.wait_for(lambda: journey.a.shows("2"))
+        holder = journey.deploy(host_path="/dev/journey-stick")
+        _started(journey.apiserver, holder, seconds_ago=60)
+        journey.sticks.unplug("tty40")
+        time.sleep(away)
+        journey.plug("tty40", "JOURNEY-A1", "journey-stick")
+        refused = here.wait_log("pod.eviction_refused", pod=_title(holder))
+        assert str(refused["reason"]).startswith("same number")
+        assert _stays_for_a_witness(journey, here, holder)
+
+
 def _started(apiserver: ApiServer, pod: Object, *, seconds_ago: int) -> None:
     """Say when the container of a pod started, as its kubelet would."""
     at = datetime.fromtimestamp(time.time() - seconds_ago, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

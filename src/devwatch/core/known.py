@@ -123,12 +123,7 @@ class KnownDevices:
             device=device,
             registrations=(*former[:-1], last),
             links={*held.links, *shared},
-            others=frozenset(
-                other.key
-                for other in before.devices
-                # A virtual console keeps its registration over a replug, so its own is not another device's.
-                if other.key != device.key and ids_of(Entry.of(other)) == ids_of(entry)
-            ),
+            others=frozenset(other.key for other in before.devices if ids_of(Entry.of(other)) == ids_of(entry)),
         )
 
     def _restore_departures(self, rule: ResourceRule, scene: Scene) -> tuple[Entry, ...]:

@@ -448,6 +448,20 @@ async def test_a_container_that_started_before_the_device_came_has_no_file_of_it
 
 
 @virtual
+async def test_daemons_that_are_killed_again_and_again_forget_no_number() -> None:
+    """Each lists the numbers once more, and none of them twice: the list has room for a few only."""
+    async with home(holder("dead")) as one:
+        one.host.unplug()
+        one.host.plug("0001", USB0, serial="S0", link=BY_ID, number=7, properties={"USEC_INITIALIZED": "100000000"})
+        for _ in range(12):
+            await asyncio.sleep(AFTER / 20)
+            await one.kill()
+            one.start(config())
+        await asyncio.sleep(AFTER + 5)
+        assert one.evicted == ["dead"]
+
+
+@virtual
 async def test_a_daemon_that_is_killed_leaves_every_number_to_the_next() -> None:
     """Who started between two returns has a good file if the second brings the number back that the first has brought."""
     async with home(holder("dead")) as one:

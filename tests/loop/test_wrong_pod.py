@@ -209,6 +209,20 @@ async def test_what_twins_shared_is_known_to_the_next_daemon() -> None:
 
 
 @virtual
+async def test_who_mounts_the_link_of_twins_is_told_also_where_another_pod_goes() -> None:
+    """Nothing says which twin it uses; one that names neither uses the twin that is left, and hears nothing."""
+    pods = (pod("exact", paths=(USB1,)), pod("link", paths=(SHARED,)), pod("any", paths=("/dev",)))
+    async with home(*pods, sticks=()) as one:
+        plug_twins(one, USB0, USB1)
+        await asyncio.sleep(10)
+        one.host.unplug(USB1)
+        one.host.change(USB0, links=(SHARED, "/dev/serial/by-path/0"))
+        await asyncio.sleep(500)
+        assert one.evicted == ["exact"]
+        assert [line["pod"] for line in one.refusals()] == ["home/link"]
+
+
+@virtual
 async def test_a_link_that_moved_to_a_twin_for_a_while_names_neither() -> None:
     """The pod uses the first; the second is plugged, takes the link, and is pulled."""
     async with home(pod(paths=(SHARED,)), sticks=()) as one:

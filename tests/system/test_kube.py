@@ -118,12 +118,12 @@ def test_a_dry_run_stores_nothing_and_answers_as_if(apiserver: ApiServer, name: 
     assert isinstance(state, NodeState)
     assert state.capacity["a.io/b"] == "2"
     assert resources(apiserver.node(name)) == [None, None]
-    assert isinstance(patch(name, patcher, {"a.io/b": "1.5"}, dry_run=True), Refused)
+    assert isinstance(patch(name, patcher, {"a.io/b": "-1"}, dry_run=True), Refused)
 
 
 def test_a_value_that_the_server_does_not_take_is_refused(name: str, patcher: Path) -> None:
     """With its reason, cut: it can quote the whole Node."""
-    error = patch(name, patcher, {"a.io/b": "1.5", ANNOTATION_PART: "x" * 300_000})
+    error = patch(name, patcher, {"a.io/b": "-1", ANNOTATION_PART: "x" * 300_000})
     assert isinstance(error, Refused)
     assert "422" in str(error)
     assert len(str(error)) < 600
@@ -259,6 +259,7 @@ def test_an_outage_is_no_answer_and_the_same_client_goes_on_after_it(
 ASKING = """
 import asyncio, sys
 from devwatch.core.errors import Retry
+from devwatch.core.node import NodePatch
 from devwatch.kube.credentials import Credentials
 from devwatch.kube.nodes import KubeNode
 

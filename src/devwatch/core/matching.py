@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from devwatch.core.listing import Entry, listed_path
@@ -122,21 +123,21 @@ class _MatchCandidates:
 def _assign_device(
     entry: Entry, ranked: Mapping[Entry, _RankedDevices], taken: dict[Device, Entry], tried: set[Device]
 ) -> bool:
-    """Assign a device to an entry, moving other entries to another of their devices where necessary (an augmenting path).
+    """Assign a device to an entry, moving other entries to another of their devices only where none is free (an augmenting path).
 
     Returns False where no assignment exists; then none of the devices in `tried` can be freed for any other entry either.
     """
-    for equals in ranked[entry]:
-        free = next((device for device in equals if device not in taken), None)
-        if free is not None:
-            taken[free] = entry
-            return True
-        for device in equals:
-            if device not in tried:
-                tried.add(device)
-                if _assign_device(taken[device], ranked, taken, tried):
-                    taken[device] = entry
-                    return True
+    devices = tuple(chain.from_iterable(ranked[entry]))
+    free = next((device for device in devices if device not in taken), None)
+    if free is not None:
+        taken[free] = entry
+        return True
+    for device in devices:
+        if device not in tried:
+            tried.add(device)
+            if _assign_device(taken[device], ranked, taken, tried):
+                taken[device] = entry
+                return True
     return False
 
 

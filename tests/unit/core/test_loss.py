@@ -535,3 +535,12 @@ def test_a_cut_link_is_not_taken_for_another_with_the_same_beginning() -> None:
     """Links of 200 characters that differ at their end stay different in the annotation."""
     one, other = (device(name, links=("/dev/" + "x" * 190 + name,)) for name in ("ttyUSB0", "ttyUSB1"))
     assert match_remembered([Entry.of(one)], [other]) == {}
+
+
+def test_a_twin_that_udev_has_not_read_takes_nobodys_place() -> None:
+    """The other twin is where it was; of the one without a record that is not known yet, and it is where it was as well."""
+    read = device("ttyUSB3", serial="S", links=("/dev/serial/by-path/3",))
+    unread = device("ttyUSB2", serial="S", properties=None)
+    entries = [replace(Entry.of(read), links=read.links), Entry.of(unread)]
+    found = match_replugged(dict.fromkeys(entries, frozenset()), (unread, read))
+    assert found == dict(zip(entries, (read, unread), strict=True))

@@ -739,6 +739,21 @@ KNOWN = {
         Move(kill, (0, 3), 35.0),
         Move(pull, (3,)),
     ),
+    "a stick that was present beside another is not that one once udev has read it": (
+        Move(furnish, ("zigbee", "nameless")),
+        Move(configure, (1,)),
+        Move(plug, ("zigbee", "socket-3", 0, False)),
+        Move(pull, (1,)),
+        Move(replug, (4, "socket-1", 1, 0.5), 6.0),
+        Move(pull, (0,), 65.0),
+    ),
+    "what started while another stick was in the socket has that one": (
+        Move(furnish, ("zigbee",)),
+        Move(swap, (0, "composite", 8.0)),
+        Move(nothing, (), 2.5),
+        Move(replug, (2, "socket-2", 0, 0.0)),
+        Move(furnish, ("zigbee",)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

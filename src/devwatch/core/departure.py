@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from devwatch.core.paths import paths_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from devwatch.core.device import Device, Key
@@ -53,8 +54,10 @@ class Departure:
     """The registrations up to this departure, as in `Return`; empty where the device number is unknown."""
     links: AbstractSet[str] = frozenset()
     """All links that udev made for it, where this daemon has observed it."""
-    others: AbstractSet[Key] = frozenset()
-    """The registrations with the same ids that were present at the same time: these are other devices."""
+    others: Mapping[Key, float | None] = field(default_factory=dict)
+    """Its possible twins: registrations that were present at the same time, each with the time at which udev had handled it."""
+    taken: frozenset[str] = frozenset()
+    """Its paths that have led to another listed device since: a container that started meanwhile has mounted that one."""
     recalled: bool = False
     """Whether a former daemon sent the PATCH that no longer counts it."""
     over: bool = False
@@ -75,20 +78,29 @@ class Departure:
     def excluded(self, devices: Sequence[Device]) -> set[Key]:
         """Return the devices that cannot be this one.
 
-        - It was present beside them, and udev has not handled them again since. A virtual console keeps its registration whatever stick it
-          plays, so a console that udev has handled again may be this device.
+        - It was present beside them, and udev has not handled them a second time since. A virtual console keeps its registration whatever
+          stick it plays, so a console that udev has handled again may be this device.
         - udev had handled them before this one was last observed.
         - They are other parts of a composite stick.
         """
-        again = {device.key for device in devices if (initialized_at(device) or -math.inf) > self.seen}
+        again = {
+            device.key
+            for device in devices
+            if self.others.get(device.key) is not None and (initialized_at(device) or -math.inf) > self.seen
+        }
         earlier = {device.key for device in devices if (initialized_at(device) or math.inf) + _MICROSECOND < self.seen}
         parts = (device.key for device in devices if self.device is not None and is_other_part(device, self.device))
-        return (set(self.others) - again) | earlier | set(parts)
+        return (self.others.keys() - again) | earlier | set(parts)
 
     def unlinked(self, devices: Iterable[Device]) -> set[Key]:
         """Return the devices that have none of its links, not even a shared one, as far as the links of both are known."""
         known = (device for device in devices if self.links and device.complete)
         return {device.key for device in known if paths_of(device).isdisjoint(self.links)}
+
+    def note_taken(self, paths: AbstractSet[str]) -> None:
+        """Record which of its paths lead to other listed devices now, given all `paths` of these."""
+        own = frozenset(chain.from_iterable(each.paths for each in self.registrations))
+        self.taken |= own & paths
 
     def decide(self, present: AbstractSet[Key], now: float, grace: float) -> None:
         """Settle the doubt about `maybe`: if that device has gone before its identity was known, the departure begins again.

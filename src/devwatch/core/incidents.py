@@ -76,7 +76,7 @@ class Return:
     shared: frozenset[str] = frozenset()
     """The paths that also name another device, or lead to another one of the resource by now: a pod may use that device instead."""
     taken: frozenset[str] = frozenset()
-    """The paths that lead to any other device by now: a container that started while this one was away has mounted that device."""
+    """The paths that have led to another device since the departure: a container that started while this one was away has mounted that."""
 
     @property
     def key(self) -> tuple[object, ...]:

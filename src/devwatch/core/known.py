@@ -9,7 +9,7 @@ from devwatch.core.departure import Departure, initialized_at, returned_at
 from devwatch.core.finding import Finder
 from devwatch.core.incidents import Loss, Registration, Return
 from devwatch.core.listing import MAX_LINKS, MAX_NUMBERS, Entry, listed_path
-from devwatch.core.matching import Ids, ids_of, leads_to
+from devwatch.core.matching import Ids, ids_of, leads_to, may_be_twins
 from devwatch.core.plan import START_GRACE
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class KnownDevices:
         kept = {key: entry for key, entry in self.here.items() if key in open_}
         self.here = kept | {key: self._entry_to_list(device, paths) for key, device in claimed.items()}
         self.sure = tuple(entry for entry in self.gone if entry not in found)
-        self._advance_departures(rule.name, scene)
+        self._advance_departures(rule.name, scene, paths.all)
 
     def refresh(self, name: str, scene: Scene, paths: Paths) -> None:
         """Update known devices from an uncertain scan: changed values, and devices that the resource no longer claims. Nothing departs."""
@@ -123,7 +123,11 @@ class KnownDevices:
             device=device,
             registrations=(*former[:-1], last),
             links={*held.links, *shared},
-            others=frozenset(other.key for other in before.devices if ids_of(Entry.of(other)) == ids_of(entry)),
+            others={
+                other.key: initialized_at(other)
+                for other in before.devices
+                if other.key != device.key and may_be_twins(device, other)
+            },
         )
 
     def _restore_departures(self, rule: ResourceRule, scene: Scene) -> tuple[Entry, ...]:
@@ -183,6 +187,7 @@ class KnownDevices:
             registrations=self._registrations[device.key],
             left=scene.second(departure.seen) if departure.device is not None else 0,
             recent=evicted is not None and evicted <= second < evicted + REPLUG_PEACE,
+            taken=departure.taken,
         )
 
     def _inherited_eviction(self, entry: Entry) -> int | None:
@@ -207,8 +212,8 @@ class KnownDevices:
             links=own, shared=shared, rdev=device.number, numbers=numbers, replugged=replugged
         )
 
-    def _advance_departures(self, name: str, scene: Scene) -> None:
-        """Advance every departure in `sure` by the state table of `Departure`.
+    def _advance_departures(self, name: str, scene: Scene, taken: AbstractSet[str]) -> None:
+        """Advance every departure in `sure` by the state table of `Departure`; `taken` are the paths of the present devices.
 
         Nothing advances while something else holds the count above the present and lingering devices: the start grace, or a key that is
         unknown. The count then still includes the departed device, so a PATCH would not be the one that removes it.
@@ -217,6 +222,7 @@ class KnownDevices:
         lingering = sum(scene.now < self.gone[entry].at + self.gone[entry].grace for entry in self.sure)
         counted_out = not figure.held and figure.advertised <= figure.present + lingering
         for departure in (self.gone[entry] for entry in self.sure):
+            departure.note_taken(taken)
             if departure.there is None:
                 departure.over = counted_out and scene.now >= departure.at + departure.grace
                 departure.lost = scene.date or None if departure.over else None

@@ -103,7 +103,7 @@ class Losses:
         return replace(
             back,
             shared=self._paths.shared(key).union(equals),
-            taken=frozenset(chain.from_iterable(taken.values())),
+            taken=back.taken.union(*taken.values()),
         )
 
     def listing(self, figures: Figures) -> Listing:

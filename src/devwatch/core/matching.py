@@ -146,6 +146,13 @@ def _have_compatible_ids(one: Entry, other: Entry) -> bool:
     return all(known == found or known is None or found is None for known, found in pairs)
 
 
+def may_be_twins(one: Device, other: Device) -> bool:
+    """Return whether two devices have the same ids, or may turn out to have once the record of both is complete."""
+    ids, found = Entry.of(one), Entry.of(other)
+    unread = not (one.complete and other.complete)
+    return ids_of(ids) == ids_of(found) or (unread and _have_compatible_ids(ids, found))
+
+
 def ids_of(entry: Entry) -> Ids:
     """Return vendor, product and serial, each None where it is absent or unknown."""
     return (entry.vendor, entry.product, entry.serial)

@@ -78,6 +78,11 @@ class Paths:
         """Return the paths that another device had at the same time."""
         return self._shared_by_device.get(key, self._previous_shared.get(key, frozenset()))
 
+    @property
+    def all(self) -> frozenset[str]:
+        """All paths of the present devices."""
+        return frozenset(chain.from_iterable(self._paths_by_device.values()))
+
     def keys(self) -> AbstractSet[Key]:
         """Return the registrations of the present devices."""
         return self._paths_by_device.keys()

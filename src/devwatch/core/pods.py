@@ -186,7 +186,7 @@ def _disposition_after_return(container: Container, back: Return) -> Disposition
 
     `opened` are the former registrations that the container can have opened, by its start. `own` are the paths that named only this device
     then; a path in `shared` also named, or by now leads to, another device. Unless the container certainly started
-    before the departure, the paths that lead to any other device by now (`taken`) count as shared: it may have mounted that device.
+    before the departure, the paths that have led to another device since (`taken`) count as shared: it may have mounted that device.
 
     The cases, in this order:
 

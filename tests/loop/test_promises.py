@@ -47,6 +47,7 @@ from support.model_moves import (
     kill,
     leak,
     moves,
+    nothing,
     old_event,
     play,
     plug,

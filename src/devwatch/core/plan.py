@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from devwatch.core.inventory import Inventory, Window
 from devwatch.core.listing import Entry, Listing, render_listing
 from devwatch.core.node import ANNOTATION_PART, Amounts, NodePatch, NodeState, Part
 from devwatch.core.rules import Claim, ResourceRule, claim, quantity_of
+from devwatch.core.slots import Slot, Slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -50,6 +51,8 @@ class Figure:
     advertised: int
     devices: tuple[Device, ...]
     """The present devices that the resource claims."""
+    slots: tuple[Slot, ...] = ()
+    """What the resource offers: one slot for each device that is present, lingers, or is held by a pod."""
     held: bool = False
     """Whether something unknown may change the count, so that it must not fall."""
     away: bool = False
@@ -86,6 +89,7 @@ class Tally:
         self._claims = Claims(rules)
         self._counts: dict[str, Window] = {}
         self._devnodes: dict[str, Window] = {}
+        self._slots: dict[str, Slots] = {}
         self._last: dict[str, int] = {}
         self._owners: dict[Key, str] = {}
         self._reconfigured = False
@@ -96,6 +100,8 @@ class Tally:
         """Count for other rules. Past counts of a resource stay, unless a device of it now goes to another (`_forget_reassigned`)."""
         self._claims, self._reconfigured = Claims(rules), True
         names = {rule.name for rule in rules}
+        units = {rule.name: rule.count for rule in rules}
+        self._slots = {name: slots for name, slots in self._slots.items() if slots.unit == units.get(name)}
         self._counts = {name: window for name, window in self._counts.items() if name in names}
         self._devnodes = {name: window for name, window in self._devnodes.items() if name in names}
         self._last = {name: count for name, count in self._last.items() if name in names}
@@ -121,14 +127,16 @@ class Tally:
         for rule in self._claims.rules:
             devices = tuple(owned[rule.name])
             self._push_counts(rule, devices, now, certain=certain)
-            figures[rule.name] = self._figure_of(rule, devices, observed, now, held=rule.name in held)
+            figure = self._figure_of(rule, devices, observed, now, held=rule.name in held)
+            slots = self._slots.setdefault(rule.name, Slots(rule.name, rule.count))
+            figures[rule.name] = replace(figure, slots=slots.update(devices, figure.advertised, certain=certain))
         return Figures(by_name=figures, claims=claims)
 
     def _forget_reassigned(self, owners: dict[Key, str]) -> None:
         """After a reconfiguration, drop the past counts of resources that have lost a present device to another: it would count twice."""
         for key, before in self._owners.items() if self._reconfigured else ():
             if owners.get(key, before) != before:
-                for memory in (self._counts, self._devnodes, self._last):
+                for memory in (self._counts, self._devnodes, self._last, self._slots):
                     memory.pop(before, None)
         self._owners, self._reconfigured = owners, False
 

@@ -1,0 +1,203 @@
+"""The desired state of a resource as slots: which devices it offers, under which IDs, and in which state."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import itertools
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from devwatch.core.device import natural
+from devwatch.core.rules import Count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from devwatch.core.device import Device
+
+
+_Unit = tuple["Device", ...]
+"""The claimed devnodes of one device, in order."""
+MAX_ID = 63
+"""Characters of an ID: a DNS label (RFC 1123), and the limit of the kubelet for device IDs."""
+_DIGITS = 10
+"""Hex digits of the digest in an ID."""
+_INTERFACE = re.compile(r":[0-9]+\.[0-9]+$")
+"""The end of the ID_PATH of one interface of a USB device (udev, `path_id`)."""
+
+
+class SlotState(enum.Enum):
+    """The state of a slot. A device goes from present to lingering or lost, and back when it is found again.
+
+    | state | the last scan | counts | ends when |
+    |---|---|---|---|
+    | PRESENT | found the device | yes | a scan does not find it |
+    | LINGERING | did not find it | yes, as the figure still includes it | it is found, or the figure falls |
+    | HELD | did not find it, nor does the figure include it | no | it is found, or certainly no pod has it any more |
+    """
+
+    PRESENT = "present"
+    LINGERING = "lingering"
+    HELD = "held"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What identifies a device beyond its registration with the kernel. All strings are untrusted."""
+
+    vendor: str | None
+    product: str | None
+    serial: str | None
+    socket: str
+    """The physical socket: ID_PATH of the device, else its devpath."""
+    place: str = ""
+    """The place of the devnode in its device, where each devnode is a device of its own (`count: devnode`)."""
+
+    @property
+    def model(self) -> tuple[str | None, ...]:
+        """Everything but the socket: equal for twins."""
+        return (self.vendor, self.product, self.serial, self.place)
+
+    def id(self, resource: str, *, in_socket: bool, salt: int = 0) -> str:
+        """Return the ID of the device for a resource: vendor, product and serial as a slug, and a digest that makes it unique.
+
+        Without `in_socket` the ID is the same in every socket. `salt` tells apart what nothing else does.
+        """
+        texts = (resource, *self.model, self.socket if in_socket else None, str(salt) if salt else None)
+        # One byte that no value holds tells an absent value from an empty one, and separates the values.
+        data = b"\0".join(b"\1" if text is None else text.encode("utf-8", "surrogateescape") for text in texts)
+        digest = hashlib.sha256(data).hexdigest()[:_DIGITS]
+        name = "-".join(filter(None, (self.vendor, self.product, self.serial))).lower()
+        slug = re.sub(r"[^a-z0-9]+", "-", name).strip("-")[: MAX_ID - _DIGITS - 1].strip("-")
+        return f"{slug or 'device'}-{digest}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One device that a resource offers."""
+
+    id: str
+    """Unique over all resources of the node."""
+    identity: Identity
+    devices: tuple[Device, ...]
+    """The claimed devnodes of the device as last scanned; empty where only the annotation of a former daemon tells of it."""
+    state: SlotState
+    in_socket: bool = False
+    """Whether the ID belongs to the socket: another device in it with the same model is this one, in another socket it is not."""
+
+
+class Slots:
+    """The slots of one resource over time.
+
+    A device keeps its ID while it is present, lingering or held. A newcomer gets the ID of a slot whose device is not present, if it
+
+    1. has the same model in the same socket, or
+    2. has the same model with a serial, is the only newcomer that has, and no present device has it; the slot is the only such one, and
+       its ID does not belong to a socket.
+
+    Otherwise it gets a new ID, which belongs to its socket if there is no serial or another known device has the same model: the newcomer's
+    ID, never that of the older device.
+    """
+
+    def __init__(self, resource: str, unit: Count, recalled: Iterable[Slot] = ()) -> None:
+        """Start with the slots that the annotation of a former daemon tells of; `unit` is what the resource counts."""
+        self._resource, self.unit = resource, unit
+        self._known = {slot.id: slot for slot in recalled}
+        """By ID, those that departed last at the end."""
+        self._asked: tuple[object, ...] = ()
+        self._answer: tuple[Slot, ...] = ()
+
+    def update(
+        self, devices: tuple[Device, ...], counted: int, *, certain: bool, held: AbstractSet[str] | None = frozenset()
+    ) -> tuple[Slot, ...]:
+        """Process a scan and return the slots: present, lingering and held ones.
+
+        `counted` is the number that the resource advertises; it can be larger than the number of known devices. `held` are the IDs of
+        which a pod has the device, None where that is unknown: then every lost device stays, as it does after an uncertain scan.
+        """
+        asked = (devices, counted, certain, held)
+        if asked != self._asked:
+            self._observe(devices, certain=certain)
+            self._asked, self._answer = asked, tuple(self._settle(counted, held if certain else None))
+        return self._answer
+
+    def _observe(self, devices: Sequence[Device], *, certain: bool) -> None:
+        units = dict(_units(self.unit, devices))
+        by_key = {device.key: slot.id for slot in self._known.values() for device in slot.devices}
+        ids = {unit: by_key[device.key] for unit in units for device in unit if device.key in by_key}
+        new = {unit: identity for unit, identity in units.items() if unit not in ids}
+        absent = [slot for name, slot in self._known.items() if name not in ids.values()]
+        self._depart(absent)
+        ids |= self._returned(new, absent, certain=certain)
+        for unit, name in ids.items():
+            self._known[name] = replace(self._known[name], devices=unit, identity=units[unit], state=SlotState.PRESENT)
+        for unit, identity in new.items():
+            if unit not in ids:
+                self._add(unit, identity)
+
+    def _depart(self, absent: Iterable[Slot]) -> None:
+        for slot in absent:
+            if slot.state is SlotState.PRESENT:
+                del self._known[slot.id]  # so that it comes last
+                self._known[slot.id] = replace(slot, state=SlotState.LINGERING)
+
+    def _returned(self, new: Mapping[_Unit, Identity], absent: Sequence[Slot], *, certain: bool) -> dict[_Unit, str]:
+        """Return the ID for each newcomer that is the device of an absent slot, by the cases of the class docstring."""
+        free, found = {slot.id: slot for slot in absent}, dict[_Unit, str]()
+        for unit, identity in new.items():
+            in_place = next((name for name, slot in free.items() if slot.identity == identity), None)
+            if in_place is not None:
+                del free[in_place]
+                found[unit] = in_place
+        if not certain:
+            return found
+        taken = {slot.identity.model for slot in self._known.values() if slot not in absent}
+        taken |= {new[unit].model for unit in found}
+        moved = {unit: identity for unit, identity in new.items() if identity.serial and unit not in found}
+        models = [identity.model for identity in moved.values() if identity.model not in taken]
+        for unit, identity in moved.items():
+            fits = [name for name, slot in free.items() if slot.identity.model == identity.model and not slot.in_socket]
+            if len(fits) == models.count(identity.model) == 1:
+                found[unit] = fits[0]
+        return found
+
+    def _add(self, unit: _Unit, identity: Identity) -> None:
+        twins = any(slot.identity.model == identity.model for slot in self._known.values())
+        in_socket = twins or not identity.serial
+        ids = (identity.id(self._resource, in_socket=in_socket, salt=salt) for salt in itertools.count())
+        name = next(name for name in ids if name not in self._known)
+        self._known[name] = Slot(id=name, identity=identity, devices=unit, state=SlotState.PRESENT, in_socket=in_socket)
+
+    def _settle(self, counted: int, held: AbstractSet[str] | None) -> Iterator[Slot]:
+        """Yield the slots, and forget those that neither count nor are held."""
+        present = [slot for slot in self._known.values() if slot.state is SlotState.PRESENT]
+        absent = [slot for slot in self._known.values() if slot.state is not SlotState.PRESENT]
+        lingering = max(counted - len(present), 0)
+        split = max(len(absent) - lingering, 0)
+        kept = [replace(slot, state=SlotState.LINGERING) for slot in absent[split:]]
+        lost = [replace(slot, state=SlotState.HELD) for slot in absent[:split] if held is None or slot.id in held]
+        self._known = {slot.id: slot for slot in (*present, *lost, *kept)}
+        yield from sorted(present, key=lambda slot: natural(slot.devices[0].devnode))
+        yield from (*kept, *lost)
+
+
+def _units(count: Count, devices: Sequence[Device]) -> Iterator[tuple[_Unit, Identity]]:
+    """Yield the devices that a resource counts, each as its claimed devnodes in order, with its identity."""
+    bodies: dict[str, list[Device]] = {}
+    for device in sorted(devices, key=lambda device: (device.interface or "", natural(device.devnode))):
+        bodies.setdefault(device.body, []).append(device)
+    for unit in bodies.values():
+        if count is Count.DEVICE:
+            yield tuple(unit), _identity_of(unit[0])
+        else:
+            for device in unit:
+                siblings = [each for each in unit if each.interface == device.interface]
+                yield (device,), _identity_of(device, place=f"{device.interface or ''}:{siblings.index(device)}")
+
+
+def _identity_of(device: Device, *, place: str = "") -> Identity:
+    socket = _INTERFACE.sub("", device.port) if device.port else device.physical or device.devpath
+    return Identity(vendor=device.vendor, product=device.product, serial=device.serial, socket=socket, place=place)

@@ -1,0 +1,246 @@
+"""Which device has which ID, and what a resource offers when devices come, go and return."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devwatch.core.rules import Count
+from devwatch.core.slots import Identity, Slot, Slots, SlotState
+from support.build import ZIGBEE, ZWAVE, device
+
+if TYPE_CHECKING:
+    from devwatch.core.device import Device
+
+PRESENT, LINGERING, HELD = SlotState.PRESENT, SlotState.LINGERING, SlotState.HELD
+
+
+def stick(name: str = "ttyUSB0", serial: str | None = "S1", socket: str = "1", **fields: Any) -> Device:  # noqa: ANN401  any field
+    """Return a stick with a serial in a socket; each name is another registration."""
+    return device(name, serial=serial, port=f"pci-0000:00:14.0-usb-0:{socket}:1.0", **fields)
+
+
+def ids(slots: tuple[Slot, ...]) -> list[str]:
+    """Return the IDs in order."""
+    return [slot.id for slot in slots]
+
+
+def states(slots: tuple[Slot, ...]) -> list[SlotState]:
+    """Return the states in order."""
+    return [slot.state for slot in slots]
+
+
+class Story:
+    """The scans of one resource, one after another."""
+
+    def __init__(self, *recalled: Slot, unit: Count = Count.DEVICE) -> None:
+        """Begin with what a former daemon listed."""
+        self.slots = Slots(ZIGBEE, unit, recalled)
+
+    def see(
+        self,
+        *devices: Device,
+        counted: int | None = None,
+        certain: bool = True,
+        held: frozenset[str] | None = frozenset(),
+    ) -> tuple[Slot, ...]:
+        """Scan; without `counted` exactly the devices are advertised."""
+        number = len(devices) if counted is None else counted
+        return self.slots.update(devices, number, certain=certain, held=held)
+
+
+def stored(name: str, sight: Device, **fields: Any) -> Slot:  # noqa: ANN401  any field
+    """Return what the annotation tells the next daemon of a device."""
+    (slot,) = Story().see(sight)
+    return Slot(id=name, identity=slot.identity, devices=(), state=HELD, **fields)
+
+
+# -- the form of an ID
+
+
+texts = st.one_of(st.none(), st.text(max_size=80))
+
+
+@given(texts, texts, texts, st.text())
+def test_an_id_is_a_dns_label(vendor: str | None, product: str | None, serial: str | None, socket: str) -> None:
+    """Whatever a device says of itself, the kubelet and the API server take its ID."""
+    identity = Identity(vendor=vendor, product=product, serial=serial, socket=socket)
+    name = identity.id(ZIGBEE, in_socket=True)
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name)
+    assert re.fullmatch(r".*-[0-9a-f]{10}", name)
+
+
+def test_an_id_names_vendor_product_and_serial() -> None:
+    """A person recognises the stick in it."""
+    (slot,) = Story().see(stick(serial="HUSB 12"))
+    assert re.fullmatch(r"10c4-8a2a-husb-12-[0-9a-f]{10}", slot.id)
+
+
+def test_an_id_differs_between_resources() -> None:
+    """IDs are unique over all resources of a node (kubelet, device manager)."""
+    (slot,) = Story().see(stick())
+    assert slot.identity.id(ZWAVE, in_socket=False) != slot.id == slot.identity.id(ZIGBEE, in_socket=False)
+
+
+def test_absent_and_empty_values_have_different_ids() -> None:
+    """And no value can pass for two."""
+    values = [(None, "a", "b"), ("", "a", "b"), ("a", None, "b"), ("a", "b", None), ("a\0b", "", "")]
+    made = {
+        Identity(vendor=vendor, product=product, serial=serial, socket="1").id(ZIGBEE, in_socket=False)
+        for vendor, product, serial in values
+    }
+    assert len(made) == len(values)
+
+
+# -- which device has it
+
+
+def test_a_device_keeps_its_id_under_another_name_and_in_another_socket() -> None:
+    """A serial identifies the stick."""
+    story = Story()
+    first = story.see(stick("ttyUSB0"))
+    away = story.see(counted=1)
+    back = story.see(stick("ttyUSB3", socket="2"))
+    assert ids(first) == ids(away) == ids(back)
+    assert [states(slots) for slots in (first, away, back)] == [[PRESENT], [LINGERING], [PRESENT]]
+    assert back[0].devices == (stick("ttyUSB3", socket="2"),)
+
+
+def test_a_device_that_udev_renames_in_place_keeps_its_id() -> None:
+    """It is the same registration with the kernel, whatever the record says now."""
+    story = Story()
+    assert ids(story.see(stick())) == ids(story.see(stick(serial="other")))
+
+
+def test_without_a_serial_the_socket_is_the_identity() -> None:
+    """A stick in another socket is another; what is plugged into the same one is the same."""
+    story = Story()
+    (first,) = story.see(stick(serial=None))
+    story.see(counted=1)
+    moved, absent = story.see(stick("ttyUSB1", serial=None, socket="2"), counted=2)
+    assert (absent.id, absent.state) == (first.id, LINGERING)
+    assert moved.id != first.id
+    again = story.see(stick("ttyUSB1", serial=None, socket="2"), stick("ttyUSB2", serial=None))
+    assert ids(again) == [moved.id, first.id]
+
+
+def test_without_udev_the_devpath_is_the_socket() -> None:
+    """A host without ID_PATH still tells two sticks without a serial apart."""
+    one, two = device("ttyUSB0", serial=None), device("ttyUSB1", serial=None)
+    console = device("tty40", physical=None, serial=None)
+    assert len(set(ids(Story().see(one, two, console)))) == 3
+
+
+def test_the_newcomer_of_twins_gets_the_id_of_the_socket() -> None:
+    """The older one keeps the ID that it had."""
+    story = Story()
+    (first,) = story.see(stick())
+    both = story.see(stick(), stick("ttyUSB1", socket="2"))
+    assert both[0].id == first.id != both[1].id
+    assert [slot.in_socket for slot in both] == [False, True]
+    away = story.see(stick("ttyUSB1", socket="2"), counted=2)
+    assert ids(away) == [both[1].id, first.id]
+    elsewhere = story.see(stick("ttyUSB1", socket="2"), stick("ttyUSB2", socket="3"), counted=3)
+    assert ids(elsewhere)[0] == both[1].id
+    assert ids(elsewhere)[1] not in ids(both), "which of the twins it is cannot be known"
+    assert ids(elsewhere)[2] == first.id
+    home = story.see(stick("ttyUSB1", socket="2"), stick("ttyUSB3", socket="1"), counted=2)
+    assert ids(home) == [both[1].id, first.id]
+
+
+def test_a_twin_is_never_given_the_id_that_belongs_to_a_socket() -> None:
+    """The stick of that socket may come back."""
+    story = Story()
+    older, newer = story.see(stick(), stick("ttyUSB1", socket="2"))
+    story.see(counted=2)
+    moved, *absent = story.see(stick("ttyUSB5", socket="7"), counted=2)
+    assert moved.id == older.id
+    assert ids(tuple(absent)) == [newer.id]
+
+
+def test_two_that_fit_one_stored_id_both_get_new_ones_unless_one_is_in_its_socket() -> None:
+    """After a restart nothing tells which of them the former daemon listed."""
+    sticks = (stick("ttyUSB1", socket="2"), stick("ttyUSB2", socket="3"))
+    unclear = Story(stored("old", stick())).see(*sticks, held=frozenset({"old"}))
+    assert states(unclear) == [PRESENT, PRESENT, HELD]
+    assert unclear[2].id == "old"
+    assert all(slot.in_socket for slot in unclear[:2])
+    clear = Story(stored("old", stick())).see(*sticks, stick("ttyUSB3"))
+    assert ids(clear)[2] == "old"
+    assert states(clear) == [PRESENT] * 3
+
+
+def test_each_devnode_is_a_device_of_its_own_where_devnodes_are_counted() -> None:
+    """The place in the device tells them apart, whatever their names are."""
+    one, two = (stick(f"ttyUSB{number}", interface=f"0{number}", physical="/devices/usb/1") for number in (0, 1))
+    story = Story(unit=Count.DEVNODE)
+    first = story.see(one, two)
+    assert [slot.devices for slot in first] == [(one,), (two,)]
+    assert len(set(ids(first))) == 2
+    story.see(counted=2)
+    swapped = (
+        stick("ttyUSB0", interface="01", physical="/devices/usb/1", incarnation=2),
+        stick("ttyUSB1", interface="00", physical="/devices/usb/1", incarnation=2),
+    )
+    assert ids(story.see(*swapped)) == ids(first)[::-1]
+
+
+def test_the_devnodes_of_a_device_come_in_the_order_of_interface_and_name() -> None:
+    """A container finds the same one at the same path."""
+    nodes = [
+        stick(name, interface=number, physical="/devices/usb/1")
+        for name, number in (("ttyUSB10", "00"), ("ttyUSB9", "00"), ("ttyUSB0", "01"))
+    ]
+    (slot,) = Story().see(*nodes, counted=1)
+    assert [each.devnode for each in slot.devices] == ["/dev/ttyUSB9", "/dev/ttyUSB10", "/dev/ttyUSB0"]
+
+
+def test_no_two_devices_have_one_id() -> None:
+    """Even where the rules of udev give two of them one socket."""
+    story = Story()
+    both = story.see(stick("ttyUSB0", serial=None), stick("ttyUSB1", serial=None))
+    assert len(set(ids(both))) == 2
+    story.see(counted=2)
+    assert set(ids(story.see(stick("ttyUSB2", serial=None), stick("ttyUSB3", serial=None)))) == set(ids(both))
+
+
+# -- the states
+
+
+def test_a_lost_device_stays_while_it_is_held() -> None:
+    """And is forgotten when certainly no pod has it any more."""
+    story = Story()
+    (slot,) = story.see(stick())
+    assert states(story.see(held=frozenset({slot.id}))) == [HELD]
+    assert states(story.see(held=None)) == [HELD], "unknown is not false"
+    assert story.see() == ()
+
+
+def test_the_device_that_left_last_lingers_first() -> None:
+    """Where the figure includes one that is absent, it is the last one that left."""
+    story = Story()
+    one, two = story.see(stick(), stick("ttyUSB1", serial="S2"))
+    story.see(stick("ttyUSB1", serial="S2"), counted=2)
+    held = frozenset({one.id})
+    gone = story.see(counted=1, held=held)
+    assert [(slot.id, slot.state) for slot in gone] == [(two.id, LINGERING), (one.id, HELD)]
+
+
+def test_an_uncertain_scan_forgets_no_device() -> None:
+    """Another stick in the place of one is a device of its own, and the missing one may be present."""
+    story = Story()
+    (one,) = story.see(stick())
+    other, missing = story.see(stick("ttyUSB1", serial="S2", socket="2"), certain=False)
+    assert (missing.id, missing.state) == (one.id, HELD)
+    moved = story.see(stick("ttyUSB2", socket="5"), certain=False)
+    assert moved[0].id not in {one.id, other.id}, "the missing one may be in its socket"
+
+
+@pytest.mark.parametrize("counted", [0, 1, 5])
+def test_a_figure_never_invents_a_device(counted: int) -> None:
+    """Only known devices have slots; the Node may show more at a start."""
+    assert Story().see(counted=counted) == ()

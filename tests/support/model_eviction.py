@@ -554,8 +554,8 @@ class Bailiff:
             and tty.birth in self.here
             and path in self.paths.had(tty.birth)
             and self.contract.plan.owner(self.here[tty.birth])[0] is want
-            and (container.started or 0)
-            < int(host_date(self.ledger.host.pulled.get(lost.tty.birth, lost.missing or 0.0)))
+            and container.started is not None
+            and container.started < int(host_date(self.ledger.host.pulled.get(lost.tty.birth, lost.missing or 0.0)))
             for container, path, tty in exact
         )
 

@@ -67,7 +67,7 @@ libudev || root_apt libudev1 || true
 libudev || { say "libudev.so.1 is missing (Debian: apt-get install libudev1)"; exit 1; }
 endef
 
-.PHONY: help run test check lint fmt bench usb fuzz soak install uninstall image ready build release publish lock clean
+.PHONY: help run test check lint fmt bench usb fuzz soak install uninstall image ready build release publish proto lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -211,11 +211,14 @@ publish: $(LOCK_STAMP) ## Upload what make release made, as a trusted publisher 
 	@(cd dist && sha256sum --check --quiet SHA256SUMS)
 	exec "$(LOCK_VENV)/bin/uv" publish dist/*.whl dist/*.tar.gz
 
+proto: $(DEV_STAMP) ## Generate the messages of the kubelet's sockets again.
+	@"$(VENV)/bin/python" -m grpc_tools.protoc -I src --python_out=src --pyi_out=src src/devwatch/kubelet/kubelet.proto
+
 lock: $(LOCK_STAMP) ## Resolve the dependencies again and write .requirements/.
 	@resolve() { "$(LOCK_VENV)/bin/uv" pip compile --quiet --no-config --universal --python-version 3.11 --upgrade \
 	    --generate-hashes --no-header --no-annotate "$$@" > /dev/null; }
-	resolve pyproject.toml --group dev -o .requirements/dev.txt
-	resolve pyproject.toml -c .requirements/dev.txt -o .requirements/run.txt
+	resolve pyproject.toml --all-extras --group dev -o .requirements/dev.txt
+	resolve pyproject.toml --all-extras -c .requirements/dev.txt -o .requirements/run.txt
 	resolve --group build -c .requirements/dev.txt -o .requirements/build.txt
 	resolve --group release -o .requirements/release.txt
 	resolve --group lock -o .requirements/lock.txt

@@ -21,6 +21,9 @@ LIBRARIES = {
     "pyudev": "host",
     "kubernetes_asyncio": "kube",
     "aiohttp": "kube",
+    "grpclib": "kubelet",
+    "google": "kubelet",
+    "h2": "kubelet",
     "prometheus_client": "observe",
     "yaml": "config",
 }

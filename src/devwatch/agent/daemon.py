@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Required, TextIO, TypedDict
 
 from devwatch import __version__
@@ -20,7 +21,7 @@ from devwatch.agent.listener import MonitorListener
 from devwatch.agent.report import Log, Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.config.file import BackgroundConfigFile, ConfigFile
-from devwatch.core.errors import Unavailable
+from devwatch.core.errors import KubeletError, Unavailable
 from devwatch.core.repeat import RepeatFilter
 from devwatch.host.lock import Holder, NodeLock
 from devwatch.host.systemd import Notifier, watchdog_interval
@@ -32,11 +33,11 @@ from devwatch.observe.server import Server, routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping
-    from pathlib import Path
 
     from devwatch.agent.nodestatus import NodeApi
     from devwatch.agent.nodewatch import Watch
     from devwatch.agent.reconciler import Reconciler
+    from devwatch.agent.registration import KubeletApi
 
 ONCE_TIMEOUT = 30.0
 """Seconds that `--once` waits for the Node to show the present devices."""
@@ -61,12 +62,15 @@ class Options:
     listen: tuple[str, int] | None = None
     listen_named: bool = True
     """Whether the address was given explicitly, rather than by default."""
+    kubelet_dir: Path = Path("/var/lib/kubelet")
+    device_plugin_dir: Path = Path("/var/lib/kubelet/device-plugins")
 
 
 class _Api(TypedDict, total=False):
     api: Required[NodeApi]
     watch: Watch
     workload: Workload
+    kubelet: Callable[[], KubeletApi]
 
 
 class Daemon:
@@ -252,7 +256,18 @@ class Daemon:
             return {"api": DryRunNode(self._out, node)}
         if self._options.once:
             return {"api": node}
-        return {"api": node, "watch": node.watch, "workload": Workload(requests=node, node=self._options.node)}
+        workload = Workload(requests=node, node=self._options.node)
+        return {"api": node, "watch": node.watch, "workload": workload, "kubelet": self._kubelet}
+
+    def _kubelet(self) -> KubeletApi:
+        """Return the kubelet of this node. Raises `KubeletError` where the libraries for it are not installed."""
+        try:
+            from devwatch.kubelet.node import Kubelet  # noqa: PLC0415 - 7 MiB that only `publish: devicePlugin` needs
+        except ImportError as error:
+            raise KubeletError(
+                f"publish: devicePlugin needs {error.name}", hint="pip install 'devwatch[kubelet]'"
+            ) from error
+        return Kubelet(plugins=self._options.device_plugin_dir, folder=self._options.kubelet_dir)
 
     def _reload(self) -> None:
         """Reload the configuration; before the loop exists this is not needed."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from devwatch.agent.clock import Clock
+    from devwatch.agent.deviceplugin import DevicePlugins
     from devwatch.agent.evictor import Evictor
     from devwatch.agent.report import Reporter
     from devwatch.config.schema import Config
@@ -134,6 +135,7 @@ class Reconciler:
         source: DeviceSource,
         publisher: Publisher,
         evictor: Evictor | None,
+        plugins: DevicePlugins | None = None,
         outage: Backoff,
         settings: Settings,
         config: Config,
@@ -145,12 +147,16 @@ class Reconciler:
     ) -> None:
         """Start without an observation.
 
-        Without an `evictor` no device is ever lost. `outage` is the backoff of all requests. `once` ends the loop when the Node agrees.
-        `cycled` is called in every cycle; there is one at least every `heartbeat` seconds.
+        Without an `evictor` no device is ever lost, and without `plugins` none is handed over. `outage` is the backoff of all requests.
+        `once` ends the loop when the Node agrees. `cycled` is called in every cycle; there is one at least every `heartbeat` seconds.
         """
         self._source, self.publisher, self._outage, self._settings = source, publisher, outage, settings
         self._node, self._reporter, self._clock, self._evictor = node, reporter, clock, evictor
-        self._tasks: tuple[Tasks, ...] = (evictor, evictor.recorder) if evictor else ()
+        self._plugins = plugins
+        self._tasks: tuple[Tasks, ...] = (
+            *((plugins,) if plugins else ()),
+            *((evictor, evictor.recorder) if evictor else ()),
+        )
         self._once, self._cycled, self._heartbeat = once, cycled, heartbeat or math.inf
         self._wakes, self._woken = set[str](), asyncio.Event()
         self._inventory, self._tally, self.figures = Inventory(), Tally(()), Figures()
@@ -174,6 +180,8 @@ class Reconciler:
         async with asyncio.TaskGroup() as group:
             if not self._once:
                 self.publisher.follow(group, self.wake)
+            if self._plugins is not None:
+                self._plugins.follow(group, self.wake)
             while True:
                 due, trigger = self._cycle(group)
                 if self._once and self._agreed:
@@ -202,7 +210,7 @@ class Reconciler:
         self._reload(now, force="config" in wakes)
         scan = self._source.scan(now)
         self._inventory.observe(scan)
-        figures = self.figures = self._tally.count(self._inventory, self.publisher.observed, now)
+        figures = self.figures = self._count(now)
         remembered = self._update_losses(figures, now)
         self._report(scan, figures)
         self.publisher.update(figures, remembered, now)
@@ -212,6 +220,12 @@ class Reconciler:
         self._agreed = settled and self._request is None and self.publisher.agrees(now)
         self._cycled()
         return self._next(scan, figures)
+
+    def _count(self, now: float) -> Figures:
+        """Count the devices. The links of those that are away are removed here, before anything is written to the API server."""
+        observed, held = self.publisher.observed, self._plugins.held if self._plugins else {}
+        figures = self._tally.count(self._inventory, observed, now, held=held)
+        return self._plugins.update(figures, self._inventory, observed, now) if self._plugins else figures
 
     def _begin(self, now: float) -> None:
         """At the first observation, take over the Node's own figures and the annotation of a former daemon."""
@@ -251,6 +265,7 @@ class Reconciler:
             (self._inventory.due, "sweep"),
             (scan.again_at, "sweep"),
             (figures.due, "grace"),
+            (self._plugins.changes_at(scan.at) if self._plugins else None, "kubelet"),
         )
         dues = [(due, trigger) for due, trigger in moments if due is not None]
         if self._request is None:
@@ -265,6 +280,8 @@ class Reconciler:
     def _use(self, config: Config) -> None:
         self._config = config
         self._tally.configure(config.for_node(self._node))
+        if self._plugins is not None:
+            self._plugins.configure(config.for_node(self._node))
         self._source.expect(config.literal_paths)
         self.publisher.configure(config.resync)
         self._reporter.configured(config)

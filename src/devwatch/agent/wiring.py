@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from devwatch.agent.deviceplugin import DevicePlugins
 from devwatch.agent.events import EventApi, EventRecorder
 from devwatch.agent.evictor import Evictor, WorkloadApi
 from devwatch.agent.nodereport import NodeReporter
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.nodewatch import Watch
+    from devwatch.agent.registration import KubeletApi
     from devwatch.config.schema import Config
 
 
@@ -32,6 +34,7 @@ def build_agent(  # noqa: PLR0913 - the parts of the loop, by keyword
     api: NodeApi,
     watch: Watch | None = None,
     workload: Workload | None = None,
+    kubelet: Callable[[], KubeletApi] | None = None,
     settings: Settings,
     config: Config,
     telemetry: Telemetry,
@@ -41,21 +44,27 @@ def build_agent(  # noqa: PLR0913 - the parts of the loop, by keyword
     cycled: Callable[[], None] = lambda: None,
     heartbeat: float | None = None,
 ) -> Reconciler:
-    """Return the loop for a node. Without a `workload` it evicts no pod and writes no Event; for the rest see `Reconciler`."""
-    log, metrics, outage = telemetry.log, telemetry.metrics, Backoff()
-    health, reporter = telemetry.health, Reporter(log=log, metrics=metrics, health=telemetry.health)
+    """Return the loop for a node.
+
+    Without a `workload` it evicts no pod and writes no Event, and without a `kubelet` it hands over no device; for the rest see
+    `Reconciler`.
+    """
+    log, metrics, health, outage = telemetry.log, telemetry.metrics, telemetry.health, Backoff()
+    reporter = Reporter(log=log, metrics=metrics, health=health)
     node_reporter = NodeReporter(log=log, metrics=metrics, health=health, node=node, devices=reporter, dry_run=dry_run)
     publisher = NodeStatus(api=api, watch=watch, reporter=node_reporter, outage=outage, clock=clock)
-    evictor = None
-    if workload is not None:
-        recorder = EventRecorder(api=workload, log=log, node=node, clock=clock.now)
-        evictor = Evictor(api=workload, recorder=recorder, losses=Losses(), metrics=metrics, jitter=clock.jitter)
-        reporter.record, publisher.sending = recorder.device, evictor.losses.send
+    evictor = _build_evictor(workload, telemetry, clock, node) if workload else None
+    if evictor is not None:
+        reporter.record, publisher.sending = evictor.recorder.device, evictor.losses.send
+    plugins = None
+    if workload and kubelet:
+        plugins = DevicePlugins(kubelet, pods=workload.pods, telemetry=telemetry, clock=clock)
     return Reconciler(
         node=node,
         source=source,
         publisher=publisher,
         evictor=evictor,
+        plugins=plugins,
         outage=outage,
         settings=settings,
         config=config,
@@ -65,3 +74,8 @@ def build_agent(  # noqa: PLR0913 - the parts of the loop, by keyword
         cycled=cycled,
         heartbeat=heartbeat,
     )
+
+
+def _build_evictor(workload: Workload, telemetry: Telemetry, clock: Clock, node: str) -> Evictor:
+    recorder = EventRecorder(api=workload, log=telemetry.log, node=node, clock=clock.now)
+    return Evictor(api=workload, recorder=recorder, losses=Losses(), metrics=telemetry.metrics, jitter=clock.jitter)

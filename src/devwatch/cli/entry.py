@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = "/etc/devwatch/config.yaml"
 DEFAULT_LISTEN = "127.0.0.1:28796"
+KUBELET_DIR = "/var/lib/kubelet"
+DEVICE_PLUGIN_DIR = "/var/lib/kubelet/device-plugins"
+"""A constant of the kubelet (`DevicePluginPath` of the device plugin API), whatever its root."""
 DONE, FAILED, USAGE, CONFIGURATION, INTERRUPTED = 0, 1, 2, 78, 130
 """Exit statuses; 78 is EX_CONFIG of sysexits.h, after which the systemd unit does not restart."""
 
@@ -292,6 +295,9 @@ def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
     _add_config_options(option)
     _add_kubeconfig_option(option)
     _add_dry_run_option(option, "print each patch as JSON, store nothing")
+    option("--kubelet-dir", metavar="DIR", default=KUBELET_DIR, help="the kubelet's root, with pod-resources")
+    plugins = "where the kubelet accepts device plugins, whatever its root"
+    option("--device-plugin-dir", metavar="DIR", default=DEVICE_PLUGIN_DIR, help=plugins)
     option.flag("--once", help="end when the Node shows what is present; status 1 if it does not within 30 s")
     listen = f"metrics and health, or off (default: {DEFAULT_LISTEN}; with --once off)"
     option("--listen", metavar="HOST:PORT", help=listen)
@@ -477,6 +483,8 @@ def _run_daemon(arguments: argparse.Namespace, environ: Mapping[str, str]) -> in
         once=arguments.once,
         listen=_listen_address(arguments.listen or ("off" if arguments.once else DEFAULT_LISTEN)),
         listen_named=arguments.listen is not None,
+        kubelet_dir=Path(arguments.kubelet_dir),
+        device_plugin_dir=Path(arguments.device_plugin_dir),
     )
     log = logs.configure(arguments.log_format, arguments.log_level, sys.stderr, environ=environ)
     out = _stdout() if arguments.dry_run else io.StringIO()  # only a dry run prints results

@@ -17,7 +17,7 @@ from typing import TypeVar
 from devwatch.config.tree import MAX_FAULTS, MAX_QUOTE, NO_STRING, Node, Place, quoted, read_document, shown_faults
 from devwatch.core.errors import ConfigError, Fault
 from devwatch.core.names import resource_name_fault
-from devwatch.core.rules import KEYS, Count, KeyTest, Matcher, Pattern, ResourceRule, is_glob
+from devwatch.core.rules import KEYS, Count, KeyTest, Matcher, Pattern, Publish, ResourceRule, is_glob
 
 _MAX_PATTERN, _MAX_WILDCARDS = 512, 32
 """Characters, and `*`, `?` and `[` among them, that one pattern may have."""
@@ -229,6 +229,22 @@ _NAME: _Reader[str] = partial(
 )
 _COUNTS = {count.value: count for count in Count}
 _COUNT: _Reader[Count] = partial(_scalar, spelling=lambda text: (_COUNTS.get(text), " or ".join(_COUNTS)))
+_WAYS = {way.value: way for way in Publish}
+_PUBLISH: _Reader[Publish] = partial(_scalar, spelling=lambda text: (_WAYS.get(text), " or ".join(_WAYS)))
+_DEVICE_PATH = re.compile(r"/dev/(?!\.{1,2}(/|$))[^/\0]+(/(?!\.{1,2}(/|$))[^/\0]+)*")
+_CONTAINER = {
+    "path": _Key(
+        field="path",
+        read=partial(
+            _scalar,
+            spelling=lambda text: (
+                text if len(text) <= _MAX_PATTERN and _DEVICE_PATH.fullmatch(text) else None,
+                "an absolute path below /dev without . or .. in it",
+            ),
+        ),
+        required=True,
+    )
+}
 _NODES = partial(_values, spelling=partial(_glob, form=".", wanted="a glob of node names or a list of them"))
 _SPELLINGS: Mapping[str, _Spelling[Pattern]] = {
     "vendor": partial(_digits, least=4, most=4, absent="ID_VENDOR_ID"),
@@ -247,6 +263,8 @@ _RESOURCE = {
     "match": _Key(field="match", read=partial(_list, read=_ENTRY), required=True),
     "exclude": _Key(field="exclude", read=partial(_list, read=_ENTRY, least=0)),
     "count": _Key(field="count", read=_COUNT),
+    "publish": _Key(field="publish", read=_PUBLISH),
+    "container": _Key(field="container", read=partial(_record, keys=_CONTAINER, make=lambda *, path: path)),
     "nodes": _Key(field="nodes", read=_NODES),
     "removalGrace": _Key(field="removal_grace", read=partial(_duration, least="0s", most="1h")),
     "evict": _Key(field="evict_after", read=partial(_record, keys=_EVICT, make=lambda *, after: after)),

@@ -49,6 +49,19 @@ class ConfigError(DevwatchError):
         self.faults = faults
 
 
+class KubeletError(DevwatchError):
+    """A call of the kubelet failed, or something that it needs on this host: it is repeated. `hint` says what to do about it."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        """Store the hint, empty where no certain advice exists."""
+        super().__init__(message)
+        self.hint = hint
+
+
+class NotServed(KubeletError):
+    """The kubelet does not serve this method: it is too old (gRPC UNIMPLEMENTED)."""
+
+
 class ApiError(DevwatchError):
     """A request to the API server failed; whether it changed anything is unknown. `hint` says what to do about it."""
 

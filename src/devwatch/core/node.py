@@ -109,6 +109,11 @@ class NodeState:
             return capacity is None and allocatable is None
         return (quantity(capacity), quantity(allocatable)) == (count.capacity, count.allocatable)
 
+    def amounts(self, name: str) -> Amounts:
+        """Return both figures of a resource; 0 where one is absent or not a whole number."""
+        capacity, allocatable = (quantity(figures.get(name)) or 0 for figures in (self.capacity, self.allocatable))
+        return Amounts(capacity=capacity, allocatable=allocatable)
+
     def value(self, part: Part) -> object:
         """Return the observed value of a part."""
         return self.annotation if part == ANNOTATION_PART else (self.capacity.get(part), self.allocatable.get(part))

@@ -57,10 +57,17 @@ class Figure:
     """Whether something unknown may change the count, so that it must not fall."""
     away: bool = False
     """Whether a devnode of it has been away for less than the grace, so that the list of devices may soon be as before."""
+    amounts: Amounts | None = None
+    """The figures that the Node should show where the kubelet hands the devices over; None for `advertised` in both maps."""
     due: float | None = None
     """When `advertised` falls or `away` ends without a further event."""
     start_until: float | None = None
     """Until when the Node's own figure at the start counts, None where at least as many are present, or that time is over."""
+
+    @property
+    def shown(self) -> Amounts:
+        """The figures that the Node should show."""
+        return self.amounts or Amounts.of(self.advertised)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +120,18 @@ class Tally:
             for rule in self._claims.rules
         }
 
-    def count(self, inventory: Inventory, observed: NodeState | None, now: float) -> Figures:
-        """Process the last scan and return the counts."""
+    def count(
+        self,
+        inventory: Inventory,
+        observed: NodeState | None,
+        now: float,
+        *,
+        held: Mapping[str, AbstractSet[str] | None] = MappingProxyType({}),
+    ) -> Figures:
+        """Process the last scan and return the counts.
+
+        `held` are by resource the IDs of which a pod has the device, None where that is unknown; without an entry none are.
+        """
         claims = self._claims.judge((*inventory.present, *inventory.pending))
         owned: dict[str, list[Device]] = {rule.name: [] for rule in self._claims.rules}
         for device in inventory.present:
@@ -122,14 +139,16 @@ class Tally:
                 owned[owner].append(device)
         self._forget_reassigned({device.key: name for name, devices in owned.items() for device in devices})
         certain = not inventory.doubts
-        held = _undecided_resources(inventory, claims) if certain else set(owned)
+        open_ = _undecided_resources(inventory, claims) if certain else set(owned)
         figures: dict[str, Figure] = {}
         for rule in self._claims.rules:
             devices = tuple(owned[rule.name])
             self._push_counts(rule, devices, now, certain=certain)
-            figure = self._figure_of(rule, devices, observed, now, held=rule.name in held)
+            figure = self._figure_of(rule, devices, observed, now, held=rule.name in open_)
             slots = self._slots.setdefault(rule.name, Slots(rule.name, rule.count))
-            figures[rule.name] = replace(figure, slots=slots.update(devices, figure.advertised, certain=certain))
+            holders = held.get(rule.name, frozenset())
+            offered = slots.update(devices, figure.advertised, certain=certain, held=holders)
+            figures[rule.name] = replace(figure, slots=offered)
         return Figures(by_name=figures, claims=claims)
 
     def _forget_reassigned(self, owners: dict[Key, str]) -> None:
@@ -225,9 +244,7 @@ def plan_patch(
     are away within their grace is not written, if nothing else is: when the devices are back it would be written again.
     """
     memory = observed.memory()
-    wanted: dict[str, Amounts | None] = {
-        name: Amounts.of(figure.advertised) for name, figure in figures.by_name.items()
-    }
+    wanted: dict[str, Amounts | None] = {name: figure.shown for name, figure in figures.by_name.items()}
     unseen = {name for name in written if name not in wanted and observed.removable(name)}
     wanted |= {name: None for name in memory if name not in wanted and observed.removable(name)}
     wanted |= dict.fromkeys(unseen)

@@ -43,6 +43,13 @@ class Count(enum.Enum):
     DEVNODE = "devnode"
 
 
+class Publish(enum.Enum):
+    """The way of publishing a resource."""
+
+    NODE_STATUS = "nodeStatus"
+    DEVICE_PLUGIN = "devicePlugin"
+
+
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
     """Return Kleene's conjunction: the first NOT decides, even beside unknowns, and ends the evaluation."""
     return _kleene(verdicts, decisive=Verdict.NOT, neutral=Verdict.MATCHED)
@@ -213,6 +220,14 @@ class ResourceRule:
     """Seconds for which a departed device still counts."""
     evict_after: float | None = None
     """Seconds from the acceptance of the lower count to the eviction of the pods; None for never."""
+    publish: Publish = Publish.NODE_STATUS
+    container: str | None = None
+    """Where containers find the device that the kubelet hands over, None for the default."""
+
+    @property
+    def container_path(self) -> str:
+        """The path of the first devnode in a container."""
+        return self.container or f"/dev/{self.name.partition('/')[2]}"
 
     def verdict(self, device: Device) -> Verdict:
         """Return whether the device matches and is not excluded; an earlier resource may still claim it first."""

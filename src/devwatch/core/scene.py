@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from devwatch.core.node import Amounts, NodeState
-
 if TYPE_CHECKING:
     from devwatch.core.device import Device, Key
     from devwatch.core.inventory import Inventory
+    from devwatch.core.node import NodeState
     from devwatch.core.plan import Figures
 
 
@@ -38,9 +37,7 @@ class Scene:
 
     def shows(self, name: str) -> bool:
         """Return whether both maps of the Node show the advertised count of a resource."""
-        return self.observed is not None and self.observed.shows(
-            name, Amounts.of(self.figures.by_name[name].advertised)
-        )
+        return self.observed is not None and self.observed.shows(name, self.figures.by_name[name].shown)
 
     def by_ownership(self, name: str) -> tuple[list[Device], list[Device]]:
         """Return the devices that a resource has or may have, and separately those that another one certainly has."""

@@ -1,0 +1,214 @@
+"""The publisher of `devicePlugin`: hands devices over to the kubelet, which gives them to pods."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from devwatch.agent.registration import Registration
+from devwatch.core.errors import ApiError, KubeletError
+from devwatch.core.handover import Handover, Offer, link_names
+from devwatch.core.holders import held_ids
+from devwatch.core.node import NodeState
+from devwatch.core.repeat import RepeatFilter
+from devwatch.core.rules import Publish
+from devwatch.core.slots import SlotState
+from devwatch.core.task import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+
+    from devwatch.agent.clock import Clock
+    from devwatch.agent.registration import KubeletApi
+    from devwatch.agent.report import Telemetry
+    from devwatch.core.inventory import Inventory
+    from devwatch.core.plan import Figures
+    from devwatch.core.pods import Pod
+    from devwatch.core.rules import ResourceRule
+    from devwatch.core.slots import Slot
+
+HOLDERS_INTERVAL = 1.0
+"""Seconds between two readings of the holders while a device is absent."""
+_LINKS = "links"
+"""The subject of reports about the links, which concern every resource."""
+
+
+class DevicePlugins:
+    """Registers every resource with `publish: devicePlugin`, and keeps it registered.
+
+    It promises:
+
+    - *never more than can be used*: the Node shows no figure that the kubelet does not compute from the list that it has taken over; a
+      rise is list, acknowledgement, PATCH, a fall is PATCH, list;
+    - *never another's device*: a container that starts again opens the device that it was given, under whatever name it has, or nothing;
+    - *level, not edge*: whatever ended the stream, and whichever side started again, the same steps lead to the same state;
+    - a kubelet that hangs, refuses or is away stops nothing else.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], KubeletApi],
+        *,
+        pods: Callable[[], Awaitable[Sequence[Pod]]],
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        """Start without resources.
+
+        `connect` is called for the first of them, and raises a `KubeletError`. `pods` lists the pods of this node, and raises an
+        `ApiError`.
+        """
+        self._connect, self._list_pods, self._telemetry, self._clock = connect, pods, telemetry, clock
+        self._kubelet: KubeletApi | None = None
+        self._registrations: dict[str, Registration] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._wake: Callable[[str], None] = lambda _trigger: None
+        self._ready = asyncio.Event()
+        """Set once the links are right: no resource registers before."""
+        self._filters: dict[str, RepeatFilter] = {}
+        self.held: dict[str, frozenset[str] | None] = {}
+        """By resource: the IDs of which a pod has the device, None where that is unknown."""
+        self._read_at, self._absent = math.inf, False
+
+    # -- the interface to the loop
+
+    def follow(self, group: asyncio.TaskGroup, wake: Callable[[str], None]) -> None:
+        """Register in the background, and wake the loop at each change."""
+        self._group, self._wake = group, wake
+        for name in self._registrations:
+            self._start(name)
+
+    def configure(self, rules: Iterable[ResourceRule]) -> None:
+        """Set the resources of this node."""
+        mine = {rule.name: rule for rule in rules if rule.publish is Publish.DEVICE_PLUGIN}
+        for name in self._registrations.keys() - mine.keys():
+            del self._registrations[name]
+            if (task := self._tasks.pop(name, None)) is not None:
+                task.cancel()
+        try:
+            kubelet = self._kubelet or (self._connect() if mine else None)
+        except KubeletError as error:
+            self.lost(", ".join(mine), error)
+            return
+        if kubelet is None:
+            return
+        self._kubelet = kubelet
+        for name, rule in mine.items():
+            if name in self._registrations:
+                self._registrations[name].rule = rule
+            else:
+                self._add(rule, kubelet)
+
+    def _add(self, rule: ResourceRule, kubelet: KubeletApi) -> None:
+        handover = Handover(lost_at=self._clock.now())
+        self._registrations[rule.name] = Registration(
+            rule=rule, handover=handover, kubelet=kubelet, clock=self._clock, report=self
+        )
+        self._start(rule.name)
+
+    def _start(self, name: str) -> None:
+        if self._group is not None:
+            self._tasks[name] = self._group.create_task(self._registrations[name].run(self._ready))
+
+    def update(self, figures: Figures, inventory: Inventory, observed: NodeState | None, now: float) -> Figures:
+        """Set the links and the lists, and return the figures with those that the Node should show for these resources."""
+        slots = {name: figures.by_name[name].slots for name in self._registrations}
+        self._await_absent(chain.from_iterable(slots.values()), now)
+        usable = self._update_links(slots, inventory)
+        waiting = {device.body for device in inventory.pending}
+        shown = dict(figures.by_name)
+        for name, registration in self._registrations.items():
+            offer = registration.offer(slots[name], waiting) if usable else Offer()
+            amounts = registration.update(offer, observed or NodeState(), now)
+            shown[name] = replace(shown[name], amounts=amounts)
+        return replace(figures, by_name=shown)
+
+    def changes_at(self, now: float) -> float | None:
+        """Return when a list or a figure changes without a further event, None for never."""
+        moments = (registration.handover.changes_at(now) for registration in self._registrations.values())
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def end(self) -> None:
+        """Let the Node show that nothing can be allocated, since the streams are about to end."""
+        for registration in self._registrations.values():
+            registration.handover.ending = True
+
+    # -- the links
+
+    def _update_links(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> bool:
+        """Make the links of the present devices, and return whether they are right.
+
+        After an uncertain scan the link of a device that it did not find stays, unless another device has the devnode by now.
+        """
+        if self._kubelet is None:
+            return False
+        taken = {device.devnode for device in (*inventory.present, *inventory.pending)}
+        wanted: dict[str, str] = {}
+        for slot in chain.from_iterable(slots.values()):
+            if slot.state is SlotState.PRESENT:
+                wanted |= link_names(slot)
+            elif inventory.doubts:
+                wanted |= {name: devnode for name, devnode in link_names(slot) if devnode not in taken}
+        try:
+            self._kubelet.links.update(wanted)
+        except KubeletError as error:
+            self.lost(_LINKS, error)
+            return False
+        self._filters.pop(_LINKS, None)
+        if not inventory.doubts:
+            self._ready.set()
+        return True
+
+    # -- the holders of lost devices
+
+    def action(self, now: float) -> Task | None:
+        """Return the reading of the holders that is due, None for none."""
+        return Task(run=self._read_holders, patience=0.0) if now >= self._read_at else None
+
+    def due(self, _now: float) -> float | None:
+        """Return when to read the holders next, None for never."""
+        return self._read_at if self._read_at < math.inf else None
+
+    def _await_absent(self, slots: Iterable[Slot], now: float) -> None:
+        """Read the holders while a device is absent: what no pod holds leaves the list."""
+        absent = any(slot.state is not SlotState.PRESENT for slot in slots)
+        if not absent:
+            self._read_at, self.held = math.inf, dict.fromkeys(self._registrations)
+        elif not self._absent:
+            self._read_at = now
+        self._absent = absent
+
+    async def _read_holders(self) -> None:
+        """Read which pods hold which devices. A pod list that follows proves that the kubelet has accounted for every pod."""
+        self._read_at = self._clock.now() + HOLDERS_INTERVAL
+        if self._kubelet is None:
+            return
+        try:
+            holdings = await self._kubelet.holdings()
+            pods = await self._list_pods()
+        except (KubeletError, ApiError) as error:
+            self.held = dict.fromkeys(self._registrations)
+            self._telemetry.log.debug("pods.unlisted", error=str(error))
+        else:
+            self.held = {name: held_ids(name, holdings, pods) for name in self._registrations}
+
+    # -- reports
+
+    def wake(self) -> None:
+        """Start the next cycle of the loop now."""
+        self._wake("kubelet")
+
+    def registered(self, resource: str, devices: Collection[str]) -> None:
+        """Report that the kubelet has taken over the first list."""
+        self._filters.pop(resource, None)
+        self._telemetry.log.info("kubelet.registered", resource=resource, devices=sorted(devices))
+
+    def lost(self, subject: str, error: KubeletError) -> None:
+        """Report why devices cannot be handed over: once, and again at growing intervals."""
+        if self._filters.setdefault(subject, RepeatFilter()).should_log(str(error)):
+            more = {"hint": error.hint} if error.hint else {}
+            self._telemetry.log.warning("kubelet.lost", resource=subject, error=str(error), **more)

@@ -1,0 +1,263 @@
+"""The registration of one resource with the kubelet: from a socket that accepts to the end of the stream, again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from devwatch.core.backoff import Backoff
+from devwatch.core.errors import KubeletError
+from devwatch.core.handover import Allocation, Handover, Offer, allocate, link_names, offer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from devwatch.agent.clock import Clock
+    from devwatch.core.holders import Holding
+    from devwatch.core.node import Amounts, NodeState
+    from devwatch.core.rules import ResourceRule
+    from devwatch.core.slots import Slot
+
+POLL = 0.05
+"""Seconds between two looks whether the kubelet accepts registrations."""
+SETTLED = 10.0
+"""Seconds after which a stream that ends is no reason to pause: the kubelet has started again, rather than refused."""
+STREAM_TIMEOUT = 10.0
+"""Seconds that the kubelet may take from the registration to the stream."""
+ACK_TIMEOUT = 1.0
+"""Seconds after which a list counts as acknowledged where the kubelet cannot say so."""
+ACK_POLL = (0.005, 0.1)
+"""Seconds between two questions for the acknowledgement, the first and the longest."""
+CHECK = 10.0
+"""Seconds between two questions whether the kubelet still lists our devices."""
+CONTESTED = 2
+"""Questions in a row whose answer must differ before another plugin is reported."""
+
+
+class Server(Protocol):
+    """The server of one resource."""
+
+    async def start(self) -> None:
+        """Listen. Raises `KubeletError`."""
+
+    async def close(self) -> None:
+        """End the stream and stop listening."""
+
+    def offer(self, offer: Offer) -> None:
+        """Set the list to send."""
+
+
+class Links(Protocol):
+    """The links that containers open."""
+
+    def update(self, wanted: Mapping[str, str]) -> None:
+        """Make exactly these links. Raises `KubeletError`."""
+
+
+class KubeletApi(Protocol):
+    """The kubelet of this node."""
+
+    @property
+    def links(self) -> Links:
+        """The links that containers open."""
+
+    def socket(self) -> object:
+        """Return what tells the kubelet's socket from the one of its next start, None where there is none."""
+
+    async def is_accepting(self) -> bool:
+        """Return whether the kubelet accepts registrations."""
+
+    def server(self, name: str, resource: Registration) -> Server:
+        """Return a server for a resource, which does not listen yet."""
+
+    async def register(self, name: str) -> None:
+        """Register a resource, whose server listens. Raises `KubeletError`."""
+
+    async def allocatable(self) -> Mapping[str, frozenset[str]]:
+        """Return by resource the IDs that the kubelet has taken over. Raises `KubeletError`."""
+
+    async def holdings(self) -> tuple[Holding, ...]:
+        """Return which pods hold devices. Raises `KubeletError`."""
+
+
+class RegistrationReport(Protocol):
+    """What a registration reports to."""
+
+    def wake(self) -> None:
+        """Start the next cycle of the loop now."""
+
+    def registered(self, resource: str, devices: Collection[str]) -> None:
+        """Report that the kubelet has taken over the first list."""
+
+    def lost(self, subject: str, error: KubeletError) -> None:
+        """Report why a resource cannot be handed over."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Registration:
+    """One resource: what it offers, how far the kubelet has taken it over, and the steps that bring it there."""
+
+    rule: ResourceRule
+    handover: Handover
+    kubelet: KubeletApi
+    clock: Clock
+    report: RegistrationReport
+    server: Server | None = None
+    streaming: bool = False
+    _links: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By ID that was ever listed: the names of its links."""
+    _progress: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set at each change of the stream."""
+
+    # -- the desired list
+
+    def offer(self, slots: Sequence[Slot], waiting: Collection[str]) -> Offer:
+        """Return the list for these slots. A new device of several devnodes waits until all of them have arrived."""
+        listed = self.handover.desired.ids
+        ready = {
+            slot.id for slot in slots if slot.id in listed or not any(device.body in waiting for device in slot.devices)
+        }
+        for slot in slots:
+            names = tuple(name for name, _ in link_names(slot))
+            self._links[slot.id] = names or self._links.get(slot.id) or (slot.id,)
+        return offer_of(slots, ready)
+
+    def update(self, offer: Offer, observed: NodeState, now: float) -> Amounts:
+        """Set the desired list, and return the figures that the Node should show meanwhile."""
+        self.handover.desired = offer
+        if self.server is not None:
+            self.server.offer(self.handover.next_list(observed, self.rule.name, now))
+        return self.handover.amounts(observed, self.rule.name, now)
+
+    # -- what the server reports
+
+    def allocate(self, ids: Sequence[str]) -> Allocation:
+        """Return what a container gets for these devices. Raises `KeyError` for an ID that was never listed."""
+        return allocate(self.rule, ids, self._links)
+
+    def opened(self) -> None:
+        """Record that the kubelet has opened the stream."""
+        self.streaming = True
+        self._changed()
+
+    def sent(self, offer: Offer) -> None:
+        """Record that a list was sent on the stream."""
+        self.handover.sent = offer
+        self._changed()
+
+    def closed(self) -> None:
+        """Record that the stream has ended."""
+        self.streaming = False
+        self.handover.closed(self.clock.now())
+        self._changed()
+
+    def _changed(self) -> None:
+        self._progress.set()
+        self.report.wake()
+
+    # -- the steps
+
+    async def run(self, ready: asyncio.Event) -> None:
+        """Register once `ready` is set, and again whenever the stream has ended."""
+        await ready.wait()
+        backoff, known = Backoff(first=0.2, limit=10.0), object()
+        while True:
+            known = await self._await_kubelet(backoff, known)
+            began = self.clock.now()
+            try:
+                await self._serve()
+            except KubeletError as error:
+                self.report.lost(self.rule.name, error)
+            if self.clock.now() >= began + SETTLED:
+                backoff.succeed()
+            else:
+                backoff.fail(self.clock.now(), self.clock.jitter())
+
+    async def _await_kubelet(self, backoff: Backoff, known: object) -> object:
+        """Wait until the kubelet accepts connections, and return what tells its socket from the next one.
+
+        A kubelet that has started since is asked at once, whatever the one before has refused.
+        """
+        while True:
+            socket = self.kubelet.socket()
+            if socket is None or socket != known:
+                backoff.succeed()
+            known = socket
+            if socket is not None and self.clock.now() >= backoff.until and await self.kubelet.is_accepting():
+                return known
+            await asyncio.sleep(POLL)
+
+    async def _serve(self) -> None:
+        """Register, and serve until the stream ends. Raises `KubeletError`."""
+        self.server = server = self.kubelet.server(self.rule.name, self)
+        try:
+            await server.start()
+            server.offer(self.handover.desired)
+            await self.kubelet.register(self.rule.name)
+            await self._await_list()
+            while self.streaming:
+                await self._acknowledge()
+                await self._check()
+        finally:
+            self.server = None
+            await server.close()
+
+    async def _await_list(self) -> None:
+        """Wait until the first list is sent. Raises `KubeletError`."""
+        try:
+            async with asyncio.timeout(STREAM_TIMEOUT):
+                while self.handover.sent is None:
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError as error:
+            raise KubeletError("the kubelet has accepted the registration, and does not ask for the devices") from error
+
+    async def _acknowledge(self) -> None:
+        """Wait until the kubelet has taken over the last list, or the stream has ended."""
+        began, pause = self.clock.now(), ACK_POLL[0]
+        offer = self.handover.sent
+        while offer is not None and self.handover.acked != offer:
+            taken = await self._taken_over()
+            if taken is None:
+                await asyncio.sleep(max(began + ACK_TIMEOUT - self.clock.now(), 0))
+            if self.handover.sent == offer and (taken is None or offer.healthy <= taken):
+                self._acknowledged(offer)
+                return
+            await asyncio.sleep(pause)
+            offer, pause = self.handover.sent, min(pause * 2, ACK_POLL[1])
+
+    async def _taken_over(self) -> frozenset[str] | None:
+        """Return the IDs that the kubelet lists for the resource, None where it cannot say so."""
+        try:
+            return (await self.kubelet.allocatable()).get(self.rule.name, frozenset())
+        except KubeletError:
+            return None
+
+    def _acknowledged(self, offer: Offer) -> None:
+        first, self.handover.acked = self.handover.acked is None, offer
+        if first:
+            self.report.registered(self.rule.name, offer.ids)
+        self.report.wake()
+
+    async def _check(self) -> None:
+        """Wait for the next list or the end of the stream, and ask now and then whether the kubelet still lists our devices."""
+        differing = 0
+        while (offer := self.handover.acked) is not None and self.handover.sent == offer:
+            self._progress.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ACK_TIMEOUT if 0 < differing < CONTESTED else CHECK):
+                    await self._progress.wait()
+                continue
+            taken = await self._taken_over()
+            differing = differing + 1 if taken is not None and not offer.healthy <= taken <= offer.ids else 0
+            self._contest(contested=differing >= CONTESTED)
+
+    def _contest(self, *, contested: bool) -> None:
+        if contested and not self.handover.contested:
+            hint = "end the other plugin, or take the resource out of its configuration or out of this one"
+            error = "another plugin has registered the resource too, so nothing of it is allocatable"
+            self.report.lost(self.rule.name, KubeletError(error, hint=hint))
+        self.handover.contested = contested
+        self.report.wake()

@@ -1,0 +1,147 @@
+"""Decide what the kubelet is offered for a resource, when, and which figures the Node shows for it meanwhile. Time is an argument."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from devwatch.core.node import Amounts, NodeState
+from devwatch.core.slots import SlotState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from devwatch.core.rules import ResourceRule
+    from devwatch.core.slots import Slot
+
+FALL_LIMIT = 1.0
+"""Seconds after which a device leaves the list of the kubelet although the Node does not show the lower figure yet."""
+UNREGISTERED_LIMIT = 2.0
+"""Seconds for which a registration may fail before the Node shows that nothing can be allocated: a pod that is bound meanwhile fails."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """The list of devices of one resource for the kubelet: IDs by health."""
+
+    healthy: frozenset[str] = frozenset()
+    unhealthy: frozenset[str] = frozenset()
+    """Lost devices that a pod holds. Without them the kubelet would report the pod's device as healthy."""
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """All IDs."""
+        return self.healthy | self.unhealthy
+
+    def common(self, other: Offer) -> Amounts:
+        """Return the figures that both lists allow; of a list with itself, those that the kubelet computes from it."""
+        return Amounts(capacity=len(self.ids & other.ids), allocatable=len(self.healthy & other.healthy))
+
+
+def offer_of(slots: Iterable[Slot], ready: AbstractSet[str]) -> Offer:
+    """Return the list for these slots; of the devices that can be used, only those in `ready`."""
+    lost = {slot.id for slot in slots if slot.state is SlotState.HELD}
+    return Offer(
+        healthy=frozenset(slot.id for slot in slots if slot.id not in lost and slot.id in ready),
+        unhealthy=frozenset(lost),
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Handover:
+    """What one resource offers to the kubelet, and how far the kubelet has taken it over.
+
+    | state | `sent` | `acked` | the figures of the Node |
+    |---|---|---|---|
+    | unregistered: no stream | None | None | not raised; after `UNREGISTERED_LIMIT` nothing is allocatable |
+    | streaming: a list is not acknowledged | a list | None | as while unregistered |
+    | registered | a list | a list | what the acknowledged and the desired list have in common |
+
+    A *rise* therefore is list, acknowledgement, PATCH. A *fall* is PATCH, list: the former list stays until the Node shows the lower
+    figure, for `FALL_LIMIT` at most. Otherwise the scheduler binds a pod that the kubelet refuses for good.
+    """
+
+    desired: Offer = field(default_factory=Offer)
+    sent: Offer | None = None
+    acked: Offer | None = None
+    lost_at: float = float("-inf")
+    """When the last stream ended, or the attempts began; monotonic seconds."""
+    contested: bool = False
+    """Whether the kubelet lists other devices for the resource than this daemon: another plugin has registered it."""
+    ending: bool = False
+    """Whether the daemon is about to end its streams."""
+    _fall_at: float | None = None
+
+    @property
+    def registered(self) -> bool:
+        """Whether a stream is open, and the first list of it was acknowledged."""
+        return self.acked is not None
+
+    def closed(self, now: float) -> None:
+        """Record that the stream has ended."""
+        self.sent = self.acked = self._fall_at = None
+        self.lost_at = now
+
+    def next_list(self, observed: NodeState, resource: str, now: float) -> Offer:
+        """Return the list that the stream should carry now."""
+        falling = self.acked is not None and self.sent is not None and bool(self.sent.healthy - self.desired.healthy)
+        if not falling or self.sent is None:
+            self._fall_at = None
+            return self.desired
+        self._fall_at = now if self._fall_at is None else self._fall_at
+        shown = observed.shows(resource, self.amounts(observed, resource, now))
+        return self.desired if shown or now >= self._fall_at + FALL_LIMIT else self.sent
+
+    def amounts(self, observed: NodeState, resource: str, now: float) -> Amounts:
+        """Return the figures that the Node should show."""
+        if self.acked is not None:
+            figures = self.desired.common(self.acked)
+        else:
+            shown = observed.amounts(resource)
+            wanted = self.desired.common(self.desired)
+            figures = Amounts(
+                capacity=min(shown.capacity, wanted.capacity), allocatable=min(shown.allocatable, wanted.allocatable)
+            )
+        late = self.acked is None and now >= self.lost_at + UNREGISTERED_LIMIT
+        return Amounts(capacity=figures.capacity, allocatable=0) if late or self.contested or self.ending else figures
+
+    def changes_at(self, now: float) -> float | None:
+        """Return when the figures or the list change without a further event, None for never."""
+        fall_at = math.inf if self._fall_at is None else self._fall_at + FALL_LIMIT
+        moment = self.lost_at + UNREGISTERED_LIMIT if self.acked is None else fall_at
+        return moment if now < moment < math.inf else None
+
+
+def link_names(slot: Slot) -> Iterator[tuple[str, str]]:
+    """Yield the name of each link that is handed out for a device, and the devnode that it leads to; several devnodes are numbered."""
+    for number, device in enumerate(slot.devices):
+        yield f"{slot.id}-{number}" if number else slot.id, device.devnode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """What a container gets for the devices of one resource."""
+
+    paths: Mapping[str, str]
+    """By path in the container: the name of devwatch's link."""
+    variables: Mapping[str, str]
+    """Environment variables."""
+
+
+def allocate(rule: ResourceRule, ids: Iterable[str], links: Mapping[str, Sequence[str]]) -> Allocation:
+    """Return what a container gets for these devices, with the names of the `links` of each.
+
+    The first devnode is at `container.path`, further ones at the path with a number appended.
+    """
+    names = list(chain.from_iterable(links[name] for name in sorted(ids)))
+    paths = [f"{rule.container_path}{number or ''}" for number in range(len(names))]
+    return Allocation(paths=dict(zip(paths, names, strict=True)), variables={variable_of(rule.name): ",".join(paths)})
+
+
+def variable_of(resource: str) -> str:
+    """Return the environment variable that holds the paths of the devices of a resource."""
+    return "DEVICE_" + re.sub(r"[^A-Z0-9]", "_", resource.upper())

@@ -1,0 +1,106 @@
+"""Call the kubelet: register a plugin, and ask which devices it has taken over and which pods hold them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from grpclib.client import Channel, UnaryUnaryMethod
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from h2.exceptions import H2Error
+
+from devwatch.core.errors import KubeletError, NotServed
+from devwatch.core.holders import Holding
+from devwatch.kubelet import kubelet_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+VERSION = "v1beta1"
+"""The only version of the device plugin API that kubelets serve."""
+REGISTER_TIMEOUT = 12.0
+"""Seconds: inside the call the kubelet dials back to the plugin, for which it takes 10 s at most (`dial` of the plugin client)."""
+READ_TIMEOUT = 2.0
+"""Seconds for an answer that the kubelet gives from its memory."""
+
+Reply = TypeVar("Reply", bound=Message)
+
+
+async def is_accepting(path: Path) -> bool:
+    """Return whether a program accepts connections on a unix socket. A killed kubelet leaves its socket, which refuses."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # noqa: FBT003 - as the standard library has it
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().sock_connect(probe, str(path))
+            return True
+    return False
+
+
+async def register(kubelet: Path, *, endpoint: str, resource: str) -> None:
+    """Register a plugin, whose socket `endpoint` is in the folder of the kubelet's and is served already. Raises `KubeletError`."""
+    request = pb.RegisterRequest(version=VERSION, endpoint=endpoint, resource_name=resource)
+    await _call(kubelet, "/v1beta1.Registration/Register", request, pb.Empty, within=REGISTER_TIMEOUT)
+
+
+async def allocatable(pod_resources: Path) -> Mapping[str, frozenset[str]]:
+    """Return by resource the IDs that the kubelet has taken over.
+
+    Raises `KubeletError`, `NotServed` where the kubelet is older than 1.23.
+    """
+    reply = await _call(
+        pod_resources,
+        "/v1.PodResourcesLister/GetAllocatableResources",
+        pb.Empty(),
+        pb.AllocatableResourcesResponse,
+        within=READ_TIMEOUT,
+    )
+    found: dict[str, set[str]] = {}
+    for each in reply.devices:
+        found.setdefault(each.resource_name, set()).update(each.device_ids)
+    return {name: frozenset(ids) for name, ids in found.items()}
+
+
+async def holdings(pod_resources: Path) -> tuple[Holding, ...]:
+    """Return which pods hold devices. Raises `KubeletError`.
+
+    For about a second after its start the kubelet answers with nothing, longer while the API server is away, although pods hold devices.
+    """
+    reply = await _call(
+        pod_resources, "/v1.PodResourcesLister/List", pb.Empty(), pb.ListPodResourcesResponse, within=READ_TIMEOUT
+    )
+    return tuple(
+        Holding(
+            namespace=pod.namespace,
+            pod=pod.name,
+            container=container.name,
+            resource=each.resource_name,
+            ids=frozenset(each.device_ids),
+        )
+        for pod in reply.pod_resources
+        for container in pod.containers
+        for each in container.devices
+    )
+
+
+async def _call(path: Path, method: str, request: Message, reply: type[Reply], *, within: float) -> Reply:
+    name = method.rpartition("/")[2]
+    channel = Channel(path=str(path))
+    try:
+        async with asyncio.timeout(within):
+            return await UnaryUnaryMethod(channel, method, type(request), reply)(request)
+    except GRPCError as error:
+        kind = NotServed if error.status is Status.UNIMPLEMENTED else KubeletError
+        raise kind(f"the kubelet refuses {name}: {error.message or error.status.name}") from error
+    except TimeoutError as error:
+        raise KubeletError(f"the kubelet does not answer {name} within {within:.0f} s") from error
+    except OSError as error:
+        raise KubeletError(f"{path}: {error.strerror or error}") from error
+    except (DecodeError, H2Error, ProtocolError, StreamTerminatedError) as error:
+        raise KubeletError(f"unexpected answer to {name}: {str(error) or type(error).__name__}") from error
+    finally:
+        channel.close()

@@ -1,0 +1,57 @@
+"""The links that containers open their devices by: each leads to the devnode that a device has now."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from devwatch.core.errors import KubeletError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+FOLDER = "devwatch"
+"""The folder of the links in that of the plugins: the kubelet removes the sockets there when it starts, and nothing else."""
+_TEMPORARY = ".new"
+
+
+class DeviceLinks:
+    """The folder of the links. A container that restarts in place opens what its link leads to then, and fails where it is absent."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use the folder `FOLDER` in that of the plugins; what a former daemon left there is unknown until the first `update`."""
+        self.folder = folder / FOLDER
+        self._made: dict[str, str] | None = None
+
+    def update(self, wanted: Mapping[str, str]) -> None:
+        """Make exactly these links, by name with the devnode; each appears with its target or not at all. Raises `KubeletError`."""
+        if wanted == self._made:
+            return
+        try:
+            made = self._read() if self._made is None else self._made
+            for name in made.keys() - wanted.keys():
+                (self.folder / name).unlink(missing_ok=True)
+            self._made = None
+            for name, devnode in wanted.items():
+                if made.get(name) != devnode:
+                    self._make(name, devnode)
+        except OSError as error:
+            raise KubeletError(f"{error.filename or self.folder}: {error.strerror or error}") from error
+        self._made = dict(wanted)
+
+    def _read(self) -> dict[str, str]:
+        """Return what the folder holds, by name: the target of a link, empty for anything else."""
+        self.folder.mkdir(mode=0o755, exist_ok=True)
+        return {path.name: str(path.readlink()) if path.is_symlink() else "" for path in self.folder.iterdir()}
+
+    def _make(self, name: str, devnode: str) -> None:
+        temporary = self.folder / f"{_TEMPORARY}{name}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(devnode)
+        try:
+            temporary.replace(self.folder / name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise

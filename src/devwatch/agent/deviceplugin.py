@@ -68,7 +68,7 @@ class DevicePlugins:
         self._group: asyncio.TaskGroup | None = None
         self._wake: Callable[[str], None] = lambda _trigger: None
         self._ready = asyncio.Event()
-        """Set once the links are right: no resource registers before."""
+        """Set once the links are right and the IDs of a former daemon are known: no resource registers before."""
         self._filters: dict[str, RepeatFilter] = {}
         self.held: dict[str, frozenset[str] | None] = {}
         """By resource: the IDs of which a pod has the device, None where that is unknown."""
@@ -119,6 +119,8 @@ class DevicePlugins:
         slots = {name: figures.by_name[name].slots for name in self._registrations}
         self._await_absent(chain.from_iterable(slots.values()), now)
         usable = self._update_links(slots, inventory)
+        if usable and observed is not None and not inventory.doubts:
+            self._ready.set()
         waiting = {device.body for device in inventory.pending}
         shown = dict(figures.by_name)
         for name, registration in self._registrations.items():
@@ -159,8 +161,6 @@ class DevicePlugins:
             self.lost(_LINKS, error)
             return False
         self._filters.pop(_LINKS, None)
-        if not inventory.doubts:
-            self._ready.set()
         return True
 
     # -- the holders of lost devices

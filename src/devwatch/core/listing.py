@@ -63,6 +63,14 @@ class Entry:
 
     replugged: int | None = None
     """When a pod was last evicted for a return of the device, in Unix seconds of its host."""
+    id: str | None = None
+    """The ID under which the kubelet has the device; this and the next two are listed where it hands the device over."""
+    port: str | None = None
+    """The physical socket (`Identity.socket`)."""
+    place: str | None = None
+    """The place of the devnode in its device, where each devnode is a device of its own."""
+    publish: str | None = None
+    """The way of publishing, None for the Node's status."""
 
     @classmethod
     def of(cls, device: Device) -> Entry:
@@ -114,7 +122,7 @@ def _is_list_of_objects(value: object) -> bool:
 def _entries(entries: list[dict[str, object]]) -> Iterable[Entry]:
     for entry in entries:
         if isinstance(devnode := entry.get("devnode"), str):
-            texts = {name: _text(entry.get(name)) for name in (*_IDS, "lost")}
+            texts = {name: _text(entry.get(name)) for name in (*_IDS, "lost", *_SLOT)}
             whole = {name: _number(entry.get(name)) for name in ("rdev", "replugged")}
             links = {name: _texts(entry.get(name)) for name in ("links", "shared")}
             numbers = tuple(map(_pair, _items(entry.get("numbers"))[:MAX_NUMBERS]))
@@ -124,6 +132,10 @@ def _entries(entries: list[dict[str, object]]) -> Iterable[Entry]:
 
 _IDS = ("vendor", "product", "serial", "link")
 """The keys that every entry has besides its devnode; null where the value is absent."""
+
+
+_SLOT = ("id", "port", "place", "publish")
+"""The keys of a device that the kubelet hands over."""
 
 
 def _items(value: object) -> list[object]:
@@ -182,5 +194,7 @@ def _entries_within(entries: tuple[Entry, ...], limit: int) -> list[dict[str, ob
 
 def _entry_object(entry: Entry) -> dict[str, object]:
     shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in ("devnode", *_IDS)}
-    memory = {name: getattr(entry, name) for name in ("links", "shared", "rdev", "numbers", "lost", "replugged")}
+    memory = {
+        name: getattr(entry, name) for name in ("links", "shared", "rdev", "numbers", "lost", "replugged", *_SLOT)
+    }
     return shown | {name: value for name, value in memory.items() if value}

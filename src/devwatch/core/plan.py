@@ -11,7 +11,7 @@ from devwatch.core.inventory import Inventory, Window
 from devwatch.core.listing import Entry, Listing, render_listing
 from devwatch.core.node import ANNOTATION_PART, Amounts, NodePatch, NodeState, Part
 from devwatch.core.rules import Claim, ResourceRule, claim, quantity_of
-from devwatch.core.slots import Slot, Slots
+from devwatch.core.slots import Slot, Slots, SlotState, mark, recall
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -119,6 +119,9 @@ class Tally:
             rule.name: (observed.count(rule.name), now + max(self._start_grace, rule.removal_grace))
             for rule in self._claims.rules
         }
+        for rule in self._claims.rules:
+            if recalled := tuple(recall(rule.name, observed.memory().get(rule.name, ()))):
+                self._slots[rule.name] = Slots(rule.name, rule.count, recalled)
 
     def count(
         self,
@@ -206,10 +209,29 @@ def list_devices(figures: Figures, observed: Listing, remembered: Listing = Mapp
 
     While more than the present devices are advertised, the entries already listed stay.
     """
-    return {
-        name: remembered[name] if name in remembered else _entries_to_list(figure, observed.get(name, ()))
-        for name, figure in figures.by_name.items()
-    }
+    listed: dict[str, tuple[Entry, ...]] = {}
+    for name, figure in figures.by_name.items():
+        former, memory = observed.get(name, ()), remembered.get(name)
+        if figure.amounts is not None:
+            listed[name] = _entries_of_slots(figure, former, memory)
+        else:
+            listed[name] = _entries_to_list(figure, former) if memory is None else memory
+    return listed
+
+
+def _entries_of_slots(
+    figure: Figure, observed: tuple[Entry, ...], remembered: tuple[Entry, ...] | None
+) -> tuple[Entry, ...]:
+    """Return the entries of a resource that the kubelet hands over: every slot is listed, so that its ID outlives the daemon."""
+    here = (slot for slot in figure.slots if slot.state is SlotState.PRESENT)
+    present = tuple(mark(Entry.of(device), slot) for slot in here for device in slot.devices)
+    entries = present if remembered is None else remembered
+    listed = {entry.id for entry in entries}
+    absent = [slot for slot in figure.slots if slot.id not in listed]
+    known = {entry.id: entry for entry in observed}
+    away = (mark(Entry.of(device), slot) for slot in absent for device in slot.devices)
+    recalled = (known[slot.id] for slot in absent if not slot.devices and slot.id in known)
+    return (*entries, *away, *recalled)
 
 
 def _entries_to_list(figure: Figure, observed: tuple[Entry, ...]) -> tuple[Entry, ...]:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from devwatch.core.device import natural
-from devwatch.core.rules import Count
+from devwatch.core.rules import Count, Publish
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from devwatch.core.device import Device
+    from devwatch.core.listing import Entry
 
 
 _Unit = tuple["Device", ...]
@@ -87,6 +88,29 @@ class Slot:
     state: SlotState
     in_socket: bool = False
     """Whether the ID belongs to the socket: another device in it with the same model is this one, in another socket it is not."""
+
+
+def mark(entry: Entry, slot: Slot) -> Entry:
+    """Return an entry of the annotation with what the next daemon needs to give the device the same ID."""
+    identity = slot.identity
+    return replace(
+        entry, id=slot.id, port=identity.socket, place=identity.place or None, publish=Publish.DEVICE_PLUGIN.value
+    )
+
+
+def recall(resource: str, entries: Iterable[Entry]) -> Iterator[Slot]:
+    """Yield the slots that the annotation of a former daemon tells of."""
+    marked = {entry.id: entry for entry in entries if entry.id}
+    for name, entry in marked.items():
+        identity = Identity(
+            vendor=entry.vendor,
+            product=entry.product,
+            serial=entry.serial,
+            socket=entry.port or "",
+            place=entry.place or "",
+        )
+        in_socket = name == identity.id(resource, in_socket=True)
+        yield Slot(id=name, identity=identity, devices=(), state=SlotState.LINGERING, in_socket=in_socket)
 
 
 class Slots:

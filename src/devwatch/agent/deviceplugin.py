@@ -70,6 +70,8 @@ class DevicePlugins:
         self._ready = asyncio.Event()
         """Set once the links are right and the IDs of a former daemon are known: no resource registers before."""
         self._filters: dict[str, RepeatFilter] = {}
+        self._links_fault = ""
+        """Why the links cannot be made; empty where they are right."""
         self.held: dict[str, frozenset[str] | None] = {}
         """By resource: the IDs of which a pod has the device, None where that is unknown."""
         self._read_at, self._absent = math.inf, False
@@ -127,6 +129,7 @@ class DevicePlugins:
             offer = registration.offer(slots[name], waiting) if usable else Offer()
             amounts = registration.update(offer, observed or NodeState(), now)
             shown[name] = replace(shown[name], amounts=amounts)
+        self._report_registrations()
         return replace(figures, by_name=shown)
 
     def changes_at(self, now: float) -> float | None:
@@ -158,8 +161,10 @@ class DevicePlugins:
         try:
             self._kubelet.links.update(wanted)
         except KubeletError as error:
+            self._links_fault = str(error)
             self.lost(_LINKS, error)
             return False
+        self._links_fault = ""
         self._filters.pop(_LINKS, None)
         return True
 
@@ -197,6 +202,24 @@ class DevicePlugins:
             self.held = {name: held_ids(name, holdings, pods) for name in self._registrations}
 
     # -- reports
+
+    def _report_registrations(self) -> None:
+        registered = {name: int(each.handover.registered) for name, each in self._registrations.items()}
+        self._telemetry.metrics.set_registered(registered)
+        self._telemetry.health.unregistered = {
+            name: (each.handover.lost_at, each.failure)
+            for name, each in self._registrations.items()
+            if not each.handover.registered
+        }
+        contested = [name for name, each in self._registrations.items() if each.handover.contested]
+        others = f"another plugin has registered {', '.join(contested)}" if contested else ""
+        self._telemetry.health.handover = self._links_fault or others
+
+    def allocated(self, resource: str, ids: Collection[str], *, refused: bool) -> None:
+        """Report that the kubelet has asked for devices for a container."""
+        self._telemetry.metrics.allocations.labels("refused" if refused else "allocated").inc()
+        log = self._telemetry.log.warning if refused else self._telemetry.log.info
+        log("device.allocated", resource=resource, devices=sorted(ids), outcome="refused" if refused else "allocated")
 
     def wake(self) -> None:
         """Start the next cycle of the loop now."""

@@ -94,6 +94,9 @@ class RegistrationReport(Protocol):
     def lost(self, subject: str, error: KubeletError) -> None:
         """Report why a resource cannot be handed over."""
 
+    def allocated(self, resource: str, ids: Collection[str], *, refused: bool) -> None:
+        """Report that the kubelet has asked for devices for a container."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Registration:
@@ -106,6 +109,8 @@ class Registration:
     report: RegistrationReport
     server: Server | None = None
     streaming: bool = False
+    failure: str = ""
+    """Why the last attempt failed; empty once registered."""
     _links: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By ID that was ever listed: the names of its links."""
     _progress: asyncio.Event = field(default_factory=asyncio.Event)
@@ -135,7 +140,13 @@ class Registration:
 
     def allocate(self, ids: Sequence[str]) -> Allocation:
         """Return what a container gets for these devices. Raises `KeyError` for an ID that was never listed."""
-        return allocate(self.rule, ids, self._links)
+        try:
+            allocation = allocate(self.rule, ids, self._links)
+        except KeyError:
+            self.report.allocated(self.rule.name, ids, refused=True)
+            raise
+        self.report.allocated(self.rule.name, ids, refused=False)
+        return allocation
 
     def opened(self) -> None:
         """Record that the kubelet has opened the stream."""
@@ -169,6 +180,7 @@ class Registration:
             try:
                 await self._serve()
             except KubeletError as error:
+                self.failure = str(error)
                 self.report.lost(self.rule.name, error)
             if self.clock.now() >= began + SETTLED:
                 backoff.succeed()
@@ -237,6 +249,7 @@ class Registration:
 
     def _acknowledged(self, offer: Offer) -> None:
         first, self.handover.acked = self.handover.acked is None, offer
+        self.failure = ""
         if first:
             self.report.registered(self.rule.name, offer.ids)
         self.report.wake()

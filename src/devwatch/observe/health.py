@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _DIFFERENCE_LIMIT: Final = 60
 """Seconds for which the Node may differ from the devices before the daemon is not ready."""
@@ -41,6 +41,10 @@ class Health:
     """Since when it differs, None while it does not or may."""
     error: str = ""
     """Why the last request failed; empty after a successful one."""
+    handover: str = ""
+    """Why the kubelet cannot be given the devices of a resource, whatever it answers; empty where nothing is in the way."""
+    unregistered: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    """By resource that is not registered with the kubelet: since when, and why the last attempt failed."""
 
     def healthz(self, now: float) -> tuple[bool, str]:
         """Return whether the loop runs its cycles, and a line that says why not."""
@@ -62,7 +66,7 @@ class Health:
         """Yield why the Node's counts cannot be relied on, in the order of cause before effect, since only the first is shown.
 
         A waiting daemon does nothing else; without a Node nothing can be written; a refusal needs the user; uncertain or blocked devices
-        explain a count that is not written; a difference explains itself only after a while, since a PATCH takes a moment.
+        explain a count that is not written, and so does a kubelet that does not take the devices; a difference explains itself only after a while, since a PATCH takes a moment.
         """
         if self.waiting is not None:
             yield f"another daemon holds the node: {self.waiting}"
@@ -77,6 +81,11 @@ class Health:
         why = "".join(f": {text}" for text in (self.differs, self.error) if text)
         if not self.shown:
             yield f"the Node has not been seen to show what is present{why}"
+        if self.handover:
+            yield self.handover
+        for name, (since, reason) in self.unregistered.items():
+            if now - since >= _DIFFERENCE_LIMIT:
+                yield f"{name} has not been registered with the kubelet for {now - since:.0f} s{reason and f': {reason}'}"
         late = 0 if self.differs_since is None else now - self.differs_since
         if late >= _DIFFERENCE_LIMIT:
             yield f"the Node has not shown what is present for {late:.0f} s{why}"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _ACTIONS: Final = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")  # kobject_actions, Linux
 _TRIGGERS: Final = ("uevent", "sweep", "resync", "node", "retry", "config", "start", "grace", "kubelet")
 _PATCHES: Final = ("changed", "unchanged", "refused", "failed")
+_ALLOCATIONS: Final = ("allocated", "refused")
 _EVICTIONS: Final = ("evicted", "refused", "failed", "ambiguous", "bare", "spared")
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -34,6 +35,7 @@ class Metrics:
         self._present: Mapping[str, int] = {}
         self._shown: Mapping[str, int] = {}
         self._held_up: Mapping[str, int] = {}
+        self._registered_before: Mapping[str, int] = {}
         self._devices = self._gauge("devices", "Devices present.", "resource")
         self._capacity = self._gauge("capacity", "Capacity as last observed on the Node.", "resource")
         self._held = self._gauge(
@@ -51,6 +53,8 @@ class Metrics:
         self.monitor_up = self._gauge("monitor_up", "1 while uevents are received.")
         self.monitor_overflows = self._counter("monitor_overflows", "Times the kernel dropped uevents.")
         self.evictions = self._counter("evictions", "Evictions, and pods spared.", "outcome", _EVICTIONS)
+        self._registered = self._gauge("kubelet_registered", "1 while the kubelet has taken over our list.", "resource")
+        self.allocations = self._counter("allocations", "Devices handed to a container.", "outcome", _ALLOCATIONS)
         self.config_reloads = self._counter("config_reloads", "Config reads.", "outcome", ("reloaded", "rejected"))
         self.config_in_force = self._gauge("config_in_force", "0 while the configuration file on disk is refused.")
         self.config_in_force.set(1)
@@ -84,6 +88,10 @@ class Metrics:
     def set_held(self, held: Mapping[str, int]) -> None:
         """Set whether the count is held up for all resources, and drop the series of those that are not in `held`."""
         self._held_up = _replace(self._held, held, self._held_up)
+
+    def set_registered(self, registered: Mapping[str, int]) -> None:
+        """Set whether the kubelet has taken over the list, and drop the series of resources that are not in `registered`."""
+        self._registered_before = _replace(self._registered, registered, self._registered_before)
 
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format 0.0.4."""

@@ -66,7 +66,8 @@ class Health:
         """Yield why the Node's counts cannot be relied on, in the order of cause before effect, since only the first is shown.
 
         A waiting daemon does nothing else; without a Node nothing can be written; a refusal needs the user; uncertain or blocked devices
-        explain a count that is not written, and so does a kubelet that does not take the devices; a difference explains itself only after a while, since a PATCH takes a moment.
+        explain a count that is not written, and so does a kubelet that does not take the devices; a difference explains itself only after
+        a while, since a PATCH takes a moment.
         """
         if self.waiting is not None:
             yield f"another daemon holds the node: {self.waiting}"
@@ -81,11 +82,14 @@ class Health:
         why = "".join(f": {text}" for text in (self.differs, self.error) if text)
         if not self.shown:
             yield f"the Node has not been seen to show what is present{why}"
+        yield from self._handover_faults(now)
+        late = 0 if self.differs_since is None else now - self.differs_since
+        if late >= _DIFFERENCE_LIMIT:
+            yield f"the Node has not shown what is present for {late:.0f} s{why}"
+
+    def _handover_faults(self, now: float) -> Iterator[str]:
         if self.handover:
             yield self.handover
         for name, (since, reason) in self.unregistered.items():
             if now - since >= _DIFFERENCE_LIMIT:
                 yield f"{name} has not been registered with the kubelet for {now - since:.0f} s{reason and f': {reason}'}"
-        late = 0 if self.differs_since is None else now - self.differs_since
-        if late >= _DIFFERENCE_LIMIT:
-            yield f"the Node has not shown what is present for {late:.0f} s{why}"

@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from devwatch.cli import display
 from devwatch.config.resolver import new_loop
 from devwatch.core.errors import ApiError, NodeMissing, Unavailable
 from devwatch.core.node import NodePatch
+from devwatch.core.text import escape
 from devwatch.host.lock import NodeLock
 from devwatch.kube import cluster, nodes
 
@@ -63,7 +63,7 @@ async def status(connection: Connection, screen: Screen, remarks: Screen, *, for
     hidden = (f"the pods are not shown: {seen.hidden}",) if seen.hidden else ()
     warnings = (text for row in seen.resources for text in row.warnings())
     for warning in dict.fromkeys((*hidden, *warnings)):
-        remarks.line(f"warning: {display.printable(warning)}")
+        remarks.line(f"warning: {escape(warning)}")
     return DONE
 
 
@@ -157,7 +157,7 @@ async def purge(connection: Connection, screen: Screen, remarks: Screen, task: P
     await asyncio.sleep(0)  # a pending interrupt ends it here, and not after the first request
     failures = await _remove(connection, screen, task, removals)
     for name, reason in failures.items():
-        remarks.out.write(display.printable(f"devwatch: {name}: {' '.join(reason.split())}") + "\n")
+        remarks.out.write(escape(f"devwatch: {name}: {' '.join(reason.split())}") + "\n")
     return FAILED if failures else DONE
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from devwatch import __version__
 from devwatch.core.errors import ConfigError, DevwatchError, OutputLost, Unavailable, UsageError
+from devwatch.core.text import escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -223,10 +224,9 @@ def _print_to_stderr(*texts: str) -> None:
     """Write lines to stderr, escaped, since a server's text must not control the terminal, and without waiting for a reader forever."""
     from devwatch.observe.output import NonBlockingStream  # noqa: PLC0415 - keeps shell completion fast
 
-    lines = ("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text) for text in texts)
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
-            NonBlockingStream(sys.stderr).deliver("".join(f"{line}\n" for line in lines))
+            NonBlockingStream(sys.stderr).deliver("".join(f"{escape(text)}\n" for text in texts))
 
 
 def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:

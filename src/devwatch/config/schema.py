@@ -14,10 +14,11 @@ from functools import partial
 from itertools import accumulate, chain
 from typing import TypeVar
 
-from devwatch.config.tree import MAX_FAULTS, MAX_QUOTE, NO_STRING, Node, Place, quoted, read_document, shown_faults
+from devwatch.config.tree import MAX_FAULTS, MAX_QUOTE, NO_STRING, Node, Place, read_document, shown_faults
 from devwatch.core.errors import ConfigError, Fault
 from devwatch.core.names import resource_name_fault
 from devwatch.core.rules import KEYS, Count, KeyTest, Matcher, Pattern, ResourceRule, is_glob
+from devwatch.core.text import quote
 
 _MAX_PATTERN, _MAX_WILDCARDS = 512, 32
 """Characters, and `*`, `?` and `[` among them, that one pattern may have."""
@@ -145,7 +146,7 @@ def _scalar(node: Node, at: Place, *, spelling: _Spelling[T]) -> T | None:
     if node.kind != "text":
         at.wants(node, allowed)
     elif value is None:
-        at.fault(node, f"{quoted(node.text)} is not valid ({allowed})")
+        at.fault(node, f"{quote(node.text, MAX_QUOTE)} is not valid ({allowed})")
     return value if node.kind == "text" else None
 
 
@@ -202,7 +203,9 @@ def _resources(node: Node, at: Place) -> tuple[ResourceRule, ...] | None:
     first: dict[str, Node] = {}
     for index, name in enumerate(names):
         if name.text and first.setdefault(name.text, name) is not name:
-            taken = f"{quoted(name.text)} is taken (each name once; the first is in line {first[name.text].line})"
+            taken = (
+                f"{quote(name.text, MAX_QUOTE)} is taken (each name once; the first is in line {first[name.text].line})"
+            )
             at.item(index).key("name").fault(name, taken)
     size = len(json.dumps({name: [] for name in first if not resource_name_fault(name)}, separators=(",", ":")))
     if size > _MAX_NAMES:

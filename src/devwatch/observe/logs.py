@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, TextIO
 
 import structlog
 
+from devwatch.core.text import escape, shorten
 from devwatch.observe.output import NonBlockingStream
 
 if TYPE_CHECKING:
@@ -185,7 +186,6 @@ def _clean(value: object) -> object:
 
 
 def _text(text: str) -> str:
-    """Redact, escape and cut. `str.isprintable` is false for controls, bidi controls, separators and surrogates."""
+    """Redact, escape and cut."""
     text = _SECRET.sub("[redacted]", text[: 4 * _LENGTH])
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return text if len(text) <= _LENGTH else text[: _LENGTH - 1] + "…"
+    return shorten(escape(text), _LENGTH)

@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from devwatch.cli.entry import main
+from devwatch.core import exitstatus
 from support.checkout import CHECKOUT
 
 SOURCES = {
@@ -18,8 +20,16 @@ SOURCES = {
     ("place", "sign"),
     [
         ("core/text.py", r"\.isprintable\b|unicode_escape|\bascii\("),
+        ("core/exitstatus.py", r"^[A-Z_]+ = 78$|Exit status: "),
     ],
 )
 def test_what_has_a_place_is_done_there_alone(place: str, sign: str) -> None:
     """Another module calls that place; it does not do the same once more."""
-    assert [name for name, source in SOURCES.items() if re.search(sign, source)] == [place]
+    assert [name for name, source in SOURCES.items() if re.search(sign, source, re.MULTILINE)] == [place]
+
+
+def test_the_exit_statuses_are_those_that_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the manual and in the help."""
+    assert exitstatus.SUMMARY in (CHECKOUT / "docs" / "operations.md").read_text("utf-8")
+    assert main(["--help"], {}) == exitstatus.DONE
+    assert exitstatus.SUMMARY in capsys.readouterr().out

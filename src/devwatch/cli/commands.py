@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from devwatch.cli import display, inspection
 from devwatch.config.file import ConfigFile
+from devwatch.core import exitstatus
 from devwatch.core.errors import ConfigError
 from devwatch.core.text import escape
 from devwatch.host.snapshot import Host
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from devwatch.core.errors import Fault
     from devwatch.core.inventory import Scan
     from devwatch.core.rules import Claim, ResourceRule
-
-DONE, FAILED, CONFIGURATION = 0, 1, 78
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +95,7 @@ def devices(scene: Scene, screen: Screen, remarks: Screen, *, form: str, console
             screen.line(note)
     for remark in _remarks(scene, rows):
         remarks.line(escape(remark))
-    return FAILED if scene.scan.doubts else DONE
+    return exitstatus.FAILED if scene.scan.doubts else exitstatus.DONE
 
 
 def _notes(rows: Sequence[inspection.Row]) -> Iterator[str]:
@@ -125,7 +124,7 @@ def suggest(scene: Scene, screen: Screen, remarks: Screen) -> int:
     screen.out.write(display.suggestion_text(suggestions, certain=scene.scan.certain))
     for remark in (*scene.troubles, *scene.scan.doubts):
         remarks.line(escape(f"warning: {remark}"))
-    return FAILED if scene.scan.doubts else DONE
+    return exitstatus.FAILED if scene.scan.doubts else exitstatus.DONE
 
 
 def explain(scene: Scene, screen: Screen, remarks: Screen, path: str) -> int:
@@ -142,7 +141,7 @@ def explain(scene: Scene, screen: Screen, remarks: Screen, path: str) -> int:
         screen.line(f"- {escape(trouble)}", indent=2)
     if scene.hidden:
         remarks.line(escape(f"warning: {scene.hidden}"))
-    return DONE if found else FAILED
+    return exitstatus.DONE if found else exitstatus.FAILED
 
 
 def _resolve(path: str, present: Sequence[Device]) -> list[Device]:
@@ -241,13 +240,13 @@ def check(file: Path, screen: Screen, *, form: str) -> int:
         }
         names = [rule.name for rule in config.resources] if config else []
         screen.document({"file": str(file), "valid": config is not None, **problems, "resources": names}, "json")
-        return CONFIGURATION if faults else DONE
+        return exitstatus.CONFIGURATION if faults else exitstatus.DONE
     shown = [*((fault, "") for fault in faults), *((fault, "warning: ") for fault in warnings)]
     for fault, kind in shown:
         display.show_fault(screen, fault, str(file), source.text, kind=kind)
     if config:
         screen.line(_summary(file, config))
-    return CONFIGURATION if faults else DONE
+    return exitstatus.CONFIGURATION if faults else exitstatus.DONE
 
 
 def _fault_document(fault: Fault) -> dict[str, object]:
@@ -266,4 +265,4 @@ def completion(screen: Screen, shell: str) -> int:
     import argcomplete  # noqa: PLC0415 - only this command and the completion itself need it
 
     screen.out.write(argcomplete.shellcode(["devwatch"], shell=shell))  # type: ignore[attr-defined]  # documented, not listed
-    return DONE
+    return exitstatus.DONE

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from devwatch import __version__
+from devwatch.core import exitstatus
 from devwatch.core.errors import ConfigError, DevwatchError, OutputLost, Unavailable, UsageError
 from devwatch.core.text import escape
 
@@ -32,10 +33,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = "/etc/devwatch/config.yaml"
 DEFAULT_LISTEN = "127.0.0.1:28796"
-DONE, FAILED, USAGE, CONFIGURATION, INTERRUPTED = 0, 1, 2, 78, 130
-"""Exit statuses; 78 is EX_CONFIG of sysexits.h, after which the systemd unit does not restart."""
 
-_TOP_EXAMPLES = """\
+_TOP_EXAMPLES = f"""\
 examples:
   devwatch devices                       which sticks are here, and which resource claims each
   devwatch devices --suggest > my.yaml   a configuration for them
@@ -44,7 +43,7 @@ examples:
   devwatch run --config my.yaml --dry-run
 
 Every option has an environment variable: --node-name is DEVWATCH_NODE_NAME. The command line wins.
-Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."""
+{exitstatus.SUMMARY}"""
 _RUN_HELP = """\
 the daemon: watch the devices, patch the Node
 Watches the devices of this host and keeps the status of its Node in step.
@@ -145,11 +144,11 @@ def _writing() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Run a command and return the exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."""
+    """Run a command and return its exit status."""
     try:
         return _run_command(argv, os.environ if environ is None else environ)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return exitstatus.INTERRUPTED
     finally:
         early.settle()
 
@@ -157,7 +156,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 def _run_command(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
     """Run a command and return its status. Errors of the system, and shortages of memory, become one line on stderr."""
     _escape_unencodable()
-    status, shortage = FAILED, ""
+    status, shortage = exitstatus.FAILED, ""
     try:
         status = _main(argv, environ)
         if sys.stdout is not None:
@@ -166,7 +165,7 @@ def _run_command(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
         return _give_up_output(error.reason)
     except OSError as error:  # the edges handle these; one that they missed still gets no traceback
         _print_error(_system_error(error))
-        return FAILED
+        return exitstatus.FAILED
     except (MemoryError, SystemError):  # SystemError: an import without enough memory may raise it
         shortage = "out of memory: raise the limit (ulimit -v)"
     except ImportError as error:
@@ -200,7 +199,7 @@ def _give_up_output(error: OSError) -> int:
     if not isinstance(error, BrokenPipeError):
         _print_error(f"cannot write the results: {error.strerror or error}")
     _mute(1)
-    return FAILED
+    return exitstatus.FAILED
 
 
 def _mute(descriptor: int) -> None:
@@ -244,14 +243,14 @@ def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
         return command(options, environ)
     except ConfigError as error:
         _print_to_stderr(*(fault.render(error.file) for fault in error.faults))
-        return CONFIGURATION
+        return error.exit_status
     except SystemExit as ended:  # --help and --version have written their text
-        return int(ended.code or DONE)
+        return int(ended.code or exitstatus.DONE)
     except DevwatchError as error:
         _print_error(" ".join(str(error).split()))
         if isinstance(error, OutputLost):
             _mute(1)
-        return USAGE if isinstance(error, UsageError) else FAILED
+        return error.exit_status
 
 
 # -- options
@@ -444,7 +443,7 @@ def _variable(name: str) -> str:
 
 
 def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    with _startup_signals(FAILED if arguments.once else DONE):
+    with _startup_signals(exitstatus.FAILED if arguments.once else exitstatus.DONE):
         return _run_daemon(arguments, environ)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
@@ -35,26 +34,6 @@ class Sink(Protocol):
 
     def write(self, text: str, /) -> object:
         """Write text."""
-
-
-class BestEffortStream:
-    """A stream for remarks, whose errors are ignored: a remark that cannot be written does not change the result."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        """Write to `stream`, which is None where the process was started with its descriptor closed."""
-        self._stream = stream
-
-    def isatty(self) -> bool:
-        """Return whether the stream is a terminal."""
-        return self._stream is not None and self._stream.isatty()
-
-    def write(self, text: str) -> int:
-        """Write and flush text, if possible."""
-        with contextlib.suppress(OSError, ValueError):
-            if self._stream is not None:
-                self._stream.write(text)
-                self._stream.flush()
-        return len(text)
 
 
 class _Dumper(yaml.SafeDumper):

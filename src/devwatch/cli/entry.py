@@ -20,6 +20,7 @@ from devwatch import __version__
 from devwatch.core import exitstatus
 from devwatch.core.errors import ConfigError, DevwatchError, OutputLost, Unavailable, UsageError
 from devwatch.core.text import escape
+from devwatch.observe.output import BestEffortStream, OutputError, ResultStream, mute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,43 +107,6 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
 
-class _OutputError(Exception):
-    """Standard output cannot be written to."""
-
-    def __init__(self, reason: OSError) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class _Results:
-    """Standard output, whose errors become `_OutputError`, so that no other `OSError` is mistaken for one."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def isatty(self) -> bool:
-        """Return whether the stream is a terminal."""
-        return self._stream.isatty()
-
-    def write(self, text: str) -> int:
-        """Write text. Raises `_OutputError`."""
-        with _writing():
-            return self._stream.write(text)
-
-    def flush(self) -> None:
-        """Flush the buffer. Raises `_OutputError`."""
-        with _writing():
-            self._stream.flush()
-
-
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _OutputError(error) from error
-
-
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run a command and return its exit status."""
     try:
@@ -160,8 +124,8 @@ def _run_command(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
     try:
         status = _main(argv, environ)
         if sys.stdout is not None:
-            _Results(sys.stdout).flush()
-    except _OutputError as error:
+            ResultStream(sys.stdout).flush()
+    except OutputError as error:
         return _give_up_output(error.reason)
     except OSError as error:  # the edges handle these; one that they missed still gets no traceback
         _print_error(_system_error(error))
@@ -198,13 +162,8 @@ def _give_up_output(error: OSError) -> int:
     """Report that standard output cannot be written to, but silently where its reader has left, as `head` does."""
     if not isinstance(error, BrokenPipeError):
         _print_error(f"cannot write the results: {error.strerror or error}")
-    _mute(1)
+    mute(1)
     return exitstatus.FAILED
-
-
-def _mute(descriptor: int) -> None:
-    """Redirect a failed stream to /dev/null: the interpreter would flush it at exit, and fail with status 120."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def _flush_stderr() -> None:
@@ -212,7 +171,7 @@ def _flush_stderr() -> None:
         if sys.stderr is not None:
             sys.stderr.flush()
     except OSError:
-        _mute(2)
+        mute(2)
 
 
 def _print_error(text: str) -> None:
@@ -221,11 +180,7 @@ def _print_error(text: str) -> None:
 
 def _print_to_stderr(*texts: str) -> None:
     """Write lines to stderr, escaped, since a server's text must not control the terminal, and without waiting for a reader forever."""
-    from devwatch.observe.output import NonBlockingStream  # noqa: PLC0415 - keeps shell completion fast
-
-    with contextlib.suppress(OSError, ValueError):
-        if sys.stderr is not None:
-            NonBlockingStream(sys.stderr).deliver("".join(f"{escape(text)}\n" for text in texts))
+    BestEffortStream(sys.stderr).deliver("".join(f"{escape(text)}\n" for text in texts))
 
 
 def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
@@ -249,7 +204,7 @@ def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
     except DevwatchError as error:
         _print_error(" ".join(str(error).split()))
         if isinstance(error, OutputLost):
-            _mute(1)
+            mute(1)
         return error.exit_status
 
 
@@ -522,9 +477,9 @@ def _scene(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Scene:
 
 def _screens(environ: Mapping[str, str]) -> tuple[Screen, Screen]:
     """Return the screen for results (stdout) and the one for remarks (stderr)."""
-    from devwatch.cli.display import BestEffortStream, Screen  # noqa: PLC0415 - the daemon does not need it
+    from devwatch.cli.display import Screen  # noqa: PLC0415 - the daemon does not need it
 
-    return Screen.of(_Results(_stdout()), environ), Screen.of(BestEffortStream(sys.stderr), environ)
+    return Screen.of(ResultStream(_stdout()), environ), Screen.of(BestEffortStream(sys.stderr), environ)
 
 
 def _devices(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -597,8 +552,6 @@ def _confirmed(count: int) -> bool:
 
     Ctrl-C ends the program at once: the event loop's handler would only cancel the task, which `input` blocks until it returns.
     """
-    from devwatch.cli.display import BestEffortStream  # noqa: PLC0415 - the daemon does not need it
-
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         BestEffortStream(sys.stderr).write(f"Remove all this from {count} node{'s' if count > 1 else ''}? [y/N] ")

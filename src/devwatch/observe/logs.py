@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, TextIO
 import structlog
 
 from devwatch.core.text import escape, shorten
-from devwatch.observe.output import NonBlockingStream
+from devwatch.observe.output import UNWRITABLE, NonBlockingStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,8 +101,7 @@ class _Sink:
         return event
 
     def msg(self, line: str) -> None:
-        # A full disk or a broken pipe is an OSError, a closed or an ASCII-only stream a ValueError.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(*UNWRITABLE):
             if self._output is not None:
                 self._lost = 0 if self._output.write(line + "\n") else self._lost + 1
 

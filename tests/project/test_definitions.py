@@ -8,6 +8,7 @@ import pytest
 
 from devwatch.cli.entry import main
 from devwatch.core import exitstatus
+from devwatch.core.keys import KEYS
 from support.checkout import CHECKOUT
 
 SOURCES = {
@@ -33,3 +34,12 @@ def test_the_exit_statuses_are_those_that_are_documented(capsys: pytest.CaptureF
     assert exitstatus.SUMMARY in (CHECKOUT / "docs" / "operations.md").read_text("utf-8")
     assert main(["--help"], {}) == exitstatus.DONE
     assert exitstatus.SUMMARY in capsys.readouterr().out
+
+
+def test_the_keys_of_a_rule_are_those_that_are_documented() -> None:
+    """All of them, in their order, with the udev property of each."""
+    rows = (
+        f"| `{key.name}` | {key.description}{f' (`{key.source}`)' if key.source else ''} |\n" for key in KEYS.values()
+    )
+    table = f"| key | matched with |\n|---|---|\n{''.join(rows)}\n"
+    assert table in (CHECKOUT / "docs" / "configuration.md").read_text("utf-8")

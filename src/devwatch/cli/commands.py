@@ -13,6 +13,7 @@ from devwatch.cli import display, inspection
 from devwatch.config.file import ConfigFile
 from devwatch.core import exitstatus
 from devwatch.core.errors import ConfigError
+from devwatch.core.keys import KEYS, VALUE_KEYS
 from devwatch.core.text import escape
 from devwatch.host.snapshot import Host
 from devwatch.host.sysfs import obstruction
@@ -168,7 +169,7 @@ def _real(path: str) -> str:
 def _explain_device(scene: Scene, screen: Screen, device: Device) -> None:
     decided, reports = inspection.explain(device, scene.config.resources if scene.config else (), scene.node)
     screen.line(f"{device.devnode}: {escape(inspection.describe(device))}")
-    for key in ("vendor", "product", "serial", "interface", "port"):
+    for key in VALUE_KEYS:
         value = getattr(device, key)
         screen.line(f"{key}: {'none' if value is None else escape(value)}{_gap(key, device)}", indent=2)
     for link in device.links:
@@ -179,7 +180,7 @@ def _explain_device(scene: Scene, screen: Screen, device: Device) -> None:
 
 
 def _gap(key: str, device: Device) -> str:
-    unknown = key == "port" and not device.complete and not device.virtual
+    unknown = KEYS[key].recorded and not device.complete and not device.virtual
     return " (unknown: there is no complete udev record)" if unknown else ""
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+from devwatch.core.keys import VALUE_KEYS
 from devwatch.core.rules import Verdict
 from devwatch.core.text import escape, quote_for_yaml
 
@@ -146,11 +147,7 @@ def device_document(row: Row) -> dict[str, Any]:
     return {
         "devnode": device.devnode,
         "what": row.what,
-        "vendor": device.vendor,
-        "product": device.product,
-        "serial": device.serial,
-        "interface": device.interface,
-        "port": device.port,
+        **{key: getattr(device, key) for key in VALUE_KEYS},
         "driver": row.driver,
         "link": next(iter(device.links), None),
         "links": list(device.links),

@@ -534,6 +534,7 @@ MODULES_OF_COMMANDS = {
     "devwatch.cli.display",
     "devwatch.cli.commands",
     "devwatch.cli.inspection",
+    "devwatch.config.catalogue",
     "devwatch.core.sticks",
     "argcomplete",
     "difflib",

@@ -17,8 +17,8 @@ from kubernetes_validate import latest_version, validate  # type: ignore[import-
 from devwatch import __version__
 from devwatch.config.schema import parse
 from devwatch.core.errors import ConfigError
+from devwatch.core.keys import KEYS
 from devwatch.core.names import resource_name_fault
-from devwatch.core.rules import KEYS
 from support.deployment import (
     BASE,
     COMPONENTS,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from devwatch.config.schema import parse
 from devwatch.core.device import Device
 from devwatch.core.errors import ConfigError
-from devwatch.core.rules import KEYS, claim
+from devwatch.core.keys import KEYS
+from devwatch.core.rules import claim
 from fuzz.target import Feed, Target
 from support.checkout import CHECKOUT
 
@@ -43,7 +44,7 @@ _NAMES = st.sampled_from((*KEYS, *_FIELDS)) | st.text(max_size=4)
 _TREES = st.recursive(
     _LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=4), max_leaves=12
 )
-_ENTRY = st.dictionaries(st.sampled_from(KEYS), _LEAVES | st.lists(_LEAVES, max_size=3), min_size=1, max_size=3)
+_ENTRY = st.dictionaries(st.sampled_from((*KEYS,)), _LEAVES | st.lists(_LEAVES, max_size=3), min_size=1, max_size=3)
 _RESOURCE = st.fixed_dictionaries(
     {"name": st.sampled_from(("a/b", "c/d", "e.f/g")), "match": st.lists(_ENTRY, min_size=1, max_size=2)},
     optional={"exclude": st.lists(_ENTRY, max_size=2), "count": _LEAVES, "nodes": _LEAVES, "evict": _TREES},

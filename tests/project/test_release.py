@@ -112,14 +112,14 @@ def test_the_files_are_dated_by_the_commit(built: Built) -> None:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
-    """Every module and the mark that it is typed; no tests, no top-level name but devwatch."""
+    """Every module, the catalogue and the mark that it is typed; no tests, no top-level name but devwatch."""
     with zipfile.ZipFile(built.wheel) as wheel:
         names = set(wheel.namelist())
     source = CHECKOUT / "src"
     modules = {str(path.relative_to(source)) for path in source.rglob("*.py")}
     about = f"devwatch-{__version__}.dist-info"
     papers = {f"{about}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
-    assert names == modules | {"devwatch/py.typed"} | papers
+    assert names == modules | {"devwatch/py.typed", "devwatch/config/sticks.toml"} | papers
 
 
 def test_the_source_distribution_holds_all_that_is_under_version_control(built: Built, tmp_path: Path) -> None:

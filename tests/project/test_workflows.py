@@ -179,7 +179,7 @@ def test_the_guide_says_how_to_add_what_is_public() -> None:
     assert [name for name in names if name.rpartition(".")[2] not in code] == []
     parts = {part.split("\n", 1)[0]: part for part in text.split("\n### ")[1:]}
     begins = {
-        "A match key": "core/rules.py",
+        "A match key": "core/keys.py",
         "A metric": "observe/metrics.py",
         "A command": "cli/entry.py",
         "A log event": "agent/report.py",

@@ -21,6 +21,7 @@ from devwatch.agent.listener import MonitorListener
 from devwatch.agent.report import Log, Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.config.file import BackgroundConfigFile, ConfigFile
+from devwatch.core import exitstatus
 from devwatch.core.errors import KubeletError, Unavailable
 from devwatch.core.repeat import RepeatFilter
 from devwatch.host.lock import Holder, NodeLock
@@ -123,7 +124,7 @@ class Daemon:
         try:
             return await work
         except asyncio.CancelledError:
-            return 1 if self._options.once else 0
+            return exitstatus.FAILED if self._options.once else exitstatus.DONE
         except (Unavailable, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - it is logged, and ends the program
@@ -132,13 +133,13 @@ class Daemon:
             if unexpected is None and expected is not None:
                 raise expected.exceptions[0] from None
             self._log.error("daemon.failed", error=repr(error), exc_info=error)
-            return 1
+            return exitstatus.FAILED
 
     async def _work(self, loop: asyncio.AbstractEventLoop) -> int:
         async with contextlib.AsyncExitStack() as stack:
             if not self._options.once:
                 await self._reconcile(stack, loop)
-                return 0
+                return exitstatus.DONE
             try:
                 async with asyncio.timeout(ONCE_TIMEOUT):
                     await self._reconcile(stack, loop)
@@ -146,8 +147,8 @@ class Daemon:
                 self._log.error(
                     "node.patch_failed", node=self._options.node, error=self._once_failure(), gave_up_after=ONCE_TIMEOUT
                 )
-                return 1
-            return 0
+                return exitstatus.FAILED
+            return exitstatus.DONE
 
     def _once_failure(self) -> str:
         """Return why the Node does not show the present devices after `ONCE_TIMEOUT`."""

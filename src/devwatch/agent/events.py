@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from devwatch.core.errors import ApiError, Conflict, Forbidden
 from devwatch.core.listing import listed_path
 from devwatch.core.task import Task
+from devwatch.core.text import escape
 from devwatch.kube.pods import Event
 
 if TYPE_CHECKING:
@@ -137,4 +138,4 @@ class EventRecorder:
 
 
 def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)[:128]
+    return escape(text)[:128]

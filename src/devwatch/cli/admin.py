@@ -6,10 +6,11 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from devwatch.cli import display
 from devwatch.config.resolver import new_loop
+from devwatch.core import exitstatus
 from devwatch.core.errors import ApiError, NodeMissing, Unavailable
 from devwatch.core.node import NodePatch
+from devwatch.core.text import escape
 from devwatch.host.lock import NodeLock
 from devwatch.kube import cluster, nodes
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from devwatch.kube.client import Connection
     from devwatch.kube.cluster import ResourceStatus
 
-DONE, FAILED = 0, 1
 VERIFY_DELAY = 5.0
 """Seconds after which `purge` checks whether a running daemon has written again what was removed."""
 _POD_FIELDS = ("namespace", "name", "phase")
@@ -63,8 +63,8 @@ async def status(connection: Connection, screen: Screen, remarks: Screen, *, for
     hidden = (f"the pods are not shown: {seen.hidden}",) if seen.hidden else ()
     warnings = (text for row in seen.resources for text in row.warnings())
     for warning in dict.fromkeys((*hidden, *warnings)):
-        remarks.line(f"warning: {display.printable(warning)}")
-    return DONE
+        remarks.line(f"warning: {escape(warning)}")
+    return exitstatus.DONE
 
 
 def _show(screen: Screen, rows: Sequence[ResourceStatus], *, wide: bool) -> None:
@@ -150,15 +150,15 @@ async def purge(connection: Connection, screen: Screen, remarks: Screen, task: P
     if not removals:
         screen.line("there is nothing of devwatch to remove")
     if not removals or task.dry_run == "client":
-        return DONE
+        return exitstatus.DONE
     if not task.dry_run and not task.confirmed(len(removals)):
         screen.line("nothing was removed")
-        return FAILED
+        return exitstatus.FAILED
     await asyncio.sleep(0)  # a pending interrupt ends it here, and not after the first request
     failures = await _remove(connection, screen, task, removals)
     for name, reason in failures.items():
-        remarks.out.write(display.printable(f"devwatch: {name}: {' '.join(reason.split())}") + "\n")
-    return FAILED if failures else DONE
+        remarks.out.write(escape(f"devwatch: {name}: {' '.join(reason.split())}") + "\n")
+    return exitstatus.FAILED if failures else exitstatus.DONE
 
 
 async def _remove(

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 
 from devwatch.cli import display, inspection
 from devwatch.config.file import ConfigFile
+from devwatch.core import exitstatus
 from devwatch.core.errors import ConfigError
+from devwatch.core.keys import KEYS, VALUE_KEYS
+from devwatch.core.text import escape
 from devwatch.host.snapshot import Host
 from devwatch.host.sysfs import obstruction
 
@@ -24,8 +27,6 @@ if TYPE_CHECKING:
     from devwatch.core.errors import Fault
     from devwatch.core.inventory import Scan
     from devwatch.core.rules import Claim, ResourceRule
-
-DONE, FAILED, CONFIGURATION = 0, 1, 78
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,18 +95,14 @@ def devices(scene: Scene, screen: Screen, remarks: Screen, *, form: str, console
         for note in _notes(rows):
             screen.line(note)
     for remark in _remarks(scene, rows):
-        remarks.line(display.printable(remark))
-    return FAILED if scene.scan.doubts else DONE
+        remarks.line(escape(remark))
+    return exitstatus.FAILED if scene.scan.doubts else exitstatus.DONE
 
 
 def _notes(rows: Sequence[inspection.Row]) -> Iterator[str]:
     for row in rows:
         if row.twins:
-            port = (
-                f": match it by port, {display.printable(row.device.port)!r}"
-                if row.device.port
-                else ": match it by port"
-            )
+            port = f": match it by port, {escape(row.device.port)!r}" if row.device.port else ": match it by port"
             yield f"note: no id distinguishes {row.device.devnode} from {', '.join(row.twins)}{port}"
 
 
@@ -127,8 +124,8 @@ def suggest(scene: Scene, screen: Screen, remarks: Screen) -> int:
     suggestions = inspection.suggest(scene.scan.devices, scene.rules, taken)
     screen.out.write(display.suggestion_text(suggestions, certain=scene.scan.certain))
     for remark in (*scene.troubles, *scene.scan.doubts):
-        remarks.line(display.printable(f"warning: {remark}"))
-    return FAILED if scene.scan.doubts else DONE
+        remarks.line(escape(f"warning: {remark}"))
+    return exitstatus.FAILED if scene.scan.doubts else exitstatus.DONE
 
 
 def explain(scene: Scene, screen: Screen, remarks: Screen, path: str) -> int:
@@ -142,10 +139,10 @@ def explain(scene: Scene, screen: Screen, remarks: Screen, path: str) -> int:
     if troubles:
         screen.line("this host:")
     for trouble in troubles:
-        screen.line(f"- {display.printable(trouble)}", indent=2)
+        screen.line(f"- {escape(trouble)}", indent=2)
     if scene.hidden:
-        remarks.line(display.printable(f"warning: {scene.hidden}"))
-    return DONE if found else FAILED
+        remarks.line(escape(f"warning: {scene.hidden}"))
+    return exitstatus.DONE if found else exitstatus.FAILED
 
 
 def _resolve(path: str, present: Sequence[Device]) -> list[Device]:
@@ -171,19 +168,19 @@ def _real(path: str) -> str:
 
 def _explain_device(scene: Scene, screen: Screen, device: Device) -> None:
     decided, reports = inspection.explain(device, scene.config.resources if scene.config else (), scene.node)
-    screen.line(f"{device.devnode}: {display.printable(inspection.describe(device))}")
-    for key in ("vendor", "product", "serial", "interface", "port"):
+    screen.line(f"{device.devnode}: {escape(inspection.describe(device))}")
+    for key in VALUE_KEYS:
         value = getattr(device, key)
-        screen.line(f"{key}: {'none' if value is None else display.printable(value)}{_gap(key, device)}", indent=2)
+        screen.line(f"{key}: {'none' if value is None else escape(value)}{_gap(key, device)}", indent=2)
     for link in device.links:
-        screen.line(f"link: {display.printable(link)}", indent=2)
+        screen.line(f"link: {escape(link)}", indent=2)
     screen.line(_decision(decided, scene))
     for number, report in enumerate(reports, start=1):
         display.show_rule(screen, number, report, claims=report.name == decided.owner)
 
 
 def _gap(key: str, device: Device) -> str:
-    unknown = key == "port" and not device.complete and not device.virtual
+    unknown = KEYS[key].recorded and not device.complete and not device.virtual
     return " (unknown: there is no complete udev record)" if unknown else ""
 
 
@@ -203,7 +200,7 @@ def _decision(decided: Claim, scene: Scene) -> str:
 
 def _explain_absence(scene: Scene, screen: Screen, path: str) -> None:
     """Show what is at a path that is not a present device, and which resources expect a device there."""
-    screen.line(f"{display.printable(path)}: {_what_is_there(path)}")
+    screen.line(f"{escape(path)}: {_what_is_there(path)}")
     for rule in scene.config.resources if scene.config else ():
         for kind, matchers in (("match", rule.match), ("exclude", rule.exclude)):
             for index, matcher in enumerate(matchers):
@@ -244,13 +241,13 @@ def check(file: Path, screen: Screen, *, form: str) -> int:
         }
         names = [rule.name for rule in config.resources] if config else []
         screen.document({"file": str(file), "valid": config is not None, **problems, "resources": names}, "json")
-        return CONFIGURATION if faults else DONE
+        return exitstatus.CONFIGURATION if faults else exitstatus.DONE
     shown = [*((fault, "") for fault in faults), *((fault, "warning: ") for fault in warnings)]
     for fault, kind in shown:
         display.show_fault(screen, fault, str(file), source.text, kind=kind)
     if config:
         screen.line(_summary(file, config))
-    return CONFIGURATION if faults else DONE
+    return exitstatus.CONFIGURATION if faults else exitstatus.DONE
 
 
 def _fault_document(fault: Fault) -> dict[str, object]:
@@ -261,7 +258,7 @@ def _summary(file: Path, config: Config) -> str:
     evicting = sum(rule.evict_after is not None for rule in config.resources)
     names = ", ".join(rule.name for rule in config.resources) or "none"
     number = len(config.resources)
-    return f"{display.printable(str(file))}: valid; {number} resource{'' if number == 1 else 's'} ({names}); {evicting} evict"
+    return f"{escape(str(file))}: valid; {number} resource{'' if number == 1 else 's'} ({names}); {evicting} evict"
 
 
 def completion(screen: Screen, shell: str) -> int:
@@ -269,4 +266,4 @@ def completion(screen: Screen, shell: str) -> int:
     import argcomplete  # noqa: PLC0415 - only this command and the completion itself need it
 
     screen.out.write(argcomplete.shellcode(["devwatch"], shell=shell))  # type: ignore[attr-defined]  # documented, not listed
-    return DONE
+    return exitstatus.DONE

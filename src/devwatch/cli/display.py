@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+from devwatch.core.keys import VALUE_KEYS
 from devwatch.core.rules import Verdict
+from devwatch.core.text import escape, quote_for_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,11 +27,6 @@ _NUMERIC = tuple("0123456789+-.")
 _COLOURS = {Verdict.MATCHED: "32", Verdict.NOT: "31", Verdict.UNKNOWN: "33"}
 
 
-def printable(text: str) -> str:
-    """Escape all characters that are not printable, so that text cannot control the terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-
-
 class Sink(Protocol):
     """The part of a stream that a screen needs."""
 
@@ -39,26 +35,6 @@ class Sink(Protocol):
 
     def write(self, text: str, /) -> object:
         """Write text."""
-
-
-class BestEffortStream:
-    """A stream for remarks, whose errors are ignored: a remark that cannot be written does not change the result."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        """Write to `stream`, which is None where the process was started with its descriptor closed."""
-        self._stream = stream
-
-    def isatty(self) -> bool:
-        """Return whether the stream is a terminal."""
-        return self._stream is not None and self._stream.isatty()
-
-    def write(self, text: str) -> int:
-        """Write and flush text, if possible."""
-        with contextlib.suppress(OSError, ValueError):
-            if self._stream is not None:
-                self._stream.write(text)
-                self._stream.flush()
-        return len(text)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -105,7 +81,7 @@ class Screen:
 
     def table(self, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
         """Write a table as kubectl does, or a paragraph for each row where the terminal is too narrow."""
-        cells = [[printable(cell) or NOTHING for cell in line] for line in lines]
+        cells = [[escape(cell) or NOTHING for cell in line] for line in lines]
         widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
         if self.width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > self.width:
             self._paragraphs(heads, cells)
@@ -171,11 +147,7 @@ def device_document(row: Row) -> dict[str, Any]:
     return {
         "devnode": device.devnode,
         "what": row.what,
-        "vendor": device.vendor,
-        "product": device.product,
-        "serial": device.serial,
-        "interface": device.interface,
-        "port": device.port,
+        **{key: getattr(device, key) for key in VALUE_KEYS},
         "driver": row.driver,
         "link": next(iter(device.links), None),
         "links": list(device.links),
@@ -194,20 +166,20 @@ def device_document(row: Row) -> dict[str, Any]:
 def show_rule(screen: Screen, number: int, report: RuleReport, *, claims: bool) -> None:
     """Write the verdict of one resource on a device, key by key."""
     end = ": claims it" if claims else ""
-    screen.line(f"{number}. {printable(report.name)}: {screen.paint(report.verdict)}{end}")
+    screen.line(f"{number}. {escape(report.name)}: {screen.paint(report.verdict)}{end}")
     for entry in report.entries:
         screen.line(f"{entry.where}: {screen.paint(entry.verdict)}", indent=3)
         for finding in entry.findings:
             wanted, seen = (
-                " or ".join(map(printable, texts)) for texts in (map(repr, finding.wanted), map(repr, finding.seen))
+                " or ".join(map(escape, texts)) for texts in (map(repr, finding.wanted), map(repr, finding.seen))
             )
             why = f" ({finding.reason})" if finding.reason else ""
             screen.line(
-                f"{printable(finding.key)}: wanted {wanted}, seen {seen or 'nothing'}: {screen.paint(finding.verdict)}{why}",
+                f"{escape(finding.key)}: wanted {wanted}, seen {seen or 'nothing'}: {screen.paint(finding.verdict)}{why}",
                 indent=5,
             )
     if report.change:
-        screen.line(f"to change: {printable(report.change)}", indent=3)
+        screen.line(f"to change: {escape(report.change)}", indent=3)
 
 
 # -- check
@@ -215,14 +187,14 @@ def show_rule(screen: Screen, number: int, report: RuleReport, *, claims: bool) 
 
 def show_fault(screen: Screen, fault: Fault, file: str, text: str, *, kind: str = "") -> None:
     """Write a fault as a compiler does, on a terminal with the line and a caret under the column."""
-    screen.line(f"{kind}{printable(fault.render(file))}")
+    screen.line(f"{kind}{escape(fault.render(file))}")
     lines = text.splitlines()
     if screen.width is None or fault.line > len(lines):
         return
     shown, column = lines[fault.line - 1], fault.column - 1
     start = max(0, column - screen.width // 2)
-    part = printable(shown[start : start + screen.width - 4])
-    screen.out.write(f"    {part}\n    {' ' * len(printable(shown[start:column]))}^\n")
+    part = escape(shown[start : start + screen.width - 4])
+    screen.out.write(f"    {part}\n    {' ' * len(escape(shown[start:column]))}^\n")
 
 
 # -- suggest
@@ -241,24 +213,13 @@ def suggestion_text(suggestions: Sequence[Suggestion], *, certain: bool = True) 
 
 def _resource(suggestion: Suggestion) -> str:
     comment = [
-        f"{printable(suggestion.title)}: {', '.join(suggestion.devnodes)}",
+        f"{escape(suggestion.title)}: {', '.join(suggestion.devnodes)}",
         *([suggestion.note] if suggestion.note else []),
     ]
     lines = [f"  # {line}" for line in comment] + [f"  - name: {suggestion.name}", "    match:"]
     for index, (key, values) in enumerate(suggestion.keys.items()):
-        texts = [_quoted(value) for value in values]
+        texts = [quote_for_yaml(value) for value in values]
         value = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
         spelt = f"properties: {{ID_MODEL: {value}}}" if key == "model" else f"{key}: {value}"
         lines.append(f"      {'  ' if index else '- '}{spelt}")
     return "\n".join(lines) + "\n"
-
-
-def _quoted(value: str) -> str:
-    """Return a double-quoted YAML scalar in printable ASCII. JSON's escapes will not do: YAML refuses surrogate pairs."""
-    return f'"{"".join(_escaped(char) for char in value)}"'
-
-
-def _escaped(char: str) -> str:
-    if char.isascii() and char.isprintable():
-        return f"\\{char}" if char in '"\\' else char
-    return f"\\U{ord(char):08x}"

@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 
+from devwatch.core import exitstatus
+
 _PROGRAMS = ("/devwatch", "/devwatch/__main__.py")
 """The ends of the program's path: of the script, and for `python -m devwatch`."""
-_INTERRUPTED = 130
 
 
 def _is_program() -> bool:
@@ -25,14 +26,14 @@ def _is_daemon() -> bool:
 
 def _end(_number: int, _frame: object) -> None:
     """Exit at once, since nothing has begun, with the status that the signal would cause later."""
-    os._exit(_daemon_exit_status() if _is_daemon() else _INTERRUPTED)
+    os._exit(_daemon_exit_status() if _is_daemon() else exitstatus.INTERRUPTED)
 
 
 def _daemon_exit_status() -> int:
-    """Return 1 with `--once`, which was not completed, else 0. Option and variable are read as by `devwatch.cli.entry`."""
+    """Return the status of a failure with `--once`, which was not completed. Option and variable are read as by `cli.entry`."""
     given = [word for word in sys.argv if word in {"--once", "--no-once"}]
     once = given[-1] == "--once" if given else os.environ.get("DEVWATCH_ONCE", "").lower() in {"1", "true", "yes"}
-    return int(once)
+    return exitstatus.FAILED if once else exitstatus.DONE
 
 
 def take() -> None:

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from devwatch import __version__
+from devwatch.core import exitstatus
 from devwatch.core.errors import ConfigError, DevwatchError, OutputLost, Unavailable, UsageError
+from devwatch.core.text import escape
+from devwatch.observe.output import BestEffortStream, OutputError, ResultStream, mute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,10 +37,8 @@ DEFAULT_LISTEN = "127.0.0.1:28796"
 KUBELET_DIR = "/var/lib/kubelet"
 DEVICE_PLUGIN_DIR = "/var/lib/kubelet/device-plugins"
 """A constant of the kubelet (`DevicePluginPath` of the device plugin API), whatever its root."""
-DONE, FAILED, USAGE, CONFIGURATION, INTERRUPTED = 0, 1, 2, 78, 130
-"""Exit statuses; 78 is EX_CONFIG of sysexits.h, after which the systemd unit does not restart."""
 
-_TOP_EXAMPLES = """\
+_TOP_EXAMPLES = f"""\
 examples:
   devwatch devices                       which sticks are here, and which resource claims each
   devwatch devices --suggest > my.yaml   a configuration for them
@@ -46,7 +47,7 @@ examples:
   devwatch run --config my.yaml --dry-run
 
 Every option has an environment variable: --node-name is DEVWATCH_NODE_NAME. The command line wins.
-Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."""
+{exitstatus.SUMMARY}"""
 _RUN_HELP = """\
 the daemon: watch the devices, patch the Node
 Watches the devices of this host and keeps the status of its Node in step.
@@ -109,49 +110,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
 
-class _OutputError(Exception):
-    """Standard output cannot be written to."""
-
-    def __init__(self, reason: OSError) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class _Results:
-    """Standard output, whose errors become `_OutputError`, so that no other `OSError` is mistaken for one."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def isatty(self) -> bool:
-        """Return whether the stream is a terminal."""
-        return self._stream.isatty()
-
-    def write(self, text: str) -> int:
-        """Write text. Raises `_OutputError`."""
-        with _writing():
-            return self._stream.write(text)
-
-    def flush(self) -> None:
-        """Flush the buffer. Raises `_OutputError`."""
-        with _writing():
-            self._stream.flush()
-
-
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _OutputError(error) from error
-
-
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Run a command and return the exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."""
+    """Run a command and return its exit status."""
     try:
         return _run_command(argv, os.environ if environ is None else environ)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return exitstatus.INTERRUPTED
     finally:
         early.settle()
 
@@ -159,16 +123,16 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 def _run_command(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
     """Run a command and return its status. Errors of the system, and shortages of memory, become one line on stderr."""
     _escape_unencodable()
-    status, shortage = FAILED, ""
+    status, shortage = exitstatus.FAILED, ""
     try:
         status = _main(argv, environ)
         if sys.stdout is not None:
-            _Results(sys.stdout).flush()
-    except _OutputError as error:
+            ResultStream(sys.stdout).flush()
+    except OutputError as error:
         return _give_up_output(error.reason)
     except OSError as error:  # the edges handle these; one that they missed still gets no traceback
         _print_error(_system_error(error))
-        return FAILED
+        return exitstatus.FAILED
     except (MemoryError, SystemError):  # SystemError: an import without enough memory may raise it
         shortage = "out of memory: raise the limit (ulimit -v)"
     except ImportError as error:
@@ -201,13 +165,8 @@ def _give_up_output(error: OSError) -> int:
     """Report that standard output cannot be written to, but silently where its reader has left, as `head` does."""
     if not isinstance(error, BrokenPipeError):
         _print_error(f"cannot write the results: {error.strerror or error}")
-    _mute(1)
-    return FAILED
-
-
-def _mute(descriptor: int) -> None:
-    """Redirect a failed stream to /dev/null: the interpreter would flush it at exit, and fail with status 120."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    mute(1)
+    return exitstatus.FAILED
 
 
 def _flush_stderr() -> None:
@@ -215,7 +174,7 @@ def _flush_stderr() -> None:
         if sys.stderr is not None:
             sys.stderr.flush()
     except OSError:
-        _mute(2)
+        mute(2)
 
 
 def _print_error(text: str) -> None:
@@ -224,12 +183,7 @@ def _print_error(text: str) -> None:
 
 def _print_to_stderr(*texts: str) -> None:
     """Write lines to stderr, escaped, since a server's text must not control the terminal, and without waiting for a reader forever."""
-    from devwatch.observe.output import NonBlockingStream  # noqa: PLC0415 - keeps shell completion fast
-
-    lines = ("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text) for text in texts)
-    with contextlib.suppress(OSError, ValueError):
-        if sys.stderr is not None:
-            NonBlockingStream(sys.stderr).deliver("".join(f"{line}\n" for line in lines))
+    BestEffortStream(sys.stderr).deliver("".join(f"{escape(text)}\n" for text in texts))
 
 
 def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
@@ -247,14 +201,14 @@ def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
         return command(options, environ)
     except ConfigError as error:
         _print_to_stderr(*(fault.render(error.file) for fault in error.faults))
-        return CONFIGURATION
+        return error.exit_status
     except SystemExit as ended:  # --help and --version have written their text
-        return int(ended.code or DONE)
+        return int(ended.code or exitstatus.DONE)
     except DevwatchError as error:
         _print_error(" ".join(str(error).split()))
         if isinstance(error, OutputLost):
-            _mute(1)
-        return USAGE if isinstance(error, UsageError) else FAILED
+            mute(1)
+        return error.exit_status
 
 
 # -- options
@@ -450,7 +404,7 @@ def _variable(name: str) -> str:
 
 
 def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    with _startup_signals(FAILED if arguments.once else DONE):
+    with _startup_signals(exitstatus.FAILED if arguments.once else exitstatus.DONE):
         return _run_daemon(arguments, environ)
 
 
@@ -531,9 +485,9 @@ def _scene(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Scene:
 
 def _screens(environ: Mapping[str, str]) -> tuple[Screen, Screen]:
     """Return the screen for results (stdout) and the one for remarks (stderr)."""
-    from devwatch.cli.display import BestEffortStream, Screen  # noqa: PLC0415 - the daemon does not need it
+    from devwatch.cli.display import Screen  # noqa: PLC0415 - the daemon does not need it
 
-    return Screen.of(_Results(_stdout()), environ), Screen.of(BestEffortStream(sys.stderr), environ)
+    return Screen.of(ResultStream(_stdout()), environ), Screen.of(BestEffortStream(sys.stderr), environ)
 
 
 def _devices(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -606,8 +560,6 @@ def _confirmed(count: int) -> bool:
 
     Ctrl-C ends the program at once: the event loop's handler would only cancel the task, which `input` blocks until it returns.
     """
-    from devwatch.cli.display import BestEffortStream  # noqa: PLC0415 - the daemon does not need it
-
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         BestEffortStream(sys.stderr).write(f"Remove all this from {count} node{'s' if count > 1 else ''}? [y/N] ")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from typing import TYPE_CHECKING
 
+from devwatch.config.catalogue import well_known_sticks
 from devwatch.config.schema import spelling
 from devwatch.core.device import Device, natural
 from devwatch.core.names import resource_name_fault
@@ -49,7 +50,7 @@ def rows(devices: Iterable[Device], rules: Sequence[ResourceRule], drivers: Mapp
 
 def describe(device: Device) -> str:
     """Return a name for a device: that of a well-known stick, else from udev's hardware database and the device's own strings."""
-    stick = recognise(device)
+    stick = recognise(device, well_known_sticks())
     if stick is not None:
         return stick.title
     record = device.properties or {}
@@ -195,8 +196,8 @@ def suggest(
     free = [device for device in devices if not device.virtual and _free(claim(device, rules))]
     groups: dict[tuple[str, str], list[Device]] = {}
     for device in sorted(free, key=lambda device: natural(device.devnode)):
-        stick = recognise(device)
-        groups.setdefault((device.body, stick.resource if stick else ""), []).append(device)
+        stick = recognise(device, well_known_sticks())
+        groups.setdefault((device.body, stick.rule.name if stick else ""), []).append(device)
     names = {*taken, *(rule.name for rule in rules)}
     return tuple(_suggestion(group, devices, names) for group in groups.values())
 
@@ -248,9 +249,9 @@ def _match_any(keys: Mapping[str, tuple[str, ...]], devices: Iterable[Device]) -
 
 
 def _name(device: Device) -> str:
-    stick = recognise(device)
+    stick = recognise(device, well_known_sticks())
     if stick is not None:
-        return stick.resource
+        return stick.rule.name
     record = device.properties or {}
     words = _SLUG.sub("-", f"{record.get('ID_MODEL') or ''}".lower()).strip("-")
     base = words or (

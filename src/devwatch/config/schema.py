@@ -14,10 +14,12 @@ from functools import partial
 from itertools import accumulate, chain
 from typing import TypeVar
 
-from devwatch.config.tree import MAX_FAULTS, MAX_QUOTE, NO_STRING, Node, Place, quoted, read_document, shown_faults
+from devwatch.config.tree import MAX_FAULTS, MAX_QUOTE, NO_STRING, Node, Place, read_document, shown_faults
 from devwatch.core.errors import ConfigError, Fault
+from devwatch.core.keys import KEYS, MatchKey
 from devwatch.core.names import resource_name_fault
-from devwatch.core.rules import KEYS, Count, KeyTest, Matcher, Pattern, Publish, ResourceRule, is_glob
+from devwatch.core.rules import Count, KeyTest, Matcher, Pattern, Publish, ResourceRule, is_glob
+from devwatch.core.text import quote
 
 _MAX_PATTERN, _MAX_WILDCARDS = 512, 32
 """Characters, and `*`, `?` and `[` among them, that one pattern may have."""
@@ -70,7 +72,7 @@ def parse(data: bytes, *, file: str) -> Config:
 def spelling(key: str, value: str) -> str | None:
     """Return the glob that matches exactly this value of a key of `match`, None where a configuration cannot hold one."""
     text = "".join(f"[{char}]" if is_glob(char) else char for char in value)
-    pattern, _ = _SPELLINGS.get(key, _glob)(text)
+    pattern, _ = (_pattern(KEYS[key]) if key in KEYS else _glob)(text)
     return text if pattern and pattern.matches(value) and not NO_STRING.search(text) else None
 
 
@@ -145,8 +147,15 @@ def _scalar(node: Node, at: Place, *, spelling: _Spelling[T]) -> T | None:
     if node.kind != "text":
         at.wants(node, allowed)
     elif value is None:
-        at.fault(node, f"{quoted(node.text)} is not valid ({allowed})")
+        at.fault(node, f"{quote(node.text, MAX_QUOTE)} is not valid ({allowed})")
     return value if node.kind == "text" else None
+
+
+def _pattern(key: MatchKey) -> _Spelling[Pattern]:
+    """Return the spelling of the values of a key."""
+    if key.digits:
+        return partial(_digits, least=key.digits[0], most=key.digits[1], absent=key.source)
+    return partial(_glob, form=key.form, wanted=key.wanted or _GLOB)
 
 
 def _glob(text: str, *, form: str = "", wanted: str = _GLOB) -> tuple[Pattern | None, str]:
@@ -202,7 +211,9 @@ def _resources(node: Node, at: Place) -> tuple[ResourceRule, ...] | None:
     first: dict[str, Node] = {}
     for index, name in enumerate(names):
         if name.text and first.setdefault(name.text, name) is not name:
-            taken = f"{quoted(name.text)} is taken (each name once; the first is in line {first[name.text].line})"
+            taken = (
+                f"{quote(name.text, MAX_QUOTE)} is taken (each name once; the first is in line {first[name.text].line})"
+            )
             at.item(index).key("name").fault(name, taken)
     size = len(json.dumps({name: [] for name in first if not resource_name_fault(name)}, separators=(",", ":")))
     if size > _MAX_NAMES:
@@ -246,16 +257,12 @@ _CONTAINER = {
     )
 }
 _NODES = partial(_values, spelling=partial(_glob, form=".", wanted="a glob of node names or a list of them"))
-_SPELLINGS: Mapping[str, _Spelling[Pattern]] = {
-    "vendor": partial(_digits, least=4, most=4, absent="ID_VENDOR_ID"),
-    "product": partial(_digits, least=4, most=4, absent="ID_MODEL_ID"),
-    "serial": _glob,
-    "interface": partial(_digits, least=1, most=2, absent="ID_USB_INTERFACE_NUM"),
-    "port": _glob,
-    "path": partial(_glob, form=r"$|[/*?\[]", wanted="an absolute path, a glob or a list of them"),
+_MATCHER = {
+    name: _Key(
+        field=name, read=_properties if name == "properties" else partial(_tests, key=name, spelling=_pattern(key))
+    )
+    for name, key in KEYS.items()
 }
-_READERS = {key: partial(_tests, key=key, spelling=spelling) for key, spelling in _SPELLINGS.items()}
-_MATCHER = {key: _Key(field=key, read=_READERS.get(key, _properties)) for key in KEYS}
 _ENTRY = partial(_record, keys=_MATCHER, make=lambda **tests: Matcher(tests=tuple(chain(*tests.values()))))
 _EVICT = {"after": _Key(field="after", read=partial(_duration, least="0s", most="24h"), required=True)}
 _RESOURCE = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from devwatch.core.errors import Fault
+from devwatch.core.text import escape_to_ascii, quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ class Place:
 
     def key(self, name: str) -> Place:
         """Return the place of a key of this mapping."""
-        text = name if _PLAIN_KEY.fullmatch(name) else quoted(name)
+        text = name if _PLAIN_KEY.fullmatch(name) else quote(name, MAX_QUOTE)
         return replace(self, path=f"{self.path}.{text}" if self.path else text)
 
     def item(self, index: int) -> Place:
@@ -71,12 +72,6 @@ def shown_faults(faults: Sequence[Fault]) -> tuple[Fault, ...]:
     shown = sorted(faults[:MAX_FAULTS], key=lambda fault: (fault.line, fault.column))
     more = [replace(fault, path="", message="more faults not shown") for fault in shown[-1:]]
     return (*shown, *more) if len(faults) > MAX_FAULTS else tuple(shown)
-
-
-def quoted(text: str) -> str:
-    """Quote foreign text for a message: in ASCII, on one line, at most `MAX_QUOTE` characters."""
-    shown = ascii(text[:MAX_QUOTE])
-    return shown if len(shown) <= MAX_QUOTE else f"{shown[: MAX_QUOTE - 3]}..."
 
 
 def read_document(data: bytes, at: Place) -> Node | None:
@@ -110,7 +105,7 @@ def _events(text: str, at: Place) -> Iterator[yaml.Event]:
     # For an escape beyond Unicode, the parser in pure Python lets the ValueError or OverflowError of `chr` through.
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-        at.fault(_node(mark) if mark else node, f"invalid YAML: {ascii(problem)[1:-1][:200]}")
+        at.fault(_node(mark) if mark else node, f"invalid YAML: {escape_to_ascii(problem)[:200]}")
 
 
 def _node(mark: Any, kind: Kind = "", text: str = "") -> Node:  # noqa: ANN401 - the marks of the two parsers share no type

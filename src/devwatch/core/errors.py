@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from devwatch.core import exitstatus
 
 RETRY_AFTER_LIMIT = 60.0
 """Seconds: the longest Retry-After that is honoured."""
@@ -11,17 +14,22 @@ RETRY_AFTER_LIMIT = 60.0
 class DevwatchError(Exception):
     """The base of all exceptions that devwatch raises itself; `str()` is one line for the user."""
 
+    exit_status: ClassVar[int] = exitstatus.FAILED
+    """The status of a command that this exception ends."""
+
 
 class UsageError(DevwatchError):
-    """The command line is wrong: correct the call (exit status 2)."""
+    """The command line is wrong: correct the call."""
+
+    exit_status = exitstatus.USAGE
 
 
 class Unavailable(DevwatchError):
-    """Something that the program requires is not available (exit status 1)."""
+    """Something that the program requires is not available."""
 
 
 class OutputLost(Unavailable):
-    """Standard output cannot be written any more (exit status 1)."""
+    """Standard output cannot be written any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +48,9 @@ class Fault:
 
 
 class ConfigError(DevwatchError):
-    """A configuration cannot be used: correct the file (exit status 78, EX_CONFIG of sysexits.h)."""
+    """A configuration cannot be used: correct the file."""
+
+    exit_status = exitstatus.CONFIGURATION
 
     def __init__(self, file: str, faults: tuple[Fault, ...]) -> None:
         """Store every fault of `file`; `faults` is never empty."""

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from devwatch.core.keys import KEYS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -24,8 +26,6 @@ _HARDWARE = "ID_"
 """The prefix of the properties that udev's rules read from hardware (60-serial.rules, `usb_id`, `path_id`)."""
 _LISTED = ("/dev/serial/by-id/", "/dev/serial/by-path/")
 """The directories whose links every scan lists, so that they are known without a udev record."""
-
-KEYS = ("vendor", "product", "serial", "interface", "port", "path", "properties")
 
 
 class Verdict(enum.Enum):
@@ -160,7 +160,7 @@ class KeyTest:
         """Return the values to match, and why some may be missing; empty where they are complete."""
         if self.key == "path":
             return (device.devnode, *device.links), self._gap(device)
-        if self.key in {"port", "properties"} and not self._readable(device):
+        if KEYS[self.key].recorded and not self._readable(device):
             return (), "there is no complete udev record of it"
         if self.key == "properties":
             return ((device.properties or {}).get(self.property_name),), ""

@@ -7,6 +7,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
+from devwatch.core.text import blank
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -37,8 +39,7 @@ class Notifier:
 
     def status(self, text: str) -> bool:
         """Show `text` in `systemctl status`, on one line and cut to 500 characters."""
-        line = "".join(char if char.isprintable() else " " for char in text)
-        return self._send(f"STATUS={line[:_STATUS_LENGTH]}")
+        return self._send(f"STATUS={blank(text)[:_STATUS_LENGTH]}")
 
     def reloading(self) -> bool:
         """Report that the configuration is being reloaded; `ready()` must follow (Type=notify-reload)."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from devwatch.core.text import blank
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -59,8 +61,7 @@ class Health:
     def readyz(self, now: float) -> tuple[bool, str]:
         """Return whether the Node's counts can be relied on, and a line that says why not."""
         reason = next(self._faults(now), None)
-        line = "".join(char if char.isprintable() else " " for char in reason or "ok")
-        return reason is None, line
+        return reason is None, blank(reason or "ok")
 
     def _faults(self, now: float) -> Iterator[str]:
         """Yield why the Node's counts cannot be relied on, in the order of cause before effect, since only the first is shown.

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, Literal, TextIO
 
 import structlog
 
-from devwatch.observe.output import NonBlockingStream
+from devwatch.core.text import escape, shorten
+from devwatch.observe.output import UNWRITABLE, NonBlockingStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -100,8 +101,7 @@ class _Sink:
         return event
 
     def msg(self, line: str) -> None:
-        # A full disk or a broken pipe is an OSError, a closed or an ASCII-only stream a ValueError.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(*UNWRITABLE):
             if self._output is not None:
                 self._lost = 0 if self._output.write(line + "\n") else self._lost + 1
 
@@ -185,7 +185,6 @@ def _clean(value: object) -> object:
 
 
 def _text(text: str) -> str:
-    """Redact, escape and cut. `str.isprintable` is false for controls, bidi controls, separators and surrogates."""
+    """Redact, escape and cut."""
     text = _SECRET.sub("[redacted]", text[: 4 * _LENGTH])
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return text if len(text) <= _LENGTH else text[: _LENGTH - 1] + "…"
+    return shorten(escape(text), _LENGTH)

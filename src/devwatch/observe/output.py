@@ -1,4 +1,7 @@
-"""Write to streams whose reader may have stopped reading, without ever waiting for the reader."""
+"""Write to standard output and standard error, whose reader may have left, or may have stopped reading.
+
+Results must be written (`ResultStream`), remarks need not be (`BestEffortStream`), and a daemon waits for no reader (`NonBlockingStream`).
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,23 @@ import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import TextIO
 
 _PIECE: Final = select.PIPE_BUF
 """Bytes that a pipe takes without blocking whenever poll(2) reports it writable (pipe(7)); a socket then has room for more."""
 _TERMINAL_PIECE: Final = 128
 """Bytes that a terminal takes without blocking when poll(2) reports it writable: then it has room for 256 (Linux, `tty_buffer_alloc`)."""
-
-
 PATIENCE: Final = 1.0
 """Seconds for which the last output of a program waits while its reader takes nothing."""
+UNWRITABLE: Final = (OSError, ValueError)
+"""The errors of a stream that cannot be written to: a full disk or a broken pipe; a closed or an ASCII-only stream."""
 
 
 class NonBlockingStream:
     """A stream that never blocks: pipes, sockets and terminals take what they have room for, all other files everything.
 
-    Every method raises `OSError` or `ValueError` where the stream cannot be written to, as the stream itself does.
+    Every method raises an error of `UNWRITABLE` where the stream cannot be written to, as the stream itself does.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -102,3 +106,73 @@ def _terminal_piece(data: bytes) -> bytes:
     piece = data[:_TERMINAL_PIECE]
     end = piece.find(b"\n")
     return piece if end < 0 else piece[: max(end, 1)]
+
+
+class BestEffortStream:
+    """A stream for remarks, whose errors are ignored: a remark that cannot be written does not change the result."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """Write to `stream`, which is None where the process was started with its descriptor closed."""
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self._stream is not None and self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        """Write and flush text, if possible."""
+        with contextlib.suppress(*UNWRITABLE):
+            if self._stream is not None:
+                self._stream.write(text)
+                self._stream.flush()
+        return len(text)
+
+    def deliver(self, text: str) -> None:
+        """Write text as `NonBlockingStream.deliver` does, if possible."""
+        with contextlib.suppress(*UNWRITABLE):
+            if self._stream is not None:
+                NonBlockingStream(self._stream).deliver(text)
+
+
+class OutputError(Exception):
+    """Standard output cannot be written to."""
+
+    def __init__(self, reason: OSError) -> None:
+        """Store the reason."""
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ResultStream:
+    """Standard output, whose errors become `OutputError`, so that no other `OSError` is mistaken for one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """Write to `stream`."""
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        """Write text. Raises `OutputError`."""
+        with _writing():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush the buffer. Raises `OutputError`."""
+        with _writing():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(error) from error
+
+
+def mute(descriptor: int) -> None:
+    """Redirect a failed stream to /dev/null: the interpreter would flush it at exit, and fail with status 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 import pytest
 
 from devwatch import __version__
-from devwatch.cli.display import printable
 from devwatch.cli.entry import main
+from devwatch.core.text import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -299,7 +299,7 @@ def test_any_name_of_a_file_can_be_told(name: bytes, encoding: str, config: Path
         command = [sys.executable, "-m", "devwatch", *argv]
         done = subprocess.run(command, capture_output=True, check=False, env=environ)
         assert (done.returncode, done.stderr) == (status, b"")
-        assert argv == ("check", "--help") or printable(path.name).encode(encoding, "backslashreplace") in done.stdout
+        assert argv == ("check", "--help") or escape(path.name).encode(encoding, "backslashreplace") in done.stdout
 
 
 def test_a_configuration_can_come_through_a_pipe(tmp_path: Path) -> None:
@@ -534,6 +534,7 @@ MODULES_OF_COMMANDS = {
     "devwatch.cli.display",
     "devwatch.cli.commands",
     "devwatch.cli.inspection",
+    "devwatch.config.catalogue",
     "devwatch.core.sticks",
     "argcomplete",
     "difflib",

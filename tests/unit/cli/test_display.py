@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from devwatch.cli.display import (
     Screen,
     device_document,
-    printable,
     show_devices,
     show_fault,
     show_rule,
@@ -157,8 +156,3 @@ def test_a_suggestion_holds_whatever_a_stick_calls_itself(model: str) -> None:
     assert text.replace("\n", "").isprintable()
     (entry,) = parse(text.encode(), file="suggested").resources
     assert entry.verdict(stick) is Verdict.MATCHED
-
-
-def test_printable_keeps_what_people_can_read() -> None:
-    """Umlauts stay, an escape code does not."""
-    assert printable("Zürich \x1b[31m\u202e") == "Zürich \\x1b[31m\\u202e"

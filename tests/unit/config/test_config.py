@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from devwatch.config.schema import Config, parse
 from devwatch.config.tree import MAX_BYTES
 from devwatch.core.errors import ConfigError, Fault
+from devwatch.core.keys import KEYS
 from devwatch.core.names import resource_name_fault
-from devwatch.core.rules import KEYS, Count, Pattern, ResourceRule
+from devwatch.core.rules import Count, Pattern, ResourceRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

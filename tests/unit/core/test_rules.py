@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devwatch.core.device import Device
+from devwatch.core.keys import KEYS
 from devwatch.core.rules import (
-    KEYS,
     Claim,
     Count,
     KeyTest,

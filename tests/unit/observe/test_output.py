@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import pty
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, TextIO
 
 import pytest
 
-from devwatch.observe.output import NonBlockingStream
+from devwatch.observe.output import BestEffortStream, NonBlockingStream, OutputError, ResultStream
 from support.pipes import Pipe, in_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -181,3 +182,28 @@ def test_a_file_and_a_stream_without_descriptor_take_everything(tmp_path: Path) 
     with (tmp_path / "log").open("w") as file:
         assert NonBlockingStream(file).write(line)
         assert (tmp_path / "log").read_text() == line
+
+
+class FullDisk(io.StringIO):
+    """A stream to a file that the disk has no room for."""
+
+    def write(self, text: str, /) -> int:
+        """Refuse every text."""
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), text)
+
+
+@pytest.mark.parametrize("write", [BestEffortStream.write, BestEffortStream.deliver])
+def test_a_remark_that_cannot_be_written_is_dropped(write: Callable[[BestEffortStream, str], object]) -> None:
+    """Without a stream, on a closed one and on a full disk; otherwise it is written."""
+    memory, closed = io.StringIO(), io.StringIO()
+    closed.close()
+    for stream in (None, closed, FullDisk(), memory):
+        write(BestEffortStream(stream), "a remark\n")
+    assert memory.getvalue() == "a remark\n"
+    assert not BestEffortStream(None).isatty()
+
+
+def test_a_result_that_cannot_be_written_is_told_apart() -> None:
+    """From every other error of the system, which is not about standard output."""
+    with pytest.raises(OutputError, match="No space left"):
+        ResultStream(FullDisk()).write("a result\n")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from devwatch.agent.nodereport import Answer
 from devwatch.agent.nodewatch import NodeWatch
-from devwatch.core.drift import Drift
 from devwatch.core.errors import ApiError, NodeMissing, Refused
 from devwatch.core.node import ANNOTATION_PART, NodePatch, NodeState
 from devwatch.core.parts import PartRecords
@@ -72,7 +71,7 @@ class NodeStatus:
         """The uids of Nodes that were replaced; a lagging watch may still report them."""
         self._missing = self._awaited = False
         self._figures, self._wanted, self._draft = Figures(), NodePatch(), Draft()
-        self._parts, self._drift = PartRecords(), Drift()
+        self._parts = PartRecords()
         self._answer: Answer | None = None
         self._failure = "no answer yet"
         self._resync_at, self._resync = -math.inf, 0.0
@@ -121,7 +120,7 @@ class NodeStatus:
     def update(self, figures: Figures, remembered: Listing, now: float) -> None:
         """Set the figures that the Node should show, and the devices to list besides the present ones (`remembered`)."""
         self._figures, self._wanted = figures, self._plan(figures, remembered, now)
-        self._parts.forgive(figures.by_name, self._wanted.parts)
+        self._parts.want(figures.by_name, self._wanted)
         whole = plan_patch(figures, NodeState()) if self._missing else self._wanted
         observed = None if self._missing else self.observed
         self._reporter.difference(figures, observed, whole.parts, self._parts.reasons, now)
@@ -129,16 +128,14 @@ class NodeStatus:
 
     def action(self, now: float) -> Task | None:
         """Return the request that is due, None for none: a patch, or a read where the Node is unknown or a resync is due."""
-        blocked = self._parts.blocked(now) | self._drift.waiting(self._wanted, now)
-        patch = self._with_annotation(portion(self._wanted, isolated=self._parts.isolated, blocked=blocked))
+        patch = self._with_annotation(self._writable(now))
         if not patch and now < self._resync_at:
             return None
         return Task(run=partial(self._send, patch), patience=math.inf)
 
     def urgent(self, now: float) -> bool:
         """Return whether a patch is due, for which another request in flight may be cancelled."""
-        blocked = self._parts.blocked(now) | self._drift.waiting(self._wanted, now)
-        return bool(self._wanted.parts - blocked)
+        return bool(self._writable(now))
 
     def due(self) -> tuple[float, str]:
         """Return when to call `action` again, and the trigger to record for that cycle."""
@@ -146,7 +143,7 @@ class NodeStatus:
         resync = (self._resync_at, "resync") if self._resync_at > outage else (outage, "retry")
         if not self._wanted:
             return resync
-        first = min(max(self._parts.due(part), self._drift.due(part)) for part in self._wanted.parts)
+        first = min(self._parts.due(part, self._wanted.value(part)) for part in self._wanted.parts)
         return min(resync, (max(first, outage), "retry"))
 
     @property
@@ -167,6 +164,10 @@ class NodeStatus:
         isolated = self._parts.isolated
         return self._draft.patch(figures, self.observed, isolated=isolated, remembered=remembered, written=written)
 
+    def _writable(self, now: float) -> NodePatch:
+        """Return the parts of the wanted patch to write now."""
+        return portion(self._wanted, isolated=self._parts.isolated, blocked=self._parts.blocked(self._wanted, now))
+
     def _with_annotation(self, patch: NodePatch) -> NodePatch:
         """Return the patch with the observed annotation added, unless the wanted patch writes the annotation.
 
@@ -178,7 +179,7 @@ class NodeStatus:
 
     def _time_detection(self, figures: Figures, now: float) -> None:
         """Keep the detection time of the change to be sent: of its uevent, or the end of its grace. Without such a change, clear it."""
-        ready = self._wanted.parts - self._parts.waiting
+        ready = self._wanted.parts - self._parts.refused_in_isolation
         if ready and self._detected is None and self._lingering is not None and self._lingering <= now:
             self._detected = self._lingering
         if not ready:
@@ -234,12 +235,9 @@ class NodeStatus:
             self._refuse(answer, Refused(error), now)
             return
         self._reporter.accepted(answer, failures=self._outage.failures)
-        if repaired := self._drift.repair(answer.sent, now):
-            self._reporter.repaired(repaired)
-            if (rivals := self._drift.rivals()) is not None:
-                self._reporter.contested(repaired, rivals)
+        if (repair := self._parts.accepted(answer.sent, now)) is not None:
+            self._reporter.repaired(repair)
         self._outage.succeed()
-        self._parts.accepted(answer.sent)
         self._failure = ""
         self._resync_at = now + self._resync_interval() * (1 - RESYNC_SPREAD * self._clock.jitter())
 
@@ -338,7 +336,7 @@ class NodeStatus:
         held = self.observed
         if held is not None:
             others = {ANNOTATION_PART, *held.memory(), *self._figures.by_name} - sent.parts - self._parts.unanswered
-            self._drift.note((part for part in others if held.value(part) != state.value(part)), state)
+            self._parts.overwritten((part for part in others if held.value(part) != state.value(part)), state)
             if held.uid != state.uid:
                 self._former_uids.append(held.uid)
         self.observed, self._missing = state, False

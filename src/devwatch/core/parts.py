@@ -83,6 +83,7 @@ class PartRecords:
     def __init__(self) -> None:
         """Start without records."""
         self._records: dict[Part, PartRecord] = {}
+        self._configured: Collection[str] = ()
         self._repairs = RepairBackoff()
         self._rivals: set[str] = set()
 
@@ -96,7 +97,7 @@ class PartRecords:
 
         A resource that is not configured stays isolated while its removal is wanted.
         """
-        parts = wanted.parts
+        self._configured, parts = configured, wanted.parts
         for part, record in self._records.items():
             if part not in parts:
                 record.isolated &= part == ANNOTATION_PART or part in configured
@@ -144,17 +145,32 @@ class PartRecords:
                     record.exempt, record.disputed = True, UNTOUCHED
         return tuple(sorted(self._rivals)) if self._repairs.repaired(now) == CONTESTED else None
 
-    def refused(self, parts: Collection[Part], reason: str) -> None:
-        """Record that a request was refused: each of its parts is isolated, so that one bad part does not hold up the others."""
-        for part in parts:
-            record = self._record_of(part)
-            record.isolated, record.reason = True, reason
+    def refused(self, patch: NodePatch, reason: str, now: float, jitter: float) -> float | None:
+        """Record that a request was refused: its parts are isolated, so that one bad part does not hold up the others.
 
-    def refused_alone(self, part: Part, now: float, jitter: float) -> float:
-        """Record that an isolated part was refused, and return the seconds until it is tried again."""
-        return self._record_of(part).backoff.fail(now, jitter)
+        Return the seconds until it is tried again if it had one part, None for a batch: its parts are sent one by one without delay.
+        """
+        records = [self._record_of(part) for part in patch.parts]
+        for record in records:
+            record.isolated, record.reason = True, reason
+        return records[0].backoff.fail(now, jitter) if len(records) == 1 else None
 
     # -- observations
+
+    def observed(self, state: NodeState, held: NodeState | None, now: float, *, sent: NodePatch) -> None:
+        """Process an observation, and record as drift each part that another client has changed since the `held` state.
+
+        A part that differs was changed by another client, unless it belongs to the patch that this is the response to (`sent`), or to a
+        failed request that may have been stored (`unanswered`). A part that the Node lacks, and that cannot be stored late, is no longer
+        devwatch's.
+        """
+        if held is not None:
+            others = {ANNOTATION_PART, *held.memory(), *self._configured} - sent.parts - self.unanswered
+            self.overwritten([part for part in others if held.value(part) != state.value(part)], state)
+        for part, record in self._records.items():
+            record.unanswered = False
+            late = now < record.late_until
+            record.written = (record.written or late) and part != ANNOTATION_PART and not state.shows(part, None)
 
     def overwritten(self, parts: Iterable[Part], state: NodeState) -> None:
         """Record that another client has written these parts, and its field manager where the server records it."""
@@ -162,13 +178,6 @@ class PartRecords:
             record = self._record_of(part)
             record.drifted, record.exempt = True, False
             self._rivals |= {writer.manager for writer in state.writers.get(part, ())} - {FIELD_MANAGER}
-
-    def observed(self, state: NodeState, now: float) -> None:
-        """Process an observation: a part that it lacks, and that cannot be stored late, is no longer devwatch's."""
-        for part, record in self._records.items():
-            record.unanswered = False
-            late = now < record.late_until
-            record.written = (record.written or late) and part != ANNOTATION_PART and not state.shows(part, None)
 
     # -- queries
 

@@ -140,11 +140,11 @@ class NodeStatus:
     # -- the desired state
 
     def _plan(self, figures: Figures, remembered: Listing, now: float) -> NodePatch:
-        if self.observed is None:
+        """Return the patch after which the Node shows the figures; empty before the first observation."""
+        if (observed := self.observed) is None:
             return NodePatch()
-        written = self._parts.perhaps_ours(self.observed, now)
-        isolated = self._parts.isolated
-        return self._draft.patch(figures, self.observed, isolated=isolated, remembered=remembered, written=written)
+        isolated, written = self._parts.isolated, self._parts.perhaps_ours(observed, now)
+        return self._draft.patch(figures, observed, isolated=isolated, remembered=remembered, written=written)
 
     def _writable(self, now: float) -> NodePatch:
         """Return the parts of the wanted patch to write now."""

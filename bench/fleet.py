@@ -18,7 +18,7 @@ from bench.stats import Sample
 from bench.table import Row, at_most
 from devwatch import __version__
 from devwatch.agent.clock import Clock
-from devwatch.agent.nodestatus import RESYNC_SPREAD, WATCHED_RESYNC
+from devwatch.agent.observednode import RESYNC_SPREAD, WATCHED_RESYNC
 from devwatch.agent.report import Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.config.schema import Config

@@ -1,4 +1,4 @@
-"""The daemon: wires the loop to this host, ends it on a signal, and ensures that it is the only daemon of its node."""
+"""The daemon: wires the loop to this host, and ends it on a signal."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from devwatch.agent.clock import Clock
 from devwatch.agent.dryrun import DryRunNode
 from devwatch.agent.listener import MonitorListener
 from devwatch.agent.report import Log, Telemetry
+from devwatch.agent.service import SystemdService
+from devwatch.agent.startup import Startup
 from devwatch.agent.wiring import build_agent
 from devwatch.config.file import BackgroundConfigFile, ConfigFile
 from devwatch.core import exitstatus
 from devwatch.core.errors import KubeletError, Unavailable
 from devwatch.core.repeat import RepeatFilter
-from devwatch.host.lock import Holder, NodeLock
 from devwatch.host.systemd import Notifier, watchdog_interval
 from devwatch.host.udev import UdevSource
 from devwatch.kube.pods import Workload
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
-from devwatch.observe.server import Server, routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -75,7 +75,7 @@ class _Api(TypedDict, total=False):
 
 
 class Daemon:
-    """The program of `devwatch run`: configuration, lock, HTTP server, loop and signals."""
+    """The program of `devwatch run`: configuration, signals, exit status, and the wiring of the loop to this host."""
 
     def __init__(self, options: Options, log: Log, *, environ: Mapping[str, str], out: TextIO) -> None:
         """Read the configuration. Raises `ConfigError`."""
@@ -85,9 +85,6 @@ class Daemon:
         self._settings = BackgroundConfigFile(file, self._take_config)
         self._metrics = Metrics(__version__)
         self._notifier = Notifier.from_env(environ)
-        self._ready = self._reloading = False
-        self._reload_announced = True
-        self._status = ""
         self._shortage = RepeatFilter()
         self._reconciler: Reconciler | None = None
 
@@ -96,12 +93,10 @@ class Daemon:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._handle_loop_exception)
         self._health = Health(sweep=self._config.sweep, last_cycle=loop.time())
-        self._listener = MonitorListener(self._log, self._metrics)
+        self._telemetry = Telemetry(log=self._log, metrics=self._metrics, health=self._health)
+        self._service = SystemdService(self._notifier, self._health)
         work = loop.create_task(self._work(loop))
-        with _signals(
-            loop,
-            {signal.SIGTERM: work.cancel, signal.SIGINT: work.cancel, signal.SIGHUP: self._reload},
-        ):
+        with _signals(loop, {signal.SIGTERM: work.cancel, signal.SIGINT: work.cancel, signal.SIGHUP: self._reload}):
             status = await self._exit_status(work)
             self._notifier.stopping()
             self._log.info("daemon.stopped", status=status, capacity="kept")
@@ -136,17 +131,17 @@ class Daemon:
             return exitstatus.FAILED
 
     async def _work(self, loop: asyncio.AbstractEventLoop) -> int:
+        """Reconcile, with `--once` for at most `ONCE_TIMEOUT`, and return the exit status."""
         async with contextlib.AsyncExitStack() as stack:
-            if not self._options.once:
-                await self._reconcile(stack, loop)
-                return exitstatus.DONE
+            limit = asyncio.timeout(ONCE_TIMEOUT if self._options.once else None)
             try:
-                async with asyncio.timeout(ONCE_TIMEOUT):
+                async with limit:
                     await self._reconcile(stack, loop)
             except TimeoutError:
-                self._log.error(
-                    "node.patch_failed", node=self._options.node, error=self._once_failure(), gave_up_after=ONCE_TIMEOUT
-                )
+                if not limit.expired():
+                    raise
+                error, node = self._once_failure(), self._options.node
+                self._log.error("node.patch_failed", node=node, error=error, gave_up_after=ONCE_TIMEOUT)
                 return exitstatus.FAILED
             return exitstatus.DONE
 
@@ -157,36 +152,10 @@ class Daemon:
         differs = self._health.differs
         return self._reconciler.publisher.failure or self._health.uncertain or differs or "the devices did not settle"
 
-    async def _serve(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> str:
-        """Serve metrics and health, and return the address. Raises `Unavailable` where the port cannot be bound."""
-        if self._options.listen is None:
-            return "off"
-        server = Server(routes(self._metrics, self._health, loop.time))
-        stack.push_async_callback(server.close)
-        host, port = await server.start(*self._options.listen)
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-    async def _start(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> str:
-        """Bind the port and take the lock, and return the address.
-
-        Another daemon that holds the node may also hold the port: after waiting for the lock, the port is tried a second time. A dry run
-        continues without a port that was not given explicitly.
-        """
-        try:
-            listening = await self._serve(stack, loop)
-        except Unavailable as error:
-            if self._options.dry_run and not self._options.listen_named:
-                self._log.warning("metrics.off", reason=str(error))
-                return "off"
-            if not await self._take_lock(stack, loop):
-                raise
-            return await self._serve(stack, loop)
-        await self._take_lock(stack, loop)
-        return listening
-
     async def _reconcile(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> None:
-        listening = await self._start(stack, loop)
-        reconciler = self._wire(stack, loop)
+        """Start, and run the loop until it ends: with `--once`, else never."""
+        listening = await Startup(self._options, self._telemetry, stack, loop.time).run()
+        self._reconciler = self._wire(stack, loop)
         names = [rule.name for rule in self._config.for_node(self._options.node)]
         self._log.info(
             "daemon.started",
@@ -197,51 +166,28 @@ class Daemon:
             listen=listening,
             dry_run=self._options.dry_run or "no",
         )
-        self._listener.wake = reconciler.wake
         _tune_garbage_collection()
-        await reconciler.run()
-
-    async def _take_lock(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> bool:
-        """Wait until this is the only daemon of the node, and return whether it had to wait. A dry run writes nothing and takes no lock."""
-        if self._options.dry_run:
-            return False
-        lock = NodeLock(self._options.node)
-        stack.callback(lock.release)
-        if not await lock.acquire(self._report_waiting, self._report_ignored):
-            await _run_in_background(stack, self._regain(lock))
-        waited, self._health.waiting = self._health.waiting is not None, None
-        self._health.last_cycle = loop.time()
-        return waited
-
-    def _report_waiting(self, holder: Holder) -> None:
-        self._health.waiting = str(holder)
-        self._log.warning("daemon.waiting", node=self._options.node, holder_pid=holder.pid, holder_uid=holder.uid)
-
-    def _report_ignored(self, holder: Holder) -> None:
-        self._log.warning("lock.ignored", node=self._options.node, holder_pid=holder.pid, holder_uid=holder.uid)
-
-    async def _regain(self, lock: NodeLock) -> None:
-        """Take the lock once its untrusted holder has released it. Raises `Unavailable` where another daemon holds it then."""
-        await lock.regain()
-        self._log.info("lock.regained", node=self._options.node)
+        await self._reconciler.run()
 
     def _wire(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> Reconciler:
-        source = UdevSource.open(listener=self._listener, loop=loop)
+        listener = MonitorListener(self._log, self._metrics)
+        source = UdevSource.open(listener=listener, loop=loop)
         stack.callback(source.close)
-        self._reconciler = build_agent(
+        reconciler = build_agent(
             source=source,
             **self._api(stack),
             settings=self._settings,
             config=self._config,
             node=self._options.node,
-            telemetry=Telemetry(log=self._log, metrics=self._metrics, health=self._health),
+            telemetry=self._telemetry,
             clock=Clock(now=loop.time, unix=time.time, jitter=random.SystemRandom().random),
             dry_run=bool(self._options.dry_run),
             once=self._options.once,
             cycled=self._cycled,
             heartbeat=watchdog_interval(self._environ),
         )
-        return self._reconciler
+        listener.wake = reconciler.wake
+        return reconciler
 
     def _api(self, stack: contextlib.AsyncExitStack) -> _Api:
         """Return the API to use. `--dry-run=client` imports no API client; a dry run and `--once` neither watch nor evict."""
@@ -271,48 +217,21 @@ class Daemon:
         return Kubelet(plugins=self._options.device_plugin_dir, folder=self._options.kubelet_dir)
 
     def _reload(self) -> None:
-        """Reload the configuration; before the loop exists this is not needed."""
-        if self._reconciler is None:
-            return
-        if self._ready:
-            self._reloading, self._reload_announced = True, self._notifier.reloading()
-        self._settings.reload()
+        """Begin to reload the configuration. Before the loop exists this is not needed: its first cycle reads a changed file."""
+        if self._reconciler is not None:
+            self._service.reload()
+            self._settings.reload()
 
     def _take_config(self) -> None:
+        """Wake the loop to take the configuration that was read."""
         if self._reconciler is not None:
             self._reconciler.wake("config")
 
     def _cycled(self) -> None:
-        """Notify systemd after each cycle: the watchdog, the status line, and READY after the first certain scan and after each reload.
-
-        A notification that does not fit into systemd's queue is sent again on the next cycle.
-        """
-        self._notifier.watchdog()
-        reloaded = self._reloading and not self._settings.busy
-        if reloaded or (not self._ready and self._health.uncertain is None):
-            self._notify_ready()
-        status = self._summary()
-        if status != self._status and self._notifier.status(status):
-            self._status = status
-
-    def _notify_ready(self) -> None:
-        """Notify systemd of the end of the start or of a reload; systemd must have received RELOADING first."""
-        self._reload_announced = self._reload_announced or self._notifier.reloading()
-        if self._reload_announced and self._notifier.ready():
-            self._ready, self._reloading = True, False
-
-    def _summary(self) -> str:
-        """Return one line for `systemctl status`."""
-        if self._reconciler is None:
-            return ""
-        figures = self._reconciler.figures.by_name.values()
-        present = sum(figure.present > 0 for figure in figures)
-        uncertain = "the scan of the devices is uncertain" if self._health.uncertain else ""
-        return "; ".join(
-            filter(
-                None, (f"{present} of {len(figures)} resources present", uncertain, self._reconciler.publisher.outage)
-            )
-        )
+        """Notify systemd after a cycle of the loop."""
+        if self._reconciler is not None:
+            outage, loading = self._reconciler.publisher.outage, self._settings.busy
+            self._service.cycled(self._reconciler.figures, outage=outage, loading=loading)
 
 
 def _tune_garbage_collection() -> None:
@@ -323,12 +242,6 @@ def _tune_garbage_collection() -> None:
     """
     gc.freeze()
     gc.set_threshold(200, 5, 2)
-
-
-async def _run_in_background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` until the stack unwinds. If it fails, everything on the stack is cancelled, and the failure is raised in a group."""
-    tasks = await stack.enter_async_context(asyncio.TaskGroup())
-    stack.callback(tasks.create_task(work).cancel)
 
 
 async def _close(close: Callable[[], Coroutine[Any, Any, None]]) -> None:

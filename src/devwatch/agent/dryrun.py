@@ -37,8 +37,7 @@ class DryRunNode:
         if patch:
             await self._print(patch)
         state = NodeState() if self._server is None else await self._server.patch(patch)
-        annotation = patch.annotation if patch.annotates else self._accepted_patch.annotation
-        self._accepted_patch = NodePatch(counts={**self._accepted_patch.counts, **patch.counts}, annotation=annotation)
+        self._accepted_patch = self._accepted_patch.then(patch)
         return self._accepted_patch.applied(state)
 
     async def _print(self, patch: NodePatch) -> None:

@@ -12,10 +12,11 @@ from devwatch.core.errors import ApiError, CredentialsError, Forbidden, NodeMiss
 from devwatch.core.repeat import RepeatFilter
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from collections.abc import Set as AbstractSet
 
     from devwatch.core.node import NodePatch, NodeState, Part
+    from devwatch.core.parts import Repair
     from devwatch.core.plan import Figures
     from devwatch.observe.health import Health
     from devwatch.observe.metrics import Metrics
@@ -110,16 +111,15 @@ class NodeReporter:
                 **more,
             )
 
-    def repaired(self, names: Collection[str]) -> None:
-        """Report that foreign writes were repaired."""
+    def repaired(self, repair: Repair) -> None:
+        """Report that foreign writes were repaired and, once per contest, which clients keep writing, and the remedy."""
+        what = sorted(repair.parts)
         self.metrics.drift_repairs.inc()
-        self.log.warning("drift.repaired", node=self.node, what=sorted(names))
-
-    def contested(self, names: Collection[str], rivals: Collection[str]) -> None:
-        """Report which clients keep overwriting the parts that are repaired, and the remedy."""
-        hint = "give the resource another name in the configuration, or stop the other writer"
-        others = sorted(rivals) or ["unknown: the API server keeps no record of it"]
-        self.log.error("drift.contested", node=self.node, what=sorted(names), managers=others, hint=hint)
+        self.log.warning("drift.repaired", node=self.node, what=what)
+        if repair.rivals is not None:
+            managers = list(repair.rivals) or ["unknown: the API server keeps no record of it"]
+            hint = "give the resource another name in the configuration, or stop the other writer"
+            self.log.error("drift.contested", node=self.node, what=what, managers=managers, hint=hint)
 
     def watching(self) -> None:
         """Report that a watch runs, so that foreign writes are observed at once."""

@@ -129,23 +129,18 @@ class Reporter:
     def devices(self, figures: Figures, present: Collection[Device], graces: Mapping[str, float], scan: Scan) -> None:
         """Report which claimed devices arrived and departed; in an uncertain scan no device counts as departed that may be present."""
         self._set_device_gauges(figures, scan)
+        there, names = {device.key for device in present}, {device.devnode for device in scan.devices}
         here = {
             device.key: _ReportedDevice(device=device, owner=owner)
             for device in present
             if (owner := figures.claims[device].owner)
         }
-        there, names = {device.key for device in present}, {device.devnode for device in scan.devices}
         missing = {key: shown for key, shown in self._reported_devices.items() if key not in there}
         # A device whose name another one has now is gone, even if the scan is uncertain.
         gone = [key for key, shown in missing.items() if scan.certain or shown.device.devnode in names]
         for shown in (missing.pop(key) for key in gone):
-            figure = figures.by_name.get(shown.owner)
-            start = (figure and figure.start_until) or scan.at
-            self._report_departure(shown, max(graces.get(shown.owner, 0.0), round(start - scan.at, 3)), scan.at)
-        over = [gone for gone in self._lingering_devices if scan.at >= gone.since + gone.grace]
-        self._lingering_devices = [gone for gone in self._lingering_devices if gone not in over]
-        for gone_for_good in over:
-            self.record("DeviceRemoved", gone_for_good.shown.device, gone_for_good.shown.owner)
+            self._report_departure(shown, figures.by_name.get(shown.owner), graces.get(shown.owner, 0.0), scan.at)
+        self._report_ended_graces(scan.at)
         for shown in (shown for key, shown in here.items() if key not in self._reported_devices):
             self._report_arrival(shown, scan.at)
         self._reported_devices, self._scanned_before = {**missing, **here}, True
@@ -196,7 +191,22 @@ class Reporter:
                 reasons.append(f"{device.devnode} has no complete udev record yet")
         return joined(reasons)
 
+    def _report_departure(self, shown: _ReportedDevice, figure: Figure | None, grace: float, now: float) -> None:
+        """Report a departure, and for how long the device still counts: its grace, or until the Node's own figure of the start ends."""
+        start = (figure and figure.start_until) or now
+        counted = max(grace, round(start - now, 3))
+        self._lingering_devices.append(_LingeringDevice(shown=shown, since=now, grace=counted))
+        self.log.info("device.removed", **shown.fields(), counted_for_seconds=counted)
+
+    def _report_ended_graces(self, now: float) -> None:
+        """Record as removed the devices that did not return within their grace."""
+        ended = [gone for gone in self._lingering_devices if now >= gone.since + gone.grace]
+        self._lingering_devices = [gone for gone in self._lingering_devices if gone not in ended]
+        for gone in ended:
+            self.record("DeviceRemoved", gone.shown.device, gone.shown.owner)
+
     def _report_arrival(self, shown: _ReportedDevice, now: float) -> None:
+        """Report an arrival, as a return where the device still counts."""
         gone = next((gone for gone in self._lingering_devices if gone.shown.identity == shown.identity), None)
         if gone is None:
             self.log.info("device.added", **shown.fields())
@@ -205,10 +215,6 @@ class Reporter:
         else:
             self._lingering_devices.remove(gone)
             self.log.info("device.returned", **shown.fields(), away_seconds=round(now - gone.since, 3))
-
-    def _report_departure(self, shown: _ReportedDevice, grace: float, now: float) -> None:
-        self._lingering_devices.append(_LingeringDevice(shown=shown, since=now, grace=grace))
-        self.log.info("device.removed", **shown.fields(), counted_for_seconds=grace)
 
     def configured(self, config: Config) -> None:
         """Take a configuration into use, and report its warnings."""

@@ -180,6 +180,11 @@ class NodePatch:
         counts = {name: count for name, count in self.counts.items() if name in parts}
         return NodePatch(counts=counts, annotation=self.annotation if ANNOTATION_PART in parts else UNTOUCHED)
 
+    def then(self, later: NodePatch) -> NodePatch:
+        """Return one patch with the effect of this patch and, after it, of `later`."""
+        annotation = later.annotation if later.annotates else self.annotation
+        return NodePatch(counts={**self.counts, **later.counts}, annotation=annotation)
+
     def body(self) -> dict[str, object]:
         """Return the strategic-merge patch of `nodes/status`, in which null removes a key."""
         body: dict[str, object] = {}

@@ -17,6 +17,7 @@ from devwatch.config.schema import Config
 from devwatch.core.errors import ApiError, ConfigError, Fault, Forbidden, NodeMissing, Refused, Retry
 from devwatch.core.inventory import Inventory
 from devwatch.core.node import ANNOTATION_PART, NodeState
+from devwatch.core.parts import Repair
 from devwatch.core.plan import Tally
 from devwatch.core.repeat import RepeatFilter
 from devwatch.observe.health import Health
@@ -736,7 +737,7 @@ def test_a_lasting_refusal_is_told_ever_more_rarely_for_each_part() -> None:
 def test_a_repaired_foreign_write_is_told_and_counted() -> None:
     """Somebody should know who writes there."""
     desk = Desk()
-    desk.node.repaired({ZIGBEE, ANNOTATION_PART})
+    desk.node.repaired(Repair(parts=frozenset({ZIGBEE, ANNOTATION_PART}), rivals=None))
     (line,) = desk.log.lines
     assert (line.level, line.event) == ("warning", "drift.repaired")
     assert line.fields == {"node": "n1", "what": ["annotation", ZIGBEE]}

@@ -122,6 +122,13 @@ def test_a_node_reflects_the_changes_that_were_applied_to_it(state: NodeState, w
     assert patch.applied(patch.applied(state)) == patch.applied(state)
 
 
+def test_two_patches_in_one_have_the_effect_of_both() -> None:
+    """The later one decides, also where it removes; what only one of them writes stays."""
+    first = patch_of({ZIGBEE: "1", ZWAVE: "1", ANNOTATION_PART: "{}"})
+    assert first.then(patch_of({ZIGBEE: None})) == patch_of({ZIGBEE: None, ZWAVE: "1", ANNOTATION_PART: "{}"})
+    assert first.then(patch_of({ANNOTATION_PART: None})).annotation is None
+
+
 def test_a_node_that_lacks_a_part_does_not_reflect_the_changes() -> None:
     """An admission webhook can undo any part of an accepted patch."""
     wanted = patch_of({ZIGBEE: "1", ANNOTATION_PART: "{}"})

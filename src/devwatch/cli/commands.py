@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from devwatch.cli import display, inspection
 from devwatch.config.file import ConfigFile
 from devwatch.core.errors import ConfigError
+from devwatch.host.obstructions import obstruction
 from devwatch.host.snapshot import Host
-from devwatch.host.sysfs import obstruction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

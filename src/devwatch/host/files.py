@@ -17,7 +17,7 @@ NOWHERE = GONE | {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _ATTRIBUTE_SIZE = 4096
 """Bytes of a sysfs attribute at most, one page (sysfs(5))."""
 _CLOCK_STEP = 5.0
-"""Seconds after which a further change of a folder has a later time, even if a scan was delayed: the kernel's clock steps every 1 to 10 ms."""
+"""Seconds after which a further change of a folder has a later time, however a scan is delayed: the kernel's clock steps every 10 ms."""
 
 
 def status(path: str) -> os.stat_result | None:

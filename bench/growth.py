@@ -23,7 +23,8 @@ from devwatch.agent.wiring import build_agent
 from devwatch.config.schema import Config
 from devwatch.core.node import NodePatch, NodeState
 from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule
-from devwatch.host.sysfs import Lister, Roots
+from devwatch.host.lister import Lister
+from devwatch.host.mounts import Roots
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
 

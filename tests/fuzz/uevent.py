@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pyudev
 from hypothesis import strategies as st
 
-from devwatch.host.sysfs import Roots
+from devwatch.host.mounts import Roots
 from devwatch.host.udev import Monitor
 from devwatch.observe.metrics import Metrics
 from fuzz.target import Feed, Target

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from devwatch.host.sysfs import Lister, Roots
+from devwatch.host.lister import Lister
+from devwatch.host.mounts import Roots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +24,8 @@ NUMBERS = tuple(Path("/dev", name) for name in ("null", "zero", "full", "random"
 
 LOOK = """
 import json, os, resource, sys
-from devwatch.host.sysfs import Lister, Roots
+from devwatch.host.lister import Lister
+from devwatch.host.mounts import Roots
 roots, paths = json.loads(sys.argv[1])
 lister = Lister(record=lambda path: None, roots=Roots(**roots), paths=frozenset(paths))
 looks = []

@@ -26,7 +26,8 @@ import pyudev
 from devwatch.core.errors import Unavailable
 from devwatch.core.inventory import Inventory
 from devwatch.core.listing import Entry
-from devwatch.host.sysfs import Lister, Roots
+from devwatch.host.lister import Lister
+from devwatch.host.mounts import Roots
 from devwatch.host.udev import BATCH, TEND_INTERVAL, UdevSource, read_record
 from support.uevents import Heard, turn, uevent_descriptors
 from system.process import Process

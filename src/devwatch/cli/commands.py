@@ -15,8 +15,8 @@ from devwatch.core import exitstatus
 from devwatch.core.errors import ConfigError
 from devwatch.core.keys import KEYS, VALUE_KEYS
 from devwatch.core.text import escape
+from devwatch.host.obstructions import obstruction
 from devwatch.host.snapshot import Host
-from devwatch.host.sysfs import obstruction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

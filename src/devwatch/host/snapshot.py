@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from devwatch.core.errors import UsageError
 from devwatch.host import udev
-from devwatch.host.sysfs import Lister, Roots
+from devwatch.host.lister import Lister
+from devwatch.host.mounts import Roots
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Protocol
 import pyudev
 
 from devwatch.core.errors import Unavailable
-from devwatch.host.sysfs import Lister, Record, Roots
+from devwatch.host.lister import Lister
+from devwatch.host.mounts import Roots
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Sequence
 
     from devwatch.core.inventory import Scan
+    from devwatch.host.records import Record
 
 SUBSYSTEM = "tty"
 BUFFER_SIZE = 128 * 1024 * 1024

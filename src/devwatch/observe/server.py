@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from devwatch.core.errors import Unavailable
 
@@ -28,9 +28,8 @@ _ACCEPT_BATCH: Final = 8
 _MIN_LIFETIME: Final = 0.1
 """Seconds before a connection may be dropped in favour of a newer one."""
 _REQUEST_LINE: Final = re.compile(
-    rb"(?P<method>[!#$%&'*+.^_`|~0-9A-Za-z-]+) (?:http://[^/? ]*)?(?P<path>[!->@-~]+)(?:\?[!-~]*)? HTTP/1\.[0-9]\r?\n"
+    rb"(?P<method>[!#$%&'*+.^_`|~0-9A-Za-z-]+) (?:http://[^/? ]*)?(?P<path>[!->@-~]+)(?:\?[!-~]*)? HTTP/1\.[0-9]\r?"
 )
-_FAULTS: Final = {TimeoutError: 408, ValueError: 400, asyncio.IncompleteReadError: 400, asyncio.LimitOverrunError: 431}
 Routes = Mapping[str, Callable[[], "Response"]]
 
 
@@ -79,13 +78,6 @@ def parse_listen(text: str) -> tuple[str, int] | None:
     return match[1] or match[2], int(match[3])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Client:
-    writer: asyncio.StreamWriter
-    since: float
-    """When it was accepted, by the clock of the event loop."""
-
-
 def _reason(error: OSError | UnicodeError) -> str:
     """Return why an address cannot be listened on, in one line."""
     if isinstance(error, UnicodeError):  # its own text is about codecs and labels
@@ -105,9 +97,10 @@ class Server:
     def __init__(self, routes: Routes, *, patience: float = 5.0) -> None:
         """Prepare to serve `routes`, which are by path."""
         self._routes = routes
-        self._patience = patience
+        self.patience = patience
         self._server: asyncio.Server | None = None
-        self._clients: dict[asyncio.Task[None], _Client] = {}
+        self._clients: dict[_Client, float] = {}
+        """When each client was accepted, the oldest first."""
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen and return the address (port 0 takes a free port). Raises `Unavailable` where the address cannot be used."""
@@ -125,9 +118,8 @@ class Server:
 
     async def _listen(self, host: str, port: int) -> asyncio.Server:
         """Listen on all addresses of a host, or on its IPv4 addresses alone where /etc/hosts has an IPv6 address and IPv6 is disabled."""
-        start = functools.partial(
-            asyncio.start_server, self._accept, host, port, limit=_HEAD_LIMIT, backlog=_ACCEPT_BATCH
-        )
+        loop = asyncio.get_running_loop()
+        start = functools.partial(loop.create_server, lambda: _Client(self), host, port, backlog=_ACCEPT_BATCH)
         try:
             return await start()
         except OSError as error:
@@ -139,81 +131,113 @@ class Server:
 
     async def close(self) -> None:
         """Stop listening and drop every client, however slow it is."""
-        server, self._server, clients = self._server, None, list(self._clients)
+        server, self._server = self._server, None
         if server is not None:
-            server.close()  # no wait_closed(), which waits for clients only since Python 3.12; the tasks are enough
-        for task in clients:
-            task.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
+            server.close()  # no wait_closed(), which waits for clients only since Python 3.12
+        for client in list(self._clients):
+            self._drop(client)
+        await asyncio.sleep(0)  # the transports close their sockets in the next cycle of the loop
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        loop = asyncio.get_running_loop()
-        # Without a server: accepted before close(), and passed on after it.
-        if self._server is None or not self._make_room(loop.time()):
-            writer.transport.abort()
-            return
-        task = loop.create_task(self._serve(reader, writer))
-        self._clients[task] = _Client(writer=writer, since=loop.time())
-        # Not in a finally of the task: a task that is cancelled before its first step runs none of its code.
-        task.add_done_callback(self._drop_client)
-
-    def _make_room(self, now: float) -> bool:
-        """Return whether one more connection can be served, after dropping the oldest where there are too many.
+    def admit(self, client: _Client) -> bool:
+        """Return whether one more client can be served, after dropping the oldest where there are too many.
 
         A young connection is not dropped: a burst must not cut off the kubelet's probe before its request was read. An old one is: a
         client that keeps all connections open must not make the probe fail, and the kubelet restart the daemon.
         """
-        if len(self._clients) < _CONNECTIONS:
-            return True
-        oldest, client = next(iter(self._clients.items()))
-        if now - client.since <= _MIN_LIFETIME:
-            return False
-        self._drop_client(oldest)
-        oldest.cancel()
+        if self._server is None:
+            return False  # accepted before close(), and passed on after it
+        if len(self._clients) >= _CONNECTIONS:
+            oldest, since = next(iter(self._clients.items()))
+            if client.since - since <= _MIN_LIFETIME:
+                return False
+            self._drop(oldest)
+        self._clients[client] = client.since
         return True
 
-    def _drop_client(self, task: asyncio.Task[None]) -> None:
-        # In a variable: a writer that is collected during the call warns that it was not closed.
-        client = self._clients.pop(task, None)
-        if client is not None:
-            client.writer.transport.abort()
+    def forget(self, client: _Client) -> None:
+        """Give the place of a client to the next one."""
+        self._clients.pop(client, None)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):  # the client is gone, or too slow to read the response (TimeoutError)
-            answer = await self._answer(reader)
-            async with asyncio.timeout(self._patience):
-                await _deliver(answer, reader, writer)
+    def _drop(self, client: _Client) -> None:
+        self.forget(client)
+        client.transport.abort()
 
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
-        try:
-            async with asyncio.timeout(self._patience):
-                method, path = await _read_request(reader)
-        except (TimeoutError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            return _plain(HTTPStatus(_FAULTS[type(error)])).encode("GET")
+    def answer(self, method: str, path: str) -> bytes:
+        """Return the message that answers a request."""
         if method not in ("GET", "HEAD"):
             return _plain(HTTPStatus.METHOD_NOT_ALLOWED).encode(method)
         return self._routes.get(path, lambda: _plain(HTTPStatus.NOT_FOUND))().encode(method)
 
 
-async def _read_request(reader: asyncio.StreamReader) -> tuple[str, str]:
-    """Return method and path. The head is read line by line, so that anything else than a request is refused at its first bad line."""
-    line = await reader.readuntil(b"\n")
-    size, request = len(line), _REQUEST_LINE.fullmatch(line)
-    while request is not None and (line := await reader.readuntil(b"\n")).strip():
-        size += len(line)
-        if size > _HEAD_LIMIT:
-            raise asyncio.LimitOverrunError("the head is too long", size)
-        request = request if b":" in line else None
-    if request is None:
-        raise ValueError("not a request of HTTP/1")
-    return request["method"].decode("ascii"), request["path"].decode("ascii")
+class _Client(asyncio.Protocol):
+    """A client from its connection to the end of its response.
 
+    Callbacks take fewer cycles of the loop than a task with streams, and the kubelet's probes are much of what an idle daemon does. The
+    head is read line by line, so that anything else than a request is refused at its first bad line.
+    """
 
-async def _deliver(answer: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(answer)
-    writer.write_eof()
-    # Closing with unread input resets the connection, and the client could lose the response (RFC 9112, 9.6).
-    with contextlib.suppress(asyncio.IncompleteReadError):
-        await reader.readexactly(8 * _HEAD_LIMIT)
-    writer.close()
-    await writer.wait_closed()
+    def __init__(self, server: Server) -> None:
+        self._server, self._loop = server, asyncio.get_running_loop()
+        self.since = self._loop.time()
+        """When it was accepted, by the clock of the event loop."""
+        self._line, self._size = b"", 0
+        """The beginning of a line, and the bytes of the lines before."""
+        self._request: re.Match[bytes] | None = None
+        self._answered, self._unread = False, 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._timer = self._loop.call_later(self._server.patience, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
+        if not self._server.admit(self):
+            self.transport.abort()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._timer.cancel()
+        self._server.forget(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer at the end of the head, or at its first fault. An exception of a route closes the connection, and asyncio reports it."""
+        if self._answered:
+            self._discard(len(data))
+            return
+        *lines, self._line = (self._line + data).split(b"\n")
+        for line in lines:
+            self._read_line(line)
+            if self._answered:
+                return
+        if self._size + len(self._line) > _HEAD_LIMIT + len(b"\r"):
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def eof_received(self) -> None:
+        """Refuse an unfinished request. asyncio closes the connection once the response is written."""
+        if not self._answered:
+            self._refuse(HTTPStatus.BAD_REQUEST)
+
+    def _discard(self, size: int) -> None:
+        """Ignore up to 64 KiB after the head. Closing with unread input resets the connection, and the client could lose the response."""
+        self._unread += size
+        if self._unread > 8 * _HEAD_LIMIT:
+            self.transport.close()
+
+    def _read_line(self, line: bytes) -> None:
+        """Read one line of the head, and answer if it is the last one or at fault. The empty line at the end does not count as content."""
+        before, self._request = self._request, self._request or _REQUEST_LINE.fullmatch(line)
+        if before is not None and not line.strip():
+            self._deliver(self._server.answer(before["method"].decode("ascii"), before["path"].decode("ascii")))
+            return
+        self._size += len(line) + len(b"\n")
+        if self._size > _HEAD_LIMIT:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif self._request is None or (before is not None and b":" not in line):
+            self._refuse(HTTPStatus.BAD_REQUEST)
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        self._deliver(_plain(status).encode("GET"))
+
+    def _deliver(self, answer: bytes) -> None:
+        self._answered = True
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._server.patience, self.transport.abort)
+        self.transport.write(answer)
+        with contextlib.suppress(OSError):  # the client is gone, as the transport is about to notice
+            self.transport.write_eof()

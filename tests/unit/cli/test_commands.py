@@ -21,8 +21,8 @@ from devwatch.cli.display import Screen
 from devwatch.config.schema import Config
 from devwatch.config.tree import MAX_BYTES
 from devwatch.core.device import Device
+from devwatch.host.lister import Lister
 from devwatch.host.snapshot import Host
-from devwatch.host.sysfs import Lister
 from support.build import device, rule, scan
 from support.hostfiles import POWERLESS
 

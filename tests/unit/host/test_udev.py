@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 import pyudev
 
-from devwatch.host.sysfs import Lister, Roots
+from devwatch.host.lister import Lister
+from devwatch.host.mounts import Roots
 from devwatch.host.udev import TEND_INTERVAL, Monitor, UdevSource, read_record
 from support.hostfiles import Host
 from support.uevents import TABLE, Heard, turn, uevent_descriptors

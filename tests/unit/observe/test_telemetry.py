@@ -420,7 +420,7 @@ def test_a_client_that_never_reads_cannot_hold_a_connection() -> None:
     """It has `patience` seconds to take the answer; then the connection is cut, and others are served meanwhile."""
 
     async def scenario(site: Site) -> None:
-        before, loop = len(asyncio.all_tasks()), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         lazy = [await silent(site) for _ in range(16)]
         for client in lazy:
             await loop.sock_sendall(client, b"GET /big HTTP/1.1\r\n\r\n")
@@ -428,12 +428,42 @@ def test_a_client_that_never_reads_cannot_hold_a_connection() -> None:
             site.loop.let_pass(1)
             assert (await site.say(HELLO)).endswith(b"hello\n")
         site.loop.let_pass(10)
-        while len(asyncio.all_tasks()) > before:  # noqa: ASYNC110 - each client is a task, and nothing tells when it ends
-            await asyncio.sleep(0)
+        for client in lazy:
+            assert await taken(client) < len(ROUTES["/big"]().body)
         for client in lazy:
             client.close()
 
     talk(scenario, patience=10, loop=StillLoop)
+
+
+async def taken(client: socket.socket) -> int:
+    """Take all that comes until the connection ends, and return how much that was."""
+    size, loop = 0, asyncio.get_running_loop()
+    with contextlib.suppress(ConnectionResetError):
+        while data := await loop.sock_recv(client, 65536):
+            size += len(data)
+    return size
+
+
+async def flood(client: socket.socket) -> None:
+    """Send without an end."""
+    while True:
+        await asyncio.get_running_loop().sock_sendall(client, b"x" * 1024)
+        await asyncio.sleep(0)
+
+
+def test_a_client_that_goes_on_sending_is_cut() -> None:
+    """It has its answer, and 64 KiB more are ignored; nobody waits for the end of more than that."""
+
+    async def scenario(site: Site) -> None:
+        loop, client = asyncio.get_running_loop(), await silent(site)
+        await loop.sock_sendall(client, HELLO)
+        assert await taken(client) > 0
+        with pytest.raises(ConnectionError):
+            await flood(client)
+        client.close()
+
+    talk(scenario)
 
 
 async def silent(site: Site) -> socket.socket:

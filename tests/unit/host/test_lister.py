@@ -6,6 +6,8 @@ import errno
 import os
 import shlex
 import socket
+import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devwatch.host.sysfs import GONE, is_devtmpfs, normal_serial
+from devwatch.host.files import GONE
+from devwatch.host.lister import Lister
+from devwatch.host.mounts import is_devtmpfs
+from devwatch.host.sysfs import normal_serial
 from support.hostfiles import NUMBERS, Host, device_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from devwatch.core.device import Device
 
 
 SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789#+-.:=@_")
@@ -697,6 +704,51 @@ def test_a_virtual_tty_that_is_registered_anew_is_another_device(host: Host) -> 
     host.unregister("rfcomm0")
     host.register("rfcomm0", "devices/virtual/tty", node=NUMBERS[0])
     assert host.found()["rfcomm0"].key != first.key
+
+
+@pytest.fixture
+def console(host: Host) -> Path:
+    """Make a virtual tty whose devnode is a device of its own, not a link; as the kernel's is. Return its devnode."""
+    host.register("tty1", "devices/virtual/tty", node=NUMBERS[0])
+    node = host.node("tty1")
+    node.unlink()
+    try:
+        os.mknod(node, stat.S_IFCHR | 0o600, NUMBERS[0].stat().st_rdev)
+    except PermissionError:
+        pytest.skip("only root makes devnodes")
+    return node
+
+
+def test_a_virtual_console_is_noticed_to_go_and_to_come_after_a_long_rest(host: Host, console: Path) -> None:
+    """It is examined only when something has changed in /dev, which its going is."""
+    before = [host.found(now)["tty1"] for now in (0, 10, 20)]
+    assert all(device is before[0] for device in before)
+    console.unlink()
+    assert host.found(30) == {}
+    console.symlink_to(NUMBERS[0])
+    assert list(host.found(40)) == ["tty1"]
+
+
+def test_a_virtual_console_is_read_when_udev_writes_its_record_after_a_long_rest(host: Host) -> None:
+    """Any devnode of this machine will do; that of /dev/null is always there."""
+    roots = replace(host.roots, dev="/dev")
+    host.mounts("24 1 0:6 / /dev rw,relatime shared:2 - devtmpfs devtmpfs rw")
+    host.register("null", "devices/virtual/tty", node=None)
+    host.write(host.ttys / "null", dev=device_number(NUMBERS[0]))
+    lister = Lister(record=host.record, roots=roots)
+
+    def found(now: float) -> Device:
+        return next(device for device in lister.scan(now).devices if device.devnode == "/dev/null")
+
+    first = found(0)
+    assert all(found(now) is first for now in (10, 20, 30))
+    host.rules_run("null", ID_PATH="port")
+    assert found(40).port == "port"
+    assert found(50) is found(60)
+    lister.paths = frozenset({"/dev/null", "/proc/self/root/dev/null"})
+    assert found(70).links == ("/proc/self/root/dev/null",)
+    lister.paths = frozenset()
+    assert found(80).links == ()
 
 
 def test_a_stick_that_was_away_is_read_anew_also_if_sysfs_kept_its_entry(host: Host) -> None:

@@ -845,7 +845,7 @@ def test_a_daemon_without_the_lock_that_writes_is_seen(world: World) -> None:
 SOURCES = Path(devwatch.__file__).parent
 DECIDING = sorted(
     path.relative_to(SOURCES).as_posix()
-    for pattern in ("core/*.py", "config/schema.py", "agent/evictor.py", "agent/reconciler.py")
+    for pattern in ("core/*.py", "config/schema.py", "agent/evictor.py", "agent/re[cq]*.py")
     for path in SOURCES.glob(pattern)
 )
 

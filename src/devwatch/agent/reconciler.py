@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
 from devwatch.agent.report import held_up
+from devwatch.agent.requests import Publisher, Requests
 from devwatch.core.errors import ConfigError
 from devwatch.core.inventory import Inventory, Scan
 from devwatch.core.plan import Figures, Tally
 from devwatch.core.scene import Scene
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.deviceplugin import DevicePlugins
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from devwatch.config.schema import Config
     from devwatch.core.backoff import Backoff
     from devwatch.core.listing import Listing
-    from devwatch.core.node import NodeState
-    from devwatch.core.task import Task
-
-T = TypeVar("T")
 
 
 class DeviceSource(Protocol):
@@ -45,65 +42,15 @@ class Settings(Protocol):
         """Return the configuration if it is new, with `force` also one that was requested. Never blocks. Raises `ConfigError`."""
 
 
-class Publisher(Protocol):
-    """A way of publishing: compares the desired state with the observed one, and decides on the next request."""
+class Pace(TypedDict, total=False):
+    """How long the loop runs, and who hears of its cycles."""
 
-    @property
-    def observed(self) -> NodeState | None:
-        """The last observed Node, None before the first observation."""
-
-    @property
-    def date(self) -> str:
-        """The API server's time in its last response (RFC 3339, seconds), empty before the first."""
-
-    @property
-    def failure(self) -> str:
-        """Why the Node may not show the present devices, empty where nothing failed."""
-
-    @property
-    def outage(self) -> str:
-        """Why nothing can be written and since when, for messages; empty after an accepted request."""
-
-    @property
-    def wants(self) -> bool:
-        """Whether the observed state differs from the desired one."""
-
-    def configure(self, resync: float | None) -> None:
-        """Set the seconds between two reads, None for the default."""
-
-    def follow(self, group: asyncio.TaskGroup, wake: Callable[[str], None]) -> None:
-        """Observe in the background, and wake the loop on each change."""
-
-    def detect(self, now: float) -> None:
-        """Record that a uevent was read."""
-
-    def receive(self, now: float, *, busy: bool) -> None:
-        """Process the responses and observations since the last cycle; `busy` while a request is in flight."""
-
-    def update(self, figures: Figures, remembered: Listing, now: float) -> None:
-        """Set the desired figures, and the devices to list besides the present ones (`remembered`)."""
-
-    def action(self, now: float) -> Task | None:
-        """Return the request that is due, None for none."""
-
-    def urgent(self, now: float) -> bool:
-        """Return whether a request is due that must not wait for another one in flight."""
-
-    def due(self) -> tuple[float, str]:
-        """Return when to call `action` again, and the trigger to record for that cycle."""
-
-    def agrees(self, now: float) -> bool:
-        """Return whether the desired state has certainly been observed."""
-
-
-class Tasks(Protocol):
-    """Requests that are made between patches, one at a time."""
-
-    def action(self, now: float) -> Task | None:
-        """Return the request that is due, None for none."""
-
-    def due(self, now: float) -> float | None:
-        """Return when the next request is due, None for never."""
+    once: bool
+    """Whether it ends when the Node certainly shows the present devices."""
+    cycled: Callable[[], None]
+    """Called in every cycle."""
+    heartbeat: float | None
+    """Seconds between two cycles, at most."""
 
 
 class Reconciler:
@@ -141,28 +88,21 @@ class Reconciler:
         config: Config,
         reporter: Reporter,
         clock: Clock,
-        once: bool = False,
-        cycled: Callable[[], None] = lambda: None,
-        heartbeat: float | None = None,
+        **pace: Unpack[Pace],
     ) -> None:
         """Start without an observation.
 
         Without an `evictor` no device is ever lost, and without `plugins` none is handed over. `outage` is the backoff of all requests.
-        `once` ends the loop when the Node agrees. `cycled` is called in every cycle; there is one at least every `heartbeat` seconds.
         """
-        self._source, self.publisher, self._outage, self._settings = source, publisher, outage, settings
+        self._source, self.publisher, self._settings = source, publisher, settings
         self._node, self._reporter, self._clock, self._evictor = node, reporter, clock, evictor
         self._plugins = plugins
-        self._tasks: tuple[Tasks, ...] = (
-            *((plugins,) if plugins else ()),
-            *((evictor, evictor.recorder) if evictor else ()),
-        )
-        self._once, self._cycled, self._heartbeat = once, cycled, heartbeat or math.inf
+        self._once, self._heartbeat = pace.get("once", False), pace.get("heartbeat") or math.inf
+        self._cycled = pace.get("cycled", lambda: None)
+        tasks = (plugins, *((evictor, evictor.recorder) if evictor else ()))
+        self._requests = Requests(publisher, tuple(filter(None, tasks)), outage, done=lambda: self.wake("node"))
         self._wakes, self._woken = set[str](), asyncio.Event()
         self._inventory, self._tally, self.figures = Inventory(), Tally(()), Figures()
-        self._request: asyncio.Task[None] | None = None
-        self._yields_at = math.inf
-        """The time from which a due patch cancels the request in flight."""
         self._sweep_at = -math.inf
         self._began = self._agreed = False
         self._use(config)
@@ -205,7 +145,7 @@ class Reconciler:
         now = self._clock.now()
         wakes, self._wakes = self._wakes, set()
         self._reporter.woken(wakes, now)
-        self.publisher.receive(now, busy=self._request is not None)
+        self.publisher.receive(now, busy=self._requests.busy)
         self._begin(now)
         self._reload(now, force="config" in wakes)
         scan = self._source.scan(now)
@@ -214,10 +154,10 @@ class Reconciler:
         remembered = self._update_losses(figures, now)
         self._report(scan, figures)
         self.publisher.update(figures, remembered, now)
-        self._start_request(now, group)
+        self._requests.start(now, group)
         held = any(map(held_up, figures.by_name.values()))
         settled = scan.certain and not self._inventory.pending and figures.due is None and not held
-        self._agreed = settled and self._request is None and self.publisher.agrees(now)
+        self._agreed = settled and not self._requests.busy and self.publisher.agrees(now)
         self._cycled()
         return self._next(scan, figures)
 
@@ -268,11 +208,7 @@ class Reconciler:
             (self._plugins.changes_at(scan.at) if self._plugins else None, "kubelet"),
         )
         dues = [(due, trigger) for due, trigger in moments if due is not None]
-        if self._request is None:
-            tasks = [due for tasks in self._tasks if (due := tasks.due(scan.at)) is not None]
-            dues += [self.publisher.due(), *((max(due, self._outage.until), "retry") for due in tasks)]
-        elif self.publisher.wants and scan.at < self._yields_at < math.inf:
-            dues.append((self._yields_at, "retry"))
+        dues += self._requests.dues(scan.at)
         return min(*dues, (scan.at + self._heartbeat, "sweep"))
 
     # -- the configuration
@@ -301,39 +237,3 @@ class Reconciler:
             self._reporter.reloaded([rule.name for rule in config.for_node(self._node)])
         if sweep or config is not None:
             self._sweep_at = now + self._config.sweep
-
-    # -- the requests
-
-    def _start_request(self, now: float, group: asyncio.TaskGroup) -> None:
-        """Start the request that is due. The publisher comes first: for a patch of it, another request in flight is cancelled."""
-        if now < self._outage.until:
-            return
-        if self._request is not None:
-            if now >= self._yields_at and self.publisher.urgent(now):
-                self._yields_at = math.inf
-                self._request.cancel()
-            return
-        between = (task for tasks in self._tasks if (task := tasks.action(now)))
-        task = self.publisher.action(now) or next(between, None)
-        if task is not None:
-            self._yields_at = now + task.patience
-            self._request = group.create_task(self._perform(task))
-
-    async def _perform(self, task: Task) -> None:
-        """Make a request, and wake the loop when it ends. The task handles its own errors, so any exception ends the program."""
-        try:
-            await _await_request(task.run())
-        finally:
-            self._request, self._yields_at = None, math.inf
-            self.wake("node")
-
-
-async def _await_request(request: Awaitable[T]) -> T:
-    """Await a request. Raises `RuntimeError` where the cancellation came from within the request and not from the task."""
-    try:
-        return await request
-    except asyncio.CancelledError as error:
-        if (task := asyncio.current_task()) is None or task.cancelling():
-            raise
-        # A task group ignores a cancelled child: the loop would wait for its response forever.
-        raise RuntimeError("the request was cancelled from within") from error

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Unpack
 
 from devwatch.agent.deviceplugin import DevicePlugins
 from devwatch.agent.events import EventApi, EventRecorder
 from devwatch.agent.evictor import Evictor, WorkloadApi
 from devwatch.agent.nodereport import NodeReporter
 from devwatch.agent.nodestatus import NodeApi, NodeStatus
-from devwatch.agent.reconciler import DeviceSource, Reconciler, Settings
+from devwatch.agent.reconciler import DeviceSource, Pace, Reconciler, Settings
 from devwatch.agent.report import Reporter, Telemetry
 from devwatch.core.backoff import Backoff
 from devwatch.core.loss import Losses
@@ -40,15 +40,9 @@ def build_agent(  # noqa: PLR0913 - the parts of the loop, by keyword
     telemetry: Telemetry,
     clock: Clock,
     dry_run: bool = False,
-    once: bool = False,
-    cycled: Callable[[], None] = lambda: None,
-    heartbeat: float | None = None,
+    **pace: Unpack[Pace],
 ) -> Reconciler:
-    """Return the loop for a node.
-
-    Without a `workload` it evicts no pod and writes no Event, and without a `kubelet` it hands over no device; for the rest see
-    `Reconciler`.
-    """
+    """Return the loop. Without a `workload` it evicts no pod and writes no Event; without a `kubelet` it hands over no device."""
     log, metrics, health, outage = telemetry.log, telemetry.metrics, telemetry.health, Backoff()
     reporter = Reporter(log=log, metrics=metrics, health=health)
     node_reporter = NodeReporter(log=log, metrics=metrics, health=health, node=node, devices=reporter, dry_run=dry_run)
@@ -70,9 +64,7 @@ def build_agent(  # noqa: PLR0913 - the parts of the loop, by keyword
         config=config,
         reporter=reporter,
         clock=clock,
-        once=once,
-        cycled=cycled,
-        heartbeat=heartbeat,
+        **pace,
     )
 
 

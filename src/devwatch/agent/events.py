@@ -59,7 +59,6 @@ class EventRecorder:
     _unsent_events: deque[Event] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
     _sent_events: dict[Subject, _SentEvent] = field(default_factory=dict)
     _events_forbidden_until: float = float("-inf")
-    _forbidden_logged: bool = False
 
     def device(self, reason: str, device: Device, resource: str) -> None:
         """Record on the Node that a device of a resource arrived (`DeviceAdded`) or departed (`DeviceRemoved`)."""
@@ -114,18 +113,17 @@ class EventRecorder:
         try:
             await self.api.record(event)
         except asyncio.CancelledError:
-            self._unsent_events.appendleft(
-                event
-            )  # cancelled for a patch; if it was stored all the same, sending it again is a Conflict
+            # Cancelled for a patch. If it was stored all the same, sending it again is a Conflict.
+            self._unsent_events.appendleft(event)
             raise
         except Conflict:
             pass
         except Forbidden as error:
             self._unsent_events.clear()
             self._sent_events.clear()
+            first = self._events_forbidden_until == float("-inf")
             self._events_forbidden_until = self.clock() + PERMISSION_INTERVAL
-            if not self._forbidden_logged:
-                self._forbidden_logged = True
+            if first:
                 self.log.info(
                     "event.refused",
                     error=str(error),

@@ -72,8 +72,7 @@ class Evictor:
         self._incidents = {incident.key: incident for incident in incidents}
         if self._next_victim is not None and self._next_victim[0] not in self._incidents:
             self._next_victim = None  # its status must be read again: a container may have restarted meanwhile
-        if self._recheck_at:
-            self._recheck_at = {key: at for key, at in self._recheck_at.items() if key in self._incidents}
+        self._recheck_at = {key: at for key, at in self._recheck_at.items() if key in self._incidents}
         if not self._incidents:
             self._refusals.clear()
 

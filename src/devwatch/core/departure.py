@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from devwatch.core.incidents import Loss
 from devwatch.core.paths import paths_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from devwatch.core.device import Device, Key
-    from devwatch.core.incidents import Loss, Registration
+    from devwatch.core.incidents import Registration
+    from devwatch.core.listing import Entry
+    from devwatch.core.rules import ResourceRule
     from devwatch.core.scene import Scene
 
 _MICROSECOND = 1e-6
 """Seconds: udev truncates USEC_INITIALIZED to whole microseconds."""
-
-
 _MAX_DIGITS = 20
 """Digits from which on a number of microseconds is not a plausible time (10**19 us are 300,000 years)."""
 
@@ -29,12 +30,12 @@ _MAX_DIGITS = 20
 class Departure:
     """A listed device that a certain scan did not find.
 
-    | state | entered when | `over` | `lost` | `there` | `since` |
-    |---|---|---|---|---|---|
-    | in grace: the count includes it | a certain scan does not find it | False | None | None | None |
-    | over: the next PATCH will not count it | grace ended, and nothing holds the count up | True | server's time, updated | None | None |
-    | sent: a PATCH without it was sent | `Losses.send` | True | fixed | fixed | None |
-    | lost: the Node shows the count without it | the PATCH was observed on the Node | True | fixed | fixed | set |
+    | state | entered when | `lost` | `there` | `since` |
+    |---|---|---|---|---|
+    | in grace: the count includes it | a certain scan does not find it | None | None | None |
+    | over: the next PATCH will not count it | the grace ended, and nothing holds the count up | server's time, updated | None | None |
+    | sent: a PATCH without it was sent | `Losses.send` | fixed | fixed | None |
+    | lost: the Node shows the count without it | the PATCH was observed on the Node | fixed | fixed | set |
 
     Only a lost departure evicts. `lost` and `there` are fixed when the PATCH is sent, before its outcome is known: a pod that was bound
     afterwards may use the successor of the device and must never be evicted. A departure goes back from "over" to "in grace" when
@@ -44,8 +45,8 @@ class Departure:
 
     at: float
     """When the departure was observed; monotonic seconds."""
-    grace: float
-    """Seconds for which the device still counts."""
+    until: float
+    """When the grace ends, until which the device still counts; monotonic seconds."""
     seen: float = float("-inf")
     """When the last certain scan found it; monotonic seconds."""
     device: Device | None = None
@@ -54,16 +55,14 @@ class Departure:
     """The registrations up to this departure, as in `Return`; empty where the device number is unknown."""
     links: AbstractSet[str] = frozenset()
     """All links that udev made for it, where this daemon has observed it."""
-    others: Mapping[Key, float | None] = field(default_factory=dict)
-    """Its possible twins: registrations that were present at the same time, each with the time at which udev had handled it."""
+    twins: tuple[Device, ...] = ()
+    """Its possible twins: other devices that the last scan found beside it, as it found them."""
     taken: frozenset[str] = frozenset()
     """Its paths that have led to another listed device since: a container that started meanwhile has mounted that one."""
     recalled: bool = False
     """Whether a former daemon sent the PATCH that no longer counts it."""
-    over: bool = False
-    """Whether the next PATCH will not count it."""
     lost: str | None = None
-    """The API server's time before that PATCH (RFC 3339, seconds)."""
+    """The API server's time before that PATCH (RFC 3339, seconds), empty where it is unknown; None while the PATCH would count it."""
     there: frozenset[str] | None = None
     """The UIDs of the pods that were listed before that PATCH was sent."""
     since: float | None = None
@@ -83,24 +82,20 @@ class Departure:
         - udev had handled them before this one was last observed.
         - They are other parts of a composite stick.
         """
+        handled = {twin.key: initialized_at(twin) for twin in self.twins}
         again = {
             device.key
             for device in devices
-            if self.others.get(device.key) is not None and (initialized_at(device) or -math.inf) > self.seen
+            if handled.get(device.key) is not None and (initialized_at(device) or -math.inf) > self.seen
         }
         earlier = {device.key for device in devices if (initialized_at(device) or math.inf) + _MICROSECOND < self.seen}
         parts = (device.key for device in devices if self.device is not None and is_other_part(device, self.device))
-        return (self.others.keys() - again) | earlier | set(parts)
+        return (handled.keys() - again) | earlier | set(parts)
 
     def unlinked(self, devices: Iterable[Device]) -> set[Key]:
         """Return the devices that have none of its links, not even a shared one, as far as the links of both are known."""
         known = (device for device in devices if self.links and device.complete)
         return {device.key for device in known if paths_of(device).isdisjoint(self.links)}
-
-    def note_taken(self, paths: AbstractSet[str]) -> None:
-        """Record which of its paths lead to other listed devices now, given all `paths` of these."""
-        own = frozenset(chain.from_iterable(each.paths for each in self.registrations))
-        self.taken |= own & paths
 
     def decide(self, present: AbstractSet[Key], now: float, grace: float) -> None:
         """Settle the doubt about `maybe`: if that device has gone before its identity was known, the departure begins again.
@@ -108,8 +103,63 @@ class Departure:
         It may have been this one, so its pods may have used it until now. If it is still present, it has proved to be another device.
         """
         if self.maybe is not None and self.maybe not in present:
-            self.at, self.grace, self.since, self.choice = now, grace, None, None
+            self.at, self.until, self.since, self.choice = now, now + grace, None, None
         self.maybe = None
+
+    def advance(self, scene: Scene, *, counted_out: bool, shown: bool) -> None:
+        """Enter the next state of the table where its condition holds.
+
+        `counted_out`: nothing but graces holds the count above the present devices. `shown`: the Node shows the count.
+        """
+        if self.there is None:
+            self.lost = scene.date if counted_out and scene.now >= self.until else None
+        elif self.since is None and counted_out and shown:
+            self.since, self.accepted = scene.now, "" if self.recalled else scene.date
+
+
+def advance_departures(gone: Mapping[Entry, Departure], name: str, scene: Scene, taken: AbstractSet[str]) -> None:
+    """Advance the departures of one resource that cannot be any present device; `taken` are the paths of the present devices.
+
+    Nothing advances while something else holds the count above the present and lingering devices: the start grace, or a key that is
+    unknown. The count then still includes the departed device, so a PATCH would not be the one that removes it.
+    """
+    sure, figure, shown = [each for each in gone.values() if each.maybe is None], scene.figure(name), scene.shows(name)
+    lingering = sum(scene.now < departure.until for departure in sure)
+    counted_out = not figure.held and figure.advertised <= figure.present + lingering
+    for departure in sure:
+        departure.taken |= taken & frozenset(chain.from_iterable(each.paths for each in departure.registrations))
+        departure.advance(scene, counted_out=counted_out, shown=shown)
+
+
+def find_losses(
+    gone: Mapping[Entry, Departure], rule: ResourceRule, scene: Scene, others: frozenset[str]
+) -> Iterator[Loss]:
+    """Yield the losses that the Node shows, grouped by the PATCH that stopped counting them; none while the count may still fall."""
+    figure, after = scene.figure(rule.name), rule.evict_after or 0.0
+    if figure.held or figure.advertised != figure.present or not scene.shows(rule.name):
+        return
+    groups: dict[tuple[float, str, frozenset[str]], list[Entry]] = {}
+    for entry, departure in gone.items():
+        if departure.since is not None and departure.maybe is None:
+            group = (departure.since, departure.lost or "", departure.there or frozenset())
+            groups.setdefault(group, []).append(entry)
+    for (since, lost, there), entries in groups.items():
+        ripe = sum(len(each) for group, each in groups.items() if group[0] + after <= max(since + after, scene.now))
+        choice = gone[entries[0]].choice
+        loss = Loss(
+            resource=rule.name,
+            entries=tuple(entries),
+            left=figure.present + len(gone) - ripe,
+            since=since,
+            due=since + after,
+            there=there,
+            lost=lost,
+            accepted=gone[entries[0]].accepted,
+            others=others,
+            victims=choice.victims if choice else None,
+        )
+        # Whatever was plugged in since the choice changes nothing, unless one of the devices has returned.
+        yield choice if choice and choice.entries == loss.entries else loss
 
 
 def initialized_at(device: Device) -> float | None:

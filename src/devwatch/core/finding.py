@@ -22,14 +22,14 @@ class Finder:
     """Finds the departed devices of one resource in a certain scan."""
 
     gone: Mapping[Entry, Departure]
+    """The departed devices, by the entry that listed each."""
     here: AbstractSet[Key]
     """The registrations that are known devices of the resource, and so are not departed ones."""
     scene: Scene
     name: str
-    open: AbstractSet[Key]
-    """The registrations of which it is unknown whether the resource claims them."""
+    """The resource."""
 
-    def find(self, claimed: AbstractSet[Key]) -> dict[Entry, Device]:
+    def find(self) -> dict[Entry, Device]:
         """Return the present device for each departed one that is back, or may be.
 
         The cases, in this order; a device and an entry that one case has matched are not considered by the next:
@@ -49,43 +49,39 @@ class Finder:
         for devices in (own, foreign):
             rest = [device for device in devices if device not in found.values()]
             left = {entry: each for entry, each in self.gone.items() if entry not in found}
-            others = {entry: each.excluded(rest) for entry, each in left.items()}
+            excluded = {entry: each.excluded(rest) for entry, each in left.items()}
             if devices is foreign:
-                others = {entry: others[entry] | each.unlinked(rest) for entry, each in left.items()}
-            found |= self._match_departed(others, rest, claimed)
+                excluded = {entry: excluded[entry] | each.unlinked(rest) for entry, each in left.items()}
+            found |= self._match_departed(excluded, rest)
         return found
 
     def _match_departed(
-        self,
-        others: Mapping[Entry, AbstractSet[Key]],
-        devices: Sequence[Device],
-        claimed: AbstractSet[Key],
+        self, excluded: Mapping[Entry, AbstractSet[Key]], devices: Sequence[Device]
     ) -> dict[Entry, Device]:
         """Match departed devices to `devices`, first by the rules for a replugged device, then by those for a former daemon's entry.
 
         A device without a complete record is accepted only if this resource claims it or may claim it, or if its ids are exactly those of
         the entry: otherwise a device of another resource could end the departure before its record is complete.
         """
+        claimed, open_ = self.scene.claimed(self.name).keys(), self.scene.open(self.name)
         strangers = [device for device in devices if device.key not in self.here]
         # Among equal ones, the device that departed last is the most likely to be back.
-        others = {entry: others[entry] for entry in sorted(others, key=lambda entry: -self.gone[entry].at)}
+        excluded = {entry: excluded[entry] for entry in sorted(excluded, key=lambda entry: -self.gone[entry].at)}
         found = {
             entry: device
-            for entry, device in match_replugged(others, strangers, claimed).items()
-            if device.complete or device.key in {*self.open, *claimed} or ids_of(entry) == ids_of(Entry.of(device))
+            for entry, device in match_replugged(excluded, strangers, claimed).items()
+            if device.complete or device.key in claimed | open_ or ids_of(entry) == ids_of(Entry.of(device))
         }
-        rest = (entry for entry in others if self.gone[entry].device is None and entry not in found)
+        rest = (entry for entry in excluded if self.gone[entry].device is None and entry not in found)
         return found | match_remembered(rest, devices)
 
     def _still_registered(self) -> dict[Entry, Device]:
         """Return the departed devices whose registration is still present: udev, as far as known, has not handled it a second time."""
         here = {device.key: device for device in self.scene.devices}
-        pairs = ((entry, departure.device) for entry, departure in self.gone.items())
-        kept = {
-            entry: (here[device.key], device) for entry, device in pairs if device is not None and device.key in here
-        }
+        pairs = ((entry, each.device, here.get(each.device.key)) for entry, each in self.gone.items() if each.device)
         return {
             entry: now
-            for entry, (now, before) in kept.items()
-            if None in {initialized_at(now), initialized_at(before)} or initialized_at(now) == initialized_at(before)
+            for entry, before, now in pairs
+            if now is not None
+            and (None in {initialized_at(now), initialized_at(before)} or initialized_at(now) == initialized_at(before))
         }

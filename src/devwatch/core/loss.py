@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from devwatch.core.departure import find_losses
 from devwatch.core.incidents import Incidents, Loss, Return
 from devwatch.core.known import REPLUG_PEACE, KnownDevices
 from devwatch.core.matching import Ids, ids_of
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 POD_LIST_LEAD = 0.5
 """Seconds before the end of a grace at which the pods are listed once more; the PATCH at its end does not wait for a list."""
-
-
 POD_LIST_INTERVAL = 1.0
 """Seconds between two lists of pods because of departures, at least: a loose contact may bounce ten times a second."""
 
@@ -88,9 +87,8 @@ class Losses:
         )
 
     def _losses_of(self, rule: ResourceRule, scene: Scene) -> Iterator[Loss]:
-        devices = scene.figures.by_name[rule.name].devices
-        others = frozenset(chain.from_iterable(self._paths.own(device.key) for device in devices))
-        return self._known[rule.name].losses(rule, scene, others)
+        others = frozenset(chain.from_iterable(map(self._paths.own, scene.claimed(rule.name))))
+        return find_losses(self._known[rule.name].gone, rule, scene, others)
 
     def _return_with_paths(self, key: Key, back: Return) -> Return:
         """Return it with those paths of its registrations that also name, or by now lead to, another device.
@@ -98,7 +96,7 @@ class Losses:
         A container can have a dead file only through a path of a former registration; a shared one does not prove which device it opened.
         """
         paths = frozenset(chain.from_iterable(each.paths for each in back.registrations))
-        taken = {each: paths & self._paths.of(each) for each in self._paths.keys() - {key}}
+        taken = {each: paths & others for each, others in self._paths.by_device.items() if each != key}
         equals = chain.from_iterable(taken[each] for each in taken.keys() & self._known[back.resource].here.keys())
         return replace(
             back,
@@ -125,7 +123,8 @@ class Losses:
         if loss.victims is not None:
             return loss.victims
         victims = frozenset(concerned)
-        self._known[loss.resource].choose(replace(loss, victims=victims))
+        for entry in loss.entries:
+            self._known[loss.resource].gone[entry].choice = replace(loss, victims=victims)
         return victims
 
     def note_eviction(self, back: Return, now: float) -> None:
@@ -140,20 +139,19 @@ class Losses:
             del self._evicted[ids]
         self._evicted[ids_of(back.entries[0])] = second
         for known in self._known.values():
-            known.replugged |= dict.fromkeys(keys & known.here.keys(), second)
+            known.note_eviction(keys, second)
 
     # -- the pods that were present before a count fell
 
     @property
     def _unsent_departures(self) -> list[Departure]:
-        return [departure for known in self._known.values() for departure in known.waiting]
+        gone = chain.from_iterable(known.gone.values() for known in self._known.values())
+        return [departure for departure in gone if departure.there is None]
 
     @property
     def pod_list_due(self) -> float | None:
         """When to list the pods next, None for never: at each departure, and `POD_LIST_LEAD` seconds before its grace ends."""
-        moments = chain.from_iterable(
-            (each.at, each.at + each.grace - POD_LIST_LEAD) for each in self._unsent_departures
-        )
+        moments = chain.from_iterable((each.at, each.until - POD_LIST_LEAD) for each in self._unsent_departures)
         due = min((moment for moment in moments if moment > self._pods_listed_at), default=None)
         return None if due is None else max(due, self._pods_listed_at + POD_LIST_INTERVAL)
 
@@ -168,5 +166,5 @@ class Losses:
     def send(self) -> None:
         """Record that a PATCH is sent: for the devices that it no longer counts, fix the pods listed so far, even if it is repeated."""
         for departure in self._unsent_departures:
-            if departure.over:
+            if departure.lost is not None:
                 departure.there = frozenset(self._pods_observed)

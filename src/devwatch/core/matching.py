@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from devwatch.core.listing import Entry, listed_path
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 
 Ids = tuple[str | None, str | None, str | None]
 """Vendor, product and serial, each None where absent or unknown."""
-
-
-_RankedDevices = tuple[tuple["Device", ...], ...]
-"""Groups of devices that may be a listed one, the likeliest group first; within a group an unassigned device is preferred."""
 
 
 def match_replugged(
@@ -45,13 +40,12 @@ def match_replugged(
     so evict the pods of a device that is present. `futile` are the devices that a failed search has tried: no later search can use them.
     """
     candidates = _MatchCandidates(devices, claimed)
-    options = {entry: candidates.options(entry, others) for entry, others in gone.items()}
-    ranked = {entry: each.ranked for entry, each in options.items()}
+    options = {entry: candidates.options(entry, excluded) for entry, excluded in gone.items()}
     taken: dict[Device, Entry] = {}
     futile: set[Device] = set()
     for entry in sorted(options, key=lambda entry: options[entry].rank):
         tried = set(futile)
-        if not _assign_device(entry, ranked, taken, tried):
+        if not _assign_device(entry, options, taken, tried):
             futile = tried
     return {entry: device for device, entry in taken.items()}
 
@@ -60,7 +54,8 @@ def match_replugged(
 class _MatchOptions:
     """The devices that a listed one may be, and its rank among the listed ones in choosing."""
 
-    ranked: _RankedDevices
+    devices: tuple[Device, ...]
+    """The likeliest first; of them it gets the first that no other has."""
     rank: tuple[bool, ...]
     """Smaller ranks choose first: devices found in their socket, then those found at their devnode, then those whose ids some other device
     has. So of two equal devices the one that was pulled is lost, not the one that is still in its place."""
@@ -81,19 +76,22 @@ class _MatchCandidates:
         for device in sorted(self._by_name.values(), key=lambda device: device.key not in claimed):
             self._by_ids.setdefault(ids_of(Entry.of(device)), []).append(device)
 
-    def options(self, entry: Entry, others: AbstractSet[Key]) -> _MatchOptions:
-        """Return the devices that a listed one may be, without `others`, in the order given at `match_replugged`."""
+    def options(self, entry: Entry, excluded: AbstractSet[Key]) -> _MatchOptions:
+        """Return the devices that a listed one may be, without the `excluded` ones, in the order given at `match_replugged`."""
         here = self._by_name.get(entry.devnode)
-        named = (here,) if here and here.key not in others else ()
+        named = (here,) if here and here.key not in excluded else ()
         own = self._verdict_at_devnode(entry, *named)
-        alike = [device for device in self._by_ids.get(ids_of(entry), ()) if device.key not in others]
-        found = (self._by_socket[path] for path in entry.links if path in self._by_socket)
-        in_socket = tuple(device for device in found if device in alike)
+        alike = [device for device in self._by_ids.get(ids_of(entry), ()) if device.key not in excluded]
+        in_socket = [device for path in entry.links if (device := self._by_socket.get(path)) in alike]
         # Without ids, devices under another devnode cannot be distinguished.
-        elsewhere = tuple(device for device in alike if device is not here) if entry.vendor else ()
-        by_name = (named, elsewhere) if own is Verdict.MATCHED else (elsewhere, named if own is Verdict.UNKNOWN else ())
+        elsewhere = [device for device in alike if device is not here] if entry.vendor else []
+        unread = (device for device in self._unread if device is not here and device.key not in excluded)
+        same, doubtful = named if own is Verdict.MATCHED else (), named if own is Verdict.UNKNOWN else ()
+        maybe = (
+            each for each in unread if entry.vendor and each.vendor and _have_compatible_ids(entry, Entry.of(each))
+        )
         return _MatchOptions(
-            ranked=(in_socket, *by_name, self._with_incomplete_record(entry, others)),
+            devices=(*in_socket, *same, *elsewhere, *doubtful, *maybe),
             rank=(not in_socket, own is not Verdict.MATCHED, not elsewhere),
         )
 
@@ -111,31 +109,22 @@ class _MatchCandidates:
         )
         return Verdict.UNKNOWN if maybe else Verdict.NOT
 
-    def _with_incomplete_record(self, entry: Entry, others: AbstractSet[Key]) -> tuple[Device, ...]:
-        """Return the devices under another devnode whose ids may prove to be those of a listed one once their record is complete."""
-        unread = self._unread if entry.vendor else ()
-        elsewhere = (device for device in unread if device.vendor and device.devnode != entry.devnode)
-        return tuple(
-            each for each in elsewhere if each.key not in others and _have_compatible_ids(entry, Entry.of(each))
-        )
-
 
 def _assign_device(
-    entry: Entry, ranked: Mapping[Entry, _RankedDevices], taken: dict[Device, Entry], tried: set[Device]
+    entry: Entry, options: Mapping[Entry, _MatchOptions], taken: dict[Device, Entry], tried: set[Device]
 ) -> bool:
     """Assign a device to an entry, moving other entries to another of their devices only where none is free (an augmenting path).
 
     Returns False where no assignment exists; then none of the devices in `tried` can be freed for any other entry either.
     """
-    devices = tuple(chain.from_iterable(ranked[entry]))
-    free = next((device for device in devices if device not in taken), None)
+    free = next((device for device in options[entry].devices if device not in taken), None)
     if free is not None:
         taken[free] = entry
         return True
-    for device in devices:
+    for device in options[entry].devices:
         if device not in tried:
             tried.add(device)
-            if _assign_device(taken[device], ranked, taken, tried):
+            if _assign_device(taken[device], options, taken, tried):
                 taken[device] = entry
                 return True
     return False

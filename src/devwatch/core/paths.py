@@ -9,7 +9,6 @@ from devwatch.core.listing import listed_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from collections.abc import Set as AbstractSet
 
     from devwatch.core.device import Device, Key
 
@@ -35,7 +34,8 @@ class Paths:
 
     def __init__(self) -> None:
         """Start without devices."""
-        self._paths_by_device: dict[Key, frozenset[str]] = {}
+        self.by_device: dict[Key, frozenset[str]] = {}
+        """All paths of each present device, own and shared."""
         self._shared_by_device: dict[Key, frozenset[str]] = {}
         self._previous_shared: dict[Key, frozenset[str]] = {}
         """`_shared_by_device` before the last scan, for devices that this scan no longer found."""
@@ -51,8 +51,8 @@ class Paths:
         """
         if certain and listed == self._previous_listed:
             return
-        found = {device.key: self._paths_by_device.get(device.key, frozenset()) | paths_of(device) for device in listed}
-        maybe = found if certain and self._previous_listed is not None else self._paths_by_device | found
+        found = {device.key: self.by_device.get(device.key, frozenset()) | paths_of(device) for device in listed}
+        maybe = found if certain and self._previous_listed is not None else self.by_device | found
         self._previous_listed = listed if certain else None
         sockets = set(filter(is_socket, chain.from_iterable(found.values())))
         owners: dict[str, list[Key]] = {}
@@ -64,7 +64,7 @@ class Paths:
         self._shared_by_device = {
             key: self._shared_by_device.get(key, frozenset()) | (had & shared) for key, had in maybe.items()
         }
-        self._paths_by_device = found if certain else maybe
+        self.by_device = found if certain else maybe
 
     def recall(self, key: Key, shared: Iterable[str]) -> None:
         """Add paths of a present device that it shared according to the annotation of a former daemon."""
@@ -72,7 +72,7 @@ class Paths:
 
     def own(self, key: Key) -> frozenset[str]:
         """Return the paths that only this device had while it was present."""
-        return self._paths_by_device.get(key, frozenset()) - self.shared(key)
+        return self.by_device.get(key, frozenset()) - self.shared(key)
 
     def shared(self, key: Key) -> frozenset[str]:
         """Return the paths that another device had at the same time."""
@@ -81,12 +81,4 @@ class Paths:
     @property
     def all(self) -> frozenset[str]:
         """All paths of the present devices."""
-        return frozenset(chain.from_iterable(self._paths_by_device.values()))
-
-    def keys(self) -> AbstractSet[Key]:
-        """Return the registrations of the present devices."""
-        return self._paths_by_device.keys()
-
-    def of(self, key: Key) -> frozenset[str]:
-        """Return all paths of a present device."""
-        return self._paths_by_device[key]
+        return frozenset(chain.from_iterable(self.by_device.values()))

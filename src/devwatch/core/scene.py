@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from devwatch.core.device import Device, Key
     from devwatch.core.inventory import Inventory
     from devwatch.core.node import NodeState
-    from devwatch.core.plan import Figures
+    from devwatch.core.plan import Figure, Figures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,24 +35,31 @@ class Scene:
         """All devices on the host, arrived and pending."""
         return (*self.inventory.present, *self.inventory.pending)
 
+    def figure(self, name: str) -> Figure:
+        """Return the count of a resource."""
+        return self.figures.by_name[name]
+
+    def claimed(self, name: str) -> dict[Key, Device]:
+        """Return the present devices that a resource claims, by registration."""
+        return {device.key: device for device in self.figure(name).devices}
+
     def shows(self, name: str) -> bool:
         """Return whether both maps of the Node show the advertised count of a resource."""
-        return self.observed is not None and self.observed.shows(name, self.figures.by_name[name].shown)
+        return self.observed is not None and self.observed.shows(name, self.figure(name).shown)
 
     def by_ownership(self, name: str) -> tuple[list[Device], list[Device]]:
         """Return the devices that a resource has or may have, and separately those that another one certainly has."""
         foreign = {device for device, claim in self.figures.claims.items() if claim.owner not in {None, name}}
-        return [each for each in self.devices if each not in foreign], [
-            each for each in self.devices if each in foreign
-        ]
+        own = [device for device in self.devices if device not in foreign]
+        return own, [device for device in self.devices if device in foreign]
 
     def open(self, name: str) -> set[Key]:
         """Return the registrations of which it is unknown whether the resource claims them."""
-        claims, claimed = self.figures.claims, {device.key for device in self.figures.by_name[name].devices}
+        claims = self.figures.claims
         # A device that another resource certainly has is not open, even without a record.
         unknown = (device for device in self.devices if not device.complete and claims[device].owner is None)
         doubtful = (device for device in self.devices if name in claims[device].doubtful)
-        return {device.key for device in chain(unknown, doubtful)} - claimed
+        return {device.key for device in chain(unknown, doubtful)} - self.claimed(name).keys()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -466,7 +466,7 @@ def test_a_path_that_two_devices_had_at_the_same_time_is_no_longer_of_one() -> N
     paths.observe((device("ttyUSB0", links=(own,)), second))
     assert paths.own(first.key) == {"/dev/ttyUSB0", own}
     assert paths.shared(second.key) == {shared}
-    assert paths.of(second.key) == {"/dev/ttyUSB1", shared}
+    assert paths.by_device[second.key] == {"/dev/ttyUSB1", shared}
     paths.observe((first,))
     assert paths.own(first.key) == {"/dev/ttyUSB0", own}
     paths.observe(())

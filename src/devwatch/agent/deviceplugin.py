@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from devwatch.agent.holders import HeldDevices
 from devwatch.agent.registration import Registration
-from devwatch.core.errors import ApiError, KubeletError
+from devwatch.core.errors import KubeletError
 from devwatch.core.handover import Handover, Offer, link_names
-from devwatch.core.holders import held_ids
 from devwatch.core.node import NodeState
 from devwatch.core.repeat import RepeatFilter
 from devwatch.core.rules import Publish
 from devwatch.core.slots import SlotState
-from devwatch.core.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -24,14 +22,13 @@ if TYPE_CHECKING:
     from devwatch.agent.clock import Clock
     from devwatch.agent.registration import KubeletApi
     from devwatch.agent.report import Telemetry
+    from devwatch.core.holders import Holding
     from devwatch.core.inventory import Inventory
     from devwatch.core.plan import Figures
     from devwatch.core.pods import Pod
     from devwatch.core.rules import ResourceRule
     from devwatch.core.slots import Slot
 
-HOLDERS_INTERVAL = 1.0
-"""Seconds between two readings of the holders while a device is absent."""
 _LINKS = "links"
 """The subject of reports about the links, which concern every resource."""
 
@@ -61,7 +58,7 @@ class DevicePlugins:
         `connect` is called for the first of them, and raises a `KubeletError`. `pods` lists the pods of this node, and raises an
         `ApiError`.
         """
-        self._connect, self._list_pods, self._telemetry, self._clock = connect, pods, telemetry, clock
+        self._connect, self._telemetry, self._clock = connect, telemetry, clock
         self._kubelet: KubeletApi | None = None
         self._registrations: dict[str, Registration] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -72,9 +69,7 @@ class DevicePlugins:
         self._filters: dict[str, RepeatFilter] = {}
         self._links_fault = ""
         """Why the links cannot be made; empty where they are right."""
-        self.held: dict[str, frozenset[str] | None] = {}
-        """By resource: the IDs of which a pod has the device, None where that is unknown."""
-        self._read_at, self._absent = math.inf, False
+        self.held = HeldDevices(holdings=self.holdings, pods=pods, log=telemetry.log, clock=clock)
 
     # -- the interface to the loop
 
@@ -119,7 +114,7 @@ class DevicePlugins:
     def update(self, figures: Figures, inventory: Inventory, observed: NodeState | None, now: float) -> Figures:
         """Set the links and the lists, and return the figures with those that the Node should show for these resources."""
         slots = {name: figures.by_name[name].slots for name in self._registrations}
-        self._await_absent(chain.from_iterable(slots.values()), now)
+        self.held.observe(slots, now)
         usable = self._update_links(slots, inventory)
         if usable and observed is not None and not inventory.doubts:
             self._ready.set()
@@ -168,38 +163,15 @@ class DevicePlugins:
         self._filters.pop(_LINKS, None)
         return True
 
-    # -- the holders of lost devices
+    def can_allocate(self, resource: str, ids: frozenset[str]) -> bool:
+        """Return whether the kubelet may still give one of these devices to a pod: its list has them as healthy."""
+        registration = self._registrations.get(resource)
+        acked = registration.handover.acked if registration else None
+        return acked is not None and bool(acked.healthy & ids)
 
-    def action(self, now: float) -> Task | None:
-        """Return the reading of the holders that is due, None for none."""
-        return Task(run=self._read_holders, patience=0.0) if now >= self._read_at else None
-
-    def due(self, _now: float) -> float | None:
-        """Return when to read the holders next, None for never."""
-        return self._read_at if self._read_at < math.inf else None
-
-    def _await_absent(self, slots: Iterable[Slot], now: float) -> None:
-        """Read the holders while a device is absent: what no pod holds leaves the list."""
-        absent = any(slot.state is not SlotState.PRESENT for slot in slots)
-        if not absent:
-            self._read_at, self.held = math.inf, dict.fromkeys(self._registrations)
-        elif not self._absent:
-            self._read_at = now
-        self._absent = absent
-
-    async def _read_holders(self) -> None:
-        """Read which pods hold which devices. A pod list that follows proves that the kubelet has accounted for every pod."""
-        self._read_at = self._clock.now() + HOLDERS_INTERVAL
-        if self._kubelet is None:
-            return
-        try:
-            holdings = await self._kubelet.holdings()
-            pods = await self._list_pods()
-        except (KubeletError, ApiError) as error:
-            self.held = dict.fromkeys(self._registrations)
-            self._telemetry.log.debug("pods.unlisted", error=str(error))
-        else:
-            self.held = {name: held_ids(name, holdings, pods) for name in self._registrations}
+    async def holdings(self) -> tuple[Holding, ...]:
+        """Return which pods hold devices. Raises `KubeletError`."""
+        return await self._kubelet.holdings() if self._kubelet else ()
 
     # -- reports
 

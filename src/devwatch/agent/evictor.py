@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from devwatch.agent.holders import HolderReader
 from devwatch.core.backoff import Backoff
 from devwatch.core.errors import ApiError, Conflict, Forbidden, Missing, Retry
 from devwatch.core.incidents import Incidents, Loss, Return
@@ -54,6 +55,7 @@ class Evictor:
     losses: Losses
     metrics: Metrics
     jitter: Callable[[], float]
+    holders: HolderReader = field(default_factory=HolderReader)
     _incidents: dict[Key, Incident] = field(default_factory=dict)
     _next_victim: tuple[Key, Pod] | None = None
     """The pod to evict next, whose status was read in the request before."""
@@ -72,6 +74,7 @@ class Evictor:
         self._incidents = {incident.key: incident for incident in incidents}
         if self._next_victim is not None and self._next_victim[0] not in self._incidents:
             self._next_victim = None  # its status must be read again: a container may have restarted meanwhile
+        self.holders.keep(self._incidents)
         self._recheck_at = {key: at for key, at in self._recheck_at.items() if key in self._incidents}
         if not self._incidents:
             self._refusals.clear()
@@ -128,7 +131,8 @@ class Evictor:
     # -- victims
 
     def _disposition_of(self, pod: Pod, incident: Incident) -> Disposition | None:
-        return on_loss(pod, incident) if isinstance(incident, Loss) else on_return(pod, incident)
+        holders = self.holders.of(incident)
+        return on_loss(pod, incident, holders) if isinstance(incident, Loss) else on_return(pod, incident, holders)
 
     async def _attempt(
         self, incident: Incident, request: Callable[[], Awaitable[None]], pod: Pod | None = None
@@ -153,7 +157,7 @@ class Evictor:
         - Without a victim, a loss stays open while a pod that is never evicted keeps the device, and is checked every `KEPT_INTERVAL`.
         - Else the incident is settled, so that its device leaves the annotation.
         """
-        pods = await self._pods()
+        pods = await self.holders.read(asked, self._pods)
         incident = self._incidents.get(asked.key)
         if incident is None:
             return  # settled or in doubt meanwhile

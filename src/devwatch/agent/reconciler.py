@@ -99,7 +99,7 @@ class Reconciler:
         self._plugins = plugins
         self._once, self._heartbeat = pace.get("once", False), pace.get("heartbeat") or math.inf
         self._cycled = pace.get("cycled", lambda: None)
-        tasks = (plugins, *((evictor, evictor.recorder) if evictor else ()))
+        tasks = (plugins.held if plugins else None, *((evictor, evictor.recorder) if evictor else ()))
         self._requests = Requests(publisher, tuple(filter(None, tasks)), outage, done=lambda: self.wake("node"))
         self._wakes, self._woken = set[str](), asyncio.Event()
         self._inventory, self._tally, self.figures = Inventory(), Tally(()), Figures()
@@ -163,7 +163,7 @@ class Reconciler:
 
     def _count(self, now: float) -> Figures:
         """Count the devices. The links of those that are away are removed here, before anything is written to the API server."""
-        observed, held = self.publisher.observed, self._plugins.held if self._plugins else {}
+        observed, held = self.publisher.observed, self._plugins.held.ids if self._plugins else {}
         figures = self._tally.count(self._inventory, observed, now, held=held)
         return self._plugins.update(figures, self._inventory, observed, now) if self._plugins else figures
 

@@ -47,12 +47,12 @@ def build_agent(  # noqa: PLR0913 - the parts of the loop, by keyword
     reporter = Reporter(log=log, metrics=metrics, health=health)
     node_reporter = NodeReporter(log=log, metrics=metrics, health=health, node=node, devices=reporter, dry_run=dry_run)
     publisher = NodeStatus(api=api, watch=watch, reporter=node_reporter, outage=outage, clock=clock)
-    evictor = _build_evictor(workload, telemetry, clock, node) if workload else None
+    evictor, plugins = _build_evictor(workload, telemetry, clock, node) if workload else None, None
     if evictor is not None:
         reporter.record, publisher.sending = evictor.recorder.device, evictor.losses.send
-    plugins = None
-    if workload and kubelet:
+    if workload and evictor and kubelet:
         plugins = DevicePlugins(kubelet, pods=workload.pods, telemetry=telemetry, clock=clock)
+        evictor.holders.kubelet = plugins
     return Reconciler(
         node=node,
         source=source,

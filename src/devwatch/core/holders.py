@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from devwatch.core.pods import Pod
+    from devwatch.core.incidents import Loss, Return
+    from devwatch.core.pods import Holders, Pod
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,30 @@ class Holding:
     container: str
     resource: str
     ids: frozenset[str]
+
+
+def holders_of(incident: Loss | Return, holdings: Iterable[Holding]) -> Holders:
+    """Return the containers that have a device of the incident."""
+    mine = (each for each in holdings if each.resource == incident.resource and each.ids & incident.ids)
+    return frozenset((each.namespace, each.pod, each.container) for each in mine)
+
+
+def unproved(incident: Loss | Return, holders: Holders, before: Iterable[Pod], after: Sequence[Pod]) -> str:
+    """Return why a reading of the holders, between two lists of the pods of this node, proves nothing; empty where it does.
+
+    The kubelet tells names: the pod of that name must be the same before and after, have been taken over by the kubelet, and, where its
+    status names its devices, have one of these.
+    """
+    earlier = {(pod.namespace, pod.name): pod.uid for pod in before}
+    later = {(pod.namespace, pod.name): pod for pod in after}
+    for namespace, name, _ in holders:
+        pod = later.get((namespace, name))
+        if pod is None or not pod.started or earlier.get((namespace, name)) != pod.uid:
+            return f"{namespace}/{name} was replaced while the holders were read"
+        named = pod.devices.get(incident.resource)
+        if named and not named & incident.ids:
+            return f"the status of {namespace}/{name} does not name the device that the kubelet says it holds"
+    return ""
 
 
 def held_ids(resource: str, holdings: Iterable[Holding], pods: Iterable[Pod]) -> frozenset[str] | None:

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from devwatch.core.listing import Entry
 
@@ -34,6 +34,11 @@ class Loss:
     """The paths that name exactly one present device of the resource."""
     victims: frozenset[str] | None = None
     """The UIDs of the pods to evict, None before they are chosen."""
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """The IDs of the devices for the kubelet, which knows their holders; empty where it does not hand them over."""
+        return _ids_of(self.entries)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -79,6 +84,11 @@ class Return:
     """The paths that have led to another device since the departure: a container that started while this one was away has mounted that."""
 
     @property
+    def ids(self) -> frozenset[str]:
+        """As in `Loss`."""
+        return _ids_of(self.entries)
+
+    @property
     def key(self) -> tuple[object, ...]:
         """The identity of the return across scans."""
         return ("return", self.resource, self.at, *self.entries)
@@ -101,6 +111,10 @@ class Return:
     def is_dead(self, opened: tuple[Registration, ...]) -> bool:
         """Return whether a file opened by one of these registrations may be dead: the device has another number now."""
         return any(each.number != self.registrations[-1].number for each in opened)
+
+
+def _ids_of(entries: Iterable[Entry]) -> frozenset[str]:
+    return frozenset(entry.id for entry in entries if entry.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ from devwatch.core.incidents import Loss, Registration, Return
 from devwatch.core.listing import MAX_LINKS, MAX_NUMBERS, Entry, listed_path
 from devwatch.core.matching import Ids, ids_of, leads_to, may_be_twins
 from devwatch.core.plan import START_GRACE
+from devwatch.core.rules import Publish
+from devwatch.core.slots import mark
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from devwatch.core.paths import Paths
     from devwatch.core.rules import ResourceRule
     from devwatch.core.scene import PreviousScan, Scene
+    from devwatch.core.slots import Slot
 
 REPLUG_PEACE = 600
 """Seconds after an eviction for a return in which a further return of the device evicts no pod: such a device may re-enumerate on use."""
@@ -36,7 +39,7 @@ class PresentDevice:
     registrations: tuple[Registration, ...] = ()
     """All its registrations, the current one last; empty for a device that has not returned."""
 
-    def refreshed(self, device: Device, paths: Paths) -> PresentDevice:
+    def refreshed(self, device: Device, paths: Paths, slot: Slot | None) -> PresentDevice:
         """Return a copy whose entry lists what a scan found, and the former numbers until the pods of `back` are gone or spared."""
         devnode, back = {listed_path(device.devnode)}, self.back
         former = back.registrations if back and back.is_dead(back.registrations) else ()
@@ -48,7 +51,7 @@ class PresentDevice:
             numbers=tuple((each.second, each.number) for each in former),
             replugged=self.entry.replugged,
         )
-        return replace(self, entry=entry)
+        return replace(self, entry=mark(entry, slot) if slot else entry)
 
 
 class KnownDevices:
@@ -61,7 +64,8 @@ class KnownDevices:
     2. `Finder` matches departures to present devices. This comes after the departures, so that a device that was replugged between
        two scans both departs and returns.
     3. Where the count is not above the present devices, entries of the former daemon that have no `lost` and no match are forgotten:
-       they stopped counting without a date, so pods bound before and after cannot be distinguished, and none is evicted.
+       they stopped counting without a date, so pods bound before and after cannot be distinguished, and none is evicted. Where the kubelet
+       hands devices over it knows the holders, and no date is needed.
     4. Each match is a return, unless it is unknown whether the resource claims the device (`Scene.open`): then it is also unknown whether
        it is the departed one (`maybe`), and neither a return nor a loss follows. For departures without a match such a doubt is settled.
     5. `here` becomes the devices that the resource claims. A device that it claimed before, and may claim again, keeps its old entry,
@@ -84,7 +88,8 @@ class KnownDevices:
         self._record_departures(rule, scene, before, paths)
         uncounted = self._restore_departures(rule, scene)
         found = Finder(gone=self.gone, here=self.here.keys(), scene=scene, name=rule.name).find()
-        if scene.figure(rule.name).advertised <= scene.figure(rule.name).present:
+        exact = rule.publish is Publish.DEVICE_PLUGIN
+        if not exact and scene.figure(rule.name).advertised <= scene.figure(rule.name).present:
             for entry in uncounted - found.keys():
                 del self.gone[entry]
         returned = self._end_departures(found, rule, scene, paths)
@@ -94,10 +99,10 @@ class KnownDevices:
 
     def refresh(self, name: str, scene: Scene, paths: Paths) -> None:
         """Update the known devices from a scan, even an uncertain one: changed values, and devices that the resource no longer claims."""
-        claimed = scene.claimed(name)
+        claimed, slots = scene.claimed(name), scene.slots(name)
         others = {device.key for device in scene.devices} - claimed.keys() - scene.open(name)
         self.here = {
-            key: known.refreshed(claimed[key], paths) if key in claimed else known
+            key: known.refreshed(claimed[key], paths, slots.get(key)) if key in claimed else known
             for key, known in self.here.items()
             if key not in others
         }

@@ -80,9 +80,9 @@ class Losses:
         return Incidents(
             losses=tuple(loss for rule in evicting for loss in self._losses_of(rule, scene)),
             returns=tuple(
-                self._return_with_paths(key, back)
-                for known in self._known.values()
-                for key, back in known.returns.items()
+                replace(self._return_with_paths(key, back), due=back.at + (rule.evict_after or 0.0))
+                for rule in evicting
+                for key, back in self._known[rule.name].returns.items()
             ),
         )
 

@@ -225,7 +225,7 @@ def _entries_of_slots(
     """Return the entries of a resource that the kubelet hands over: every slot is listed, so that its ID outlives the daemon."""
     here = (slot for slot in figure.slots if slot.state is SlotState.PRESENT)
     present = tuple(mark(Entry.of(device), slot) for slot in here for device in slot.devices)
-    entries = present if remembered is None else remembered
+    entries = present if remembered is None else tuple(entry for entry in remembered if entry.id is not None)
     listed = {entry.id for entry in entries}
     absent = [slot for slot in figure.slots if slot.id not in listed]
     known = {entry.id: entry for entry in observed}

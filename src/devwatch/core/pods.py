@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from devwatch.core.incidents import Loss, Return
 
+Holders = frozenset[tuple[str, str, str]]
+"""The containers that have a device, by namespace, pod and name."""
+
 
 class Phase(Enum):
     """The state of a container in the status of its pod (core/v1 ContainerState)."""
@@ -57,6 +60,10 @@ class Pod:
     mirror: bool = False
     """Whether it mirrors a static pod of the kubelet: deleting it changes nothing."""
     terminating: bool = False
+    started: bool = True
+    """Whether the kubelet has taken it over (`status.startTime`)."""
+    devices: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By resource: the IDs that its status names (`allocatedResourcesStatus`, from 1.36), none where it names none."""
 
     @property
     def title(self) -> str:
@@ -117,8 +124,11 @@ def was_there(pod: Pod, loss: Loss) -> bool:
     return pod.uid in loss.there or bool(loss.lost and pod.scheduled and pod.scheduled < loss.lost)
 
 
-def on_loss(pod: Pod, loss: Loss) -> Disposition | None:
+def on_loss(pod: Pod, loss: Loss, holders: Holders | None = None) -> Disposition | None:
     """Return the disposition of a pod when devices of a resource are lost; None where the loss does not concern it.
+
+    Where the kubelet hands the devices over, it says who the `holders` are, and the owner decides about each (`_disposition_by_owner`).
+    Nothing new is allocated to a lost device, so none of them is a successor.
 
     The cases, in this order:
 
@@ -131,6 +141,10 @@ def on_loss(pod: Pod, loss: Loss) -> Disposition | None:
     """
     if pod.requests.get(loss.resource, 0) <= 0 or pod.finished or pod.terminating:
         return None
+    if holders is not None:
+        return (
+            _disposition_by_owner(pod) if any(holder[:2] == (pod.namespace, pod.name) for holder in holders) else None
+        )
     was_before = was_there(pod, loss)
     if not was_before and not (pod.scheduled and pod.scheduled < loss.accepted):
         return None
@@ -153,16 +167,21 @@ def _disposition_by_owner(pod: Pod) -> Disposition:
     return Disposition.EVICT if pod.owner else Disposition.BARE
 
 
-def on_return(pod: Pod, back: Return) -> Disposition | None:
+def on_return(pod: Pod, back: Return, holders: Holders | None = None) -> Disposition | None:
     """Return the disposition of a pod when a device has returned; None where it does not use the device, or has healed.
 
     A container that mounted the device's file keeps a dead one, unless it started in the second of the return or later: then it mounted the
     returned device. One that started between departure and return mounted nothing that works. One container with a dead file decides for
-    the pod; then its owner decides, and whether a pod was recently evicted for this device (`RECENT`).
+    the pod; then its owner decides, and whether a pod was recently evicted for this device (`RECENT`). Where the kubelet hands the device
+    over, it says which containers are its `holders`; otherwise it is one that mounts the file.
     """
     if pod.requests.get(back.resource, 0) <= 0 or pod.finished or pod.terminating:
         return None
-    found = [_disposition_after_return(container, back) for container in pod.containers]
+    if holders is None:
+        found = [_disposition_after_return(container, back) for container in pod.containers]
+    else:
+        held = [each for each in pod.containers if (pod.namespace, pod.name, each.name) in holders]
+        found = [_disposition_of_holder(container, back) for container in held]
     worst = min((each for each in found if each), key=_SEVERITY.index, default=None)
     if worst is not Disposition.EVICT:
         return worst
@@ -203,8 +222,7 @@ def _disposition_after_return(container: Container, back: Return) -> Disposition
     shared = back.shared if stayed else back.shared | back.taken
     own = frozenset(path for each in opened or back.former for path in each.paths) - shared
     above = any(_is_directory_above(folder, path) for folder in paths for path in own)
-    healed = container.started is not None and container.started >= back.second
-    over = container.phase is Phase.FINISHED or (container.phase is Phase.RUNNING and healed)
+    over = container.phase is Phase.FINISHED or _has_healed(container, back)
     if over or not (above or paths & (own | shared)):
         return None
     if not paths & (own | shared):
@@ -212,6 +230,20 @@ def _disposition_after_return(container: Container, back: Return) -> Disposition
     if opened and not back.is_dead(opened):
         return Disposition.SAME_NUMBER
     return _disposition_with_dead_file(container) if opened and paths & own else Disposition.AMBIGUOUS
+
+
+def _disposition_of_holder(container: Container, back: Return) -> Disposition | None:
+    """Return the disposition that a container demands which has the device from the kubelet: cases 1, 4 and 5 above."""
+    if container.phase is Phase.FINISHED or _has_healed(container, back):
+        return None
+    opened = back.opened(container.started) or back.former
+    return _disposition_with_dead_file(container) if back.is_dead(opened) else Disposition.SAME_NUMBER
+
+
+def _has_healed(container: Container, back: Return) -> bool:
+    """Return whether a container runs that started since the return."""
+    started = container.started
+    return container.phase is Phase.RUNNING and started is not None and started >= back.second
 
 
 def _disposition_with_dead_file(container: Container) -> Disposition:

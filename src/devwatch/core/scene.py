@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from devwatch.core.inventory import Inventory
     from devwatch.core.node import NodeState
     from devwatch.core.plan import Figure, Figures
+    from devwatch.core.slots import Slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,11 @@ class Scene:
     def claimed(self, name: str) -> dict[Key, Device]:
         """Return the present devices that a resource claims, by registration."""
         return {device.key: device for device in self.figure(name).devices}
+
+    def slots(self, name: str) -> dict[Key, Slot]:
+        """Return the slots of the present devices that the kubelet hands over, by registration; none for another way of publishing."""
+        handed_over = self.figure(name).slots if self.figure(name).amounts is not None else ()
+        return {device.key: slot for slot in handed_over for device in slot.devices}
 
     def shows(self, name: str) -> bool:
         """Return whether both maps of the Node show the advertised count of a resource."""

@@ -151,6 +151,8 @@ def pod_of(item: Mapping[str, Any]) -> Pod:
             owner=_string(owner.get("kind", "")),
             mirror="kubernetes.io/config.mirror" in (metadata.get("annotations") or {}),
             terminating=bool(metadata.get("deletionTimestamp")),
+            started=bool((item.get("status") or {}).get("startTime")),
+            devices=_devices(item.get("status") or {}),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Retry(f"unexpected response: an item is not a Pod ({type(error).__name__})") from error
@@ -171,17 +173,27 @@ def _host_paths(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _containers(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[Container]:
-    """Yield the containers of all kinds that mount host paths, each with the state that the kubelet reports."""
+    """Yield the containers of all kinds, each with the host paths that it mounts and the state that the kubelet reports."""
     paths = _host_paths(spec)
     for kind in ("container", "initContainer", "ephemeralContainer"):
         reported = {each["name"]: each.get("state") or {} for each in status.get(f"{kind}Statuses") or ()}
         for container in spec.get(f"{kind}s") or ():
             mounts = [mount for mount in container.get("volumeMounts") or () if mount.get("name") in paths]
-            if mounts:
-                name = _string(container["name"])
-                phase, started = _container_state(reported.get(name, {}))
-                where = (posixpath.join(paths[mount["name"]], _string(mount.get("subPath") or "")) for mount in mounts)
-                yield Container(name=name, mounts=tuple(where), phase=phase, started=started)
+            name = _string(container["name"])
+            phase, started = _container_state(reported.get(name, {}))
+            where = (posixpath.join(paths[mount["name"]], _string(mount.get("subPath") or "")) for mount in mounts)
+            yield Container(name=name, mounts=tuple(where), phase=phase, started=started)
+
+
+def _devices(status: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """Return by resource the IDs that the status of the containers names (ContainerStatus, `allocatedResourcesStatus`)."""
+    found: dict[str, set[str]] = {}
+    for kind in ("containerStatuses", "initContainerStatuses"):
+        for container in status.get(kind) or ():
+            for each in container.get("allocatedResourcesStatus") or ():
+                ids = (_string(resource["resourceID"]) for resource in each.get("resources") or ())
+                found.setdefault(_string(each["name"]), set()).update(ids)
+    return {name: frozenset(ids) for name, ids in found.items()}
 
 
 def _container_state(state: Mapping[str, Any]) -> tuple[Phase, int | None]:

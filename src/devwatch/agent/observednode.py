@@ -56,7 +56,9 @@ class ObservedNode:
         self.missing = self._awaited = False
         self._former_uids = deque[str](maxlen=FORMER_UIDS)
         """The uids of Nodes that were replaced, or that a report has already made due for a read."""
-        self.read_at, self._resync = -math.inf, 0.0
+        self.read_at = -math.inf
+        """When to read the Node again, until which the state counts as certain."""
+        self._resync = 0.0
 
     def configure(self, resync: float | None) -> None:
         """Set the seconds between two reads, None for the default."""

@@ -139,3 +139,27 @@ def test_the_other_writers_are_named_once_where_a_repair_is_made_apart() -> None
             records.delayed({ZIGBEE: "1", ZWAVE: "1"}, 400 * number)
             told.append(records.repair({name: "1"}, 400 * number)[1])
     assert [rivals for rivals in told if rivals] == [("a",)]
+
+
+def test_a_refused_batch_is_isolated_and_a_part_refused_alone_waits() -> None:
+    """The refusal of a batch says nothing about one part; that of a single part is repeated with a backoff."""
+    records = PartRecords()
+    assert records.refused(patch_of({ZIGBEE: "1", ZWAVE: "1"}), "no", 0, 0.5) is None
+    assert records.blocked(patch_of({ZIGBEE: "1", ZWAVE: "1"}), 0) == set()
+    assert records.refused(patch_of({ZIGBEE: "1"}), "no", 0, 0.5) == 0.25
+    assert records.blocked(patch_of({ZIGBEE: "1", ZWAVE: "1"}), 0) == {ZIGBEE}
+    assert (records.isolated, records.refused_in_isolation) == ({ZIGBEE, ZWAVE}, {ZIGBEE})
+
+
+def test_a_difference_is_drift_unless_it_may_be_our_own() -> None:
+    """What the response belongs to, and what a failed request may have stored, is not taken for a foreign write."""
+    held = NodeState(capacity={ZIGBEE: "1", ZWAVE: "1"})
+    seen = NodeState(capacity={ZIGBEE: "2", ZWAVE: "2"})
+    wanted = {ZIGBEE: "1", ZWAVE: "1"}
+    for failed, sent, drifted in (({}, {}, {ZIGBEE, ZWAVE}), ({ZIGBEE: "2"}, {ZWAVE: "2"}, set()), ({}, wanted, set())):
+        records = Contest()
+        records.want([ZIGBEE, ZWAVE], patch_of(wanted))
+        records.failed(patch_of(failed), 0)
+        records.observed(seen, held, 0, sent=patch_of(sent))
+        records.want([ZIGBEE, ZWAVE], patch_of(wanted))
+        assert records.repair(wanted, 0)[0] == drifted

@@ -179,7 +179,7 @@ def _containers(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[
         reported = {each["name"]: each.get("state") or {} for each in status.get(f"{kind}Statuses") or ()}
         for container in spec.get(f"{kind}s") or ():
             mounts = [mount for mount in container.get("volumeMounts") or () if mount.get("name") in paths]
-            name = _string(container["name"])
+            name = _string(container.get("name") or "")
             phase, started = _container_state(reported.get(name, {}))
             where = (posixpath.join(paths[mount["name"]], _string(mount.get("subPath") or "")) for mount in mounts)
             yield Container(name=name, mounts=tuple(where), phase=phase, started=started)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -104,8 +105,10 @@ def test_a_pod_is_read_as_far_as_an_eviction_depends_on_it() -> None:
         "annotations": {"kubernetes.io/config.mirror": ""},
         "deletionTimestamp": "2024-01-01T00:00:00Z",
     }
-    content["status"] = {"phase": "Running"}
-    assert pod_of(content) == Pod(
+    content["status"] = {"phase": "Running", "startTime": "2024-01-01T00:00:00Z"}
+    found = pod_of(content)
+    assert len(found.containers) == 5
+    assert replace(found, containers=()) == Pod(
         namespace="home",
         name="p",
         uid="1",
@@ -116,7 +119,18 @@ def test_a_pod_is_read_as_far_as_an_eviction_depends_on_it() -> None:
         mirror=True,
         terminating=True,
     )
-    assert pod_of(item()) == Pod(namespace="home", name="p", uid="1", phase="Unknown")
+    assert pod_of(item()) == Pod(namespace="home", name="p", uid="1", phase="Unknown", started=False)
+
+
+def test_the_devices_that_a_status_names_are_read() -> None:
+    """From 1.36 the kubelet reports which device a container has; init containers included."""
+    content = item()
+    named = [{"name": ZIGBEE, "resources": [{"resourceID": "a", "health": "Healthy"}, {"resourceID": "b"}]}]
+    content["status"] = {
+        "containerStatuses": [{"allocatedResourcesStatus": named}, {}],
+        "initContainerStatuses": [{"allocatedResourcesStatus": [{"name": ZIGBEE, "resources": [{"resourceID": "c"}]}]}],
+    }
+    assert pod_of(content).devices == {ZIGBEE: frozenset("abc")}
 
 
 MOUNTS = [{"name": "dev", "mountPath": "/host/dev"}, {"name": "data", "mountPath": "/data"}]
@@ -141,11 +155,11 @@ START = "2027-01-15T08:00:00Z"
 def test_a_container_is_read_with_what_it_mounts_and_when_it_started(
     kind: str, state: dict[str, Any] | None, phase: Phase, started: int | None
 ) -> None:
-    """Of every kind; without a status it is about to start. Only what it mounts of the host counts."""
+    """Of every kind; without a status it is about to start. Of its mounts, those of the host are read."""
     content = item(volumes=VOLUMES, **{f"{kind}s": [{"name": "c", "volumeMounts": MOUNTS}, {"name": "d"}]})
     content["status"] = {f"{kind}Statuses": [{"name": "c", "state": state}, {"name": "d"}]}
     expected = Container(name="c", mounts=("/dev/",), phase=phase, started=started)
-    assert pod_of(content).containers == (expected,)
+    assert pod_of(content).containers == (expected, Container(name="d", phase=Phase.WAITING))
 
 
 def test_a_sub_path_is_a_path_of_the_host() -> None:

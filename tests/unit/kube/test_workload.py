@@ -127,8 +127,10 @@ def test_the_devices_that_a_status_names_are_read() -> None:
     content = item()
     named = [{"name": ZIGBEE, "resources": [{"resourceID": "a", "health": "Healthy"}, {"resourceID": "b"}]}]
     content["status"] = {
-        "containerStatuses": [{"allocatedResourcesStatus": named}, {}],
-        "initContainerStatuses": [{"allocatedResourcesStatus": [{"name": ZIGBEE, "resources": [{"resourceID": "c"}]}]}],
+        "containerStatuses": [{"name": "c", "allocatedResourcesStatus": named}, {"name": "d"}],
+        "initContainerStatuses": [
+            {"name": "i", "allocatedResourcesStatus": [{"name": ZIGBEE, "resources": [{"resourceID": "c"}]}]}
+        ],
     }
     assert pod_of(content).devices == {ZIGBEE: frozenset("abc")}
 

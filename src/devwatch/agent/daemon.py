@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Required, TextIO, TypedDict
 
@@ -96,11 +97,18 @@ class Daemon:
         self._telemetry = Telemetry(log=self._log, metrics=self._metrics, health=self._health)
         self._service = SystemdService(self._notifier, self._health)
         work = loop.create_task(self._work(loop))
-        with _signals(loop, {signal.SIGTERM: work.cancel, signal.SIGINT: work.cancel, signal.SIGHUP: self._reload}):
+        end = partial(self._end, work)
+        with _signals(loop, {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGHUP: self._reload}):
             status = await self._exit_status(work)
             self._notifier.stopping()
             self._log.info("daemon.stopped", status=status, capacity="kept")
         return status
+
+    def _end(self, work: asyncio.Task[int]) -> None:
+        if self._reconciler is None:
+            work.cancel()
+        else:
+            self._reconciler.end(work.cancel)
 
     def _handle_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Handle an exception without an awaiting caller. A shortage of descriptors for connections is reported; it ends by itself."""

@@ -132,10 +132,11 @@ class DevicePlugins:
         moments = (registration.handover.changes_at(now) for registration in self._registrations.values())
         return min((moment for moment in moments if moment is not None), default=None)
 
-    def end(self) -> None:
-        """Let the Node show that nothing can be allocated, since the streams are about to end."""
+    def end(self) -> bool:
+        """Let the Node show that nothing can be allocated, since the streams are about to end; return whether there are any."""
         for registration in self._registrations.values():
             registration.handover.ending = True
+        return bool(self._registrations)
 
     # -- the links
 

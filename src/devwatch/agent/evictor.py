@@ -101,7 +101,7 @@ class Evictor:
         incident = self._incidents.get(key)
         if pod is not None and incident is not None and self._disposition_of(pod, incident) is Disposition.EVICT:
             return Task(run=partial(self._attempt, incident, partial(self._evict, pod, incident), pod))
-        ready = [incident for incident in self._incidents.values() if self._due_at(incident) <= now]
+        ready = [incident for incident in self._judged() if self._due_at(incident) <= now]
         first = min(ready, key=lambda incident: (self._refusals[incident.key], incident.due))
         return Task(run=partial(self._attempt, first, partial(self._choose_victim, first)))
 
@@ -110,8 +110,12 @@ class Evictor:
         return min((due for due in (self.losses.pod_list_due, self._due()) if due is not None), default=None)
 
     def _due(self) -> float | None:
-        first = min(map(self._due_at, self._incidents.values()), default=None)
+        first = min(map(self._due_at, self._judged()), default=None)
         return None if first is None else max(first, self._next_eviction_at, self._backoff.until)
+
+    def _judged(self) -> list[Incident]:
+        """Return the incidents whose pods can be judged now; each acknowledgement of the kubelet wakes the loop."""
+        return [incident for incident in self._incidents.values() if self.holders.can_read(incident)]
 
     def _due_at(self, incident: Incident) -> float:
         return self._recheck_at.get(incident.key, incident.due)

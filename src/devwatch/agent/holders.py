@@ -50,6 +50,12 @@ class HolderReader:
         """Return the containers that had the devices when they were read; None where the kubelet does not hand them over."""
         return self._holders.get(incident.key, frozenset()) if incident.ids else None
 
+    def can_read(self, incident: Loss | Return) -> bool:
+        """Return whether the holders can be read: those of a lost device only once the kubelet cannot give it to a pod any more."""
+        if self.kubelet is None or not isinstance(incident, Loss):
+            return True
+        return not self.kubelet.can_allocate(incident.resource, incident.ids)
+
     def keep(self, keys: Container[object]) -> None:
         """Forget the holders of all other incidents."""
         self._holders = {key: each for key, each in self._holders.items() if key in keys}
@@ -57,17 +63,13 @@ class HolderReader:
     async def read(self, incident: Loss | Return, pods: Callable[[], Awaitable[list[Pod]]]) -> list[Pod]:
         """Return the pods of the node, and read the holders between two lists of them.
 
-        For a loss the holders are read only after the kubelet has taken over the list in which the device is lost: nothing new is allocated
-        to it then. Raises `Retry` where the reading proves nothing yet, and any other `ApiError`.
+        Raises `Retry` where the reading proves nothing yet, and any other `ApiError`.
         """
         before = await pods()
         if not incident.ids:
             return before
-        lost = isinstance(incident, Loss)
-        if self.kubelet is None or (lost and self.kubelet.can_allocate(incident.resource, incident.ids)):
-            raise Retry("the kubelet has not taken over the list in which the device is lost")
         try:
-            holdings = await self.kubelet.holdings()
+            holdings = await self.kubelet.holdings() if self.kubelet else ()
         except KubeletError as error:
             raise Retry(str(error)) from error
         after = await pods()

@@ -100,7 +100,7 @@ class NodeReporter:
         if answer.detected is not None:
             self.metrics.detection_to_patch.observe(answer.at - answer.detected)
         if answer.sent or failures:
-            counts = {name: count and count.capacity for name, count in answer.sent.counts.items()}
+            counts = {name: count and count.brief for name, count in answer.sent.counts.items()}
             more: dict[str, object] = {"after_failures": failures} if failures else {}
             more |= {"annotation": "changed"} if answer.sent and not counts else {}
             self.log.info(

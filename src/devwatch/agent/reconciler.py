@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from devwatch.core.listing import Listing
 
 
+END_TIMEOUT = 1.0
+"""Seconds that the end waits for the Node to show it; TERM must end the daemon within two."""
+
+
 class DeviceSource(Protocol):
     """The source of the devices."""
 
@@ -104,6 +108,8 @@ class Reconciler:
         self._wakes, self._woken = set[str](), asyncio.Event()
         self._inventory, self._tally, self.figures = Inventory(), Tally(()), Figures()
         self._sweep_at = -math.inf
+        self._ended: Callable[[], object] | None = None
+        self._end_at = math.inf
         self._began = self._agreed = False
         self._use(config)
 
@@ -113,6 +119,17 @@ class Reconciler:
             self.publisher.detect(self._clock.now())
         self._wakes.add(trigger)
         self._woken.set()
+
+    def end(self, ended: Callable[[], object]) -> None:
+        """Call `ended` once the Node shows that nothing can be allocated from the kubelet, at the latest in `END_TIMEOUT` seconds.
+
+        Otherwise a pod that is bound after the end of the streams would fail for good. A second call does not wait.
+        """
+        if self._ended is not None or self._plugins is None or not self._plugins.end():
+            ended()
+            return
+        self._ended, self._end_at = ended, self._clock.now() + END_TIMEOUT
+        self.wake("kubelet")
 
     async def run(self) -> None:
         """Reconcile forever; with `once` until the Node certainly shows the present devices."""
@@ -159,6 +176,8 @@ class Reconciler:
         settled = scan.certain and not self._inventory.pending and figures.due is None and not held
         self._agreed = settled and not self._requests.busy and self.publisher.agrees(now)
         self._cycled()
+        if self._ended is not None and (now >= self._end_at or not (self._requests.busy or self.publisher.wants)):
+            self._ended()
         return self._next(scan, figures)
 
     def _count(self, now: float) -> Figures:
@@ -209,7 +228,7 @@ class Reconciler:
         )
         dues = [(due, trigger) for due, trigger in moments if due is not None]
         dues += self._requests.dues(scan.at)
-        return min(*dues, (scan.at + self._heartbeat, "sweep"))
+        return min(*dues, (self._end_at, "kubelet"), (scan.at + self._heartbeat, "sweep"))
 
     # -- the configuration
 

@@ -147,6 +147,12 @@ class Amounts:
         """Return the same number for both maps."""
         return cls(capacity=number, allocatable=number)
 
+    @property
+    def brief(self) -> int | str:
+        """One number where both are equal, else such as `1 of 2`."""
+        equal = self.allocatable == self.capacity
+        return self.capacity if equal else f"{self.allocatable} of {self.capacity}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePatch:

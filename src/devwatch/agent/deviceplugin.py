@@ -7,11 +7,12 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from devwatch.agent.changeover import Changeover
 from devwatch.agent.holders import HeldDevices
 from devwatch.agent.registration import Registration
 from devwatch.core.errors import KubeletError
 from devwatch.core.handover import Handover, Offer, link_names
-from devwatch.core.node import NodeState
+from devwatch.core.node import Amounts, NodeState
 from devwatch.core.repeat import RepeatFilter
 from devwatch.core.rules import Publish
 from devwatch.core.slots import SlotState
@@ -60,6 +61,8 @@ class DevicePlugins:
         """
         self._connect, self._telemetry, self._clock = connect, telemetry, clock
         self._kubelet: KubeletApi | None = None
+        self._rules: tuple[ResourceRule, ...] = ()
+        self._names = frozenset[str]()
         self._registrations: dict[str, Registration] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -70,6 +73,7 @@ class DevicePlugins:
         self._links_fault = ""
         """Why the links cannot be made; empty where they are right."""
         self.held = HeldDevices(holdings=self.holdings, pods=pods, log=telemetry.log, clock=clock)
+        self.changeover = Changeover(pods=pods, telemetry=telemetry, clock=clock, kubelet=self.socket)
 
     # -- the interface to the loop
 
@@ -80,25 +84,36 @@ class DevicePlugins:
             self._start(name)
 
     def configure(self, rules: Iterable[ResourceRule]) -> None:
-        """Set the resources of this node."""
+        """Set the resources of this node, however they are published."""
+        self._rules = tuple(rules)
+
+    def _register(self, rules: Iterable[ResourceRule]) -> None:
+        """Register exactly these resources, as far as the kubelet hands them over."""
         mine = {rule.name: rule for rule in rules if rule.publish is Publish.DEVICE_PLUGIN}
+        self._names = frozenset(mine)
         for name in self._registrations.keys() - mine.keys():
             del self._registrations[name]
             if (task := self._tasks.pop(name, None)) is not None:
                 task.cancel()
-        try:
-            kubelet = self._kubelet or (self._connect() if mine else None)
-        except KubeletError as error:
-            self.lost(", ".join(mine), error)
-            return
-        if kubelet is None:
-            return
-        self._kubelet = kubelet
-        for name, rule in mine.items():
+        kubelet = self._reach() if mine else None
+        for name, rule in mine.items() if kubelet else ():
             if name in self._registrations:
                 self._registrations[name].rule = rule
-            else:
+            elif kubelet:
                 self._add(rule, kubelet)
+
+    def socket(self) -> object:
+        """Return what tells a start of the kubelet from the next, None where it is not to be reached."""
+        kubelet = self._reach()
+        return kubelet.socket() if kubelet else None
+
+    def _reach(self) -> KubeletApi | None:
+        try:
+            self._kubelet = self._kubelet or self._connect()
+        except KubeletError as error:
+            self._links_fault = str(error)
+            self.lost(_LINKS, error)
+        return self._kubelet
 
     def _add(self, rule: ResourceRule, kubelet: KubeletApi) -> None:
         handover = Handover(lost_at=self._clock.now())
@@ -113,19 +128,30 @@ class DevicePlugins:
 
     def update(self, figures: Figures, inventory: Inventory, observed: NodeState | None, now: float) -> Figures:
         """Set the links and the lists, and return the figures with those that the Node should show for these resources."""
+        self.changeover.observe(self._rules, observed.memory() if observed else {}, now)
+        self._register(rule for rule in self._rules if rule.name not in self.changeover.waiting)
         slots = {name: figures.by_name[name].slots for name in self._registrations}
         self.held.observe(slots, now)
         usable = self._update_links(slots, inventory)
         if usable and observed is not None and not inventory.doubts:
             self._ready.set()
         waiting = {device.body for device in inventory.pending}
-        shown = dict(figures.by_name)
+        # Without a registration, as where the libraries are missing, nothing is offered.
+        shown = {
+            name: replace(figure, amounts=Amounts.of(0)) if name in self._names else figure
+            for name, figure in figures.by_name.items()
+        }
         for name, registration in self._registrations.items():
             offer = registration.offer(slots[name], waiting) if usable else Offer()
             amounts = registration.update(offer, observed or NodeState(), now)
             shown[name] = replace(shown[name], amounts=amounts)
         self._report_registrations()
-        return replace(figures, by_name=shown)
+        return self.changeover.hold(replace(figures, by_name=shown))
+
+    @property
+    def tasks(self) -> tuple[HeldDevices, Changeover]:
+        """What reads pods between the patches."""
+        return self.held, self.changeover
 
     def changes_at(self, now: float) -> float | None:
         """Return when a list or a figure changes without a further event, None for never."""

@@ -103,8 +103,8 @@ class Reconciler:
         self._plugins = plugins
         self._once, self._heartbeat = pace.get("once", False), pace.get("heartbeat") or math.inf
         self._cycled = pace.get("cycled", lambda: None)
-        tasks = (plugins.held if plugins else None, *((evictor, evictor.recorder) if evictor else ()))
-        self._requests = Requests(publisher, tuple(filter(None, tasks)), outage, done=lambda: self.wake("node"))
+        tasks = (*(plugins.tasks if plugins else ()), *((evictor, evictor.recorder) if evictor else ()))
+        self._requests = Requests(publisher, tasks, outage, done=lambda: self.wake("node"))
         self._wakes, self._woken = set[str](), asyncio.Event()
         self._inventory, self._tally, self.figures = Inventory(), Tally(()), Figures()
         self._sweep_at = -math.inf
@@ -182,9 +182,9 @@ class Reconciler:
 
     def _count(self, now: float) -> Figures:
         """Count the devices. The links of those that are away are removed here, before anything is written to the API server."""
-        observed, held = self.publisher.observed, self._plugins.held.ids if self._plugins else {}
-        figures = self._tally.count(self._inventory, observed, now, held=held)
-        return self._plugins.update(figures, self._inventory, observed, now) if self._plugins else figures
+        observed, plugins = self.publisher.observed, self._plugins
+        figures = self._tally.count(self._inventory, observed, now, held=plugins.held.ids if plugins else {})
+        return plugins.update(figures, self._inventory, observed, now) if plugins else figures
 
     def _begin(self, now: float) -> None:
         """At the first observation, take over the Node's own figures and the annotation of a former daemon."""

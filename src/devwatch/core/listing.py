@@ -46,6 +46,7 @@ class Entry:
     """
 
     devnode: str
+    """Empty for an entry that tells only how a resource without a device is published."""
     vendor: str | None = None
     product: str | None = None
     serial: str | None = None
@@ -121,7 +122,8 @@ def _is_list_of_objects(value: object) -> bool:
 
 def _entries(entries: list[dict[str, object]]) -> Iterable[Entry]:
     for entry in entries:
-        if isinstance(devnode := entry.get("devnode"), str):
+        devnode = entry.get("devnode", "" if entry.get("publish") else None)
+        if isinstance(devnode, str):
             texts = {name: _text(entry.get(name)) for name in (*_IDS, "lost", *_SLOT)}
             whole = {name: _number(entry.get(name)) for name in ("rdev", "replugged")}
             links = {name: _texts(entry.get(name)) for name in ("links", "shared")}
@@ -193,6 +195,8 @@ def _entries_within(entries: tuple[Entry, ...], limit: int) -> list[dict[str, ob
 
 
 def _entry_object(entry: Entry) -> dict[str, object]:
+    if not entry.devnode:
+        return {"publish": entry.publish}
     shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in ("devnode", *_IDS)}
     memory = {
         name: getattr(entry, name) for name in ("links", "shared", "rdev", "numbers", "lost", "replugged", *_SLOT)

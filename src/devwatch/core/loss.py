@@ -51,7 +51,10 @@ class Losses:
 
     def start(self, memory: Listing) -> None:
         """Take the devices that the annotation of a former daemon lists."""
-        self._known = {name: KnownDevices(self._evicted, entries) for name, entries in memory.items()}
+        self._known = {
+            name: KnownDevices(self._evicted, (entry for entry in entries if entry.devnode))
+            for name, entries in memory.items()
+        }
 
     def update(self, rules: Sequence[ResourceRule], scene: Scene) -> Incidents:
         """Process the last scan and return all incidents.

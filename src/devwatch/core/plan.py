@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from devwatch.core.inventory import Inventory, Window
 from devwatch.core.listing import Entry, Listing, render_listing
 from devwatch.core.node import ANNOTATION_PART, Amounts, NodePatch, NodeState, Part
-from devwatch.core.rules import Claim, ResourceRule, claim, quantity_of
+from devwatch.core.rules import Claim, Publish, ResourceRule, claim, quantity_of
 from devwatch.core.slots import Slot, Slots, SlotState, mark, recall
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Figure:
     """Whether a devnode of it has been away for less than the grace, so that the list of devices may soon be as before."""
     amounts: Amounts | None = None
     """The figures that the Node should show where the kubelet hands the devices over; None for `advertised` in both maps."""
+    frozen: bool = False
+    """Whether the annotation's entries stay as they are: the resource is still in use in another way of publishing."""
     due: float | None = None
     """When `advertised` falls or `away` ends without a further event."""
     start_until: float | None = None
@@ -212,7 +214,9 @@ def list_devices(figures: Figures, observed: Listing, remembered: Listing = Mapp
     listed: dict[str, tuple[Entry, ...]] = {}
     for name, figure in figures.by_name.items():
         former, memory = observed.get(name, ()), remembered.get(name)
-        if figure.amounts is not None:
+        if figure.frozen:
+            listed[name] = former
+        elif figure.amounts is not None:
             listed[name] = _entries_of_slots(figure, former, memory)
         else:
             listed[name] = _entries_to_list(figure, former) if memory is None else memory
@@ -231,14 +235,15 @@ def _entries_of_slots(
     known = {entry.id: entry for entry in observed}
     away = (mark(Entry.of(device), slot) for slot in absent for device in slot.devices)
     recalled = (known[slot.id] for slot in absent if not slot.devices and slot.id in known)
-    return (*entries, *away, *recalled)
+    # Even without a device the way of publishing is listed.
+    return (*entries, *away, *recalled) or (Entry(devnode="", publish=Publish.DEVICE_PLUGIN.value),)
 
 
 def _entries_to_list(figure: Figure, observed: tuple[Entry, ...]) -> tuple[Entry, ...]:
     present = tuple(Entry.of(device) for device in figure.devices)
     if figure.advertised <= figure.present:
         return present
-    here = {entry.devnode for entry in present}
+    here = {entry.devnode for entry in present} | {""}
     return (*present, *(entry for entry in observed if entry.devnode not in here))
 
 

@@ -46,7 +46,8 @@ class Scene:
 
     def slots(self, name: str) -> dict[Key, Slot]:
         """Return the slots of the present devices that the kubelet hands over, by registration; none for another way of publishing."""
-        handed_over = self.figure(name).slots if self.figure(name).amounts is not None else ()
+        figure = self.figure(name)
+        handed_over = figure.slots if figure.amounts is not None and not figure.frozen else ()
         return {device.key: slot for slot in handed_over for device in slot.devices}
 
     def shows(self, name: str) -> bool:

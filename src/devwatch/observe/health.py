@@ -45,6 +45,8 @@ class Health:
     """Why the last request failed; empty after a successful one."""
     handover: str = ""
     """Why the kubelet cannot be given the devices of a resource, whatever it answers; empty where nothing is in the way."""
+    changing: str = ""
+    """The resources that wait for pods of their former way of publishing, empty where none does."""
     unregistered: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     """By resource that is not registered with the kubelet: since when, and why the last attempt failed."""
 
@@ -91,6 +93,8 @@ class Health:
     def _handover_faults(self, now: float) -> Iterator[str]:
         if self.handover:
             yield self.handover
+        if self.changing:
+            yield self.changing
         for name, (since, reason) in self.unregistered.items():
             if now - since >= _DIFFERENCE_LIMIT:
                 yield f"{name} has not been registered with the kubelet for {now - since:.0f} s{reason and f': {reason}'}"

@@ -1,0 +1,108 @@
+"""Change the way of publishing of a resource so that no device is given to two pods."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from devwatch.core.errors import ApiError
+from devwatch.core.node import Amounts
+from devwatch.core.rules import Publish
+from devwatch.core.task import Task
+from devwatch.core.way import KUBELET_MEMORY, Change, changes, holdouts
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from devwatch.agent.clock import Clock
+    from devwatch.agent.report import Telemetry
+    from devwatch.core.listing import Listing
+    from devwatch.core.plan import Figures
+    from devwatch.core.pods import Pod
+    from devwatch.core.rules import ResourceRule
+
+READ_INTERVAL = 5.0
+"""Seconds between two lists of the pods of the former way."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Changeover:
+    """Holds the figures of a resource at 0 until no pod has it in the former way; then the new way begins.
+
+    The annotation keeps the entries of the former way meanwhile, so that a restart does not lose the change.
+    """
+
+    pods: Callable[[], Awaitable[Sequence[Pod]]]
+    """Lists the pods of the node, and raises an `ApiError`."""
+    telemetry: Telemetry
+    clock: Clock
+    kubelet: Callable[[], object]
+    """Returns what tells a start of the kubelet from the next."""
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    """By resource that still waits: why."""
+    _changes: frozenset[Change] = frozenset()
+    _free: frozenset[Change] = frozenset()
+    """The changes whose pods have ended."""
+    _kubelet_began: tuple[object, float] = (None, -math.inf)
+    """The kubelet of the last look, and when it was first seen, or the first change."""
+    _read_at: float = -math.inf
+
+    def observe(self, rules: Iterable[ResourceRule], memory: Listing, now: float) -> None:
+        """Process the configuration, and what the annotation says of the former ways."""
+        pending = changes(rules, memory)
+        if pending - self._changes:
+            self._read_at, self._kubelet_began = now, (self.kubelet(), now)
+        elif pending and (socket := self.kubelet()) != self._kubelet_began[0]:
+            self._kubelet_began = (socket, now)
+        self._changes, self._free = pending, self._free & pending
+        waiting = {
+            change.resource: self.waiting.get(change.resource, "waits for the list of pods") for change in pending
+        }
+        for change in self._free:
+            late = change.former is Publish.DEVICE_PLUGIN and now < self._kubelet_began[1] + KUBELET_MEMORY
+            waiting[change.resource] = "waits for the kubelet to forget the plugin (5 min 20 s)" if late else ""
+        self.waiting = {name: why for name, why in waiting.items() if why}
+        self._report()
+
+    def hold(self, figures: Figures) -> Figures:
+        """Return the figures with those of the waiting resources at 0, and with their entries as they are listed."""
+        if not self.waiting:
+            return figures
+        held = {
+            name: replace(figure, amounts=Amounts.of(0), frozen=True) if name in self.waiting else figure
+            for name, figure in figures.by_name.items()
+        }
+        return replace(figures, by_name=held)
+
+    def action(self, now: float) -> Task | None:
+        """Return the list of pods that is due, None for none."""
+        return Task(run=self._read, patience=0.0) if self._changes - self._free and now >= self._read_at else None
+
+    def due(self, _now: float) -> float | None:
+        """Return when to list the pods next, or the kubelet has forgotten a plugin; None for never."""
+        if self._changes - self._free:
+            return self._read_at
+        return self._kubelet_began[1] + KUBELET_MEMORY if self.waiting else None
+
+    async def _read(self) -> None:
+        self._read_at = self.clock.now() + READ_INTERVAL
+        try:
+            pods = await self.pods()
+        except ApiError as error:
+            why = f"cannot list pods: {error}; without that permission end the pods that use it, and run devwatch purge"
+            self.waiting = {change.resource: why for change in self._changes - self._free}
+            return
+        reasons = {change: holdouts(change, pods) for change in self._changes}
+        self._free = frozenset(change for change, why in reasons.items() if not why)
+        self.waiting = {change.resource: why for change, why in reasons.items() if why}
+
+    def _report(self) -> None:
+        """Report each reason once; `/readyz` shows all while they last."""
+        ways = {change.resource: f"{change.former.value} to {change.way.value}" for change in self._changes}
+        texts = [f"{name} changes from {ways[name]}: it {why}" for name, why in self.waiting.items()]
+        line = "; ".join(texts)
+        if line != self.telemetry.health.changing:
+            for name, why in self.waiting.items():
+                self.telemetry.log.warning("count.held", resource=name, count=0, change=ways[name], reason=why)
+        self.telemetry.health.changing = line

@@ -1,0 +1,59 @@
+"""The way in which a resource was published before, as the annotation tells, and when another one may begin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from devwatch.core.rules import Publish
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from devwatch.core.listing import Listing
+    from devwatch.core.pods import Pod
+    from devwatch.core.rules import ResourceRule
+
+KUBELET_MEMORY = 320.0
+"""Seconds for which the kubelet may write 0 for the resource of a plugin that has ended: 5 minutes (`endpointStopGracePeriod` of its device
+manager), and two syncs of its status."""
+_NAMED = 5
+"""Pods that one line names; the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A resource that the configuration publishes in another way than the Node shows it."""
+
+    resource: str
+    former: Publish
+    way: Publish
+
+
+def changes(rules: Iterable[ResourceRule], memory: Listing) -> frozenset[Change]:
+    """Return the resources whose way of publishing has changed since a devwatch last listed them."""
+    found = ((rule, _way_of(memory, rule.name)) for rule in rules if rule.name in memory)
+    return frozenset(
+        Change(resource=rule.name, former=former, way=rule.publish)
+        for rule, former in found
+        if former is not rule.publish
+    )
+
+
+def _way_of(memory: Listing, name: str) -> Publish:
+    plugin = any(entry.publish == Publish.DEVICE_PLUGIN.value for entry in memory[name])
+    return Publish.DEVICE_PLUGIN if plugin else Publish.NODE_STATUS
+
+
+def holdouts(change: Change, pods: Iterable[Pod]) -> str:
+    """Return why the former way is still in use: the unfinished pods that request the resource; empty where there are none.
+
+    The figures are 0 meanwhile, so that each of these pods was bound in the former way.
+    """
+    titles = sorted(pod.title for pod in pods if pod.requests.get(change.resource, 0) > 0 and not pod.finished)
+    return f"waits for the end of {_joined(titles)}" if titles else ""
+
+
+def _joined(titles: Sequence[str]) -> str:
+    more = f" and {len(titles) - _NAMED} more" if len(titles) > _NAMED else ""
+    return ", ".join(titles[:_NAMED]) + more

@@ -52,8 +52,9 @@ SWITCHES: Mapping[str, str] = {
     "monitoring": "monitoring",
     "patch-only": "patchOnly",
     "unprivileged": "unprivileged",
+    "device-plugin": "devicePlugin",
 }
-"""The key of the values that stands for each component."""
+"""The key of the values that stands for each component, in the order in which a kustomization lists them."""
 SETS = [(), *((name,) for name in SWITCHES), tuple(SWITCHES)]
 COPIES: Mapping[str, Path] = {
     "admission-policy.yaml": COMPONENTS / "admission-policy" / "policy.yaml",
@@ -281,6 +282,19 @@ def test_every_value_arrives_in_the_daemonset(chart: Chart) -> None:
     assert pod["labels"].items() >= {"team": "home", **whole["spec"]["selector"]["matchLabels"]}.items()
 
 
+def test_another_root_of_the_kubelet_is_used_by_all(chart: Chart) -> None:
+    """Both folders are in the pod where they are on the host, and the daemon looks for them there."""
+    folders = {"kubeletDir": "/var/lib/k0s/kubelet", "devicePluginDir": "/srv/kubelet/device-plugins"}
+    objects = templated(chart, {"devicePlugin": {"enabled": True, **folders}})
+    variables = {entry["name"]: entry.get("value") for entry in container(objects)["env"]}
+    assert variables["DEVWATCH_KUBELET_DIR"] == folders["kubeletDir"]
+    assert variables["DEVWATCH_DEVICE_PLUGIN_DIR"] == folders["devicePluginDir"]
+    paths = {"device-plugins": folders["devicePluginDir"], "pod-resources": "/var/lib/k0s/kubelet/pod-resources"}
+    assert paths.items() <= {mount["name"]: mount["mountPath"] for mount in container(objects)["volumeMounts"]}.items()
+    hosts = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in pod_spec(objects)["volumes"]}
+    assert paths.items() <= hosts.items()
+
+
 def test_a_tag_names_the_image(chart: Chart) -> None:
     """Where no digest does."""
     assert container(templated(chart, {"image": {"tag": "1.2"}}))["image"] == "devwatch/devwatch:1.2"
@@ -351,13 +365,13 @@ def test_every_documented_configuration_can_be_installed(chart: Chart) -> None:
 def test_every_key_of_the_configuration_is_known(chart: Chart) -> None:
     """The schema takes what devwatch takes, and no other key."""
     with pytest.raises(ConfigError) as caught:
-        parse(b"{x: 1, resources: [{x: 1, match: [{x: 1}], evict: {x: 1}}]}", file="c")
+        parse(b"{x: 1, resources: [{x: 1, match: [{x: 1}], evict: {x: 1}, container: {x: 1}}]}", file="c")
     allowed = [set(found.split(", ")) for found in re.findall(r"unknown key \((.*?)\)", str(caught.value))]
     assert chart.schema is not None
     definitions = chart.schema["definitions"]
     config = chart.schema["properties"]["config"]
-    evict = definitions["resource"]["properties"]["evict"]
-    known = [set(part["properties"]) for part in (config, definitions["resource"], definitions["entry"], evict)]
+    inner = (definitions["resource"]["properties"][name] for name in ("evict", "container"))
+    known = [set(part["properties"]) for part in (config, definitions["resource"], definitions["entry"], *inner)]
     assert sorted(map(sorted, known)) == sorted(map(sorted, allowed))
     assert set(definitions["entry"]["properties"]) == set(KEYS)
 
@@ -383,6 +397,7 @@ def test_a_number_is_refused_in_words_that_help(chart: Chart, written: str, form
         ("port: 0", "at '/port'"),
         ("logLevel: loud", "at '/logLevel': value must be one of"),
         ("image: {digest: latest}", "at '/image/digest'"),
+        ("devicePlugin: {kubeletDir: kubelet}", "at '/devicePlugin/kubeletDir'"),
         ("maxUnavailable: 0%", "at '/maxUnavailable'"),
         ('admissionPolicy: {allowed: ["a/b\'"]}', "at '/admissionPolicy/allowed/0'"),
         ("config: {sweep: 10}", "at '/config/sweep': got number, want string"),
@@ -396,12 +411,29 @@ def test_a_number_is_refused_in_words_that_help(chart: Chart, written: str, form
         ("config: {resources: [{name: a/b, match: [{path: dev}]}]}", "'dev' does not match"),
         ("config: {resources: [{name: a/b, match: [{port: x}], count: two}]}", "value must be one of 'device'"),
         ("config: {resources: [{name: a/b, match: [{port: x}], evict: {}}]}", "missing property 'after'"),
+        ("config: {resources: [{name: a/b, match: [{port: x}], publish: cdi}]}", "value must be one of 'nodeStatus'"),
+        ("config: {resources: [{name: a/b, match: [{port: x}], container: {}}]}", "missing property 'path'"),
     ],
     ids=lambda value: value[:60],
 )
 def test_a_wrong_value_is_refused(chart: Chart, values: str, words: str) -> None:
     """Before anything is installed, with its place and what is wanted."""
     assert words in refusal(chart, helm.values_from_yaml(values))
+
+
+@pytest.mark.parametrize(
+    "path", ["/dev/x", "/dev/.x", "/dev/a/..b", "/dev", "/dev/", "/dev/.", "/dev/a/../b", "/dev//x", "/mnt/x", "dev/x"]
+)
+def test_a_path_in_containers_is_taken_where_devwatch_takes_it(chart: Chart, path: str) -> None:
+    """Below /dev, and clean."""
+    values = resource()
+    values["config"]["resources"][0] |= {"publish": "devicePlugin", "container": {"path": path}}
+    try:
+        parse(json.dumps(values["config"]).encode(), file="config.yaml")
+    except ConfigError:
+        assert "at '/config/resources/0/container/path'" in refusal(chart, values)
+    else:
+        assert refusal(chart, values) == ""
 
 
 @pytest.mark.parametrize("name", [*NAMES, *LONG, *KEPT], ids=lambda name: name[-20:] or "empty")
@@ -480,6 +512,22 @@ def test_the_notes_warn_of_a_missing_right(chart: Chart) -> None:
     values["config"]["resources"][0]["evict"] = {"after": "30s"}
     assert "eviction.enabled=true" in texts(chart, values)["NOTES.txt"]
     assert "WARNING" not in texts(chart, {**values, **switched("eviction")})["NOTES.txt"]
+
+
+def test_the_notes_say_where_the_stick_is_in_a_container(chart: Chart) -> None:
+    """By the default path or the configured one; and that the daemon has to reach the kubelet for it."""
+    values = resource("nortek.com/zigbee")
+    assert "hostPath volume" in texts(chart, values)["NOTES.txt"]
+    (only,) = values["config"]["resources"]
+    only["publish"] = "devicePlugin"
+    notes = texts(chart, values)["NOTES.txt"]
+    assert "finds the stick at /dev/zigbee, " in notes
+    assert "WARNING" in notes
+    assert "devicePlugin.enabled=true" in notes
+    only["container"] = {"path": "/dev/stick"}
+    notes = texts(chart, {**values, **switched("device-plugin")})["NOTES.txt"]
+    assert "finds the stick at /dev/stick, " in notes
+    assert "WARNING" not in notes
 
 
 def test_the_notes_name_the_label_without_which_nobody_is_evicted(chart: Chart) -> None:

@@ -17,8 +17,9 @@ import yaml
 from kubernetes_validate import latest_version, validate  # type: ignore[import-untyped]  # it has no type information
 
 from devwatch import __version__
-from devwatch.cli.entry import DEFAULT_LISTEN, main
+from devwatch.cli.entry import DEFAULT_LISTEN, DEVICE_PLUGIN_DIR, KUBELET_DIR, main
 from devwatch.config.schema import parse
+from devwatch.core.rules import Publish
 from devwatch.observe.metrics import Metrics
 from devwatch.observe.server import parse_listen
 from support.deployment import (
@@ -44,7 +45,8 @@ BASE_RIGHTS = {
     ("", "nodes", "watch"),
 }
 EVENTS = ("", "events", "create")
-EVICTION = {("", "pods", "list"), ("", "pods/eviction", "create")}
+LIST_PODS = ("", "pods", "list")
+EVICTION = {LIST_PODS, ("", "pods/eviction", "create")}
 FOREIGN = "monitoring.coreos.com/v1"
 ALL = sorted(path.name for path in COMPONENTS.iterdir() if (path / "kustomization.yaml").exists())
 SETS = [(), *((name,) for name in ALL), tuple(ALL)]
@@ -89,6 +91,8 @@ def test_a_user_may_choose_the_namespace(components: tuple[str, ...]) -> None:
         (("patch-only",), {("", "nodes/status", "patch")}),
         (("events",), {*BASE_RIGHTS, EVENTS}),
         (("eviction",), {*BASE_RIGHTS, *EVICTION}),
+        (("device-plugin",), {*BASE_RIGHTS, LIST_PODS}),
+        (("device-plugin", "eviction"), {*BASE_RIGHTS, *EVICTION}),
         (("patch-only", "events", "eviction"), {("", "nodes/status", "patch"), EVENTS, *EVICTION}),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
@@ -248,6 +252,48 @@ def test_unprivileged_has_no_privilege() -> None:
     assert not {"hostPID", "hostIPC"} & spec.keys()
 
 
+@pytest.mark.parametrize("before", [(), ("unprivileged",), ("eviction", "events", "monitoring", "unprivileged")])
+def test_device_plugin_is_root_without_any_privilege(before: tuple[str, ...]) -> None:
+    """The owner of the kubelet's folders, with no capability and no way to get one; also where it is listed after `unprivileged`."""
+    (only,) = pod_spec(rendered(*before, "device-plugin"))["containers"]
+    assert only["securityContext"] == {
+        "runAsUser": 0,
+        "runAsGroup": 0,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def test_device_plugin_mounts_two_folders_of_the_kubelet_and_nothing_else(base: list[Object]) -> None:
+    """Where they are on the host; only that of the plugins can be written to, and a missing one stops the pod with words."""
+    objects = rendered("device-plugin")
+    mounts = [mount for mount in container(objects)["volumeMounts"] if mount not in container(base)["volumeMounts"]]
+    volumes = [volume for volume in pod_spec(objects)["volumes"] if volume not in pod_spec(base)["volumes"]]
+    assert {mount["mountPath"]: mount.get("readOnly", False) for mount in mounts} == {
+        DEVICE_PLUGIN_DIR: False,
+        f"{KUBELET_DIR}/pod-resources": True,
+    }
+    paths = {mount["name"]: mount["mountPath"] for mount in mounts}
+    assert {volume["name"]: volume["hostPath"] for volume in volumes} == {
+        name: {"path": path, "type": "Directory"} for name, path in paths.items()
+    }
+    rest = {**pod_spec(objects), "containers": None, "volumes": None}
+    assert rest == {**pod_spec(base), "containers": None, "volumes": None}
+
+
+def test_another_root_of_the_kubelet_is_one_patch() -> None:
+    """The one in the comment of the component: the daemon finds pod-resources where it was."""
+    lines = (COMPONENTS / "device-plugin" / "kustomization.yaml").read_text("utf-8").splitlines()
+    comment = "\n".join(line.removeprefix("#   ") for line in lines if line.startswith("#   "))
+    patches = yaml.safe_load(comment)["patches"]
+    objects = rendered("device-plugin", patches=patches)
+    paths = {volume["name"]: volume.get("hostPath") for volume in pod_spec(objects)["volumes"]}
+    assert paths["pod-resources"] == {"path": "/var/lib/k0s/kubelet/pod-resources", "type": "Directory"}
+    assert container(objects) == container(rendered("device-plugin"))
+
+
 def test_the_token_is_for_the_daemon_alone(base: list[Object]) -> None:
     """Another pod under the account gets none by itself."""
     (account,) = of_kind(base, "ServiceAccount")
@@ -280,6 +326,15 @@ def test_the_example_keeps_its_own_configuration() -> None:
     assert config["metadata"]["name"] == "devwatch-config"
     assert "privileged" not in container(objects)["securityContext"]
     assert granted(objects) == {*BASE_RIGHTS, EVENTS, *EVICTION}
+
+
+def test_the_example_gives_its_stick_to_pods_without_privileges() -> None:
+    """The kubelet does, so the daemon has what it needs to reach it."""
+    config = parse((DEPLOY / "example" / "config.yaml").read_bytes(), file="config.yaml")
+    assert {rule.publish for rule in config.for_node("any")} == {Publish.DEVICE_PLUGIN}
+    only = container(build(DEPLOY / "example"))
+    assert only["securityContext"]["runAsUser"] == 0
+    assert DEVICE_PLUGIN_DIR in {mount["mountPath"] for mount in only["volumeMounts"]}
 
 
 def test_the_example_allows_the_names_that_it_configures() -> None:
@@ -376,6 +431,7 @@ def _exported() -> dict[str, set[str]]:
     metrics = Metrics(__version__)
     metrics.set_devices({"aeotec/zstick": 1})
     metrics.set_capacity({"aeotec/zstick": 1})
+    metrics.set_registered({"aeotec/zstick": 1})
     metrics.uevent("add")
     series: dict[str, set[str]] = {}
     for line in io.StringIO(metrics.render().decode()):

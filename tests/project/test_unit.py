@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from devwatch.cli.entry import DEVICE_PLUGIN_DIR
 from support.checkout import CHECKOUT
 
 if TYPE_CHECKING:
@@ -37,6 +41,38 @@ def test_the_service_is_hardened(unit: Path) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-200:]
+
+
+def settings(name: str) -> list[str]:
+    """Return the values of a setting of the unit."""
+    return [line.removeprefix(f"{name}=") for line in UNIT.read_text().splitlines() if line.startswith(f"{name}=")]
+
+
+def test_it_reaches_the_folders_of_the_kubelet() -> None:
+    """It writes to that of the plugins alone, also on a node that has none yet, and speaks over unix sockets, as their owner."""
+    assert settings("ProtectSystem") == ["strict"]
+    assert settings("ReadWritePaths") == [f"-{DEVICE_PLUGIN_DIR}"]
+    assert "AF_UNIX" in settings("RestrictAddressFamilies")[0].split()
+    assert (settings("User"), settings("CapabilityBoundingSet")) == (["root"], [""])
+    hidden = [*settings("InaccessiblePaths"), *settings("TemporaryFileSystem"), *settings("RootDirectory")]
+    assert hidden == []  # pod-resources can be connected to as it is
+
+
+def test_a_socket_on_a_read_only_file_system_can_be_connected_to(tmp_path: Path) -> None:
+    """What lets the unit and the DaemonSet reach pod-resources without a permission to write."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare")
+    path = tmp_path / "kubelet.sock"
+    client = f"import socket; socket.socket(socket.AF_UNIX).connect({str(path)!r})"
+    script = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && ! touch "$1/x" 2> /dev/null && "$2" -c "$3"'
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        command = ["unshare", "-m", "sh", "-c", script, "sh", str(tmp_path), sys.executable, client]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if "unshare" in done.stderr:
+        pytest.skip(f"needs a mount namespace: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_bad_reload_fails_before_it_changes_anything() -> None:

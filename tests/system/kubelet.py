@@ -171,12 +171,18 @@ class Kubelet:
         # Time, stream and a tag, separated by blanks, precede each line.
         return [line.split(" ", 3)[3] for line in text.rpartition("\n")[0].splitlines()]
 
+    def has_processes(self, pod: Object) -> bool:
+        """Return whether a process of the pod is left."""
+        return any(pod["metadata"]["uid"] in str(file) and _read(file) for file in _cgroups("cgroup.procs"))
+
     def account(self) -> str:
         """Return the last log lines of both, and what the Node's pods are in: for the report of a failed test."""
         tails = [f"--- {name}\n{process.tail()}" for name, process in self._processes.items()]
         with contextlib.suppress(OSError):
             _, found = self._apiserver.request("GET", f"/api/v1/namespaces/{NAMESPACE}/pods")
-            tails += [f"--- pod {pod['metadata']['name']}\n{json.dumps(pod['status'])}" for pod in found.get("items", [])]
+            tails += [
+                f"--- pod {pod['metadata']['name']}\n{json.dumps(pod['status'])}" for pod in found.get("items", [])
+            ]
         return "\n".join(tails)
 
     # -- steps of the start
@@ -300,7 +306,7 @@ def _clear() -> None:
 
 def _killed_processes() -> set[int]:
     """Kill our programs and everything in the pods' cgroups, and return what was there to be killed."""
-    found = {int(pid) for file in _cgroups("cgroup.procs") for pid in file.read_text("ascii").split()}
+    found = {int(pid) for file in _cgroups("cgroup.procs") for pid in _read(file).split()}
     found |= {int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _is_ours(entry)}
     for pid in found:
         with contextlib.suppress(ProcessLookupError):
@@ -330,6 +336,14 @@ def _remove_bundle(bundle: Path) -> None:
         address = (bundle / "address").read_text("ascii").strip()
         Path(address.removeprefix("unix://")).unlink(missing_ok=True)
     shutil.rmtree(_RUNC / bundle.name, ignore_errors=True)
+
+
+def _read(file: Path) -> str:
+    """Return the content of a file, empty where its cgroup has gone meanwhile (read(2) then gives ENODEV)."""
+    try:
+        return file.read_text("ascii")
+    except OSError:
+        return ""
 
 
 def _remaining_cgroups() -> list[Path]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import uuid
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -13,12 +15,13 @@ import pytest
 from system import testbed
 from system.apiserver import ApiServer, assets
 from system.daemon import Daemon
+from system.kubelet import Kubelet
+from system.kubelet import missing as missing_for_kubelet
 from system.udevd import Sticks, missing
 from system.udevd import udevd as running_udevd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
-    from pathlib import Path
 
     from xdist.remote import Producer
     from xdist.scheduler import LoadScopeScheduling
@@ -53,11 +56,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let no test be skipped in CI, and let one that fails tell what became of its sticks."""
+    """Let no test be skipped in CI, and let one that fails tell what became of its sticks and its kubelet."""
     report = yield
     sticks = getattr(item, "funcargs", {}).get("sticks")
     if report.failed and isinstance(sticks, Sticks):
         report.sections.append(("udev", sticks.account()))
+    kubelet = getattr(item, "funcargs", {}).get("kubelet")
+    if report.failed and isinstance(kubelet, Kubelet):
+        report.sections.append(("kubelet", kubelet.account()))
     return testbed.without_skip(report) if testbed.skips_fail(os.environ) else report
 
 
@@ -101,6 +107,15 @@ def sticks(udevd: None) -> Iterator[Sticks]:  # noqa: ARG001  it has to run, and
     """Plug and unplug virtual consoles as sticks; they are put back after the test."""
     with Sticks() as plugged:
         yield plugged
+
+
+@pytest.fixture(scope="module")
+def kubelet(control_plane: ApiServer, udevd: None) -> Iterator[Kubelet]:  # noqa: ARG001  it holds the lock of the machine
+    """Have a real kubelet, whose Node is Ready, and real containers."""
+    folder = assets(os.environ) or Path("/nonexistent")
+    testbed.require(missing_for_kubelet(os.geteuid(), folder))
+    with Kubelet(control_plane, folder, f"kubelet-{uuid.uuid4().hex[:8]}") as running:
+        yield running
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ class ApiServer:
         self._certify()
         self._account_key = self.home / "pki" / "service-accounts.key"
         self._signer = write_key(self._account_key)
-        self._etcd_port, self._etcd_peer_port, port = _free_ports(3)
+        self._etcd_port, self._etcd_peer_port, port = free_ports(3)
         self.ca_file = self._authority.certificate
         self.url = f"https://{LOOPBACK}:{port}"
         self.admin_kubeconfig = self.kubeconfig("admin", certificate=self._admin)
@@ -173,7 +173,7 @@ class ApiServer:
     def _start_client(self, name: str, flags: Sequence[str]) -> None:
         if name in self._processes:
             return
-        (port,) = _free_ports(1)
+        (port,) = free_ports(1)
         self._run(name, [*self._client_flags(name, port), *flags])
         self._await(name, lambda: self._answers(f"https://{LOOPBACK}:{port}", "/healthz"))
 
@@ -385,12 +385,18 @@ class ApiServer:
         # A kubelet sets it too; field managers (managedFields) are recorded only for an object that had a field at first.
         labels = {"kubernetes.io/hostname": name}
         self._must("POST", f"{_CORE}/nodes", {"metadata": {"name": name, "labels": labels}})
-        # The admission plugin TaintNodesByCondition marks every new Node as not ready.
-        self._must("PATCH", f"{_CORE}/nodes/{name}", {"spec": {"taints": None}})
+        self.untaint_node(name)
         resources = {**BASE_CAPACITY, **(capacity or {})}
         ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "test Node"}
         status = {"capacity": resources, "allocatable": resources, "conditions": [ready]}
         return self._must("PATCH", f"{_CORE}/nodes/{name}/status", {"status": status})
+
+    def untaint_node(self, name: str) -> None:
+        """Remove the taint with which the admission plugin TaintNodesByCondition marks every new Node as not ready.
+
+        That is otherwise the work of the controller that the tests do without (`start_controller_manager`).
+        """
+        self._must("PATCH", f"{_CORE}/nodes/{name}", {"spec": {"taints": None}})
 
     def node(self, name: str) -> Object:
         """Return the Node; raises `ApiServerError` when there is none."""
@@ -440,7 +446,8 @@ def assets(environ: Mapping[str, str]) -> Path | None:
     return folder if all((folder / name).exists() for name in ("etcd", "kube-apiserver")) else None
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return this many ports of loopback that nothing listens on."""
     sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
     ports = [int(each.getsockname()[1]) for each in sockets]
     for each in sockets:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from itertools import chain
@@ -69,7 +68,7 @@ class Handover:
     sent: Offer | None = None
     acked: Offer | None = None
     lost_at: float = float("-inf")
-    """When the last stream ended, or the attempts began; monotonic seconds."""
+    """When the resource was registered last, or the attempts began; monotonic seconds."""
     contested: bool = False
     """Whether the kubelet lists other devices for the resource than this daemon: another plugin has registered it."""
     ending: bool = False
@@ -82,14 +81,13 @@ class Handover:
         return self.acked is not None
 
     def closed(self, now: float) -> None:
-        """Record that the stream has ended."""
+        """Record that the stream has ended. One that was never acknowledged is no more than a failed attempt."""
+        self.lost_at = now if self.registered else self.lost_at
         self.sent = self.acked = self._fall_at = None
-        self.lost_at = now
 
     def next_list(self, observed: NodeState, resource: str, now: float) -> Offer:
         """Return the list that the stream should carry now."""
-        falling = self.acked is not None and self.sent is not None and bool(self.sent.healthy - self.desired.healthy)
-        if not falling or self.sent is None:
+        if self.sent is None or self.sent.healthy <= self.desired.healthy:
             self._fall_at = None
             return self.desired
         self._fall_at = now if self._fall_at is None else self._fall_at
@@ -111,9 +109,11 @@ class Handover:
 
     def changes_at(self, now: float) -> float | None:
         """Return when the figures or the list change without a further event, None for never."""
-        fall_at = math.inf if self._fall_at is None else self._fall_at + FALL_LIMIT
-        moment = self.lost_at + UNREGISTERED_LIMIT if self.acked is None else fall_at
-        return moment if now < moment < math.inf else None
+        moments = (
+            None if self.registered else self.lost_at + UNREGISTERED_LIMIT,
+            None if self._fall_at is None else self._fall_at + FALL_LIMIT,
+        )
+        return min((moment for moment in moments if moment is not None and moment > now), default=None)
 
 
 def link_names(slot: Slot) -> Iterator[tuple[str, str]]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from google.protobuf.message import DecodeError, Message
-from grpclib.client import Channel, UnaryUnaryMethod
+from google.protobuf.message import Message
+from grpclib.client import UnaryUnaryMethod
 from grpclib.const import Status
-from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
-from h2.exceptions import H2Error
+from grpclib.exceptions import GRPCError
 
 from devwatch.core.errors import KubeletError, NotServed
 from devwatch.core.holders import Holding
 from devwatch.kubelet import kubelet_pb2 as pb
+from devwatch.kubelet.protocol import KubeletChannel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,10 +89,13 @@ async def holdings(pod_resources: Path) -> tuple[Holding, ...]:
 
 async def _call(path: Path, method: str, request: Message, reply: type[Reply], *, within: float) -> Reply:
     name = method.rpartition("/")[2]
-    channel = Channel(path=str(path))
+    channel = KubeletChannel(path=str(path))
     try:
         async with asyncio.timeout(within):
-            return await UnaryUnaryMethod(channel, method, type(request), reply)(request)
+            # In a task of its own: grpclib cancels the task when the connection ends, which could hide that ours is cancelled.
+            call = asyncio.create_task(UnaryUnaryMethod(channel, method, type(request), reply)(request))
+            call.add_done_callback(_retrieve)
+            return await call
     except GRPCError as error:
         kind = NotServed if error.status is Status.UNIMPLEMENTED else KubeletError
         raise kind(f"the kubelet refuses {name}: {error.message or error.status.name}") from error
@@ -100,7 +103,13 @@ async def _call(path: Path, method: str, request: Message, reply: type[Reply], *
         raise KubeletError(f"the kubelet does not answer {name} within {within:.0f} s") from error
     except OSError as error:
         raise KubeletError(f"{path}: {error.strerror or error}") from error
-    except (DecodeError, H2Error, ProtocolError, StreamTerminatedError) as error:
+    except Exception as error:  # grpclib raises whatever an unexpected answer leads to, down to AssertionError
         raise KubeletError(f"unexpected answer to {name}: {str(error) or type(error).__name__}") from error
     finally:
         channel.close()
+
+
+def _retrieve(call: asyncio.Task[Any]) -> None:
+    """Take note of the exception of a call that was cancelled at the moment when it failed."""
+    if not call.cancelled():
+        call.exception()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 from devwatch.core.errors import KubeletError
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
 
 FOLDER = "devwatch"
 """The folder of the links in that of the plugins: the kubelet removes the sockets there when it starts, and nothing else."""
-_TEMPORARY = ".new"
 
 
 class DeviceLinks:
@@ -25,33 +23,36 @@ class DeviceLinks:
         self._made: dict[str, str] | None = None
 
     def update(self, wanted: Mapping[str, str]) -> None:
-        """Make exactly these links, by name with the devnode; each appears with its target or not at all. Raises `KubeletError`."""
+        """Make exactly these links, by name with the devnode. Raises `KubeletError`.
+
+        Each that is to lead elsewhere is removed before any is made, so that no two lead to one device even for a moment. One that cannot
+        be removed does not keep the others.
+        """
         if wanted == self._made:
             return
         try:
-            made = self._read() if self._made is None else self._made
-            for name in made.keys() - wanted.keys():
-                (self.folder / name).unlink(missing_ok=True)
-            self._made = None
+            made, self._made = self._read() if self._made is None else self._made, None
+            failed = [self._remove(name) for name, devnode in made.items() if wanted.get(name) != devnode]
+            for error in filter(None, failed):
+                raise error
             for name, devnode in wanted.items():
                 if made.get(name) != devnode:
-                    self._make(name, devnode)
+                    (self.folder / name).symlink_to(devnode)
         except OSError as error:
-            raise KubeletError(f"{error.filename or self.folder}: {error.strerror or error}") from error
+            path = error.filename2 or error.filename or self.folder
+            raise KubeletError(f"{path}: {error.strerror or error}") from error
         self._made = dict(wanted)
 
     def _read(self) -> dict[str, str]:
-        """Return what the folder holds, by name: the target of a link, empty for anything else."""
+        """Return what the folder holds, by name: the target of a link, empty for any other file. Folders are none of ours."""
         self.folder.mkdir(mode=0o755, exist_ok=True)
-        return {path.name: str(path.readlink()) if path.is_symlink() else "" for path in self.folder.iterdir()}
+        found = [path for path in self.folder.iterdir() if path.is_symlink() or not path.is_dir()]
+        return {path.name: str(path.readlink()) if path.is_symlink() else "" for path in found}
 
-    def _make(self, name: str, devnode: str) -> None:
-        temporary = self.folder / f"{_TEMPORARY}{name}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(devnode)
+    def _remove(self, name: str) -> OSError | None:
+        """Remove a link, and return why that failed."""
         try:
-            temporary.replace(self.folder / name)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+            (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            return error
+        return None

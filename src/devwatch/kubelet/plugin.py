@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from google.protobuf.message import DecodeError
 from grpclib.const import Cardinality, Handler, Status
-from grpclib.exceptions import GRPCError, StreamTerminatedError
-from grpclib.server import Server
+from grpclib.exceptions import GRPCError
 
 from devwatch.core.errors import KubeletError
 from devwatch.kubelet import kubelet_pb2 as pb
+from devwatch.kubelet.protocol import KubeletServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from devwatch.core.handover import Allocation, Offer
 
+_Request = TypeVar("_Request")
 _SERVICE = "/v1beta1.DevicePlugin/"
 
 
@@ -46,7 +48,8 @@ class PluginServer:
     def __init__(self, path: Path, resource: Resource, links: Path) -> None:
         """Serve on the socket `path`; `links` is the folder of devwatch's links as the container runtime sees it."""
         self._path, self._resource, self._links = path, resource, links
-        self._server = Server([self])
+        self._server = KubeletServer([self])
+        self._listening = False
         self._offer: Offer | None = None
         self._changed = asyncio.Event()
         self._stream: asyncio.Task[None] | None = None
@@ -68,9 +71,12 @@ class PluginServer:
             await self._server.start(path=str(self._path))
         except OSError as error:
             raise KubeletError(f"{self._path}: {error.strerror or error}") from error
+        self._listening = True
 
     async def close(self) -> None:
-        """End the stream and stop listening."""
+        """End the stream and stop listening; does nothing where `start` has failed."""
+        if not self._listening:
+            return
         self._server.close()
         await self._server.wait_closed()
         with contextlib.suppress(OSError):
@@ -83,7 +89,7 @@ class PluginServer:
             self._changed.set()
 
     async def _options(self, stream: Stream[pb.Empty, pb.DevicePluginOptions]) -> None:
-        await stream.recv_message()
+        await _receive(stream)
         await stream.send_message(pb.DevicePluginOptions())
 
     async def _list_and_watch(self, stream: Stream[pb.Empty, pb.ListAndWatchResponse]) -> None:
@@ -92,11 +98,9 @@ class PluginServer:
             self._stream.cancel()
         self._stream = task = asyncio.current_task()
         try:
-            await stream.recv_message()
+            await _receive(stream)
             self._resource.opened()
             await self._send_lists(stream)
-        except StreamTerminatedError:
-            pass
         finally:
             if self._stream is task:
                 self._stream = None
@@ -113,7 +117,7 @@ class PluginServer:
             await self._changed.wait()
 
     async def _allocate(self, stream: Stream[pb.AllocateRequest, pb.AllocateResponse]) -> None:
-        request = await stream.recv_message()
+        request = await _receive(stream)
         containers = request.container_requests if request else ()
         try:
             found = [self._resource.allocate(each.devices_ids) for each in containers]
@@ -127,6 +131,14 @@ class PluginServer:
             for path, name in allocation.paths.items()
         ]
         return pb.ContainerAllocateResponse(envs=allocation.variables, devices=devices)
+
+
+async def _receive(stream: Stream[_Request, Any]) -> _Request | None:
+    """Return the request, None for a call without one. Raises `GRPCError` for one that is cut short, compressed or not a message."""
+    try:
+        return await stream.recv_message()
+    except (AssertionError, DecodeError, NotImplementedError) as error:
+        raise GRPCError(Status.INVALID_ARGUMENT, f"unexpected request: {error}") from error
 
 
 def _list_of(offer: Offer) -> pb.ListAndWatchResponse:

@@ -10,10 +10,10 @@ from devwatch.core.errors import ApiError
 from devwatch.core.node import Amounts
 from devwatch.core.rules import Publish
 from devwatch.core.task import Task
-from devwatch.core.way import KUBELET_MEMORY, Change, changes, holdouts
+from devwatch.core.way import KUBELET_MEMORY, Change, changes, holdouts, leaving
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.report import Telemetry
@@ -46,44 +46,55 @@ class Changeover:
     """The changes whose pods have ended."""
     _kubelet_began: tuple[object, float] = (None, -math.inf)
     """The kubelet of the last look, and when it was first seen, or the first change."""
+    _leaving: frozenset[str] = frozenset()
+    """The resources that the kubelet handed over, and that are not configured any more."""
     _read_at: float = -math.inf
 
-    def observe(self, rules: Iterable[ResourceRule], memory: Listing, now: float) -> None:
+    def observe(self, rules: Sequence[ResourceRule], memory: Listing, now: float) -> None:
         """Process the configuration, and what the annotation says of the former ways."""
-        pending = changes(rules, memory)
+        pending, gone = changes(rules, memory), leaving(rules, memory)
         if pending - self._changes:
-            self._read_at, self._kubelet_began = now, (self.kubelet(), now)
-        elif pending and (socket := self.kubelet()) != self._kubelet_began[0]:
+            self._read_at = now
+        if pending - self._changes or gone - self._leaving:
+            self._kubelet_began = (self.kubelet(), now)
+        elif (pending or gone) and (socket := self.kubelet()) != self._kubelet_began[0]:
             self._kubelet_began = (socket, now)
+        self._leaving = gone
         self._changes, self._free = pending, self._free & pending
         waiting = {
             change.resource: self.waiting.get(change.resource, "waits for the list of pods") for change in pending
         }
         for change in self._free:
-            late = change.former is Publish.DEVICE_PLUGIN and now < self._kubelet_began[1] + KUBELET_MEMORY
+            late = change.former is Publish.DEVICE_PLUGIN and now < self._forgotten_at
             waiting[change.resource] = "waits for the kubelet to forget the plugin (5 min 20 s)" if late else ""
         self.waiting = {name: why for name, why in waiting.items() if why}
         self._report()
 
     def hold(self, figures: Figures) -> Figures:
         """Return the figures with those of the waiting resources at 0, and with their entries as they are listed."""
-        if not self.waiting:
+        if not self.waiting and not self._leaving:
             return figures
+        forgotten = self._leaving if self.clock.now() >= self._forgotten_at else frozenset()
         held = {
             name: replace(figure, amounts=Amounts.of(0), frozen=True) if name in self.waiting else figure
             for name, figure in figures.by_name.items()
         }
-        return replace(figures, by_name=held)
+        return replace(figures, by_name=held, forgotten=forgotten)
+
+    @property
+    def _forgotten_at(self) -> float:
+        """When the kubelet has forgotten the plugins that have ended."""
+        return self._kubelet_began[1] + KUBELET_MEMORY
 
     def action(self, now: float) -> Task | None:
         """Return the list of pods that is due, None for none."""
         return Task(run=self._read, patience=0.0) if self._changes - self._free and now >= self._read_at else None
 
-    def due(self, _now: float) -> float | None:
+    def due(self, now: float) -> float | None:
         """Return when to list the pods next, or the kubelet has forgotten a plugin; None for never."""
         if self._changes - self._free:
             return self._read_at
-        return self._kubelet_began[1] + KUBELET_MEMORY if self.waiting else None
+        return self._forgotten_at if (self.waiting or self._leaving) and now < self._forgotten_at else None
 
     async def _read(self) -> None:
         self._read_at = self.clock.now() + READ_INTERVAL

@@ -11,6 +11,7 @@ from devwatch.agent.requests import Publisher, Requests
 from devwatch.core.errors import ConfigError
 from devwatch.core.inventory import Inventory, Scan
 from devwatch.core.plan import Figures, Tally
+from devwatch.core.rules import Publish
 from devwatch.core.scene import Scene
 
 if TYPE_CHECKING:
@@ -156,8 +157,7 @@ class Reconciler:
     def _cycle(self, group: asyncio.TaskGroup) -> tuple[float, str]:
         """Run one cycle: responses, configuration, scan, counts, losses, request. Return when to run the next, and its trigger.
 
-        Responses come first, so that the scan is compared with the newest observation. Losses come before the update of the publisher,
-        since the annotation lists them.
+        Responses come first: the scan is compared with the newest observation. Losses come before the publisher, since it lists them.
         """
         now = self._clock.now()
         wakes, self._wakes = self._wakes, set()
@@ -209,7 +209,7 @@ class Reconciler:
             date=self.publisher.date,
         )
         losses = self._evictor.losses
-        self._evictor.set_incidents(losses.update(self._config.for_node(self._node), scene))
+        self._evictor.set_incidents(losses.update(self._rules, scene))
         return losses.listing(figures)
 
     def _report(self, scan: Scan, figures: Figures) -> None:
@@ -233,10 +233,12 @@ class Reconciler:
     # -- the configuration
 
     def _use(self, config: Config) -> None:
-        self._config = config
-        self._tally.configure(config.for_node(self._node))
+        self._config, rules = config, config.for_node(self._node)
+        # One run registers no plugin: what the kubelet hands over stays as it is.
+        self._rules = tuple(each for each in rules if not self._once or each.publish is Publish.NODE_STATUS)
+        self._tally.configure(self._rules, left_out=frozenset(each.name for each in rules if each not in self._rules))
         if self._plugins is not None:
-            self._plugins.configure(config.for_node(self._node))
+            self._plugins.configure(self._rules)
         self._source.expect(config.literal_paths)
         self.publisher.configure(config.resync)
         self._reporter.configured(config)

@@ -195,7 +195,7 @@ def _entries_within(entries: tuple[Entry, ...], limit: int) -> list[dict[str, ob
 
 
 def _entry_object(entry: Entry) -> dict[str, object]:
-    if not entry.devnode:
+    if entry.publish and not entry.devnode:
         return {"publish": entry.publish}
     shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in ("devnode", *_IDS)}
     memory = {

@@ -82,11 +82,10 @@ class NodeState:
         writers = self.writers.get(ANNOTATION_PART, ())
         return len(writers) == 1 and writers[0].ours
 
-    def removable(self, name: str) -> bool:
-        """Return whether devwatch wrote the key in each map that has it, so that devwatch may remove it."""
-        ours = {
-            part for writer in self.writers.get(name, ()) if writer.manager == FIELD_MANAGER for part in writer.maps
-        }
+    def removable(self, name: str, *, kubelet: bool = False) -> bool:
+        """Return whether devwatch, or with `kubelet` the kubelet, wrote the key in each map that has it: then devwatch may remove it."""
+        managers = {FIELD_MANAGER, "kubelet"} if kubelet else {FIELD_MANAGER}
+        ours = {part for writer in self.writers.get(name, ()) if writer.manager in managers for part in writer.maps}
         return all(part in ours for part in MAPS if name in getattr(self, part))
 
     def supersedes(self, held: NodeState | None) -> bool:

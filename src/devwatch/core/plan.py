@@ -12,6 +12,7 @@ from devwatch.core.listing import Entry, Listing, render_listing
 from devwatch.core.node import ANNOTATION_PART, Amounts, NodePatch, NodeState, Part
 from devwatch.core.rules import Claim, Publish, ResourceRule, claim, quantity_of
 from devwatch.core.slots import Slot, Slots, SlotState, mark, recall
+from devwatch.core.way import way_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -78,6 +79,10 @@ class Figures:
 
     by_name: Mapping[str, Figure] = field(default_factory=dict)
     claims: Mapping[Device, Claim] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
+    """Resources of the configuration that are neither written nor removed."""
+    forgotten: frozenset[str] = frozenset()
+    """Resources of ended plugins that the kubelet does not write any more."""
 
     @property
     def due(self) -> float | None:
@@ -95,7 +100,7 @@ class Tally:
 
     def __init__(self, rules: Sequence[ResourceRule], *, start_grace: float = START_GRACE) -> None:
         """Count for these rules. The figures of `start` count for `start_grace` seconds at least."""
-        self._claims = Claims(rules)
+        self._claims, self._left_out = Claims(rules), frozenset[str]()
         self._counts: dict[str, Window] = {}
         self._devnodes: dict[str, Window] = {}
         self._slots: dict[str, Slots] = {}
@@ -105,9 +110,12 @@ class Tally:
         self._start_grace = start_grace
         self._start: dict[str, tuple[int, float]] = {}
 
-    def configure(self, rules: Sequence[ResourceRule]) -> None:
-        """Count for other rules. Past counts of a resource stay, unless a device of it now goes to another (`_forget_reassigned`)."""
-        self._claims, self._reconfigured = Claims(rules), True
+    def configure(self, rules: Sequence[ResourceRule], *, left_out: frozenset[str] = frozenset()) -> None:
+        """Count for other rules; those of `left_out` are left as they are.
+
+        Past counts of a resource stay, unless a device of it now goes to another (`_forget_reassigned`).
+        """
+        self._claims, self._reconfigured, self._left_out = Claims(rules), True, left_out
         names = {rule.name for rule in rules}
         units = {rule.name: rule.count for rule in rules}
         self._slots = {name: slots for name, slots in self._slots.items() if slots.unit == units.get(name)}
@@ -154,7 +162,7 @@ class Tally:
             holders = held.get(rule.name, frozenset())
             offered = slots.update(devices, figure.advertised, certain=certain, held=holders)
             figures[rule.name] = replace(figure, slots=offered)
-        return Figures(by_name=figures, claims=claims)
+        return Figures(by_name=figures, claims=claims, left_out=self._left_out)
 
     def _forget_reassigned(self, owners: dict[Key, str]) -> None:
         """After a reconfiguration, drop the past counts of resources that have lost a present device to another: it would count twice."""
@@ -261,22 +269,25 @@ def plan_patch(
 
     1. Every configured resource gets its figure, unless the Node shows it.
     2. A resource that is not configured is removed if a believed annotation lists it and its count is devwatch's (`removable`). A count
-       that another client wrote is left alone.
+       that another client wrote is left alone. One that the kubelet handed over is 0 until the kubelet has forgotten its plugin
+       (`Figures.forgotten`), and the kubelet may have written it.
     3. So is one that was `written`: a failed request may have stored its count although neither the counts nor the annotation show it. Its
        removal is sent even if the observed state has no such key, since that state may be older than the write.
 
-    The annotation lists the devices of the configured resources. It also keeps the name of a resource that is leaving, for the next daemon:
-    while any part is `isolated`, since count and name are then removed by separate requests; and while it is `written` but the observed
-    count is another client's, since devwatch's own write may still be stored over that. An annotation that differs only by devnodes that
-    are away within their grace is not written, if nothing else is: when the devices are back it would be written again.
+    The annotation lists the devices of the configured resources. It keeps the name of a resource that is leaving, for the next daemon: while
+    any part is `isolated`, since count and name are then removed by separate requests; and while it is `written` but the observed count is
+    another client's, since devwatch's own write may still be stored over that. An annotation that differs only by devnodes away within
+    their grace is not written by itself: when the devices are back it would be written again.
     """
     memory = observed.memory()
     wanted: dict[str, Amounts | None] = {name: figure.shown for name, figure in figures.by_name.items()}
     unseen = {name for name in written if name not in wanted and observed.removable(name)}
-    wanted |= {name: None for name in memory if name not in wanted and observed.removable(name)}
-    wanted |= dict.fromkeys(unseen)
+    wanted |= _leaving(figures, memory, observed) | dict.fromkeys(unseen)
     needed = {name: count for name, count in wanted.items() if name in unseen or not observed.shows(name, count)}
     leaving = {name for name, count in needed.items() if count is None and isolated} | (written - wanted.keys())
+    leaving |= {
+        name for name in memory if name in figures.left_out or (name not in figures.by_name and wanted.get(name))
+    }
     listed = list_devices(figures, memory, remembered)
     annotation = render_listing({**listed, **{name: memory.get(name, ()) for name in leaving}})
     if annotation == observed.annotation:
@@ -285,6 +296,16 @@ def plan_patch(
     if ours and not needed and _annotation_can_wait(figures, annotation or "", observed.annotation or ""):
         return NodePatch()
     return NodePatch(counts=needed, annotation=annotation)
+
+
+def _leaving(figures: Figures, memory: Listing, observed: NodeState) -> dict[str, Amounts | None]:
+    """Return what becomes of the resources that the annotation lists and the configuration does not."""
+    found: dict[str, Amounts | None] = {}
+    for name in memory.keys() - figures.by_name.keys() - figures.left_out:
+        handed_over = way_of(memory[name]) is Publish.DEVICE_PLUGIN
+        if observed.removable(name, kubelet=handed_over):
+            found[name] = Amounts.of(0) if handed_over and name not in figures.forgotten else None
+    return found
 
 
 def _annotation_can_wait(figures: Figures, wanted: str, shown: str) -> bool:

@@ -10,7 +10,7 @@ from devwatch.core.rules import Publish
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from devwatch.core.listing import Listing
+    from devwatch.core.listing import Entry, Listing
     from devwatch.core.pods import Pod
     from devwatch.core.rules import ResourceRule
 
@@ -32,7 +32,7 @@ class Change:
 
 def changes(rules: Iterable[ResourceRule], memory: Listing) -> frozenset[Change]:
     """Return the resources whose way of publishing has changed since a devwatch last listed them."""
-    found = ((rule, _way_of(memory, rule.name)) for rule in rules if rule.name in memory)
+    found = ((rule, way_of(memory[rule.name])) for rule in rules if rule.name in memory)
     return frozenset(
         Change(resource=rule.name, former=former, way=rule.publish)
         for rule, former in found
@@ -40,8 +40,15 @@ def changes(rules: Iterable[ResourceRule], memory: Listing) -> frozenset[Change]
     )
 
 
-def _way_of(memory: Listing, name: str) -> Publish:
-    plugin = any(entry.publish == Publish.DEVICE_PLUGIN.value for entry in memory[name])
+def leaving(rules: Iterable[ResourceRule], memory: Listing) -> frozenset[str]:
+    """Return the resources that the kubelet handed over, and that are not configured any more."""
+    names = memory.keys() - {rule.name for rule in rules}
+    return frozenset(name for name in names if way_of(memory[name]) is Publish.DEVICE_PLUGIN)
+
+
+def way_of(entries: Iterable[Entry]) -> Publish:
+    """Return how a resource was published, by its entries in the annotation."""
+    plugin = any(entry.publish == Publish.DEVICE_PLUGIN.value for entry in entries)
     return Publish.DEVICE_PLUGIN if plugin else Publish.NODE_STATUS
 
 

@@ -274,10 +274,9 @@ def plan_patch(
     3. So is one that was `written`: a failed request may have stored its count although neither the counts nor the annotation show it. Its
        removal is sent even if the observed state has no such key, since that state may be older than the write.
 
-    The annotation lists the devices of the configured resources. It keeps the name of a resource that is leaving, for the next daemon: while
-    any part is `isolated`, since count and name are then removed by separate requests; and while it is `written` but the observed count is
-    another client's, since devwatch's own write may still be stored over that. An annotation that differs only by devnodes away within
-    their grace is not written by itself: when the devices are back it would be written again.
+    The annotation lists the devices of the configured resources. It keeps the name of a resource that is leaving: while any part is
+    `isolated`, since count and name are then removed by separate requests; and while it is `written` but the observed count is another
+    client's, since devwatch's own write may still be stored over that. A change only of devnodes that are away is not worth a write.
     """
     memory = observed.memory()
     wanted: dict[str, Amounts | None] = {name: figure.shown for name, figure in figures.by_name.items()}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from devwatch.agent.clock import Clock
     from devwatch.agent.report import Telemetry
     from devwatch.core.listing import Listing
+    from devwatch.core.node import NodeState
     from devwatch.core.plan import Figures
     from devwatch.core.pods import Pod
     from devwatch.core.rules import ResourceRule
@@ -46,13 +47,17 @@ class Changeover:
     """The changes whose pods have ended."""
     _kubelet_began: tuple[object, float] = (None, -math.inf)
     """The kubelet of the last look, and when it was first seen, or the first change."""
+    _observed: NodeState | None = None
+    _memory: Listing = field(default_factory=dict)
     _leaving: frozenset[str] = frozenset()
     """The resources that the kubelet handed over, and that are not configured any more."""
     _read_at: float = -math.inf
 
-    def observe(self, rules: Sequence[ResourceRule], memory: Listing, now: float) -> None:
-        """Process the configuration, and what the annotation says of the former ways."""
-        pending, gone = changes(rules, memory), leaving(rules, memory)
+    def observe(self, rules: Sequence[ResourceRule], observed: NodeState | None, now: float) -> None:
+        """Process the configuration, and what the Node's annotation says of the former ways."""
+        if observed is not self._observed:  # parsing it in every cycle would cost more than all else here
+            self._observed, self._memory = observed, observed.memory() if observed else {}
+        pending, gone = changes(rules, self._memory), leaving(rules, self._memory)
         if pending - self._changes:
             self._read_at = now
         if pending - self._changes or gone - self._leaving:

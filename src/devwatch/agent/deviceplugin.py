@@ -128,7 +128,7 @@ class DevicePlugins:
 
     def update(self, figures: Figures, inventory: Inventory, observed: NodeState | None, now: float) -> Figures:
         """Set the links and the lists, and return the figures with those that the Node should show for these resources."""
-        self.changeover.observe(self._rules, observed.memory() if observed else {}, now)
+        self.changeover.observe(self._rules, observed, now)
         self._register(rule for rule in self._rules if rule.name not in self.changeover.waiting)
         slots = {name: figures.by_name[name].slots for name in self._registrations}
         self.held.observe(slots, now)

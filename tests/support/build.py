@@ -34,24 +34,31 @@ def device(name: str = "ttyUSB0", **fields: Any) -> Device:  # noqa: ANN401  any
 
 
 Parts = Mapping[str, str | None]
-"""A patch in short: by resource the count of both maps, and the annotation as `ANNOTATION_PART`; None removes."""
+"""A patch in short: by resource the count of both maps, or `CAPACITY/ALLOCATABLE` where they differ, and the annotation as
+`ANNOTATION_PART`; None removes."""
 
 
 def patch_of(parts: Parts) -> NodePatch:
     """Return the patch that writes these parts."""
     counts = {
-        name: None if count is None else Amounts.of(int(count))
-        for name, count in parts.items()
-        if name != ANNOTATION_PART
+        name: None if count is None else _amounts_of(count) for name, count in parts.items() if name != ANNOTATION_PART
     }
     return NodePatch(counts=counts, annotation=parts.get(ANNOTATION_PART, UNTOUCHED))
 
 
+def _amounts_of(text: str) -> Amounts:
+    capacity, _, allocatable = text.partition("/")
+    return Amounts(capacity=int(capacity), allocatable=int(allocatable or capacity))
+
+
 def parts_of(patch: NodePatch) -> dict[str, str | None]:
-    """Return a patch in short. Raises `AssertionError` where the two maps of a resource differ."""
-    assert all(count is None or count.capacity == count.allocatable for count in patch.counts.values())
-    counts = {name: None if count is None else str(count.capacity) for name, count in patch.counts.items()}
+    """Return a patch in short."""
+    counts = {name: None if count is None else _text_of(count) for name, count in patch.counts.items()}
     return counts | ({ANNOTATION_PART: patch.annotation} if patch.annotation is not UNTOUCHED else {})
+
+
+def _text_of(count: Amounts) -> str:
+    return str(count.capacity) if count == Amounts.of(count.capacity) else f"{count.capacity}/{count.allocatable}"
 
 
 def scan(*devices: Device, at: float = 0.0, **fields: Any) -> Scan:  # noqa: ANN401  any field of a Look

@@ -331,9 +331,12 @@ class FakeServer:
         for name, value in passed.items():
             if name == ANNOTATION_PART:
                 self._note(name, "", before["metadata"]["annotations"].get(ANNOTATION), value, us)
-            for part in MAPS if name != ANNOTATION_PART else ():
-                self._note(name, part, before["status"][part].get(name), value, us)
-        _merge(self._there(), patch_of(passed).body())
+        patch = patch_of(passed)
+        for part in MAPS:
+            for name, count in patch.counts.items():
+                written = None if count is None else str(getattr(count, part))
+                self._note(name, part, before["status"][part].get(name), written, us)
+        _merge(self._there(), patch.body())
         if self._there() != before:
             self._stamp()
 

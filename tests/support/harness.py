@@ -15,8 +15,11 @@ from support.fakes import EPOCH, RecordingLog
 from support.metrics import samples
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from devwatch.agent.nodewatch import Watch
     from devwatch.agent.reconciler import Reconciler
+    from devwatch.agent.registration import KubeletApi
     from devwatch.agent.wiring import Workload
     from devwatch.config.schema import Config
     from support.fakes import FakeHost, FakeServer, FakeSettings
@@ -38,6 +41,8 @@ class Harness:
     metrics: Metrics = field(default_factory=lambda: Metrics("0"))
     health: Health = field(default_factory=lambda: Health(sweep=10, last_cycle=0))
     jitter: float = 0.5
+    connect: Callable[[], KubeletApi] | None = None
+    """What makes the kubelet, None for a daemon that hands over nothing."""
     cycles: list[float] = field(default_factory=list)
     """When each cycle of the loop ended."""
 
@@ -58,6 +63,7 @@ class Harness:
             api=self.server,
             watch=watch,
             workload=workload,
+            kubelet=self.connect,
             settings=self.settings,
             config=used,
             telemetry=Telemetry(log=self.log, metrics=self.metrics, health=self.health),

@@ -26,6 +26,10 @@ DAY = 24 * HOUR
 # asyncio runs a timer that is at most its clock resolution (1 ns) away. From 2**22 s on, two neighbouring floats are
 # farther apart than that, and a timer that is due exactly now would never run.
 LAST_MOMENT = 2.0**22
+RESOLUTION = 1e-9
+"""Seconds: the clock resolution of asyncio on Linux."""
+STANDING = 1_000
+"""Rounds of the event loop in a row for which the clock may stand still."""
 
 
 class VirtualTimeError(Exception):
@@ -39,6 +43,7 @@ class _VirtualSelector(selectors.DefaultSelector):
         super().__init__()
         self.now = now
         self._end = end
+        self._standing = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
@@ -53,7 +58,10 @@ class _VirtualSelector(selectors.DefaultSelector):
         if timeout > 0 and self.now >= self._end:
             message = f"no end in virtual time: the clock has reached {self.now:g} s"
             raise VirtualTimeError(message)
-        self.now += max(timeout, 0)
+        # asyncio runs a timer up to its clock resolution early. Who then compares with the time it asked for waits again, for nothing,
+        # as long as the clock stands still: a real one does not.
+        self._standing = self._standing + 1 if timeout <= 0 else 0
+        self.now += RESOLUTION if self._standing > STANDING else max(timeout, 0)
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from devwatch.core.rules import ResourceRule
     from devwatch.core.slots import Slot
 
-POLL = 0.05
+POLL = 0.0625
 """Seconds between two looks whether the kubelet accepts registrations."""
 SETTLED = 10.0
 """Seconds after which a stream that ends is no reason to pause: the kubelet has started again, rather than refused."""
@@ -34,6 +35,10 @@ CHECK = 10.0
 """Seconds between two questions whether the kubelet still lists our devices."""
 CONTESTED = 2
 """Questions in a row whose answer must differ before another plugin is reported."""
+UNACKNOWLEDGED = 2.0
+"""Seconds after which it is reported that the kubelet lists other devices than it was sent."""
+ABSENT = 10.0
+"""Seconds after which it is reported that no kubelet accepts registrations: one that starts again needs some."""
 
 
 class Server(Protocol):
@@ -111,6 +116,8 @@ class Registration:
     streaming: bool = False
     failure: str = ""
     """Why the last attempt failed; empty once registered."""
+    _ended: bool = False
+    """Whether a stream of this server has ended; the kubelet never opens another one by itself."""
     _links: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By ID that was ever listed: the names of its links."""
     _progress: asyncio.Event = field(default_factory=asyncio.Event)
@@ -155,12 +162,12 @@ class Registration:
 
     def sent(self, offer: Offer) -> None:
         """Record that a list was sent on the stream."""
-        self.handover.sent = offer
+        self.handover.record_sent(offer)
         self._changed()
 
     def closed(self) -> None:
         """Record that the stream has ended."""
-        self.streaming = False
+        self.streaming, self._ended = False, True
         self.handover.closed(self.clock.now())
         self._changed()
 
@@ -178,7 +185,7 @@ class Registration:
             known = await self._await_kubelet(backoff, known)
             began = self.clock.now()
             try:
-                await self._serve()
+                await self._serve(known)
             except KubeletError as error:
                 self.failure = str(error)
                 self.report.lost(self.rule.name, error)
@@ -192,53 +199,80 @@ class Registration:
 
         A kubelet that has started since is asked at once, whatever the one before has refused.
         """
+        report_at = self.clock.now() + ABSENT
         while True:
             socket = self.kubelet.socket()
             if socket is None or socket != known:
                 backoff.succeed()
             known = socket
             if socket is not None and self.clock.now() >= backoff.until and await self.kubelet.is_accepting():
-                return known
+                return self.kubelet.socket()  # it may have started since the last look
+            if self.clock.now() >= max(report_at, backoff.until + ABSENT):
+                report_at = math.inf
+                self._report_absent()
             await asyncio.sleep(POLL)
 
-    async def _serve(self) -> None:
-        """Register, and serve until the stream ends. Raises `KubeletError`."""
-        self.server = server = self.kubelet.server(self.rule.name, self)
+    def _report_absent(self) -> None:
+        hint = "does it run, and is its folder of plugins this one (--device-plugin-dir)?"
+        self.report.lost(self.rule.name, KubeletError("no kubelet accepts registrations", hint=hint))
+
+    async def _serve(self, socket: object) -> None:
+        """Register with the kubelet of a socket, and serve until the stream ends. Raises `KubeletError`, at the latest then."""
+        self.server, self._ended = self.kubelet.server(self.rule.name, self), False
+        server = self.server
         try:
             await server.start()
             server.offer(self.handover.desired)
             await self.kubelet.register(self.rule.name)
-            await self._await_list()
-            while self.streaming:
+            await self._await_list(socket)
+            while not self._ended:
                 await self._acknowledge()
                 await self._check()
+            raise KubeletError("the kubelet has ended the stream")
         finally:
             self.server = None
             await server.close()
 
-    async def _await_list(self) -> None:
+    async def _await_list(self, socket: object) -> None:
         """Wait until the first list is sent. Raises `KubeletError`."""
-        try:
-            async with asyncio.timeout(STREAM_TIMEOUT):
-                while self.handover.sent is None:
-                    self._progress.clear()
-                    await self._progress.wait()
-        except TimeoutError as error:
-            raise KubeletError("the kubelet has accepted the registration, and does not ask for the devices") from error
+        until = self.clock.now() + STREAM_TIMEOUT
+        while self.handover.sent is None and not self._ended:
+            if self.clock.now() >= until:
+                raise KubeletError("the kubelet has accepted the registration, and does not ask for the devices")
+            if self.kubelet.socket() != socket:
+                raise KubeletError("the kubelet has started again before it asked for the devices")
+            await self._await_change(POLL)
+
+    async def _await_change(self, seconds: float) -> bool:
+        """Wait for the next change of the stream, and return whether there was one within these seconds."""
+        self._progress.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._progress.wait()
+        return False
 
     async def _acknowledge(self) -> None:
         """Wait until the kubelet has taken over the last list, or the stream has ended."""
-        began, pause = self.clock.now(), ACK_POLL[0]
-        offer = self.handover.sent
-        while offer is not None and self.handover.acked != offer:
-            taken = await self._taken_over()
-            if taken is None:
-                await asyncio.sleep(max(began + ACK_TIMEOUT - self.clock.now(), 0))
-            if self.handover.sent == offer and (taken is None or offer.healthy <= taken):
+        while (offer := self.handover.sent) is not None and self.handover.acked != offer:
+            if await self._is_taken_over(offer) and self.handover.sent is offer:
                 self._acknowledged(offer)
-                return
-            await asyncio.sleep(pause)
-            offer, pause = self.handover.sent, min(pause * 2, ACK_POLL[1])
+
+    async def _is_taken_over(self, offer: Offer) -> bool:
+        """Ask until the kubelet lists these devices, and return whether it does; it need not once the stream has changed."""
+        began, pause = self.clock.now(), ACK_POLL[0]
+        while self.handover.sent is offer:
+            taken = await self._taken_over()
+            passed = self.clock.now() - began
+            if taken is None:
+                return not await self._await_change(max(ACK_TIMEOUT - passed, 0))
+            if offer.healthy <= taken:
+                return True
+            if passed >= UNACKNOWLEDGED:
+                self._report_unlisted(taken)
+                pause = ACK_TIMEOUT
+            await self._await_change(pause)
+            pause = min(pause * 2, ACK_POLL[1])
+        return False
 
     async def _taken_over(self) -> frozenset[str] | None:
         """Return the IDs that the kubelet lists for the resource, None where it cannot say so."""
@@ -250,6 +284,7 @@ class Registration:
     def _acknowledged(self, offer: Offer) -> None:
         first, self.handover.acked = self.handover.acked is None, offer
         self.failure = ""
+        self.handover.contested = False
         if first:
             self.report.registered(self.rule.name, offer.ids)
         self.report.wake()
@@ -258,17 +293,22 @@ class Registration:
         """Wait for the next list or the end of the stream, and ask now and then whether the kubelet still lists our devices."""
         differing = 0
         while (offer := self.handover.acked) is not None and self.handover.sent == offer:
-            self._progress.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ACK_TIMEOUT if 0 < differing < CONTESTED else CHECK):
-                    await self._progress.wait()
+            if await self._await_change(ACK_TIMEOUT if 0 < differing < CONTESTED else CHECK):
                 continue
             taken = await self._taken_over()
             differing = differing + 1 if taken is not None and not offer.healthy <= taken <= offer.ids else 0
             self._contest(contested=differing >= CONTESTED)
 
+    def _report_unlisted(self, taken: frozenset[str]) -> None:
+        """Report that a list is not acknowledged: another plugin is the reason if the kubelet lists devices that were never ours."""
+        self._contest(contested=not taken <= self._links.keys())
+        if not self.handover.contested:
+            self.report.lost(self.rule.name, KubeletError("the kubelet does not list the devices that it was sent"))
+
     def _contest(self, *, contested: bool) -> None:
-        if contested and not self.handover.contested:
+        if contested == self.handover.contested:
+            return
+        if contested:
             hint = "end the other plugin, or take the resource out of its configuration or out of this one"
             error = "another plugin has registered the resource too, so nothing of it is allocatable"
             self.report.lost(self.rule.name, KubeletError(error, hint=hint))

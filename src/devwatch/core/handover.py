@@ -38,7 +38,13 @@ class Offer:
 
     def common(self, other: Offer) -> Amounts:
         """Return the figures that both lists allow; of a list with itself, those that the kubelet computes from it."""
-        return Amounts(capacity=len(self.ids & other.ids), allocatable=len(self.healthy & other.healthy))
+        both = self & other
+        return Amounts(capacity=len(both.ids), allocatable=len(both.healthy))
+
+    def __and__(self, other: Offer) -> Offer:
+        """Return what both lists have; a device is healthy where it is so in both."""
+        healthy = self.healthy & other.healthy
+        return Offer(healthy=healthy, unhealthy=(self.ids & other.ids) - healthy)
 
 
 def offer_of(slots: Iterable[Slot], ready: AbstractSet[str]) -> Offer:
@@ -67,6 +73,7 @@ class Handover:
     desired: Offer = field(default_factory=Offer)
     sent: Offer | None = None
     acked: Offer | None = None
+    """What the kubelet has of all lists since the last one that it acknowledged, whichever of them it has taken over."""
     lost_at: float = float("-inf")
     """When the resource was registered last, or the attempts began; monotonic seconds."""
     contested: bool = False
@@ -79,6 +86,11 @@ class Handover:
     def registered(self) -> bool:
         """Whether a stream is open, and the first list of it was acknowledged."""
         return self.acked is not None
+
+    def record_sent(self, offer: Offer) -> None:
+        """Record that a list was sent on the stream."""
+        self.sent = offer
+        self.acked = None if self.acked is None else self.acked & offer
 
     def closed(self, now: float) -> None:
         """Record that the stream has ended. One that was never acknowledged is no more than a failed attempt."""

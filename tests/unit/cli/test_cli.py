@@ -539,6 +539,30 @@ MODULES_OF_COMMANDS = {
     "argcomplete",
     "difflib",
 }
+MODULES_OF_KUBELETS = {"devwatch.kubelet", "grpclib", "google.protobuf", "h2"}
+"""What speaks with a kubelet: 3 to 7 MiB."""
+WIRED = """
+import asyncio, sys
+from pathlib import Path
+from devwatch.agent.daemon import Daemon, Options
+from support import virtualtime
+from support.fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, RecordingLog
+from support.harness import Harness
+
+async def main():
+    config, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    options = Options(config=config, node="n", kubelet_dir=folder, device_plugin_dir=folder)
+    daemon = Daemon(options, RecordingLog(), environ={}, out=sys.stdout)
+    clock, used = asyncio.get_running_loop().time, daemon._config
+    harness = Harness(host=FakeHost(), server=FakeServer(clock), settings=FakeSettings(used), connect=daemon._kubelet)
+    running = asyncio.create_task(harness.reconciler(used, workload=FakeWorkload(clock)).run())
+    await asyncio.sleep(60)
+    assert not running.done(), running
+    print(*sorted(sys.modules))
+
+virtualtime.run(main)
+"""
+"""A daemon with the API of a kubelet that `run` gives it."""
 
 
 def test_the_daemon_loads_nothing_that_only_a_command_needs(config: Path) -> None:
@@ -548,4 +572,16 @@ def test_the_daemon_loads_nothing_that_only_a_command_needs(config: Path) -> Non
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "devwatch.agent.reconciler" in loaded
-    assert loaded & MODULES_OF_COMMANDS == set()
+    assert loaded & (MODULES_OF_COMMANDS | MODULES_OF_KUBELETS) == set()
+
+
+@pytest.mark.parametrize(("way", "expected"), [("nodeStatus", set()), ("devicePlugin", MODULES_OF_KUBELETS)])
+def test_the_daemon_loads_what_speaks_with_a_kubelet_where_a_resource_needs_it(
+    way: str, expected: set[str], config: Path
+) -> None:
+    """And only there, although it would know how to."""
+    config.write_text(GOOD.rstrip().removesuffix("}") + f", publish: {way}}}\n")
+    command = [sys.executable, "-c", WIRED, str(config), str(config.parent)]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) & MODULES_OF_KUBELETS == expected

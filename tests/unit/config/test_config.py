@@ -16,7 +16,7 @@ from devwatch.config.tree import MAX_BYTES
 from devwatch.core.errors import ConfigError, Fault
 from devwatch.core.keys import KEYS
 from devwatch.core.names import resource_name_fault
-from devwatch.core.rules import Count, Pattern, ResourceRule
+from devwatch.core.rules import Count, Pattern, Publish, ResourceRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,9 @@ resources:
     exclude:
       - port: "*-usb-0:1.4:*"
     count: devnode
+    publish: devicePlugin
+    container:
+      path: /dev/zigbee.d/stick
     nodes: ["nuc-*"]
     removalGrace: 500ms
     evict:
@@ -84,6 +87,8 @@ def test_every_key_reaches_its_field() -> None:
     assert [rule.name for rule in config.resources] == ["aeotec/zstick", "rfxcom/rfxtrx433", "nortek.com/zigbee"]
     assert (zigbee.count, zigbee.nodes, zigbee.removal_grace) == (Count.DEVNODE, (Pattern(text="nuc-*"),), 0.5)
     assert (zigbee.evict_after, rfx.evict_after) == (30.0, None)
+    assert (zigbee.publish, zigbee.container_path) == (Publish.DEVICE_PLUGIN, "/dev/zigbee.d/stick")
+    assert (zstick.publish, zstick.container_path) == (Publish.NODE_STATUS, "/dev/zstick")
     assert [test.label for test in zigbee.exclude[0].tests] == ["port"]
     assert (zstick.count, zstick.nodes, zstick.removal_grace, zstick.exclude) == (Count.DEVICE, None, 2.0, ())
     assert _patterns(Config(resources=(zigbee,))) == {
@@ -247,7 +252,9 @@ def test_a_wrong_pattern_says_what_is_allowed(text: str, fault: str | None) -> N
         assert found == f"4:{fault}"
 
 
-ONE_OF = "(name, match, exclude, count, nodes, removalGrace, evict"
+ONE_OF = "(name, match, exclude, count, publish, container, nodes, removalGrace, evict"
+WAYS = "nodeStatus or devicePlugin"
+BELOW_DEV = "an absolute path below /dev without . or .. in it"
 TIME = "a duration such as 500ms, 2s, 5m or 1h, from"
 
 
@@ -256,6 +263,16 @@ TIME = "a duration such as 500ms, 2s, 5m or 1h, from"
     [
         ("count: devices", "12: resources[0].count: 'devices' is not valid (device or devnode)"),
         ("count:", "11: resources[0].count: nothing stands here (device or devnode)"),
+        ("publish: deviceplugin", f"14: resources[0].publish: 'deviceplugin' is not valid ({WAYS})"),
+        ("publish: ''", f"14: resources[0].publish: '' is not valid ({WAYS})"),
+        ("publish:", f"13: resources[0].publish: nothing stands here ({WAYS})"),
+        ("publish: [nodeStatus]", f"14: resources[0].publish: a list stands here ({WAYS})"),
+        ("container: /dev/x", "16: resources[0].container: text stands here (a mapping with path)"),
+        (
+            "container: {paths: /dev/x, path: /dev/x}",
+            "17: resources[0].container.paths: unknown key (path; did you mean path?)",
+        ),
+        ("container: {path: }", f"23: resources[0].container.path: nothing stands here ({BELOW_DEV})"),
         ("nodes: ''", "12: resources[0].nodes: '' is not valid (a glob of node names or a list of them)"),
         ("nodes: []", "12: resources[0].nodes: a list with nothing in it stands here (a list of at least one)"),
         ("exclude: x", "14: resources[0].exclude: text stands here (a list, [] for none)"),
@@ -279,6 +296,29 @@ TIME = "a duration such as 500ms, 2s, 5m or 1h, from"
 def test_a_wrong_resource_says_what_is_allowed(text: str, fault: str) -> None:
     """Every key of a resource is checked at its own place."""
     assert _faults(_with(text)) == [f"5:{fault}"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/dev/x", "/dev/bus/usb/x", "/dev/.hidden", "/dev/..x", "/dev/x..", "/dev/a b", "/dev/" + "x" * 507]
+)
+def test_a_path_in_the_container_is_any_clean_one_below_dev(path: str) -> None:
+    """It is taken as written."""
+    (rule,) = _config(_with(f"container: {{path: '{path}'}}")).resources
+    assert rule.container_path == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "", "x", "dev/x", "/", "/dev", "/dev/", "/dev//x", "//dev/x", "/dev/x/", "/dev/x//y", "/dev/.", "/dev/..", "/dev/../etc/x",
+        "/dev/x/../y", "/dev/x/./y", "/dev/x/..", "/devx", "/run/x", "/DEV/x", "/dev/" + "x" * 508,
+    ],
+)  # fmt: skip
+def test_a_path_in_the_container_that_is_not_clean_says_what_is(path: str) -> None:
+    """The container runtime would make it elsewhere, or not at all."""
+    (fault,) = _faults(_with(f'container: {{path: "{path}"}}'))
+    assert fault.startswith("5:23: resources[0].container.path: ")
+    assert fault.endswith(f" is not valid ({BELOW_DEV})")
 
 
 def test_an_unknown_key_hides_no_missing_one() -> None:

@@ -174,6 +174,19 @@ def test_a_stream_that_is_never_acknowledged_does_not_begin_them_anew() -> None:
     assert handover.amounts(node(1), ZIGBEE, 103) == amounts(1, 0)
 
 
+def test_a_device_that_was_off_the_list_meanwhile_is_acknowledged_again() -> None:
+    """The kubelet may not have come to the last list yet."""
+    handover = registered("ab")
+    handover.record_sent(offer("a"))
+    handover.record_sent(offer("ab"))
+    assert handover.amounts(node(1), ZIGBEE, 1) == amounts(1)
+    assert handover.acked != handover.sent
+    handover = registered("ab")
+    handover.record_sent(offer("a", "b"))
+    handover.record_sent(offer("ab"))
+    assert handover.amounts(node(2, 1), ZIGBEE, 1) == amounts(2, 1)
+
+
 def test_a_fall_ends_with_its_stream() -> None:
     """The next stream begins with the list that is desired then."""
     handover = registered("ab", desired=offer("a"))
@@ -209,6 +222,8 @@ class World:
     now: float = 0.0
     open: bool = True
     falls_since: float | None = None
+    possible: list[Offer] = field(default_factory=list)
+    """What the kubelet may go by: the list that it acknowledged last, and all that were sent since."""
 
     def cycle(self) -> None:
         """Run one cycle of the loop: the next list is sent at once, the Node is patched."""
@@ -217,7 +232,8 @@ class World:
             self._send(handover.next_list(self.observed, ZIGBEE, self.now))
         before, wanted = self.observed.amounts(ZIGBEE), handover.amounts(self.observed, ZIGBEE, self.now)
         if handover.acked is not None:
-            assert wanted.allocatable <= len(handover.acked.healthy & handover.desired.healthy)
+            assert all(wanted.allocatable <= len(each.healthy & handover.desired.healthy) for each in self.possible)
+            assert all(wanted.capacity <= len(each.ids & handover.desired.ids) for each in self.possible)
         else:
             assert wanted.allocatable <= before.allocatable
             assert wanted.capacity <= before.capacity
@@ -235,7 +251,9 @@ class World:
             assert (listed == handover.desired) is ready
         else:
             assert listed == handover.desired
-        handover.sent = listed
+        if listed != sent:
+            handover.record_sent(listed)
+            self.possible.append(listed)
         self.falls_since = None if listed == handover.desired else self.falls_since
 
     def patch(self) -> None:
@@ -254,10 +272,11 @@ class World:
             self.open = True
         elif action == "acknowledged":
             handover.acked = handover.sent
+            self.possible = [handover.sent] if handover.sent else []
         elif action == "patched":
             self.patch()
         else:
-            self.open, self.falls_since = False, None
+            self.open, self.falls_since, self.possible = False, None, []
             handover.closed(self.now)
 
 

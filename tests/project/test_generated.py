@@ -1,0 +1,31 @@
+"""The generated modules are what their sources say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.checkout import CHECKOUT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROTO = "src/devwatch/kubelet/kubelet.proto"
+RECIPE = f"-m grpc_tools.protoc -I src --python_out=src --pyi_out=src {PROTO}\n"
+
+
+def test_the_makefile_generates_with_the_command_of_the_next_test() -> None:
+    """`make proto`."""
+    assert RECIPE in (CHECKOUT / "Makefile").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["kubelet_pb2.py", "kubelet_pb2.pyi"])
+def test_the_messages_of_the_kubelet_are_current(name: str, tmp_path: Path) -> None:
+    """`make proto` would change nothing."""
+    options = RECIPE.strip().replace("out=src", f"out={tmp_path}").split()
+    subprocess.run([sys.executable, *options], cwd=CHECKOUT, check=True)
+    made = tmp_path / "devwatch" / "kubelet" / name
+    assert made.read_text() == (CHECKOUT / PROTO).with_name(name).read_text(), "run make proto"

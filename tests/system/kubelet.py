@@ -72,7 +72,7 @@ disabled_plugins = [
   # Without CAP_SYS_RESOURCE runc may not lower it, and fails.
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+    bin_dir = "{HOME}/cni"
     conf_dir = "{HOME}/cni"
 """
 # A Node is Ready only with some network configured. Pods with hostNetwork never use it.
@@ -146,6 +146,12 @@ class Kubelet:
         """Kill the kubelet or containerd, as a crash would."""
         self._processes.pop(name).kill()
 
+    def crash(self) -> None:
+        """Kill the kubelet, containerd and every process of the pods, as the power switch would. Their files stay."""
+        for name in reversed(list(self._processes)):
+            self.kill(name)
+        eventually(lambda: not _killed_processes())
+
     def kill_container(self, identifier: str) -> None:
         """Kill the processes of a container; the kubelet then starts one in its place, in the same pod."""
         done = _ctr("tasks", "kill", "--signal", "KILL", identifier)
@@ -154,8 +160,7 @@ class Kubelet:
 
     def close(self) -> None:
         """End everything and remove what is left of it; may be called again."""
-        for name in reversed(list(self._processes)):
-            self._processes.pop(name).kill()
+        self.crash()
         with contextlib.suppress(Exception):  # it may never have come up
             self._apiserver.delete_node(self.node)
         _clear()

@@ -93,9 +93,10 @@ class Site:
         for name in ("zstick", "witness"):
             daemon.wait_log("kubelet.registered", since=since, resource=f"{self.prefix}.example/{name}")
 
-    def plug(self, tty: str, serial: str) -> None:
-        """Plug a stick of resource `zstick`."""
-        self.sticks.plug(tty, vendor="0658", product="0200", serial=serial)
+    def plug(self, tty: str, serial: str | None, *, socket: int | None = None) -> None:
+        """Plug a stick of resource `zstick`; one without a serial is known by its socket."""
+        port = None if socket is None else f"pci-0000:00:14.0-usb-0:{socket}:1.0"
+        self.sticks.plug(tty, vendor="0658", product="0200", serial=serial, port=port)
 
     # -- what the cluster shows
 
@@ -332,18 +333,18 @@ def test_a_container_that_restarts_opens_its_stick_under_its_new_name(site: Site
     site.await_opened(daemon, pod, "tty41", restarts=1)
 
 
-def test_a_container_that_restarts_never_opens_another_stick(site: Site) -> None:
-    """While its stick is away the container waits, although another one is free, and starts when its own returns."""
-    site.plug("tty40", "A")
+def test_a_container_that_restarts_never_opens_the_twin_of_its_stick(site: Site) -> None:
+    """While its stick is away the container waits, although one of the same model, without a serial, is free; then it has its own."""
+    site.plug("tty40", None, socket=1)
     daemon = site.start()
     pod = site.holder(daemon, "tty40")
     site.sticks.unplug("tty40")
-    site.plug("tty41", "B")
-    daemon.wait_for(lambda: site.shows(2, 1), what="other stick beside the lost one")
+    site.plug("tty41", None, socket=2)
+    daemon.wait_for(lambda: site.shows(2, 1), what="twin beside the lost one")
     site.restart_in_place(pod)
     daemon.wait_for(lambda: _waiting_reason(site.read(pod)) == "CreateContainerError", what="container that waits")
     assert site.kubelet.output(pod, "c", 1) == []
-    site.plug("tty42", "A")
+    site.plug("tty42", None, socket=1)
     site.await_opened(daemon, pod, "tty42", restarts=1)
     daemon.wait_for(lambda: site.shows(2, 2), what="both sticks")
 
@@ -366,6 +367,47 @@ def test_a_kubelet_that_is_killed_leaves_the_pod_its_stick(site: Site, *, pulled
         daemon.wait_for(lambda: site.shows(1, 1), what="stick that is back")
     site.restart_in_place(pod)  # the kubelet does it, so it has admitted the pod
     site.await_opened(daemon, pod, "tty41" if pulled else "tty40", restarts=1)
+
+
+def test_a_kubelet_that_starts_without_the_api_server_forgets_no_holder(site: Site) -> None:
+    """It names no pod until the API server is back, so the stick that was pulled meanwhile stays in capacity."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    pod = site.holder(daemon, "tty40")
+    since = len(daemon.log)
+    site.kubelet.kill()
+    site.apiserver.stop()
+    site.sticks.unplug("tty40")
+    site.kubelet.start()
+    site.await_registered(daemon, since)
+    site.apiserver.start()
+    daemon.wait_for(lambda: site.shows(1, 0), timeout=60, what="lost stick")
+    site.witness(daemon)
+    site.shows(1, 0)
+    site.plug("tty41", "A")
+    daemon.wait_for(lambda: site.shows(1, 1), what="stick that is back")
+    site.restart_in_place(pod)
+    site.await_opened(daemon, pod, "tty41", restarts=1)
+
+
+def test_a_workload_has_its_stick_again_after_a_reboot_with_a_late_daemon(site: Site) -> None:
+    """The kubelet starts with its checkpoint, all containers are gone, and the daemon comes when the Node shows nothing to allocate."""
+    site.plug("tty40", "A")
+    first = site.start()
+    site.replicas(1)
+    first.wait_for(lambda: site.phases() == ["Running"], what="pod that runs")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    site.kubelet.crash()
+    site.kubelet.start("containerd")
+    site.kubelet.start()
+    eventually(lambda: site.figures()[1] == "0", timeout=60)
+    second = site.start()
+    second.wait_for(lambda: "Running" in site.phases(), timeout=60, what="pod that runs again")
+    (pod,) = (pod for pod in site.pods() if pod["status"]["phase"] == "Running")
+    restarts = pod["status"]["containerStatuses"][0]["restartCount"]
+    second.wait_for(lambda: site.opened(pod, "tty40", restart=restarts), what="opened stick")
+    site.shows(1, 1)
 
 
 @pytest.mark.parametrize("pulled", [False, True], ids=["stick there", "stick pulled meanwhile"])

@@ -72,7 +72,7 @@ disabled_plugins = [
   # Without CAP_SYS_RESOURCE runc may not lower it, and fails.
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+    bin_dir = "{HOME}/cni"
     conf_dir = "{HOME}/cni"
 """
 # A Node is Ready only with some network configured. Pods with hostNetwork never use it.
@@ -146,6 +146,12 @@ class Kubelet:
         """Kill the kubelet or containerd, as a crash would."""
         self._processes.pop(name).kill()
 
+    def crash(self) -> None:
+        """Kill the kubelet, containerd and every process of the pods, as the power switch would. Their files stay."""
+        for name in reversed(list(self._processes)):
+            self.kill(name)
+        eventually(lambda: not _killed_processes())
+
     def kill_container(self, identifier: str) -> None:
         """Kill the processes of a container; the kubelet then starts one in its place, in the same pod."""
         done = _ctr("tasks", "kill", "--signal", "KILL", identifier)
@@ -154,8 +160,7 @@ class Kubelet:
 
     def close(self) -> None:
         """End everything and remove what is left of it; may be called again."""
-        for name in reversed(list(self._processes)):
-            self._processes.pop(name).kill()
+        self.crash()
         with contextlib.suppress(Exception):  # it may never have come up
             self._apiserver.delete_node(self.node)
         _clear()
@@ -173,7 +178,7 @@ class Kubelet:
 
     def has_processes(self, pod: Object) -> bool:
         """Return whether a process of the pod is left."""
-        return any(pod["metadata"]["uid"] in str(file) and _read(file) for file in _cgroups("cgroup.procs"))
+        return any(pod["metadata"]["uid"] in str(cgroup) and _processes(cgroup) for cgroup in _cgroups())
 
     def account(self) -> str:
         """Return the last log lines of both, and what the Node's pods are in: for the report of a failed test."""
@@ -306,7 +311,7 @@ def _clear() -> None:
 
 def _killed_processes() -> set[int]:
     """Kill our programs and everything in the pods' cgroups, and return what was there to be killed."""
-    found = {int(pid) for file in _cgroups("cgroup.procs") for pid in _read(file).split()}
+    found = {pid for cgroup in _cgroups() for pid in _processes(cgroup)}
     found |= {int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _is_ours(entry)}
     for pid in found:
         with contextlib.suppress(ProcessLookupError):
@@ -338,26 +343,29 @@ def _remove_bundle(bundle: Path) -> None:
     shutil.rmtree(_RUNC / bundle.name, ignore_errors=True)
 
 
-def _read(file: Path) -> str:
-    """Return the content of a file, empty where its cgroup has gone meanwhile (read(2) then gives ENODEV)."""
+def _processes(cgroup: Path) -> list[int]:
+    """Return the processes of a cgroup, none where it has gone meanwhile (read(2) then gives ENODEV)."""
     try:
-        return file.read_text("ascii")
+        return [int(pid) for pid in (cgroup / "cgroup.procs").read_text("ascii").split()]
     except OSError:
-        return ""
+        return []
 
 
 def _remaining_cgroups() -> list[Path]:
-    for file in sorted(_cgroups("cgroup.procs"), reverse=True):
+    for cgroup in _cgroups():
         with contextlib.suppress(OSError):
-            file.parent.rmdir()
-    return list(_cgroups("cgroup.procs"))
+            cgroup.rmdir()
+    return list(_cgroups())
 
 
-def _cgroups(file: str) -> Iterator[Path]:
-    """Yield this file of every cgroup of pods, in the one hierarchy or in those of the controllers, where it is ours."""
+def _cgroups() -> Iterator[Path]:
+    """Yield every cgroup of pods, in the one hierarchy or in those of the controllers, where it is ours; the innermost first."""
     if HOME.exists():
-        for pattern in (f"kubepods/**/{file}", f"*/kubepods/**/{file}"):
-            yield from Path("/sys/fs/cgroup").glob(pattern)
+        for pattern in ("kubepods", "*/kubepods"):
+            for top in Path("/sys/fs/cgroup").glob(pattern):
+                # It passes over what has gone meanwhile.
+                for folder, _, _ in os.walk(top, topdown=False):
+                    yield Path(folder)
 
 
 def _remove_logs() -> None:

@@ -30,25 +30,22 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-RESOURCE, WITNESS = "handed.example/zstick", "handed.example/witness"
-"""Names of our own: pods that other tests leave behind wait for those of theirs."""
-VARIABLE = "DEVICE_HANDED_EXAMPLE_ZSTICK"
 CONFIG = """
 resources:
-  - name: handed.example/zstick
+  - name: %(prefix)s.example/zstick
     match: [{vendor: "0658", product: "0200"}]
     publish: devicePlugin
     removalGrace: 500ms%(evict)s
-  - name: handed.example/witness
+  - name: %(prefix)s.example/witness
     match: [{vendor: 10c4, product: ea60}]
     publish: devicePlugin
     removalGrace: 500ms
 sweep: 2s
 """
-SCRIPT = f"""
+SCRIPT = """
 trap 'exit 0' TERM
 exec 3<>/dev/zstick && stty -icanon min 7 <&3 &&
-    echo opened $(stat -c %t:%T /dev/zstick) $(stty -a <&3 | grep -o 'min = [0-9]*') ${VARIABLE}
+    echo opened $(stat -c %%t:%%T /dev/zstick) $(stty -a <&3 | grep -o 'min = [0-9]*') $DEVICE_%s_EXAMPLE_ZSTICK
 sleep 2147483647 & wait
 """
 """Opens the stick, sets it up, and prints the number of the device, a setting and the variable.
@@ -77,12 +74,15 @@ class Site:
     kubeconfig: Path
     config: Path
     start_daemon: StartDaemon
+    prefix: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:6]}")
+    """That of the names of the resources: a kubelet goes on with those of former tests for 5 minutes."""
     made: list[str] = field(default_factory=list)
     """The workloads of the test, by path."""
 
     def start(self, *, evict: str = "") -> Daemon:
         """Start the daemon, and wait until the kubelet has taken over its first list."""
-        self.config.write_text(CONFIG % {"evict": f"\n    evict: {{after: {evict}}}" if evict else ""})
+        eviction = f"\n    evict: {{after: {evict}}}" if evict else ""
+        self.config.write_text(CONFIG % {"prefix": self.prefix, "evict": eviction})
         where = ("--config", str(self.config), "--node-name", self.kubelet.node, "--kubeconfig", str(self.kubeconfig))
         daemon = self.start_daemon(*where, "--listen", "off", "--log-format", "json")
         self.await_registered(daemon)
@@ -90,21 +90,23 @@ class Site:
 
     def await_registered(self, daemon: Daemon, since: int = 0) -> None:
         """Wait until the log says, from this record on, that the kubelet has taken over both resources."""
-        for name in (RESOURCE, WITNESS):
-            daemon.wait_log("kubelet.registered", since=since, resource=name)
+        for name in ("zstick", "witness"):
+            daemon.wait_log("kubelet.registered", since=since, resource=f"{self.prefix}.example/{name}")
 
-    def plug(self, tty: str, serial: str) -> None:
-        """Plug a stick of `RESOURCE`."""
-        self.sticks.plug(tty, vendor="0658", product="0200", serial=serial)
+    def plug(self, tty: str, serial: str | None, *, socket: int | None = None) -> None:
+        """Plug a stick of resource `zstick`; one without a serial is known by its socket."""
+        port = None if socket is None else f"pci-0000:00:14.0-usb-0:{socket}:1.0"
+        self.sticks.plug(tty, vendor="0658", product="0200", serial=serial, port=port)
 
     # -- what the cluster shows
 
-    def figures(self, name: str = RESOURCE) -> tuple[str | None, str | None]:
+    def figures(self, name: str = "zstick") -> tuple[str | None, str | None]:
         """Return capacity and allocatable of a resource."""
+        name = f"{self.prefix}.example/{name}"
         status = self.apiserver.node(self.kubelet.node)["status"]
         return (status["capacity"].get(name), status["allocatable"].get(name))
 
-    def shows(self, capacity: int, allocatable: int, name: str = RESOURCE) -> bool:
+    def shows(self, capacity: int, allocatable: int, name: str = "zstick") -> bool:
         """Return True; fail where the Node shows other figures."""
         assert self.figures(name) == (str(capacity), str(allocatable))
         return True
@@ -143,7 +145,7 @@ class Site:
 
     def pod(self, *, user: Object | None = None, **spec: object) -> Object:
         """Make a pod that opens its stick as `user`, and return it."""
-        return self._make(PODS, {**_template(self.kubelet.node, user, **spec), "metadata": _metadata()})
+        return self._make(PODS, {**self.template(user=user, **spec), "metadata": _metadata()})
 
     def replicas(self, count: int) -> Object:
         """Make a ReplicaSet of such pods, and return it."""
@@ -153,10 +155,30 @@ class Site:
         """Make a StatefulSet of one such pod, and return it."""
         return self._workload("statefulsets", replicas=1, serviceName="none")
 
+    def template(self, *, user: Object | None = None, **spec: object) -> Object:
+        """Return the template of a pod that opens its stick as `user`."""
+        container = {
+            "name": "c",
+            "image": IMAGE,
+            "imagePullPolicy": "Never",
+            "command": ["sh", "-c", SCRIPT % self.prefix.upper()],
+            "resources": {"limits": {f"{self.prefix}.example/zstick": 1}},
+            "securityContext": NO_PRIVILEGE,
+        }
+        general = {
+            "nodeSelector": {"kubernetes.io/hostname": self.kubelet.node},
+            "hostNetwork": True,  # the machine has no other network for pods
+            "terminationGracePeriodSeconds": 1,
+            "automountServiceAccountToken": False,
+            "securityContext": user or {},
+            "containers": [container],
+        }
+        return {"spec": general | spec}
+
     def _workload(self, kind: str, **spec: object) -> Object:
         metadata = _metadata()
         labels = metadata["labels"]
-        template = {"metadata": {"labels": labels}, **_template(self.kubelet.node)}
+        template = {"metadata": {"labels": labels}, **self.template()}
         spec |= {"selector": {"matchLabels": labels}, "template": template}
         return self._make(f"{WORKLOADS}/{kind}", {"metadata": metadata, "spec": spec})
 
@@ -201,9 +223,15 @@ class Site:
     def witness(self, daemon: Daemon) -> None:
         """Plug and pull another stick, and wait until both have been processed: so has all that came before."""
         self.sticks.plug("tty60", vendor="10c4", product="ea60", serial="WITNESS")
-        daemon.wait_for(lambda: self.shows(1, 1, WITNESS), what="witness that arrived")
+        daemon.wait_for(lambda: self.shows(1, 1, "witness"), what="witness that arrived")
         self.sticks.unplug("tty60")
-        daemon.wait_for(lambda: self.shows(0, 0, WITNESS), what="witness that departed")
+        daemon.wait_for(lambda: self.shows(0, 0, "witness"), what="witness that departed")
+
+    def forget(self) -> None:
+        """Remove the annotation, by which a daemon would go on with the devices of former tests."""
+        body = {"metadata": {"annotations": {"devwatch.io/devices": None}}}
+        path = f"/api/v1/nodes/{self.kubelet.node}"
+        self.apiserver.request("PATCH", path, body, content_type="application/merge-patch+json")
 
     def clear(self) -> None:
         """Remove the workloads and wait until the kubelet has ended their pods."""
@@ -241,6 +269,7 @@ def site(  # noqa: PLR0913, PLR0917 - all the real parts
         config=tmp_path / "config.yaml",
         start_daemon=start_daemon,
     )
+    made.forget()
     yield made
     apiserver.start()
     kubelet.start("containerd")
@@ -251,26 +280,6 @@ def site(  # noqa: PLR0913, PLR0917 - all the real parts
 def _metadata() -> Object:
     name = f"w-{uuid.uuid4().hex[:6]}"
     return {"name": name, "labels": {"test": "device-plugin", "app": name}}
-
-
-def _template(node: str, user: Object | None = None, **spec: object) -> Object:
-    container = {
-        "name": "c",
-        "image": IMAGE,
-        "imagePullPolicy": "Never",
-        "command": ["sh", "-c", SCRIPT],
-        "resources": {"limits": {RESOURCE: 1}},
-        "securityContext": NO_PRIVILEGE,
-    }
-    general = {
-        "nodeSelector": {"kubernetes.io/hostname": node},
-        "hostNetwork": True,  # the machine has no other network for pods
-        "terminationGracePeriodSeconds": 1,
-        "automountServiceAccountToken": False,
-        "securityContext": user or {},
-        "containers": [container],
-    }
-    return {"spec": general | spec}
 
 
 @pytest.mark.parametrize("user", [{}, SOME_USER], ids=["root", "user"])
@@ -324,18 +333,18 @@ def test_a_container_that_restarts_opens_its_stick_under_its_new_name(site: Site
     site.await_opened(daemon, pod, "tty41", restarts=1)
 
 
-def test_a_container_that_restarts_never_opens_another_stick(site: Site) -> None:
-    """While its stick is away the container waits, although another one is free, and starts when its own returns."""
-    site.plug("tty40", "A")
+def test_a_container_that_restarts_never_opens_the_twin_of_its_stick(site: Site) -> None:
+    """While its stick is away the container waits, although one of the same model, without a serial, is free; then it has its own."""
+    site.plug("tty40", None, socket=1)
     daemon = site.start()
     pod = site.holder(daemon, "tty40")
     site.sticks.unplug("tty40")
-    site.plug("tty41", "B")
-    daemon.wait_for(lambda: site.shows(2, 1), what="other stick beside the lost one")
+    site.plug("tty41", None, socket=2)
+    daemon.wait_for(lambda: site.shows(2, 1), what="twin beside the lost one")
     site.restart_in_place(pod)
     daemon.wait_for(lambda: _waiting_reason(site.read(pod)) == "CreateContainerError", what="container that waits")
     assert site.kubelet.output(pod, "c", 1) == []
-    site.plug("tty42", "A")
+    site.plug("tty42", None, socket=1)
     site.await_opened(daemon, pod, "tty42", restarts=1)
     daemon.wait_for(lambda: site.shows(2, 2), what="both sticks")
 
@@ -358,6 +367,47 @@ def test_a_kubelet_that_is_killed_leaves_the_pod_its_stick(site: Site, *, pulled
         daemon.wait_for(lambda: site.shows(1, 1), what="stick that is back")
     site.restart_in_place(pod)  # the kubelet does it, so it has admitted the pod
     site.await_opened(daemon, pod, "tty41" if pulled else "tty40", restarts=1)
+
+
+def test_a_kubelet_that_starts_without_the_api_server_forgets_no_holder(site: Site) -> None:
+    """It names no pod until the API server is back, so the stick that was pulled meanwhile stays in capacity."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    pod = site.holder(daemon, "tty40")
+    since = len(daemon.log)
+    site.kubelet.kill()
+    site.apiserver.stop()
+    site.sticks.unplug("tty40")
+    site.kubelet.start()
+    site.await_registered(daemon, since)
+    site.apiserver.start()
+    daemon.wait_for(lambda: site.shows(1, 0), timeout=60, what="lost stick")
+    site.witness(daemon)
+    site.shows(1, 0)
+    site.plug("tty41", "A")
+    daemon.wait_for(lambda: site.shows(1, 1), what="stick that is back")
+    site.restart_in_place(pod)
+    site.await_opened(daemon, pod, "tty41", restarts=1)
+
+
+def test_a_workload_has_its_stick_again_after_a_reboot_with_a_late_daemon(site: Site) -> None:
+    """The kubelet starts with its checkpoint, all containers are gone, and the daemon comes when the Node shows nothing to allocate."""
+    site.plug("tty40", "A")
+    first = site.start()
+    site.replicas(1)
+    first.wait_for(lambda: site.phases() == ["Running"], what="pod that runs")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    site.kubelet.crash()
+    site.kubelet.start("containerd")
+    site.kubelet.start()
+    eventually(lambda: site.figures()[1] == "0", timeout=60)
+    second = site.start()
+    second.wait_for(lambda: "Running" in site.phases(), timeout=60, what="pod that runs again")
+    (pod,) = (pod for pod in site.pods() if pod["status"]["phase"] == "Running")
+    restarts = pod["status"]["containerStatuses"][0]["restartCount"]
+    second.wait_for(lambda: site.opened(pod, "tty40", restart=restarts), what="opened stick")
+    site.shows(1, 1)
 
 
 @pytest.mark.parametrize("pulled", [False, True], ids=["stick there", "stick pulled meanwhile"])
@@ -445,7 +495,7 @@ def test_a_stick_is_held_while_its_pod_initialises(site: Site) -> None:
     """The kubelet does not say what an init container has: until it does, the lost stick stays in capacity."""
     site.plug("tty40", "A")
     daemon = site.start()
-    container = _template(site.kubelet.node)["spec"]["containers"][0]
+    container = site.template()["spec"]["containers"][0]
     pod = site.pod(initContainers=[container], containers=[{**container, "name": "later", "resources": {}}])
     daemon.wait_for(lambda: site.opened(pod, "tty40"), what="opened stick")
     site.sticks.unplug("tty40")

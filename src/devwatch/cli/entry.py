@@ -54,7 +54,7 @@ Watches the devices of this host and keeps the status of its Node in step.
 examples:
   devwatch run --dry-run                 print what would be sent; contact no server
   devwatch run --dry-run=server          ask the API server whether it would accept it
-  devwatch run --once                    advertise what is here now, and end
+  devwatch run --once                    advertise what is here now, and end (publish: nodeStatus only)
   devwatch run --node-name nuc-1 --kubeconfig /etc/devwatch/kubeconfig"""
 _DEVICES_HELP = """\
 the devices here, and the resource that claims each
@@ -248,11 +248,15 @@ def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
     option = _command(commands, environ, "run", _run, _RUN_HELP)
     _add_config_options(option)
     _add_kubeconfig_option(option)
-    _add_dry_run_option(option, "print each patch as JSON, store nothing")
+    left_out = "resources that are not nodeStatus are left out"
+    _add_dry_run_option(
+        option, f"print each patch as JSON, store nothing; the kubelet is left alone; with --once {left_out}"
+    )
     option("--kubelet-dir", metavar="DIR", default=KUBELET_DIR, help="the kubelet's root, with pod-resources")
     plugins = "where the kubelet accepts device plugins, whatever its root"
     option("--device-plugin-dir", metavar="DIR", default=DEVICE_PLUGIN_DIR, help=plugins)
-    option.flag("--once", help="end when the Node shows what is present; status 1 if it does not within 30 s")
+    once = f"end when the Node shows what is present, status 1 if it does not within 30 s; {left_out}"
+    option.flag("--once", help=once)
     listen = f"metrics and health, or off (default: {DEFAULT_LISTEN}; with --once off)"
     option("--listen", metavar="HOST:PORT", help=listen)
     formats = ("auto", "console", "json")

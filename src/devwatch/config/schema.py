@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from devwatch.config.tree import MAX_FAULTS, MAX_QUOTE, NO_STRING, Node, Place, read_document, shown_faults
 from devwatch.core.errors import ConfigError, Fault
+from devwatch.core.handover import variable_of
 from devwatch.core.keys import KEYS, MatchKey
 from devwatch.core.names import resource_name_fault
 from devwatch.core.rules import Count, KeyTest, Matcher, Pattern, Publish, ResourceRule, is_glob
@@ -27,6 +28,8 @@ _MAX_COMPARED, _MAX_NAMES = 400, 16 * 1024
 """Patterns up to which resources are compared for shadowing; bytes that the names may take of the Node's annotation."""
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(f"([0-9]+)({'|'.join(_MILLISECONDS)})")
+_APPENDED = re.compile(r"([1-9][0-9]*)?(/.*)?", re.DOTALL)
+"""What follows a container path in one that it may meet: the number of a further device, and a path below that."""
 _HEX = re.compile(r"(?:0[xX])?([0-9A-Fa-f]+)")
 T = TypeVar("T")
 
@@ -218,21 +221,40 @@ def _resources(node: Node, at: Place) -> tuple[ResourceRule, ...] | None:
     size = len(json.dumps({name: [] for name in first if not resource_name_fault(name)}, separators=(",", ":")))
     if size > _MAX_NAMES:
         at.fault(node, f"the names take {size} bytes of the Node's annotation (at most {_MAX_NAMES})")
-    _warn_of_shadowed(rules or (), names, at)
+    _warn_of_pairs(rules or (), names, at)
     return rules
 
 
-def _warn_of_shadowed(rules: Sequence[ResourceRule], names: Sequence[Node], at: Place) -> None:
-    """Warn of each resource that an earlier one shadows entirely, among the first with `_MAX_COMPARED` patterns together."""
+def _warn_of_pairs(rules: Sequence[ResourceRule], names: Sequence[Node], at: Place) -> None:
+    """Warn of each resource that does not go with an earlier one, among the first with `_MAX_COMPARED` patterns together."""
     tests = ([test for entry in (*rule.match, *rule.exclude) for test in entry.tests] for rule in rules)
     sizes = accumulate(sum(len(test.patterns) for test in of_rule) for of_rule in tests)
     compared = [rule for rule, size in zip(rules, sizes, strict=True) if size <= _MAX_COMPARED]
     for index, rule in enumerate(compared):
-        for earlier, name in zip(compared[:index], names, strict=False):
-            if earlier.shadows(rule):
-                message = f"never claims a device: {earlier.name} (line {name.line}) comes first and claims them all"
+        for warn in (_shadow, _meeting):
+            texts = (warn(rule, other, name.line) for other, name in zip(compared[:index], names, strict=False))
+            if message := next(filter(None, texts), ""):
                 replace(at, faults=at.warnings).item(index).key("name").fault(names[index], message)
-                break
+
+
+def _shadow(rule: ResourceRule, earlier: ResourceRule, line: int) -> str:
+    """Return that an earlier resource leaves nothing for this one, empty where it may leave something."""
+    if not earlier.shadows(rule):
+        return ""
+    return f"never claims a device: {earlier.name} (line {line}) comes first and claims them all"
+
+
+def _meeting(rule: ResourceRule, earlier: ResourceRule, line: int) -> str:
+    """Return that the devices of two resources would meet in a container, by path or variable; empty where they cannot."""
+    if {rule.publish, earlier.publish} != {Publish.DEVICE_PLUGIN}:
+        return ""
+    first, second = sorted((earlier.container_path, rule.container_path), key=len)
+    meet = ""
+    if second.startswith(first) and _APPENDED.fullmatch(second[len(first) :]):
+        meet = f"both are at {first}" if first == second else f"{first} and {second} meet"
+    elif (variable := variable_of(rule.name)) == variable_of(earlier.name):
+        meet = f"both set {variable}"
+    return meet and f"no container can have both {earlier.name} (line {line}) and this: {meet}"
 
 
 _NAME: _Reader[str] = partial(

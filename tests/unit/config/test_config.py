@@ -497,6 +497,16 @@ def test_a_name_that_no_pod_can_ask_for_says_why(name: str, part: str) -> None:
     assert part in resource_name_fault(name)
 
 
+def test_the_path_in_containers_is_given_or_made_of_the_name() -> None:
+    """The default is below /dev, with the part of the name after the slash."""
+    (given,) = _config(_with("publish: devicePlugin\n    container: {path: /dev/by/me}")).resources
+    (default,) = _config(_with("publish: devicePlugin")).resources
+    (pods,) = _config(_with("count: device")).resources
+    assert (given.publish, given.container_path) == (Publish.DEVICE_PLUGIN, "/dev/by/me")
+    assert (default.publish, default.container_path) == (Publish.DEVICE_PLUGIN, "/dev/b")
+    assert pods.publish is Publish.NODE_STATUS
+
+
 def test_a_shadowed_resource_is_a_warning_at_its_name() -> None:
     """The file is valid, and what can never count anything is said once, at its first shadow."""
     text = _with("count: device") + "  - {name: a/c, match: [{serial: x, vendor: '0403'}]}\n"
@@ -508,6 +518,46 @@ def test_a_shadowed_resource_is_a_warning_at_its_name() -> None:
         "c.yaml:7:12: resources[2].name: never claims a device: a/b (line 2) comes first and claims them all",
         "c.yaml:9:12: resources[4].name: never claims a device: a/b (line 2) comes first and claims them all",
     ]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "why"),
+    [
+        ("{name: a.io/stick", "{name: b.io/stick", "both are at /dev/stick"),
+        (
+            "{name: a.io/x, container: {path: /dev/bus/x}",
+            "{name: b.io/y, container: {path: /dev/bus/x}",
+            "both are at /dev/bus/x",
+        ),
+        ("{name: a.io/zigbee", "{name: b.io/zigbee1", "/dev/zigbee and /dev/zigbee1 meet"),
+        ("{name: a.io/zigbee12", "{name: b.io/zigbee", "/dev/zigbee and /dev/zigbee12 meet"),
+        ("{name: a.io/x", "{name: b.io/y, container: {path: /dev/x/y}", "/dev/x and /dev/x/y meet"),
+        ("{name: a.io/x, container: {path: /dev/x1/y}", "{name: b.io/x", "/dev/x and /dev/x1/y meet"),
+        ("{name: a.io/b-c", "{name: a.io/b_c", "both set DEVICE_A_IO_B_C"),
+        ("{name: a.io/zigbee", "{name: b.io/zigbee0", ""),
+        ("{name: a.io/zigbee", "{name: b.io/zigbee01", ""),
+        ("{name: a.io/zigbee", "{name: b.io/zigbees", ""),
+        ("{name: a.io/zigbee", "{name: b.io/zwave", ""),
+    ],
+)
+def test_what_no_container_can_have_together_is_a_warning(earlier: str, later: str, why: str) -> None:
+    """The kubelet hands both over, at paths or in variables of which one would hide the other; also by the number of a further device."""
+    more = "publish: devicePlugin, match: [{serial:"
+    text = f"resources:\n  - {earlier}, {more} x}}]}}\n  - {later}, {more} y}}]}}\n"
+    name = earlier.removeprefix("{name: ").partition(",")[0]
+    warnings = [warning.render("c.yaml") for warning in _config(text).warnings]
+    where = f"c.yaml:3:12: resources[1].name: no container can have both {name} (line 2) and this: {why}"
+    assert warnings == ([where] if why else [])
+
+
+@pytest.mark.parametrize("ways", [("nodeStatus", "nodeStatus"), ("devicePlugin", "nodeStatus")])
+def test_paths_meet_only_where_the_kubelet_hands_over(ways: tuple[str, str]) -> None:
+    """With nodeStatus a pod mounts what it likes, where it likes."""
+    lines = [
+        f"  - {{name: {part}.io/x, publish: {way}, match: [{{serial: {part}}}]}}\n"
+        for part, way in zip("ab", ways, strict=True)
+    ]
+    assert _config("resources:\n" + "".join(lines)).warnings == ()
 
 
 def test_a_key_under_properties_is_no_warning() -> None:

@@ -39,6 +39,8 @@ CONTRACT = {
     "devwatch_monitor_up": ("gauge", None),
     "devwatch_monitor_overflows": ("counter", None),
     "devwatch_evictions": ("counter", "outcome"),
+    "devwatch_kubelet_registered": ("gauge", "resource"),
+    "devwatch_allocations": ("counter", "outcome"),
     "devwatch_config_reloads": ("counter", "outcome"),
     "devwatch_config_in_force": ("gauge", None),
     "devwatch_last_success_timestamp_seconds": ("gauge", None),
@@ -52,6 +54,7 @@ def filled() -> Metrics:
     metrics.set_devices({"a/b": 1})
     metrics.set_capacity({"a/b": 1})
     metrics.set_held({"a/b": 0})
+    metrics.set_registered({"a/b": 1})
     metrics.evictions.labels("evicted").inc()
     return metrics
 

@@ -755,6 +755,18 @@ KNOWN = {
         Move(replug, (2, "socket-2", 0, 0.0)),
         Move(furnish, ("zigbee",)),
     ),
+    "who waits longer by the configuration in force evicts later": (
+        Move(devnode, (2, 0), 11.0),
+        Move(replug, (0, "socket-3", 1, 1.9), 11.0),
+        Move(watches, ("breaks",), 2.5),
+        Move(forge, ("a resource", "by our name"), 6.0),
+        Move(foreign, ("example.com/meter", "1", ("allocatable",)), 1.5),
+        Move(configure, (1,), 11.0),
+        Move(furnish, ("zigbee",), 6.0),
+        Move(configure, (0,), 1.5),
+        Move(pods, (), 1.5),
+        Move(bounce, (1, 1, 0.0)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

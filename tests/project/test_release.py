@@ -112,11 +112,11 @@ def test_the_files_are_dated_by_the_commit(built: Built) -> None:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
-    """Every module and the mark that it is typed; no tests, no top-level name but devwatch."""
+    """Every module, what generated modules come from and the mark that it is typed; no tests, no top-level name but devwatch."""
     with zipfile.ZipFile(built.wheel) as wheel:
         names = set(wheel.namelist())
     source = CHECKOUT / "src"
-    modules = {str(path.relative_to(source)) for path in source.rglob("*.py")}
+    modules = {str(path.relative_to(source)) for kind in ("py", "pyi", "proto") for path in source.rglob(f"*.{kind}")}
     about = f"devwatch-{__version__}.dist-info"
     papers = {f"{about}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
     assert names == modules | {"devwatch/py.typed"} | papers

@@ -660,6 +660,19 @@ async def test_without_the_libraries_nothing_is_allocatable() -> None:
 
 
 @virtual
+async def test_a_kubelet_that_never_asks_for_the_devices_is_reported() -> None:
+    """It has answered the registration, and cannot reach the socket, say."""
+    async with site(USB0) as one:
+        one.kubelet.watching = False
+        await stream_ends(one)
+        await asyncio.sleep(60)
+        assert "the kubelet has accepted the registration, and does not ask for the devices" in one.lost()
+        one.kubelet.watching = True
+        await asyncio.sleep(30)
+        one.check_agreement(1)
+
+
+@virtual
 async def test_a_resource_that_is_refused_leaves_the_others_alone() -> None:
     """One line with the answer of the kubelet, and fewer and fewer attempts."""
     second = f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}], publish: devicePlugin}}\n"

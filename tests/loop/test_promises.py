@@ -69,6 +69,7 @@ from support.model_moves import (
     war,
     watch,
     watch_late,
+    watches,
     zero,
 )
 from support.model_pods import ZIGBEE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from grpclib.client import Channel
 from grpclib.protocol import H2Protocol
@@ -25,7 +25,7 @@ class _Connection(H2Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, unless `end` came first."""
         super().connection_made(transport)
-        self._transport = transport  # type: ignore[assignment]  # a stream has a Transport
+        self._transport = cast("asyncio.Transport", transport)  # that of a stream is one
         if self._ended:
             self.end()
 

@@ -10,6 +10,7 @@ from devwatch.config.resolver import new_loop
 from devwatch.core import exitstatus
 from devwatch.core.errors import ApiError, NodeMissing, Unavailable
 from devwatch.core.node import NodePatch
+from devwatch.core.status import label
 from devwatch.core.text import escape
 from devwatch.host.lock import NodeLock
 from devwatch.kube import cluster, nodes
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from devwatch.cli.display import Screen
     from devwatch.core.listing import Entry
     from devwatch.core.node import NodeState
+    from devwatch.core.pods import Pod
+    from devwatch.core.status import ResourceStatus
     from devwatch.host.lock import Holder
     from devwatch.kube.client import Connection
-    from devwatch.kube.cluster import ResourceStatus
 
 VERIFY_DELAY = 5.0
 """Seconds after which `purge` checks whether a running daemon has written again what was removed."""
@@ -84,7 +86,7 @@ def _show(screen: Screen, rows: Sequence[ResourceStatus], *, wide: bool) -> None
 
 def _cells(row: ResourceStatus, *, wide: bool) -> list[str]:
     pods = ", ".join(f"{pod.title} ({pod.phase})" for pod in row.pods or ())
-    devices = ", ".join(_device(entry) for entry in row.devices)
+    devices = ", ".join(_device(row, entry) for entry in row.distinct)
     links = ", ".join(entry.link or entry.devnode for entry in row.devices)
     requested = "" if row.requested is None else str(row.requested)
     counts = [row.publish or "", row.capacity or "", row.allocatable or "", requested]
@@ -92,9 +94,10 @@ def _cells(row: ResourceStatus, *, wide: bool) -> list[str]:
     return [*where, *counts, pods, devices, *([links, row.changed or ""] if wide else [])]
 
 
-def _device(entry: Entry) -> str:
-    name = entry.serial or entry.link or entry.devnode
-    return f"{name} (lost)" if entry.lost else name
+def _device(row: ResourceStatus, entry: Entry) -> str:
+    holders = row.holders(entry)
+    notes = [*(["lost"] if entry.lost else []), *([f"held by {', '.join(holders)}"] if holders else [])]
+    return f"{label(entry)} ({', '.join(notes)})" if notes else label(entry)
 
 
 def _document(row: ResourceStatus) -> dict[str, Any]:
@@ -107,16 +110,22 @@ def _document(row: ResourceStatus) -> dict[str, Any]:
         "capacity": row.capacity,
         "allocatable": row.allocatable,
         "requested": row.requested,
-        "pods": pods if pods is None else [{key: getattr(pod, key) for key in _POD_FIELDS} for pod in pods],
-        "devices": [_device_document(entry) for entry in row.devices],
+        "pods": pods if pods is None else [_pod_document(row, pod) for pod in pods],
+        "devices": [_device_document(row, entry) for entry in row.devices],
         "changed": row.changed,
         "nearest": row.nearest,
         "warnings": list(row.warnings()),
     }
 
 
-def _device_document(entry: Entry) -> dict[str, Any]:
-    return {field: getattr(entry, field) for field in type(entry).__slots__}
+def _pod_document(row: ResourceStatus, pod: Pod) -> dict[str, Any]:
+    return {**{key: getattr(pod, key) for key in _POD_FIELDS}, "devices": sorted(row.ids(pod)) or None}
+
+
+def _device_document(row: ResourceStatus, entry: Entry) -> dict[str, Any]:
+    holders = row.holders(entry)
+    fields = {field: getattr(entry, field) for field in type(entry).__slots__}
+    return {**fields, "holders": holders if holders is None else list(holders)}
 
 
 # -- purge

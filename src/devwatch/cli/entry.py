@@ -78,11 +78,12 @@ examples:
   devwatch check -o json my.yaml | jq .faults"""
 _STATUS_HELP = """\
 the cluster: counts, pods, devices
-Shows for the whole cluster what is advertised, which pods request it, and the devices behind it.
+Shows for the whole cluster what is advertised and how, which pods request or hold it, and the devices behind it.
 examples:
   devwatch status                        every resource: counts, pods, devices
   devwatch status -o wide                with links, and when it last changed
-  devwatch status -o json | jq '.resources[] | select(.warnings != [])'"""
+  devwatch status -o json | jq '.resources[] | select(.warnings != [])'
+  devwatch status -o json | jq '.resources[].devices[] | select(.holders == [])'"""
 _PURGE_HELP = """\
 remove what devwatch advertised
 Removes what devwatch advertised, as the Node's own annotation lists it, from this node, another or all. Asks first.

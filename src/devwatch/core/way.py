@@ -10,7 +10,7 @@ from devwatch.core.rules import Publish
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from devwatch.core.listing import Listing
+    from devwatch.core.listing import Entry, Listing
     from devwatch.core.pods import Pod
     from devwatch.core.rules import ResourceRule
 
@@ -18,7 +18,7 @@ KUBELET_MEMORY = 320.0
 """Seconds for which the kubelet may write 0 for the resource of a plugin that has ended: 5 minutes (`endpointStopGracePeriod` of its device
 manager), and two syncs of its status."""
 _NAMED = 5
-"""Pods that one line names; the rest is counted."""
+"""Names in one line; the rest is counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Change:
 
 def changes(rules: Iterable[ResourceRule], memory: Listing) -> frozenset[Change]:
     """Return the resources whose way of publishing has changed since a devwatch last listed them."""
-    found = ((rule, _way_of(memory, rule.name)) for rule in rules if rule.name in memory)
+    found = ((rule, way_of(memory[rule.name])) for rule in rules if rule.name in memory)
     return frozenset(
         Change(resource=rule.name, former=former, way=rule.publish)
         for rule, former in found
@@ -40,8 +40,9 @@ def changes(rules: Iterable[ResourceRule], memory: Listing) -> frozenset[Change]
     )
 
 
-def _way_of(memory: Listing, name: str) -> Publish:
-    plugin = any(entry.publish == Publish.DEVICE_PLUGIN.value for entry in memory[name])
+def way_of(entries: Iterable[Entry]) -> Publish:
+    """Return how a resource is published, by its entries in the annotation."""
+    plugin = any(entry.publish == Publish.DEVICE_PLUGIN.value for entry in entries)
     return Publish.DEVICE_PLUGIN if plugin else Publish.NODE_STATUS
 
 
@@ -51,9 +52,10 @@ def holdouts(change: Change, pods: Iterable[Pod]) -> str:
     The figures are 0 meanwhile, so that each of these pods was bound in the former way.
     """
     titles = sorted(pod.title for pod in pods if pod.requests.get(change.resource, 0) > 0 and not pod.finished)
-    return f"waits for the end of {_joined(titles)}" if titles else ""
+    return f"waits for the end of {joined(titles)}" if titles else ""
 
 
-def _joined(titles: Sequence[str]) -> str:
+def joined(titles: Sequence[str]) -> str:
+    """Return the first names of a list for one line, and the number of the rest."""
     more = f" and {len(titles) - _NAMED} more" if len(titles) > _NAMED else ""
     return ", ".join(titles[:_NAMED]) + more

@@ -11,7 +11,7 @@ from devwatch.agent.changeover import Changeover
 from devwatch.agent.holders import HeldDevices
 from devwatch.agent.registration import Registration
 from devwatch.core.errors import KubeletError
-from devwatch.core.handover import Handover, Offer, link_names
+from devwatch.core.handover import Handover, link_names
 from devwatch.core.node import Amounts, NodeState
 from devwatch.core.repeat import RepeatFilter
 from devwatch.core.rules import Publish
@@ -70,8 +70,10 @@ class DevicePlugins:
         self._ready = asyncio.Event()
         """Set once the links are right and the IDs of a former daemon are known: no resource registers before."""
         self._filters: dict[str, RepeatFilter] = {}
+        self._linked: dict[str, str] = {}
+        """The links that are right, by name with the devnode."""
         self._links_fault = ""
-        """Why the links cannot be made; empty where they are right."""
+        """Why the others cannot be made; empty where all are right."""
         self.held = HeldDevices(holdings=self.holdings, pods=pods, log=telemetry.log, clock=clock)
         self.changeover = Changeover(pods=pods, telemetry=telemetry, clock=clock, kubelet=self.socket)
 
@@ -132,8 +134,8 @@ class DevicePlugins:
         self._register(rule for rule in self._rules if rule.name not in self.changeover.waiting)
         slots = {name: figures.by_name[name].slots for name in self._registrations}
         self.held.observe(slots, now)
-        usable = self._update_links(slots, inventory)
-        if usable and observed is not None and not inventory.doubts:
+        self._update_links(slots, inventory)
+        if not self._links_fault and observed is not None and not inventory.doubts:
             self._ready.set()
         waiting = {device.body for device in inventory.pending}
         # Without a registration, as where the libraries are missing, nothing is offered.
@@ -142,7 +144,7 @@ class DevicePlugins:
             for name, figure in figures.by_name.items()
         }
         for name, registration in self._registrations.items():
-            offer = registration.offer(slots[name], waiting) if usable else Offer()
+            offer = registration.offer(slots[name], waiting, self._linked)
             amounts = registration.update(offer, observed or NodeState(), now)
             shown[name] = replace(shown[name], amounts=amounts)
         self._report_registrations()
@@ -166,13 +168,13 @@ class DevicePlugins:
 
     # -- the links
 
-    def _update_links(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> bool:
-        """Make the links of the present devices, and return whether they are right.
+    def _update_links(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> None:
+        """Make the links of the present devices.
 
         After an uncertain scan the link of a device that it did not find stays, unless another device has the devnode by now.
         """
         if self._kubelet is None:
-            return False
+            return
         taken = {device.devnode for device in (*inventory.present, *inventory.pending)}
         wanted: dict[str, str] = {}
         for slot in chain.from_iterable(slots.values()):
@@ -183,12 +185,12 @@ class DevicePlugins:
         try:
             self._kubelet.links.update(wanted)
         except KubeletError as error:
+            self._linked = {name: devnode for name, devnode in self._linked.items() if wanted.get(name) == devnode}
             self._links_fault = str(error)
             self.lost(_LINKS, error)
-            return False
-        self._links_fault = ""
-        self._filters.pop(_LINKS, None)
-        return True
+        else:
+            self._linked, self._links_fault = wanted, ""
+            self._filters.pop(_LINKS, None)
 
     def can_allocate(self, resource: str, ids: frozenset[str]) -> bool:
         """Return whether the kubelet may still give one of these devices to a pod: its list has them as healthy."""

@@ -122,6 +122,13 @@ class HeldDevices:
         self._read_at = self.clock.now() + READ_INTERVAL
         try:
             holdings = await self.holdings()
+            # That a pod has a device needs no list: it may live for days with a lost one.
+            if self._absent <= frozenset().union(*(each.ids for each in holdings)):
+                self.ids = {
+                    name: frozenset().union(*(each.ids for each in holdings if each.resource == name))
+                    for name in self.ids
+                }
+                return
             pods = await self.pods()
         except (KubeletError, ApiError) as error:
             self.ids = dict.fromkeys(self.ids)

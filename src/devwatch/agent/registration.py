@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from devwatch.core.backoff import Backoff
 from devwatch.core.errors import KubeletError
 from devwatch.core.handover import Allocation, Handover, Offer, allocate, link_names, offer_of
+from devwatch.core.slots import SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -125,15 +126,21 @@ class Registration:
 
     # -- the desired list
 
-    def offer(self, slots: Sequence[Slot], waiting: Collection[str]) -> Offer:
-        """Return the list for these slots. A new device of several devnodes waits until all of them have arrived."""
+    def offer(self, slots: Sequence[Slot], waiting: Collection[str], linked: Mapping[str, str]) -> Offer:
+        """Return the list for these slots: of the present devices those whose links are right, as `linked` says.
+
+        A new device of several devnodes waits until all of them have arrived.
+        """
         listed = self.handover.desired.ids
-        ready = {
-            slot.id for slot in slots if slot.id in listed or not any(device.body in waiting for device in slot.devices)
-        }
         for slot in slots:
             names = tuple(name for name, _ in link_names(slot))
             self._links[slot.id] = names or self._links.get(slot.id) or (slot.id,)
+        ready = {
+            slot.id
+            for slot in slots
+            if (slot.state is not SlotState.PRESENT or dict(link_names(slot)).items() <= linked.items())
+            and (slot.id in listed or not any(device.body in waiting for device in slot.devices))
+        }
         return offer_of(slots, ready)
 
     def update(self, offer: Offer, observed: NodeState, now: float) -> Amounts:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devwatch.config.resolver import new_loop
 from devwatch.core import exitstatus
-from devwatch.core.errors import ApiError, NodeMissing, Unavailable
+from devwatch.core.errors import ApiError, KubeletError, NodeMissing, Unavailable
 from devwatch.core.node import NodePatch
+from devwatch.core.rules import Publish
+from devwatch.core.status import label
 from devwatch.core.text import escape
+from devwatch.core.way import way_of
 from devwatch.host.lock import NodeLock
 from devwatch.kube import cluster, nodes
+from devwatch.kubelet.links import FOLDER, find_leftovers, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -20,9 +25,10 @@ if TYPE_CHECKING:
     from devwatch.cli.display import Screen
     from devwatch.core.listing import Entry
     from devwatch.core.node import NodeState
+    from devwatch.core.pods import Pod
+    from devwatch.core.status import ResourceStatus
     from devwatch.host.lock import Holder
     from devwatch.kube.client import Connection
-    from devwatch.kube.cluster import ResourceStatus
 
 VERIFY_DELAY = 5.0
 """Seconds after which `purge` checks whether a running daemon has written again what was removed."""
@@ -84,7 +90,7 @@ def _show(screen: Screen, rows: Sequence[ResourceStatus], *, wide: bool) -> None
 
 def _cells(row: ResourceStatus, *, wide: bool) -> list[str]:
     pods = ", ".join(f"{pod.title} ({pod.phase})" for pod in row.pods or ())
-    devices = ", ".join(_device(entry) for entry in row.devices)
+    devices = ", ".join(_device(row, entry) for entry in row.distinct)
     links = ", ".join(entry.link or entry.devnode for entry in row.devices)
     requested = "" if row.requested is None else str(row.requested)
     counts = [row.publish or "", row.capacity or "", row.allocatable or "", requested]
@@ -92,9 +98,10 @@ def _cells(row: ResourceStatus, *, wide: bool) -> list[str]:
     return [*where, *counts, pods, devices, *([links, row.changed or ""] if wide else [])]
 
 
-def _device(entry: Entry) -> str:
-    name = entry.serial or entry.link or entry.devnode
-    return f"{name} (lost)" if entry.lost else name
+def _device(row: ResourceStatus, entry: Entry) -> str:
+    holders = row.holders(entry)
+    notes = [*(["lost"] if entry.lost else []), *([f"held by {', '.join(holders)}"] if holders else [])]
+    return f"{label(entry)} ({', '.join(notes)})" if notes else label(entry)
 
 
 def _document(row: ResourceStatus) -> dict[str, Any]:
@@ -107,16 +114,22 @@ def _document(row: ResourceStatus) -> dict[str, Any]:
         "capacity": row.capacity,
         "allocatable": row.allocatable,
         "requested": row.requested,
-        "pods": pods if pods is None else [{key: getattr(pod, key) for key in _POD_FIELDS} for pod in pods],
-        "devices": [_device_document(entry) for entry in row.devices],
+        "pods": pods if pods is None else [_pod_document(row, pod) for pod in pods],
+        "devices": [_device_document(row, entry) for entry in row.devices],
         "changed": row.changed,
         "nearest": row.nearest,
         "warnings": list(row.warnings()),
     }
 
 
-def _device_document(entry: Entry) -> dict[str, Any]:
-    return {field: getattr(entry, field) for field in type(entry).__slots__}
+def _pod_document(row: ResourceStatus, pod: Pod) -> dict[str, Any]:
+    return {**{key: getattr(pod, key) for key in _POD_FIELDS}, "devices": sorted(row.ids(pod)) or None}
+
+
+def _device_document(row: ResourceStatus, entry: Entry) -> dict[str, Any]:
+    holders = row.holders(entry)
+    fields = {field: getattr(entry, field) for field in type(entry).__slots__}
+    return {**fields, "holders": holders if holders is None else list(holders)}
 
 
 # -- purge
@@ -132,6 +145,10 @@ class Purge:
     confirmed: Callable[[int], bool] = lambda _count: True
     """Called once, with the number of nodes, before anything is removed."""
     pause: float = VERIFY_DELAY
+    here: str = ""
+    """The name of the node that this host is, of which the sockets and links are removed as well; empty for none."""
+    plugins: Path = Path()
+    """The folder in which the kubelet of this host accepts device plugins."""
 
 
 async def purge(connection: Connection, screen: Screen, remarks: Screen, task: Purge) -> int:
@@ -142,35 +159,40 @@ async def purge(connection: Connection, screen: Screen, remarks: Screen, task: P
     daemon = None if task.node is None or task.dry_run else _daemon_on_this_host(task.node)
     states = await _states(connection, task.node)
     removals = {name: patch for name, state in states.items() if (patch := cluster.removal(state))}
+    files, unknown = _leftovers(remarks, task, states)
+    names = [name for name in states if name in removals or (files and name == task.here)]
     verb = "left" if daemon else "would remove" if task.dry_run else "removing"
-    for name, patch in removals.items():
-        _show_removal(screen, name, states[name], patch, verb=verb)
+    for name in names:
+        _show_removal(screen, name, states[name], removals.get(name, NodePatch()), verb=verb)
+        _show_files(screen, files if name == task.here else ())
     if daemon:
-        raise Unavailable(f"a devwatch still runs on {task.node} (pid {daemon.pid}): stop it first")
-    if not removals:
+        raise Unavailable(_still_runs(task.node, daemon))
+    failures = [*unknown.items()]
+    if not names:
         screen.line("there is nothing of devwatch to remove")
-    if not removals or task.dry_run == "client":
-        return exitstatus.DONE
-    if not task.dry_run and not task.confirmed(len(removals)):
+    elif not task.dry_run and not task.confirmed(len(names)):
         screen.line("nothing was removed")
         return exitstatus.FAILED
-    await asyncio.sleep(0)  # a pending interrupt ends it here, and not after the first request
-    failures = await _remove(connection, screen, task, removals)
-    for name, reason in failures.items():
+    elif task.dry_run != "client":
+        await asyncio.sleep(0)  # a pending interrupt ends it here, and not after the first request
+        failures += (await _remove(connection, screen, task, removals, files)).items()
+    for name, reason in failures:
         remarks.out.write(escape(f"devwatch: {name}: {' '.join(reason.split())}") + "\n")
     return exitstatus.FAILED if failures else exitstatus.DONE
 
 
 async def _remove(
-    connection: Connection, screen: Screen, task: Purge, removals: Mapping[str, NodePatch]
+    connection: Connection, screen: Screen, task: Purge, removals: Mapping[str, NodePatch], files: Sequence[Path]
 ) -> dict[str, str]:
     """Remove, check after a pause, and show what was done. Return the failures by node."""
     patched, failures = await _patch_each(connection, removals, dry_run=task.dry_run is not None)
     for name in [name for name in removals if name not in {**patched, **failures}]:
         screen.line(f"{name}: the Node was deleted meanwhile, so nothing is left to remove")
-    if task.dry_run or not patched:
+    if task.dry_run:
         return failures
-    await asyncio.sleep(task.pause)
+    if fault := _remove_files(task.here, files):
+        failures[task.here] = "; ".join(filter(None, (failures.get(task.here), fault)))
+    await asyncio.sleep(task.pause if patched else 0)
     again, unknown = await _patch_each(connection, {name: NodePatch() for name in patched})
     failures |= {
         name: f"removed, but whether it stays removed is unknown: {reason}" for name, reason in unknown.items()
@@ -178,10 +200,54 @@ async def _remove(
     for name, state in again.items():
         if back := cluster.reappeared(state, removals[name]):
             _show_removal(screen, name, state, back, verb="left")
-            failures[name] = f"a devwatch still runs on {name}: stop it first"
-    if done := len(patched.keys() - failures.keys()):
+            failures[name] = _still_runs(name)
+    if done := len((patched.keys() | ({task.here} if files else set())) - failures.keys()):
         screen.line(f"removed from {done} node{'s' if done > 1 else ''}")
     return failures
+
+
+def _leftovers(
+    remarks: Screen, task: Purge, states: Mapping[str, NodeState]
+) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """Return what a daemon left in the folder of the plugins if this host is one of the nodes, and by its name why that is unknown.
+
+    It is a failure where the Node says that something is there. Otherwise it is a warning, or nothing where there is no such folder.
+    """
+    if task.here not in states:
+        return (), {}
+    try:
+        return find_leftovers(task.plugins), {}
+    except KubeletError as error:
+        why = f"{error}: sockets and links of devwatch that are there stay (--device-plugin-dir names the folder)"
+        if any(way_of(entries) is Publish.DEVICE_PLUGIN for entries in states[task.here].listing().values()):
+            return (), {task.here: why}
+        if not isinstance(error.__cause__, FileNotFoundError):
+            remarks.line(f"warning: {escape(why)}")
+    return (), {}
+
+
+def _remove_files(node: str, files: Sequence[Path]) -> str:
+    """Remove them while no daemon can start for the node, and return why that failed; empty where it did not."""
+    lock = NodeLock(node)
+    holder = lock.acquire_once() if files else None
+    try:
+        if holder is not None and holder.counts:
+            return f"{_still_runs(node, holder)}; its sockets and links stay"
+        remove_leftovers(files)
+    except KubeletError as error:
+        return str(error)
+    finally:
+        lock.release()
+    return ""
+
+
+def _still_runs(node: str | None, daemon: Holder | None = None) -> str:
+    return f"a devwatch still runs on {node}{f' (pid {daemon.pid})' if daemon else ''}: stop it first"
+
+
+def _show_files(screen: Screen, files: Sequence[Path]) -> None:
+    for path in files:
+        screen.line(escape(f"- {path}{'/' if path.name == FOLDER else ''}"), indent=2)
 
 
 async def _patch_each(

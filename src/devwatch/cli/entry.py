@@ -78,14 +78,15 @@ examples:
   devwatch check -o json my.yaml | jq .faults"""
 _STATUS_HELP = """\
 the cluster: counts, pods, devices
-Shows for the whole cluster what is advertised, which pods request it, and the devices behind it.
+Shows for the whole cluster what is advertised and how, which pods request or hold it, and the devices behind it.
 examples:
   devwatch status                        every resource: counts, pods, devices
   devwatch status -o wide                with links, and when it last changed
-  devwatch status -o json | jq '.resources[] | select(.warnings != [])'"""
+  devwatch status -o json | jq '.resources[] | select(.warnings != [])'
+  devwatch status -o json | jq '.resources[].devices[] | select(.holders == [])'"""
 _PURGE_HELP = """\
 remove what devwatch advertised
-Removes what devwatch advertised, as the Node's own annotation lists it, from this node, another or all. Asks first.
+Removes what devwatch advertised, as the Node's own annotation lists it; on this host also its sockets and links. Asks first.
 examples:
   devwatch purge --dry-run               what would be removed from this node?
   devwatch purge --node nuc-1            after the daemon there was stopped
@@ -253,8 +254,7 @@ def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
         option, f"print each patch as JSON, store nothing; the kubelet is left alone; with --once {left_out}"
     )
     option("--kubelet-dir", metavar="DIR", default=KUBELET_DIR, help="the kubelet's root, with pod-resources")
-    plugins = "where the kubelet accepts device plugins, whatever its root"
-    option("--device-plugin-dir", metavar="DIR", default=DEVICE_PLUGIN_DIR, help=plugins)
+    _add_device_plugin_dir_option(option)
     once = f"end when the Node shows what is present, status 1 if it does not within 30 s; {left_out}"
     option.flag("--once", help=once)
     listen = f"metrics and health, or off (default: {DEFAULT_LISTEN}; with --once off)"
@@ -298,6 +298,7 @@ def _add_purge(commands: _Commands, environ: Mapping[str, str]) -> None:
     option("--node", metavar="NAME", help="the Node (default: NODE_NAME, else the host name)")
     option.flag("--all-nodes", help="all Nodes of the cluster")
     _add_dry_run_option(option, "show the difference, remove nothing")
+    _add_device_plugin_dir_option(option)
     option.flag("--yes", help="do not ask; needed where there is no terminal")
 
 
@@ -317,6 +318,11 @@ def _add_kubeconfig_option(option: _Options) -> None:
 
 def _add_dry_run_option(option: _Options, effect: str) -> None:
     option("--dry-run", choices=("client", "server"), const="client", help=effect)
+
+
+def _add_device_plugin_dir_option(option: _Options) -> None:
+    plugins = "where the kubelet accepts device plugins, whatever its root"
+    option("--device-plugin-dir", metavar="DIR", default=DEVICE_PLUGIN_DIR, help=plugins)
 
 
 def _add_output_option(option: _Options, forms: tuple[str, ...], effect: str) -> None:
@@ -541,9 +547,22 @@ def _purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
             "there is no terminal to ask on: --yes removes without a question, --dry-run shows what would be removed"
         )
     confirmed = (lambda _count: True) if arguments.yes else _confirmed
-    task = admin.Purge(node=node, dry_run=arguments.dry_run, confirmed=confirmed)
+    plugins = Path(arguments.device_plugin_dir)
+    task = admin.Purge(
+        node=node, dry_run=arguments.dry_run, confirmed=confirmed, here=_this_node(environ), plugins=plugins
+    )
     (screen, remarks), connection = _screens(environ), _connection(arguments, environ)
     return admin.run(connection, admin.purge(connection, screen, remarks, task))
+
+
+def _this_node(environ: Mapping[str, str]) -> str:
+    """Return the name of the node that this host is, empty where it has no valid one."""
+    from devwatch.host.snapshot import node_name  # noqa: PLC0415 - as above
+
+    try:
+        return node_name(environ.get("DEVWATCH_NODE_NAME"), environ)
+    except UsageError:
+        return ""
 
 
 def _node_to_purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> str | None:

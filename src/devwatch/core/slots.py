@@ -178,7 +178,8 @@ class Slots:
                 found[unit] = in_place
         if not certain:
             return found
-        taken = {slot.identity.model for slot in self._known.values() if slot not in absent}
+        gone = {slot.id for slot in absent}
+        taken = {slot.identity.model for name, slot in self._known.items() if name not in gone}
         taken |= {new[unit].model for unit in found}
         moved = {unit: identity for unit, identity in new.items() if identity.serial and unit not in found}
         models = [identity.model for identity in moved.values() if identity.model not in taken]

@@ -18,7 +18,7 @@ KUBELET_MEMORY = 320.0
 """Seconds for which the kubelet may write 0 for the resource of a plugin that has ended: 5 minutes (`endpointStopGracePeriod` of its device
 manager), and two syncs of its status."""
 _NAMED = 5
-"""Pods that one line names; the rest is counted."""
+"""Names in one line; the rest is counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +58,10 @@ def holdouts(change: Change, pods: Iterable[Pod]) -> str:
     The figures are 0 meanwhile, so that each of these pods was bound in the former way.
     """
     titles = sorted(pod.title for pod in pods if pod.requests.get(change.resource, 0) > 0 and not pod.finished)
-    return f"waits for the end of {_joined(titles)}" if titles else ""
+    return f"waits for the end of {joined(titles)}" if titles else ""
 
 
-def _joined(titles: Sequence[str]) -> str:
+def joined(titles: Sequence[str]) -> str:
+    """Return the first names of a list for one line, and the number of the rest."""
     more = f" and {len(titles) - _NAMED} more" if len(titles) > _NAMED else ""
     return ", ".join(titles[:_NAMED]) + more

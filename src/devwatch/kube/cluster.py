@@ -3,120 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from devwatch.core.errors import Forbidden, Retry
-from devwatch.core.node import FIELD_MANAGER, NodePatch, NodeState, quantity
+from devwatch.core.node import NodePatch, NodeState
+from devwatch.core.status import NodeSummary, ResourceStatus, resource_statuses
 from devwatch.kube.nodes import node_state
 from devwatch.kube.pods import list_all, pod_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Mapping, Sequence
 
-    from devwatch.core.listing import Entry
     from devwatch.core.pods import Pod
+    from devwatch.core.status import PodsByNode
     from devwatch.kube.client import Connection
-
-    PodsByNode = Mapping[str | None, Sequence[Pod]]
-
-NODE_STATUS = "nodeStatus"
-"""The one way of publishing that there is: by PATCH of nodes/status."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSummary:
-    """A Node of the cluster with its state."""
-
-    name: str
-    state: NodeState
-    ready: bool = True
-
-    @property
-    def owned(self) -> tuple[str, ...]:
-        """The resources that devwatch advertises on this Node, according to the Node's annotation."""
-        return tuple(sorted(self.state.listing()))
-
-    @property
-    def shown(self) -> AbstractSet[str]:
-        """The resources in its capacity or allocatable, whichever client wrote them."""
-        return {*self.state.capacity, *self.state.allocatable}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResourceStatus:
-    """One resource of one Node; without a Node, the requests of pods that are not bound to any."""
-
-    summary: NodeSummary | None
-    resource: str
-    pods: tuple[Pod, ...] | None
-    """The unfinished pods that request it, None without the permission to list pods."""
-    unadvertised: bool = False
-    """Whether no Node has it in capacity or allocatable."""
-    nearest: str | None = None
-    """For a name that no Node has: the advertised name that was probably meant, None where none is similar."""
-
-    @property
-    def node(self) -> str | None:
-        """The name of the Node."""
-        return self.summary.name if self.summary else None
-
-    @property
-    def capacity(self) -> str | None:
-        """Its capacity on the Node."""
-        return self.summary.state.capacity.get(self.resource) if self.summary else None
-
-    @property
-    def allocatable(self) -> str | None:
-        """Its allocatable on the Node."""
-        return self.summary.state.allocatable.get(self.resource) if self.summary else None
-
-    @property
-    def requested(self) -> int | None:
-        """The sum of the pods' requests, None without the permission to list pods."""
-        return None if self.pods is None else sum(pod.requests[self.resource] for pod in self.pods)
-
-    @property
-    def owned(self) -> bool:
-        """Whether devwatch advertises it on this Node."""
-        return self.summary is not None and self.resource in self.summary.state.listing()
-
-    @property
-    def devices(self) -> tuple[Entry, ...]:
-        """The devices behind it, as the Node's annotation lists them."""
-        return self.summary.state.listing().get(self.resource, ()) if self.summary else ()
-
-    @property
-    def publish(self) -> str | None:
-        """How it is published, None where devwatch does not advertise it."""
-        return NODE_STATUS if self.owned else None
-
-    @property
-    def changed(self) -> str | None:
-        """When devwatch last changed it (RFC 3339), None where the server has no record of that in managedFields."""
-        writers = self.summary.state.writers.get(self.resource, ()) if self.summary else ()
-        return max((writer.time for writer in writers if writer.manager == FIELD_MANAGER), default=None)
-
-    def warnings(self) -> tuple[str, ...]:
-        """Return the problems of this resource, one line each."""
-        if self.unadvertised:
-            nearest = f"; the nearest name that one has: {self.nearest}" if self.nearest else ""
-            return (f"{self.resource} is requested, and no node has it in its capacity{nearest}",)
-        return self._warnings_on(self.summary) if self.summary else ()
-
-    def _warnings_on(self, node: NodeSummary) -> tuple[str, ...]:
-        capacity, allocatable, where = self.capacity, self.allocatable, f"{self.resource} on {node.name}"
-        found = [] if node.ready else [f"node {node.name} is not Ready: its figures may be old"]
-        if capacity != allocatable:
-            found.append(
-                f"{where}: allocatable {allocatable} differs from capacity {capacity}; the kubelet will settle it"
-            )
-        if (self.requested or 0) > (quantity(allocatable) or 0):
-            found.append(
-                f"{where}: {self.requested} requested, {allocatable or 'none'} allocatable; a pod runs without its device"
-            )
-        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +56,7 @@ async def overview(connection: Connection) -> Overview:
         pods = await _pods_by_node(connection)
     except Forbidden as error:
         hidden = f"{error}; {error.hint}" if error.hint else str(error)
-    return Overview(resources=_resource_statuses({node.name: node for node in nodes}, pods), hidden=hidden)
+    return Overview(resources=resource_statuses({node.name: node for node in nodes}, pods), hidden=hidden)
 
 
 async def _pods_by_node(connection: Connection) -> PodsByNode:
@@ -167,41 +67,6 @@ async def _pods_by_node(connection: Connection) -> PodsByNode:
         if pod.requests and not pod.finished:
             pods.setdefault(node if node and isinstance(node, str) else None, []).append(pod)
     return pods
-
-
-def _resource_statuses(nodes: Mapping[str, NodeSummary], pods: PodsByNode | None) -> tuple[ResourceStatus, ...]:
-    owned = {name for node in nodes.values() for name in node.owned}
-    shown = owned.union(*(node.shown for node in nodes.values()))
-    rows: dict[tuple[str, str], list[Pod]] = {(node, name): [] for node in nodes for name in nodes[node].owned}
-    for node in (None, *nodes):
-        for pod in (pods or {}).get(node, ()):
-            for name in _relevant_requests(pod, nodes[node] if node else None, owned, shown):
-                rows.setdefault((node or "", name), []).append(pod)
-    return tuple(
-        ResourceStatus(
-            summary=nodes.get(node),
-            resource=name,
-            pods=None if pods is None else tuple(requesting),
-            unadvertised=name not in shown,
-            nearest=None if name in shown else next(iter(get_close_matches(name, sorted(owned), n=1)), None),
-        )
-        for (node, name), requesting in sorted(rows.items(), key=lambda row: (not row[0][0], row[0]))
-    )
-
-
-def _relevant_requests(
-    pod: Pod, node: NodeSummary | None, owned: AbstractSet[str], shown: AbstractSet[str]
-) -> Iterator[str]:
-    """Yield the resources for which a pod on this Node, or on none, is to be shown.
-
-    - A resource that devwatch owns on any Node, unless another client advertises it on this one.
-    - A resource that no Node has, while the pod is Pending. A pod that runs without a count on its Node has the resource from
-      elsewhere (dynamic resource allocation needs no count).
-    """
-    for name in (name for name, count in pod.requests.items() if count):
-        foreign = node is not None and name in node.shown and name not in node.owned
-        if (name in owned and not foreign) or (name not in shown and pod.phase == "Pending"):
-            yield name
 
 
 def removal(state: NodeState) -> NodePatch:

@@ -1,4 +1,4 @@
-"""The links that containers open their devices by: each leads to the devnode that a device has now."""
+"""The links that containers open their devices by: each leads to the devnode that a device has now. And what a daemon leaves behind."""
 
 from __future__ import annotations
 
@@ -7,11 +7,37 @@ from typing import TYPE_CHECKING
 from devwatch.core.errors import KubeletError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 FOLDER = "devwatch"
 """The folder of the links in that of the plugins: the kubelet removes the sockets there when it starts, and nothing else."""
+_SOCKETS = f"devwatch-{'[0-9a-f]' * 10}.sock"
+"""The sockets of the plugins, as the kubelet knows them (`Kubelet.register`)."""
+
+
+def find_leftovers(folder: Path) -> tuple[Path, ...]:
+    """Return what a daemon left in the folder of the plugins: its sockets, its links, and last their folder. Raises `KubeletError`."""
+    links = folder / FOLDER
+    try:
+        found = sorted(folder.iterdir())
+        sockets = [path for path in found if path.match(_SOCKETS) and path.is_socket()]
+        inside = sorted(path for path in links.iterdir() if path.is_symlink()) if links in found else []
+    except OSError as error:
+        raise KubeletError(f"{error.filename or folder}: {error.strerror or error}") from error
+    return (*sockets, *inside, *([links] if links in found else []))
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove what `find_leftovers` has found; what is gone meanwhile is no fault. Raises `KubeletError`."""
+    try:
+        for path in paths:
+            if path.name == FOLDER:
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise KubeletError(f"{error.filename}: {error.strerror or error}") from error
 
 
 class DeviceLinks:

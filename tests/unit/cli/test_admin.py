@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,13 +26,14 @@ from devwatch.core.node import ANNOTATION
 from devwatch.host.lock import NodeLock
 from devwatch.kube.client import Connection
 from devwatch.kube.credentials import Credentials
+from devwatch.kubelet.node import Kubelet
 from support.nodesite import RESOURCE, node, site
 from system.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
+    from devwatch.core.handover import Allocation, Offer
     from support.nodesite import Site
 
 RBAC = 'nodes "{}" is forbidden: User "u" cannot patch resource "nodes/status" in API group "" at the cluster scope'
@@ -51,11 +55,18 @@ class Done:
     err: list[str]
 
 
-def purge(cluster: Site, *, dry_run: str | None = None, confirmed: Callable[[int], bool] = lambda _count: True) -> Done:
+def purge(
+    cluster: Site,
+    *,
+    dry_run: str | None = None,
+    confirmed: Callable[[int], bool] = lambda _count: True,
+    here: str = "",
+    plugins: Path = Path("/nowhere"),
+) -> Done:
     """Purge all nodes, and look again without a pause."""
     connection = Connection(Credentials(kubeconfig=cluster.kubeconfig, environ={}), version="0")
     out, err = io.StringIO(), io.StringIO()
-    task = admin.Purge(node=None, dry_run=dry_run, confirmed=confirmed, pause=0)
+    task = admin.Purge(node=None, dry_run=dry_run, confirmed=confirmed, pause=0, here=here, plugins=plugins)
     status = admin.run(connection, admin.purge(connection, Screen(out=out), Screen(out=err), task))
     return Done(status=status, out=out.getvalue().splitlines(), err=err.getvalue().splitlines())
 
@@ -232,6 +243,159 @@ def test_a_dry_run_asks_the_server_about_every_node(cluster: Site) -> None:
     assert cluster.asked == ["n1", "n2", "n3"]
     assert advertising(cluster) == ["n1", "n2", "n3"]
     assert not any(line.startswith("removed") for line in done.out)
+
+
+# -- what is on this host
+
+
+class NoResource:
+    """A plugin that nobody asks."""
+
+    def allocate(self, ids: Sequence[str]) -> Allocation:
+        """Give nothing."""
+        raise KeyError(ids)
+
+    def opened(self) -> None:
+        """Record nothing."""
+
+    def sent(self, offer: Offer) -> None:
+        """Record nothing."""
+
+    def closed(self) -> None:
+        """Record nothing."""
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    """Return a kubelet's folder of plugins after a killed daemon: with its socket and links, and with what others have there."""
+    folder = tmp_path / "device-plugins"
+    folder.mkdir()
+
+    async def serve() -> list[str]:
+        kubelet = Kubelet(plugins=folder, folder=tmp_path)
+        server = kubelet.server(RESOURCE, NoResource())
+        await server.start()
+        kubelet.links.update({"dw1": "/dev/ttyUSB0", "dw1-1": "/dev/ttyUSB1"})
+        made = [path.name for path in folder.glob("*.sock")]
+        await server.close()
+        return made
+
+    with asyncio.Runner() as runner:
+        (ours,) = runner.run(serve())
+    for name in (ours, "kubelet.sock", "devwatch-other.sock"):
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(folder / name))
+    (folder / "devwatch-0123456789.sock").touch()
+    return folder
+
+
+FOREIGN = {"kubelet.sock", "devwatch-other.sock", "devwatch-0123456789.sock"}
+"""What is not devwatch's: by its name, or because it is no socket."""
+
+
+def held(folder: Path) -> set[str]:
+    """Return what the folder holds."""
+    return {path.name for path in folder.iterdir()}
+
+
+def hand_over(cluster: Site, name: str) -> None:
+    """Let the annotation say that the kubelet hands the resource over."""
+    annotation = json.dumps({RESOURCE: [{"publish": "devicePlugin"}]})
+    cluster.nodes[name]["metadata"]["annotations"][ANNOTATION] = annotation
+
+
+def test_on_its_own_node_the_sockets_and_links_are_removed(cluster: Site, plugins: Path) -> None:
+    """Exactly these: sockets of the kubelet and of other plugins stay. Each is named, below its node."""
+    hand_over(cluster, "n2")
+    (ours,) = held(plugins) - FOREIGN - {"devwatch"}
+    named = [f"  - {plugins}/{name}" for name in (ours, "devwatch/dw1", "devwatch/dw1-1", "devwatch/")]
+    shown = purge(cluster, here="n2", plugins=plugins, dry_run="client")
+    assert shown.out[3:10] == [
+        "n2: would remove",
+        f"  - {RESOURCE}: capacity 1, allocatable 1",
+        "  - the annotation devwatch.io/devices",
+        *named,
+    ]
+    assert held(plugins) == {*FOREIGN, ours, "devwatch"}
+    assert purge(cluster, here="n2", plugins=plugins, dry_run="server").status == 0
+    assert held(plugins) == {*FOREIGN, ours, "devwatch"}
+    done = purge(cluster, here="n2", plugins=plugins)
+    assert (done.status, done.out[-1], done.err) == (0, "removed from 3 nodes", [])
+    assert held(plugins) == FOREIGN
+
+
+def test_they_are_removed_where_the_node_shows_nothing_any_more(cluster: Site, plugins: Path) -> None:
+    """An earlier purge, from elsewhere, could not. The question counts this node."""
+    for each in cluster.nodes.values():
+        del each["metadata"]["annotations"][ANNOTATION]
+    assert purge(cluster, here="n1", plugins=plugins, confirmed=lambda count: count != 1).status == 1
+    done = purge(cluster, here="n1", plugins=plugins)
+    assert (done.status, done.out[-1], cluster.asked) == (0, "removed from 1 node", [])
+    assert held(plugins) == FOREIGN
+
+
+def test_on_another_host_no_file_is_touched(cluster: Site, plugins: Path) -> None:
+    """An administrator's machine is no node."""
+    before = held(plugins)
+    assert purge(cluster, here="laptop", plugins=plugins).status == 0
+    assert held(plugins) == before
+
+
+def test_the_node_of_this_host_and_its_folder_are_as_run_has_them(
+    cluster: Site, plugins: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`NODE_NAME`, `DEVWATCH_NODE_NAME` and `--device-plugin-dir`; a host without a valid name is no node."""
+    argv = ["purge", "--dry-run", "--kubeconfig", cluster.kubeconfig, "--node", "n1"]
+    given = {"DEVWATCH_DEVICE_PLUGIN_DIR": str(plugins)}
+    found = []
+    for options, variables in (
+        ([], {**given, "NODE_NAME": "n1"}),
+        (["--device-plugin-dir", str(plugins)], {"NODE_NAME": "x", "DEVWATCH_NODE_NAME": "n1"}),
+        ([], {**given, "NODE_NAME": "n2"}),
+        ([], {**given, "NODE_NAME": "Not_A_Node"}),
+    ):
+        assert main([*argv, *options], variables) == 0
+        found.append(f"  - {plugins}/devwatch/" in capsys.readouterr().out.splitlines())
+    assert found == [True, True, False, False]
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(cluster: Site, tmp_path: Path) -> None:
+    """A failure where the Node says that something is there; else a warning, or nothing where there is no folder."""
+    missing, file = tmp_path / "none", tmp_path / "file"
+    file.touch()
+    stay = "sockets and links of devwatch that are there stay (--device-plugin-dir names the folder)"
+    assert purge(cluster, here="n1", plugins=missing, dry_run="client") == purge(cluster, dry_run="client")
+    warned = purge(cluster, here="n1", plugins=file, dry_run="client")
+    assert (warned.status, warned.err) == (0, [f"warning: {file}: Not a directory: {stay}"])
+    hand_over(cluster, "n1")
+    failed = purge(cluster, here="n1", plugins=missing)
+    assert (failed.status, failed.err) == (1, [f"devwatch: n1: {missing}: No such file or directory: {stay}"])
+    assert cluster.removed == ["n1", "n2", "n3"]
+
+
+def test_what_others_have_put_into_the_folder_of_links_stays(cluster: Site, plugins: Path) -> None:
+    """And the folder with it, which is one line beside what the server refuses."""
+    (plugins / "devwatch" / "notes").touch()
+    cluster.refusals = {"n1": (500, "try later")}
+    done = purge(cluster, here="n1", plugins=plugins)
+    (line,) = done.err
+    assert line.startswith("devwatch: n1: try later")
+    assert line.endswith(f"; {plugins}/devwatch: Directory not empty")
+    assert (done.status, held(plugins / "devwatch"), held(plugins)) == (1, {"notes"}, {*FOREIGN, "devwatch"})
+
+
+def test_beside_a_daemon_of_this_host_its_files_stay(tmp_path: Path, plugins: Path) -> None:
+    """Also where all nodes are purged: it would serve no socket any more, and its containers would lose their links."""
+    name, before = f"n-{uuid.uuid4().hex[:8]}", held(plugins)
+    lock = NodeLock(name)
+    with site(tmp_path, name, "n2") as both:
+        assert lock.acquire_once() is None
+        try:
+            done = purge(both, here=name, plugins=plugins)
+        finally:
+            lock.release()
+    line = f"devwatch: {name}: a devwatch still runs on {name} (pid {os.getpid()}): stop it first; its sockets and links stay"
+    assert (done.status, done.err, held(plugins)) == (1, [line], before)
 
 
 # -- the question

@@ -38,14 +38,18 @@ def cluster(tmp_path: Path) -> Iterator[Site]:
         yield running
 
 
-def pod(name: str, wanted: dict[str, int], *, node: str = "", phase: str = "Pending") -> dict[str, Any]:
-    """Return a pod that requests extended resources."""
+def pod(
+    name: str, wanted: dict[str, int], *, node: str = "", phase: str = "Pending", has: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return a pod that requests extended resources; `has` are the IDs that its status names, from 1.36 on."""
     limits = {resource: str(count) for resource, count in wanted.items()}
     spec: dict[str, Any] = {"containers": [{"name": "c", "resources": {"limits": limits}}]}
     if node:
         spec["nodeName"] = node
     metadata = {"namespace": "default", "name": name, "uid": f"uid-{name}"}
-    return {"metadata": metadata, "spec": spec, "status": {"phase": phase}}
+    named = [{"name": RESOURCE, "resources": [{"resourceID": each, "health": "Healthy"} for each in has]}]
+    containers = [{"name": "c", "allocatedResourcesStatus": named}] if has else []
+    return {"metadata": metadata, "spec": spec, "status": {"phase": phase, "containerStatuses": containers}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +105,7 @@ def test_a_pod_that_waits_for_a_node_has_a_row_without_one(cluster: Site) -> Non
         ["-", RESOURCE, "-", "-", "-", "3", *("default/a", "(Pending),", "default/b", "(Pending)"), "-"]
     ]
     (waiting,) = [entry for entry in status(cluster, "json").resources if entry["node"] is None]
-    pods = [{"namespace": "default", "name": name, "phase": "Pending"} for name in ("a", "b")]
+    pods = [{"namespace": "default", "name": name, "phase": "Pending", "devices": None} for name in ("a", "b")]
     assert waiting == {
         "node": None,
         "ready": None,
@@ -178,6 +182,13 @@ def test_a_lost_device_is_marked(cluster: Site) -> None:
     assert [device["lost"] for device in devices] == ["2026-01-02T03:04:05Z", None]
 
 
+def test_figures_of_a_node_that_is_not_ready_may_be_old(cluster: Site) -> None:
+    """Its daemon may be down with it."""
+    cluster.nodes["n1"]["status"]["conditions"][0]["status"] = "Unknown"
+    assert status(cluster).err == ["warning: node n1 is not Ready: its figures may be old"]
+    assert [row["ready"] for row in status(cluster, "json").resources] == [False, True]
+
+
 def test_a_cluster_without_devwatch_says_so(cluster: Site) -> None:
     """Also where pods wait for what nobody advertises."""
     for held in cluster.nodes.values():
@@ -187,3 +198,159 @@ def test_a_cluster_without_devwatch_says_so(cluster: Site) -> None:
     shown = status(cluster)
     assert [row[:2] for row in shown.rows] == [["-", "a.io/stik"]]
     assert shown.err[0] == "devwatch advertises nothing in this cluster"
+
+
+# -- handed over by the kubelet
+
+
+def stick(number: int, *, lost: bool = False) -> dict[str, Any]:
+    """Return a device that the kubelet hands over, as the annotation lists it."""
+    found = {"devnode": f"/dev/ttyUSB{number}", "serial": f"DW{number}", "id": f"dw{number}", "publish": "devicePlugin"}
+    return found | ({"lost": "2026-01-02T03:04:05Z"} if lost else {})
+
+
+def advertise(cluster: Site, name: str, entries: list[dict[str, Any]], capacity: int, allocatable: int) -> None:
+    """Let a Node show this of the resource."""
+    cluster.nodes[name]["metadata"]["annotations"][ANNOTATION] = json.dumps({RESOURCE: entries})
+    cluster.nodes[name]["status"]["capacity"][RESOURCE] = str(capacity)
+    cluster.nodes[name]["status"]["allocatable"][RESOURCE] = str(allocatable)
+
+
+def running(name: str, *has: str, count: int = 1) -> dict[str, Any]:
+    """Return a pod that runs on n1, with the IDs that its status names."""
+    return pod(name, {RESOURCE: count}, node="n1", phase="Running", has=has)
+
+
+@pytest.fixture
+def alone(cluster: Site) -> Site:
+    """Return a cluster with one Node."""
+    del cluster.nodes["n2"]
+    return cluster
+
+
+def test_an_entry_without_a_devnode_only_tells_the_way(alone: Site) -> None:
+    """A resource without a device is published in its way all the same, and has none behind it."""
+    advertise(alone, "n1", [{"publish": "devicePlugin"}], 0, 0)
+    shown = status(alone)
+    assert shown.rows == [["n1", RESOURCE, "devicePlugin", "0", "0", "0", "-", "-"]]
+    assert shown.err == []
+    assert status(alone, "json").resources[0]["devices"] == []
+
+
+def test_a_device_of_several_devnodes_is_one(alone: Site) -> None:
+    """In the table; a document lists every devnode. Two sticks with one serial are two."""
+    modem = [{**stick(number), "serial": "M", "id": "m"} for number in (1, 2)]
+    advertise(alone, "n1", [*modem, {**stick(3), "serial": "M"}], 2, 2)
+    assert status(alone).rows[0][-2:] == ["M,", "M"]
+    assert [each["id"] for each in status(alone, "json").resources[0]["devices"]] == ["m", "m", "dw3"]
+
+
+def test_who_holds_what_is_said_where_the_pods_say_it(alone: Site) -> None:
+    """The status of a pod names its devices from Kubernetes 1.36 on. Where one does not, a device that none names may be held."""
+    advertise(alone, "n1", [stick(1), stick(2)], 2, 2)
+    alone.pods = [running("a", "dw2")]
+    assert status(alone).out.splitlines()[1].endswith("DW1, DW2 (held by default/a)")
+    (row,) = status(alone, "json").resources
+    assert [each["holders"] for each in row["devices"]] == [[], ["default/a"]]
+    assert [each["devices"] for each in row["pods"]] == [["dw2"]]
+    alone.pods.append(running("b"))
+    (row,) = status(alone, "json").resources
+    assert [each["holders"] for each in row["devices"]] == [None, ["default/a"]]
+    assert [each["devices"] for each in row["pods"]] == [["dw2"], None]
+    alone.unlisted = LISTED
+    assert [each["holders"] for each in status(alone, "json").resources[0]["devices"]] == [None, None]
+
+
+def test_one_resource_published_in_two_ways_is_told_once(cluster: Site) -> None:
+    """A pod that mounts /dev is not one that gets its stick from the kubelet. Each row of a document has the line."""
+    advertise(cluster, "n1", [stick(1)], 1, 1)
+    line = f"{RESOURCE} is published as devicePlugin on n1 and nodeStatus on n2: "
+    line += "a pod for one way does not find its device on the nodes of the other"
+    assert status(cluster).err == [f"warning: {line}"]
+    assert [row["warnings"] for row in status(cluster, "json").resources] == [[line], [line]]
+
+
+WHERE = f"warning: {RESOURCE} on n1: "
+CURE = ": end that pod, or plug the device in again"
+
+
+@pytest.mark.parametrize(
+    ("pods", "keeper"),
+    [
+        ([running("a", "dw1"), running("b")], "default/a"),
+        ([running("a"), running("b", "dw2")], "default/a"),
+        ([running("a"), running("b")], "one of default/a, default/b"),
+    ],
+)
+def test_a_lost_device_names_who_keeps_it(pods: list[dict[str, Any]], keeper: str, alone: Site) -> None:
+    """The pod whose status names it, else those that may have it. All present ones are in use: it blocks none."""
+    advertise(alone, "n1", [stick(1, lost=True), stick(2)], 2, 1)
+    alone.pods = pods
+    assert status(alone).err[0] == f"{WHERE}DW1 is lost and kept by {keeper}{CURE}"
+
+
+@pytest.mark.parametrize("what", ["DW1", "1 device"])
+@pytest.mark.parametrize("waiting", ["", " (waiting: default/b)"])
+def test_whom_a_lost_device_blocks(what: str, waiting: str, alone: Site) -> None:
+    """Its holder takes a place of the present ones, so that a Pending pod does not get one that is free. It need not be marked."""
+    advertise(alone, "n1", [stick(1, lost=what == "DW1"), stick(2)], 2, 1)
+    alone.pods = [running("a", "dw1"), *([pod("b", {RESOURCE: 1})] if waiting else [])]
+    blocks = f"so 1 device is present and cannot be allocated{waiting}"
+    assert status(alone).err == [f"{WHERE}{what} is lost and kept by default/a, {blocks}{CURE}"]
+
+
+def test_lost_devices_that_no_pod_keeps_are_not_counted_as_kept(alone: Site) -> None:
+    """They stay marked until their pods are settled, and are in no figure; of several the pods say which is kept."""
+    lost = [stick(number, lost=True) for number in (1, 2, 3)]
+    advertise(alone, "n1", lost, 0, 0)
+    assert status(alone).err == []
+    advertise(alone, "n1", lost, 2, 0)
+    alone.pods = [running("a", count=2)]
+    assert status(alone).err == [f"{WHERE}2 devices are lost and kept by default/a{CURE}"]
+    alone.pods = [running("a", "dw1", "dw3", count=2)]
+    assert status(alone).err == [f"{WHERE}DW1, DW3 are lost and kept by default/a{CURE}"]
+
+
+def test_without_the_right_to_list_pods_a_kept_device_is_still_told(alone: Site) -> None:
+    """Its keeper is unknown."""
+    advertise(alone, "n1", [stick(1, lost=True)], 1, 0)
+    alone.unlisted = LISTED
+    assert status(alone).err[1:] == [f"{WHERE}DW1 is lost and kept by a pod that is not shown{CURE}"]
+
+
+def test_present_devices_of_which_none_can_be_allocated_are_told(alone: Site) -> None:
+    """An ended daemon and a kubelet that has not taken the list over look the same; running holders keep their sticks."""
+    alone.pods = [running("a")]
+    advertise(alone, "n1", [stick(1, lost=True), stick(2)], 2, 0)
+    nothing = f"{WHERE}nothing can be allocated: it is not registered with the kubelet, or its devices are lost"
+    assert status(alone).err == [nothing, f"{WHERE}DW1 is lost and kept by default/a{CURE}"]
+    advertise(alone, "n1", [stick(2)], 1, 0)
+    assert status(alone).err == [nothing]
+
+
+@pytest.mark.parametrize(
+    ("entry", "cause"),
+    [
+        ({"devnode": "/dev/ttyUSB0"}, "its publish changes"),
+        (stick(1), "it is not registered with the kubelet, or its publish changes"),
+    ],
+)
+def test_a_change_of_way_names_the_pods_that_it_waits_for(entry: dict[str, Any], cause: str, alone: Site) -> None:
+    """Both figures are 0 meanwhile, and the annotation keeps the devices of the former way."""
+    advertise(alone, "n1", [entry], 0, 0)
+    start = f"{WHERE}1 device is listed, and none is advertised: {cause}"
+    assert status(alone).err == [start]
+    alone.pods = [running(name) for name in "gfedcba"]
+    ends = "default/a, default/b, default/c, default/d, default/e and 2 more"
+    assert status(alone).err == [f"{start} and waits for the end of {ends}"]
+
+
+def test_figures_that_differ_otherwise_are_told_as_they_are(alone: Site) -> None:
+    """With nodeStatus both are one figure. With devicePlugin allocatable may be smaller, and a pod beyond capacity has no device."""
+    alone.pods = [running("a", count=3)]
+    for entry, allocatable in (({"devnode": "/dev/ttyUSB0"}, 0), (stick(1), 2)):
+        advertise(alone, "n1", [entry], 1, allocatable)
+        assert status(alone).err == [
+            f"{WHERE}allocatable {allocatable} differs from capacity 1; the kubelet will settle it",
+            f"{WHERE}3 requested, {allocatable} allocatable; a pod runs without its device",
+        ]

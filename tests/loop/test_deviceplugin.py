@@ -34,11 +34,13 @@ PLAIN = f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}]}}\n"
 """A resource that is published by PATCH alone."""
 
 
-def config(*, more: str = PLAIN, path: str = "/dev/zigbee", publish: str = "devicePlugin") -> Config:
+def config(
+    *, more: str = PLAIN, path: str = "/dev/zigbee", publish: str = "devicePlugin", first: bool = True
+) -> Config:
     """Return a configuration whose first resource the kubelet hands over."""
     container = f", container: {{path: {path}}}" if publish == "devicePlugin" else ""
-    first = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: {publish}{container}}}\n"
-    return parse(f"resources:\n{first}{more}".encode(), file="config.yaml")
+    handed_over = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: {publish}{container}}}\n"
+    return parse(f"resources:\n{handed_over if first else ''}{more}".encode(), file="config.yaml")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,10 @@ class FakePlugin:
             await self._changed.wait()
 
 
+MEMORY = 300.0
+"""Seconds for which it writes the figures of a plugin that has ended (`endpointStopGracePeriod`)."""
+
+
 class FakeKubelet:
     """A `KubeletApi` with the kubelet behind it. It writes what it computes to its Node every 10 s, as the kubelet does."""
 
@@ -100,6 +105,7 @@ class FakeKubelet:
         self.now, self._server, self.latency = clock, server, latency
         self.links = FakeLinks()
         self.plugins: dict[str, FakePlugin] = {}
+        self._ended: dict[str, float] = {}
         self.running = False
         self.hanging = False
         """Whether it answers nothing; streams and lists go on."""
@@ -158,6 +164,7 @@ class FakeKubelet:
         self.history.append((self.now(), name, offer))
         last = self.taken.get(name, Offer())
         self.taken[name] = Offer(unhealthy=last.ids) if offer is None else offer
+        self._ended[name] = self.now() if offer is None else math.inf
 
     def figures(self, name: str) -> Amounts:
         """Return what it computes for a resource."""
@@ -169,7 +176,8 @@ class FakeKubelet:
             await asyncio.sleep(SYNC)
             for name in self.taken if self._server.exists else ():
                 figures, shown = self.figures(name), self._server.state
-                if not shown.shows(name, figures):
+                forgotten = self.now() >= self._ended.get(name, math.inf) + MEMORY and name not in self.others
+                if not forgotten and not shown.shows(name, figures):
                     self._server.write(name, str(figures.capacity), maps=("capacity",), manager="kubelet")
                     self._server.write(name, str(figures.allocatable), maps=("allocatable",), manager="kubelet")
 

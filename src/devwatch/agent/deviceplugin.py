@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from devwatch.agent.changeover import Changeover
 from devwatch.agent.holders import HeldDevices
+from devwatch.agent.pluginreport import LINKS, PluginReport
 from devwatch.agent.registration import Registration
 from devwatch.core.errors import KubeletError
-from devwatch.core.handover import Handover, link_names
+from devwatch.core.handover import Handover, Offer, link_names
 from devwatch.core.node import Amounts, NodeState
-from devwatch.core.repeat import RepeatFilter
 from devwatch.core.rules import Publish
 from devwatch.core.slots import SlotState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.registration import KubeletApi
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from devwatch.core.rules import ResourceRule
     from devwatch.core.slots import Slot
 
-_LINKS = "links"
-"""The subject of reports about the links, which concern every resource."""
+LEAVE_TIMEOUT = 3.0
+"""Seconds that a kubelet may take over an empty list before its stream ends all the same."""
 
 
 class DevicePlugins:
@@ -59,21 +60,20 @@ class DevicePlugins:
         `connect` is called for the first of them, and raises a `KubeletError`. `pods` lists the pods of this node, and raises an
         `ApiError`.
         """
-        self._connect, self._telemetry, self._clock = connect, telemetry, clock
+        self._connect, self._clock = connect, clock
         self._kubelet: KubeletApi | None = None
         self._rules: tuple[ResourceRule, ...] = ()
         self._names = frozenset[str]()
         self._registrations: dict[str, Registration] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
-        self._wake: Callable[[str], None] = lambda _trigger: None
         self._ready = asyncio.Event()
         """Set once the links are right and the IDs of a former daemon are known: no resource registers before."""
-        self._filters: dict[str, RepeatFilter] = {}
         self._linked: dict[str, str] = {}
         """The links that are right, by name with the devnode."""
-        self._links_fault = ""
-        """Why the others cannot be made; empty where all are right."""
+        self._leaving: dict[str, float] = {}
+        """By resource that is no longer handed over: when its stream ends even if the kubelet has not taken over that it has no device."""
+        self._report = PluginReport(telemetry=telemetry)
         self.held = HeldDevices(holdings=self.holdings, pods=pods, log=telemetry.log, clock=clock)
         self.changeover = Changeover(pods=pods, telemetry=telemetry, clock=clock, kubelet=self.socket)
 
@@ -81,7 +81,7 @@ class DevicePlugins:
 
     def follow(self, group: asyncio.TaskGroup, wake: Callable[[str], None]) -> None:
         """Register in the background, and wake the loop at each change."""
-        self._group, self._wake = group, wake
+        self._group, self._report.wake = group, partial(wake, "kubelet")
         for name in self._registrations:
             self._start(name)
 
@@ -94,9 +94,8 @@ class DevicePlugins:
         mine = {rule.name: rule for rule in rules if rule.publish is Publish.DEVICE_PLUGIN}
         self._names = frozenset(mine)
         for name in self._registrations.keys() - mine.keys():
-            del self._registrations[name]
-            if (task := self._tasks.pop(name, None)) is not None:
-                task.cancel()
+            self._leaving.setdefault(name, self._clock.now() + LEAVE_TIMEOUT)
+        self._leaving = {name: at for name, at in self._leaving.items() if name not in mine}
         kubelet = self._reach() if mine else None
         for name, rule in mine.items() if kubelet else ():
             if name in self._registrations:
@@ -113,29 +112,36 @@ class DevicePlugins:
         try:
             self._kubelet = self._kubelet or self._connect()
         except KubeletError as error:
-            self._links_fault = str(error)
-            self.lost(_LINKS, error)
+            self._report.lost(LINKS, error)
         return self._kubelet
 
     def _add(self, rule: ResourceRule, kubelet: KubeletApi) -> None:
         handover = Handover(lost_at=self._clock.now())
         self._registrations[rule.name] = Registration(
-            rule=rule, handover=handover, kubelet=kubelet, clock=self._clock, report=self
+            rule=rule, handover=handover, kubelet=kubelet, clock=self._clock, report=self._report
         )
         self._start(rule.name)
 
     def _start(self, name: str) -> None:
         if self._group is not None:
-            self._tasks[name] = self._group.create_task(self._registrations[name].run(self._ready))
+            former = self._tasks.get(name)
+            self._tasks[name] = self._group.create_task(self._run(self._registrations[name], former))
+
+    async def _run(self, registration: Registration, former: asyncio.Task[None] | None) -> None:
+        """Register, after the stream of a former registration of the resource has ended: the two have one socket."""
+        if former is not None:
+            await asyncio.wait({former})
+        await registration.run(self._ready)
 
     def update(self, figures: Figures, inventory: Inventory, observed: NodeState | None, now: float) -> Figures:
         """Set the links and the lists, and return the figures with those that the Node should show for these resources."""
         self.changeover.observe(self._rules, observed, now)
         self._register(rule for rule in self._rules if rule.name not in self.changeover.waiting)
-        slots = {name: figures.by_name[name].slots for name in self._registrations}
+        self._leave(observed or NodeState(), now)
+        slots = {name: figures.by_name[name].slots for name in self._registrations.keys() - self._leaving.keys()}
         self.held.observe(slots, now)
         self._update_links(slots, inventory)
-        if not self._links_fault and observed is not None and not inventory.doubts:
+        if not self._report.fault and observed is not None and not inventory.doubts:
             self._ready.set()
         waiting = {device.body for device in inventory.pending}
         # Without a registration, as where the libraries are missing, nothing is offered.
@@ -143,12 +149,27 @@ class DevicePlugins:
             name: replace(figure, amounts=Amounts.of(0)) if name in self._names else figure
             for name, figure in figures.by_name.items()
         }
-        for name, registration in self._registrations.items():
-            offer = registration.offer(slots[name], waiting, self._linked)
-            amounts = registration.update(offer, observed or NodeState(), now)
-            shown[name] = replace(shown[name], amounts=amounts)
-        self._report_registrations()
+        for name, own in slots.items():
+            registration = self._registrations[name]
+            offer = registration.offer(own, waiting, self._linked)
+            shown[name] = replace(shown[name], amounts=registration.update(offer, observed or NodeState(), now))
+        self._report.state({name: self._registrations[name] for name in slots})
         return self.changeover.hold(replace(figures, by_name=shown))
+
+    def _leave(self, observed: NodeState, now: float) -> None:
+        """End the streams of resources that are no longer handed over, once the kubelet has taken over that they have no device.
+
+        For 5 minutes it goes on with the figures of the last list: of a stream that ends with devices it would write these, as unhealthy.
+        """
+        for name, limit in list(self._leaving.items()):
+            registration = self._registrations[name]
+            registration.update(Offer(), observed, now)
+            handover = registration.handover
+            gone = handover.confirmed and handover.sent == Offer()
+            if gone or not handover.registered or now >= limit:
+                del self._registrations[name], self._leaving[name]
+                if name in self._tasks:
+                    self._tasks[name].cancel()
 
     @property
     def tasks(self) -> tuple[HeldDevices, Changeover]:
@@ -157,8 +178,8 @@ class DevicePlugins:
 
     def changes_at(self, now: float) -> float | None:
         """Return when a list or a figure changes without a further event, None for never."""
-        moments = (registration.handover.changes_at(now) for registration in self._registrations.values())
-        return min((moment for moment in moments if moment is not None), default=None)
+        changes = (registration.handover.changes_at(now) for registration in self._registrations.values())
+        return min((at for at in (*changes, *self._leaving.values()) if at is not None), default=None)
 
     def end(self) -> bool:
         """Let the Node show that nothing can be allocated, since the streams are about to end; return whether there are any."""
@@ -186,53 +207,16 @@ class DevicePlugins:
             self._kubelet.links.update(wanted)
         except KubeletError as error:
             self._linked = {name: devnode for name, devnode in self._linked.items() if wanted.get(name) == devnode}
-            self._links_fault = str(error)
-            self.lost(_LINKS, error)
+            self._report.lost(LINKS, error)
         else:
-            self._linked, self._links_fault = wanted, ""
-            self._filters.pop(_LINKS, None)
+            self._linked = wanted
+            self._report.linked()
 
     def can_allocate(self, resource: str, ids: frozenset[str]) -> bool:
         """Return whether the kubelet may still give one of these devices to a pod: its list has them as healthy."""
         registration = self._registrations.get(resource)
-        acked = registration.handover.acked if registration else None
-        return acked is not None and bool(acked.healthy & ids)
+        return registration is not None and registration.handover.can_allocate(ids)
 
     async def holdings(self) -> tuple[Holding, ...]:
         """Return which pods hold devices. Raises `KubeletError`."""
         return await self._kubelet.holdings() if self._kubelet else ()
-
-    # -- reports
-
-    def _report_registrations(self) -> None:
-        registered = {name: int(each.handover.registered) for name, each in self._registrations.items()}
-        self._telemetry.metrics.set_registered(registered)
-        self._telemetry.health.unregistered = {
-            name: (each.handover.lost_at, each.failure)
-            for name, each in self._registrations.items()
-            if not each.handover.registered
-        }
-        contested = [name for name, each in self._registrations.items() if each.handover.contested]
-        others = f"another plugin has registered {', '.join(contested)}" if contested else ""
-        self._telemetry.health.handover = self._links_fault or others
-
-    def allocated(self, resource: str, ids: Collection[str], *, refused: bool) -> None:
-        """Report that the kubelet has asked for devices for a container."""
-        self._telemetry.metrics.allocations.labels("refused" if refused else "allocated").inc()
-        log = self._telemetry.log.warning if refused else self._telemetry.log.info
-        log("device.allocated", resource=resource, devices=sorted(ids), outcome="refused" if refused else "allocated")
-
-    def wake(self) -> None:
-        """Start the next cycle of the loop now."""
-        self._wake("kubelet")
-
-    def registered(self, resource: str, devices: Collection[str]) -> None:
-        """Report that the kubelet has taken over the first list."""
-        self._filters.pop(resource, None)
-        self._telemetry.log.info("kubelet.registered", resource=resource, devices=sorted(devices))
-
-    def lost(self, subject: str, error: KubeletError) -> None:
-        """Report why devices cannot be handed over: once, and again at growing intervals."""
-        if self._filters.setdefault(subject, RepeatFilter()).should_log(str(error)):
-            more = {"hint": error.hint} if error.hint else {}
-            self._telemetry.log.warning("kubelet.lost", resource=subject, error=str(error), **more)

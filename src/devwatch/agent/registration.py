@@ -260,19 +260,19 @@ class Registration:
 
     async def _acknowledge(self) -> None:
         """Wait until the kubelet has taken over the last list, or the stream has ended."""
-        while (offer := self.handover.sent) is not None and self.handover.acked != offer:
+        while (offer := self.handover.sent) is not None and not self.handover.confirmed:
             if await self._is_taken_over(offer) and self.handover.sent is offer:
                 self._acknowledged(offer)
 
     async def _is_taken_over(self, offer: Offer) -> bool:
-        """Ask until the kubelet lists these devices, and return whether it does; it need not once the stream has changed."""
+        """Ask until the kubelet lists exactly these devices, and return whether it does; it need not once the stream has changed."""
         began, pause = self.clock.now(), ACK_POLL[0]
         while self.handover.sent is offer:
             taken = await self._taken_over()
             passed = self.clock.now() - began
             if taken is None:
                 return not await self._await_change(max(ACK_TIMEOUT - passed, 0))
-            if offer.healthy <= taken:
+            if offer.healthy <= taken <= offer.ids:
                 return True
             if passed >= UNACKNOWLEDGED:
                 self._report_unlisted(taken)
@@ -289,9 +289,8 @@ class Registration:
             return None
 
     def _acknowledged(self, offer: Offer) -> None:
-        first, self.handover.acked = self.handover.acked is None, offer
-        self.failure = ""
-        self.handover.contested = False
+        first, self.failure = not self.handover.registered, ""
+        self.handover.record_taken(offer)
         if first:
             self.report.registered(self.rule.name, offer.ids)
         self.report.wake()
@@ -299,7 +298,7 @@ class Registration:
     async def _check(self) -> None:
         """Wait for the next list or the end of the stream, and ask now and then whether the kubelet still lists our devices."""
         differing = 0
-        while (offer := self.handover.acked) is not None and self.handover.sent == offer:
+        while self.handover.confirmed and (offer := self.handover.sent) is not None:
             if await self._await_change(ACK_TIMEOUT if 0 < differing < CONTESTED else CHECK):
                 continue
             taken = await self._taken_over()

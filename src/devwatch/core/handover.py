@@ -74,6 +74,8 @@ class Handover:
     sent: Offer | None = None
     acked: Offer | None = None
     """What the kubelet has of all lists since the last one that it acknowledged, whichever of them it has taken over."""
+    confirmed: bool = False
+    """Whether the kubelet has taken over the last list."""
     lost_at: float = float("-inf")
     """When the resource was registered last, or the attempts began; monotonic seconds."""
     contested: bool = False
@@ -89,13 +91,22 @@ class Handover:
 
     def record_sent(self, offer: Offer) -> None:
         """Record that a list was sent on the stream."""
-        self.sent = offer
+        self.sent, self.confirmed = offer, False
         self.acked = None if self.acked is None else self.acked & offer
+
+    def record_taken(self, offer: Offer) -> None:
+        """Record that the kubelet has taken over the last list."""
+        self.acked, self.confirmed, self.contested = offer, True, False
+
+    def can_allocate(self, ids: frozenset[str]) -> bool:
+        """Return whether the kubelet may still give one of these devices to a pod."""
+        return self.acked is not None and (not self.confirmed or bool(self.acked.healthy & ids))
 
     def closed(self, now: float) -> None:
         """Record that the stream has ended. One that was never acknowledged is no more than a failed attempt."""
         self.lost_at = now if self.registered else self.lost_at
         self.sent = self.acked = self._fall_at = None
+        self.confirmed = False
 
     def next_list(self, observed: NodeState, resource: str, now: float) -> Offer:
         """Return the list that the stream should carry now."""

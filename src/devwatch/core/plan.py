@@ -281,8 +281,12 @@ def plan_patch(
     memory = observed.memory()
     wanted: dict[str, Amounts | None] = {name: figure.shown for name, figure in figures.by_name.items()}
     unseen = {name for name in written if name not in wanted and observed.removable(name)}
-    wanted |= _leaving(figures, memory, observed) | dict.fromkeys(unseen)
-    needed = {name: count for name, count in wanted.items() if name in unseen or not observed.shows(name, count)}
+    wanted |= dict.fromkeys(unseen) | _leaving(figures, memory, observed)
+    needed = {
+        name: count
+        for name, count in wanted.items()
+        if (name in unseen and not count) or not observed.shows(name, count)
+    }
     leaving = {name for name, count in needed.items() if count is None and isolated} | (written - wanted.keys())
     leaving |= {
         name for name in memory if name in figures.left_out or (name not in figures.by_name and wanted.get(name))

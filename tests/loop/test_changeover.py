@@ -1,0 +1,135 @@
+"""A resource changes its way of publishing on a live node: no stick is given to two pods, and each pod is made anew once."""
+
+from __future__ import annotations
+
+import asyncio
+
+from devwatch.core.errors import Forbidden
+from loop.test_deviceplugin import USB0, Site, config, site
+from support.build import ZIGBEE
+from support.home import pod
+from support.virtualtime import virtual
+
+FIVE_MINUTES = 320.0
+"""Seconds for which the kubelet may write the resource of a plugin that has ended."""
+NODE_STATUS = config(publish="nodeStatus")
+HANDED_OVER = config()
+
+
+def reasons(one: Site) -> list[object]:
+    """Return why a change waits, as it was reported."""
+    return [line.fields["reason"] for line in one.log.of("count.held")]
+
+
+@virtual
+async def test_the_new_way_begins_when_no_pod_has_the_resource_in_the_former_way() -> None:
+    """Both figures are 0 meanwhile, and log and `/readyz` name the pods."""
+    async with site(USB0, used=NODE_STATUS) as one:
+        one.workload.run(pod("p"))
+        one.use(HANDED_OVER)
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        assert not one.kubelet.streaming(ZIGBEE)
+        assert "waits for the end of home/p" in reasons(one)
+        ready, why = one.ready()
+        assert not ready
+        assert why == f"{ZIGBEE} changes from nodeStatus to devicePlugin: it waits for the end of home/p"
+        one.workload.end("home/p")
+        await asyncio.sleep(10)
+        one.check_agreement(1)
+        assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_a_restart_does_not_forget_that_a_change_waits() -> None:
+    """The annotation keeps the former way until the new one begins."""
+    async with site(USB0, used=NODE_STATUS) as one:
+        one.workload.run(pod("p"))
+        one.use(HANDED_OVER)
+        await asyncio.sleep(10)
+        await one.restart()
+        await asyncio.sleep(30)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        assert not one.kubelet.streaming(ZIGBEE)
+        one.workload.end("home/p")
+        await asyncio.sleep(30)
+        one.check_agreement(1)
+
+
+@virtual
+async def test_a_change_that_is_taken_back_ends_at_once() -> None:
+    """The pods that are there have the resource in the way that is in force again."""
+    async with site(USB0, used=NODE_STATUS) as one:
+        one.workload.run(pod("p"))
+        one.use(HANDED_OVER)
+        await asyncio.sleep(10)
+        one.use(NODE_STATUS)
+        await asyncio.sleep(5)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+        assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_many_pods_are_counted_rather_than_named() -> None:
+    """One line stays one line."""
+    async with site(USB0, used=NODE_STATUS) as one:
+        for number in range(7):
+            one.workload.run(pod(f"p{number}"))
+        one.use(HANDED_OVER)
+        await asyncio.sleep(10)
+        names = ", ".join(f"home/p{number}" for number in range(5))
+        assert reasons(one)[-1] == f"waits for the end of {names} and 2 more"
+
+
+@virtual
+async def test_without_the_permission_to_list_pods_the_change_waits_for_a_purge() -> None:
+    """Nothing else can say that no pod has the resource any more."""
+    async with site(USB0, used=NODE_STATUS) as one:
+        one.workload.error = Forbidden("cannot list pods", hint="grant it")
+        one.use(HANDED_OVER)
+        await asyncio.sleep(600)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        assert "devwatch purge" in str(reasons(one)[-1])
+        assert len(reasons(one)) <= 2
+
+
+@virtual
+async def test_back_to_the_status_of_the_node_the_kubelet_has_to_forget_the_plugin() -> None:
+    """Until then it writes 0 at each of its syncs."""
+    async with site(USB0) as one:
+        one.use(NODE_STATUS)
+        await asyncio.sleep(FIVE_MINUTES - 10)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        assert "kubelet" in one.ready()[1]
+        await asyncio.sleep(30)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+        assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_a_kubelet_that_starts_again_meanwhile_has_five_minutes_of_its_own() -> None:
+    """Its checkpoint brings the resource back."""
+    async with site(USB0) as one:
+        one.use(NODE_STATUS)
+        await asyncio.sleep(200)
+        one.kubelet.kill()
+        one.kubelet.start()
+        await asyncio.sleep(FIVE_MINUTES - 40)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+
+
+@virtual
+async def test_a_resource_that_leaves_the_configuration_leaves_the_node_once_the_kubelet_has_forgotten_it() -> None:
+    """Removed sooner, it would be written again by the kubelet, and belong to nobody."""
+    async with site(USB0) as one:
+        one.use(config(publish="nodeStatus", first=False))
+        await asyncio.sleep(FIVE_MINUTES - 20)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        assert not one.kubelet.streaming(ZIGBEE)
+        await asyncio.sleep(40)
+        assert one.server.shows(ZIGBEE) == (None, None)
+        one.server.requests.clear()
+        await asyncio.sleep(200)
+        assert not [request for request in one.server.requests if request.changes]

@@ -282,15 +282,10 @@ def plan_patch(
     wanted: dict[str, Amounts | None] = {name: figure.shown for name, figure in figures.by_name.items()}
     unseen = {name for name in written if name not in wanted and observed.removable(name)}
     wanted |= dict.fromkeys(unseen) | _leaving(figures, memory, observed)
-    needed = {
-        name: count
-        for name, count in wanted.items()
-        if (name in unseen and not count) or not observed.shows(name, count)
-    }
+    sent = {name for name in unseen if wanted[name] is None}
+    needed = {name: count for name, count in wanted.items() if name in sent or not observed.shows(name, count)}
     leaving = {name for name, count in needed.items() if count is None and isolated} | (written - wanted.keys())
-    leaving |= {
-        name for name in memory if name in figures.left_out or (name not in figures.by_name and wanted.get(name))
-    }
+    leaving |= {name for name in memory.keys() - figures.by_name.keys() if wanted.get(name) or name in figures.left_out}
     listed = list_devices(figures, memory, remembered)
     annotation = render_listing({**listed, **{name: memory.get(name, ()) for name in leaving}})
     if annotation == observed.annotation:
@@ -343,7 +338,15 @@ class Draft:
         written: AbstractSet[str],
     ) -> NodePatch:
         """Return the result of `plan_patch`, cached for equal arguments."""
-        asked = (figures.by_name, observed, frozenset(isolated), dict(remembered), frozenset(written))
+        asked = (
+            figures.by_name,
+            figures.left_out,
+            figures.forgotten,
+            observed,
+            frozenset(isolated),
+            dict(remembered),
+            frozenset(written),
+        )
         if asked != self._asked:
             self._answer = plan_patch(figures, observed, isolated=isolated, remembered=remembered, written=written)
             self._asked = asked

@@ -206,8 +206,19 @@ def _properties(node: Node, at: Place) -> _Tests:
     return tuple(chain.from_iterable(test or () for test in tests))
 
 
+def _resource(node: Node, at: Place) -> ResourceRule | None:
+    before = len(at.faults)
+    rule = _record(node, at, keys=_RESOURCE, make=ResourceRule)
+    if rule is None or len(at.faults) > before:
+        return rule
+    if rule.container and rule.publish is not Publish.DEVICE_PLUGIN:
+        ways = f"only with publish: {Publish.DEVICE_PLUGIN.value}"
+        at.key("container").fault(_entries(node, Place())["container"][0], f"no device is handed over ({ways})")
+    return rule
+
+
 def _resources(node: Node, at: Place) -> tuple[ResourceRule, ...] | None:
-    rules = _list(node, at, read=partial(_record, keys=_RESOURCE, make=ResourceRule), least=0)
+    rules = _list(node, at, read=_resource, least=0)
     items = node.items if node.kind == "a list" else []
     # A fresh place, whose faults are dropped: those inside a resource were reported when the resource was read.
     names = [_entries(item, Place()).get("name", (item, Node()))[1] for item in items]
@@ -264,7 +275,8 @@ _COUNTS = {count.value: count for count in Count}
 _COUNT: _Reader[Count] = partial(_scalar, spelling=lambda text: (_COUNTS.get(text), " or ".join(_COUNTS)))
 _WAYS = {way.value: way for way in Publish}
 _PUBLISH: _Reader[Publish] = partial(_scalar, spelling=lambda text: (_WAYS.get(text), " or ".join(_WAYS)))
-_DEVICE_PATH = re.compile(r"/dev/(?!\.{1,2}(/|$))[^/\0]+(/(?!\.{1,2}(/|$))[^/\0]+)*")
+_DEVICE_PATH = re.compile(r"/dev(/(?!\.{1,2}(/|$))[^/,\s\0]+)+")
+"""Without white space and without the comma that separates the paths in the variable of a container."""
 _CONTAINER = {
     "path": _Key(
         field="path",
@@ -272,7 +284,7 @@ _CONTAINER = {
             _scalar,
             spelling=lambda text: (
                 text if len(text) <= _MAX_PATTERN and _DEVICE_PATH.fullmatch(text) else None,
-                "an absolute path below /dev without . or .. in it",
+                "an absolute path below /dev without ., .., a comma or white space in it",
             ),
         ),
         required=True,

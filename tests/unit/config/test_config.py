@@ -254,7 +254,7 @@ def test_a_wrong_pattern_says_what_is_allowed(text: str, fault: str | None) -> N
 
 ONE_OF = "(name, match, exclude, count, publish, container, nodes, removalGrace, evict"
 WAYS = "nodeStatus or devicePlugin"
-BELOW_DEV = "an absolute path below /dev without . or .. in it"
+BELOW_DEV = "an absolute path below /dev without ., .., a comma or white space in it"
 TIME = "a duration such as 500ms, 2s, 5m or 1h, from"
 
 
@@ -271,6 +271,10 @@ TIME = "a duration such as 500ms, 2s, 5m or 1h, from"
         (
             "container: {paths: /dev/x, path: /dev/x}",
             "17: resources[0].container.paths: unknown key (path; did you mean path?)",
+        ),
+        (
+            "container: {path: /dev/x}",
+            "5: resources[0].container: no device is handed over (only with publish: devicePlugin)",
         ),
         ("container: {path: }", f"23: resources[0].container.path: nothing stands here ({BELOW_DEV})"),
         ("nodes: ''", "12: resources[0].nodes: '' is not valid (a glob of node names or a list of them)"),
@@ -299,11 +303,11 @@ def test_a_wrong_resource_says_what_is_allowed(text: str, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/dev/x", "/dev/bus/usb/x", "/dev/.hidden", "/dev/..x", "/dev/x..", "/dev/a b", "/dev/" + "x" * 507]
+    "path", ["/dev/x", "/dev/bus/usb/x", "/dev/.hidden", "/dev/..x", "/dev/x..", "/dev/" + "x" * 507]
 )
 def test_a_path_in_the_container_is_any_clean_one_below_dev(path: str) -> None:
     """It is taken as written."""
-    (rule,) = _config(_with(f"container: {{path: '{path}'}}")).resources
+    (rule,) = _config(_with(f"publish: devicePlugin\n    container: {{path: '{path}'}}")).resources
     assert rule.container_path == path
 
 
@@ -311,7 +315,7 @@ def test_a_path_in_the_container_is_any_clean_one_below_dev(path: str) -> None:
     "path",
     [
         "", "x", "dev/x", "/", "/dev", "/dev/", "/dev//x", "//dev/x", "/dev/x/", "/dev/x//y", "/dev/.", "/dev/..", "/dev/../etc/x",
-        "/dev/x/../y", "/dev/x/./y", "/dev/x/..", "/devx", "/run/x", "/DEV/x", "/dev/" + "x" * 508,
+        "/dev/x/../y", "/dev/x/./y", "/dev/x/..", "/dev/a b", "/dev/a,b", "/devx", "/run/x", "/DEV/x", "/dev/" + "x" * 508,
     ],
 )  # fmt: skip
 def test_a_path_in_the_container_that_is_not_clean_says_what_is(path: str) -> None:

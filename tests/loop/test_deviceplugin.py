@@ -854,13 +854,17 @@ async def act(one: Site, action: str) -> None:
 
 
 def check_raises(one: Site) -> None:
-    """Watch every PATCH: it raises what is allocatable only to what the kubelet would hand out at that moment."""
+    """Watch every PATCH: it raises what is allocatable only to what the kubelet would hand out at that moment.
+
+    What the kubelet writes in the same moment is not known yet.
+    """
     patch = one.server.patch
 
     async def patched(request: object) -> object:
         counts = request.counts  # type: ignore[attr-defined]  # a NodePatch
         if one.server.exists and (wanted := counts.get(ZIGBEE)) is not None:
-            before = one.server.state.amounts(ZIGBEE).allocatable
+            observed = (one.running and one.running.publisher.observed) or one.server.state
+            before = max(state.amounts(ZIGBEE).allocatable for state in (one.server.state, observed))
             assert wanted.allocatable <= max(before, one.healthy())
         return await patch(request)  # type: ignore[arg-type]  # as it came
 

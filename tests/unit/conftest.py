@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.folders import short_path
 from support.pipes import Pipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = ["pipe", "short_path"]
 
 
 @pytest.fixture

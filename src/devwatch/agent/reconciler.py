@@ -110,8 +110,7 @@ class Reconciler:
         self._inventory, self._tally, self.figures = Inventory(), Tally(()), Figures()
         self._sweep_at = -math.inf
         self._ended: Callable[[], object] | None = None
-        self._end_at = math.inf
-        self._began = self._agreed = False
+        self._end_at, self._began, self._agreed = math.inf, False, False
         self._use(config)
 
     def wake(self, trigger: str) -> None:
@@ -124,7 +123,7 @@ class Reconciler:
     def end(self, ended: Callable[[], object]) -> None:
         """Call `ended` once the Node shows that nothing can be allocated from the kubelet, at the latest in `END_TIMEOUT` seconds.
 
-        Otherwise a pod that is bound after the end of the streams would fail for good. A second call does not wait.
+        Otherwise a pod that is bound after the end of the streams fails for good. A second call does not wait.
         """
         if self._ended is not None or self._plugins is None or not self._plugins.end():
             ended()
@@ -177,11 +176,12 @@ class Reconciler:
         self._agreed = settled and not self._requests.busy and self.publisher.agrees(now)
         self._cycled()
         if self._ended is not None and (now >= self._end_at or not (self._requests.busy or self.publisher.wants)):
+            self._end_at = math.inf
             self._ended()
         return self._next(scan, figures)
 
     def _count(self, now: float) -> Figures:
-        """Count the devices. The links of those that are away are removed here, before anything is written to the API server."""
+        """Count the devices. Links of those that are away are removed here, before anything is written to the API server."""
         observed, plugins = self.publisher.observed, self._plugins
         figures = self._tally.count(self._inventory, observed, now, held=plugins.held.ids if plugins else {})
         return plugins.update(figures, self._inventory, observed, now) if plugins else figures

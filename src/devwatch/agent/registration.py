@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from devwatch.core.backoff import Backoff
 from devwatch.core.errors import KubeletError
-from devwatch.core.handover import Allocation, Handover, Offer, allocate, link_names, offer_of
-from devwatch.core.slots import SlotState
+from devwatch.core.handover import Allocation, Handover, Offer, allocate, links_of, offer_of, ready_ids
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -131,16 +130,8 @@ class Registration:
 
         A new device of several devnodes waits until all of them have arrived.
         """
-        listed = self.handover.desired.ids
-        for slot in slots:
-            names = tuple(name for name, _ in link_names(slot))
-            self._links[slot.id] = names or self._links.get(slot.id) or (slot.id,)
-        ready = {
-            slot.id
-            for slot in slots
-            if (slot.state is not SlotState.PRESENT or dict(link_names(slot)).items() <= linked.items())
-            and (slot.id in listed or not any(device.body in waiting for device in slot.devices))
-        }
+        self._links |= links_of(slots, self._links)
+        ready = ready_ids(slots, listed=self.handover.desired.ids, waiting=waiting, linked=linked)
         return offer_of(slots, ready)
 
     def update(self, offer: Offer, observed: NodeState, now: float) -> Amounts:
@@ -189,7 +180,7 @@ class Registration:
         await ready.wait()
         backoff, known = Backoff(first=0.2, limit=10.0), object()
         while True:
-            known = await self._await_kubelet(backoff, known)
+            known = await _await_kubelet(self.kubelet, self.clock, backoff, known, self._report_absent)
             began = self.clock.now()
             try:
                 await self._serve(known)
@@ -200,24 +191,6 @@ class Registration:
                 backoff.succeed()
             else:
                 backoff.fail(self.clock.now(), self.clock.jitter())
-
-    async def _await_kubelet(self, backoff: Backoff, known: object) -> object:
-        """Wait until the kubelet accepts connections, and return what tells its socket from the next one.
-
-        A kubelet that has started since is asked at once, whatever the one before has refused.
-        """
-        report_at = self.clock.now() + ABSENT
-        while True:
-            socket = self.kubelet.socket()
-            if socket is None or socket != known:
-                backoff.succeed()
-            known = socket
-            if socket is not None and self.clock.now() >= backoff.until and await self.kubelet.is_accepting():
-                return self.kubelet.socket()  # it may have started since the last look
-            if self.clock.now() >= max(report_at, backoff.until + ABSENT):
-                report_at = math.inf
-                self._report_absent()
-            await asyncio.sleep(POLL)
 
     def _report_absent(self) -> None:
         hint = "does it run, and is its folder of plugins this one (--device-plugin-dir)?"
@@ -272,7 +245,8 @@ class Registration:
             passed = self.clock.now() - began
             if taken is None:
                 return not await self._await_change(max(ACK_TIMEOUT - passed, 0))
-            if offer.healthy <= taken <= offer.ids:
+            # A kubelet that lists unhealthy devices as well may still have the list before: it gets its second.
+            if taken == offer.healthy or (offer.healthy <= taken <= offer.ids and passed >= ACK_TIMEOUT):
                 return True
             if passed >= UNACKNOWLEDGED:
                 self._report_unlisted(taken)
@@ -320,3 +294,24 @@ class Registration:
             self.report.lost(self.rule.name, KubeletError(error, hint=hint))
         self.handover.contested = contested
         self.report.wake()
+
+
+async def _await_kubelet(
+    kubelet: KubeletApi, clock: Clock, backoff: Backoff, known: object, report_absent: Callable[[], None]
+) -> object:
+    """Wait until the kubelet accepts connections, and return what tells its socket from the next one.
+
+    A kubelet that has started since is asked at once, whatever the one before has refused. One that is away for `ABSENT` is reported.
+    """
+    report_at = clock.now() + ABSENT
+    while True:
+        socket = kubelet.socket()
+        if socket is None or socket != known:
+            backoff.succeed()
+        known = socket
+        if socket is not None and clock.now() >= backoff.until and await kubelet.is_accepting():
+            return kubelet.socket()  # it may have started since the last look
+        if clock.now() >= max(report_at, backoff.until + ABSENT):
+            report_at = math.inf
+            report_absent()
+        await asyncio.sleep(POLL)

@@ -211,6 +211,10 @@ def _resource(node: Node, at: Place) -> ResourceRule | None:
     rule = _record(node, at, keys=_RESOURCE, make=ResourceRule)
     if rule is None or len(at.faults) > before:
         return rule
+    if rule.publish is Publish.DEVICE_PLUGIN and rule.container_path.split("/")[2] in _VITAL:
+        wanted = f"{rule.container_path} is a file that every container needs: choose another with container: {{path: /dev/...}}"
+        entries = _entries(node, Place())
+        at.key("container").fault(entries.get("container", entries["name"])[0], wanted)
     if rule.container and rule.publish is not Publish.DEVICE_PLUGIN:
         ways = f"only with publish: {Publish.DEVICE_PLUGIN.value}"
         at.key("container").fault(_entries(node, Place())["container"][0], f"no device is handed over ({ways})")
@@ -277,6 +281,9 @@ _WAYS = {way.value: way for way in Publish}
 _PUBLISH: _Reader[Publish] = partial(_scalar, spelling=lambda text: (_WAYS.get(text), " or ".join(_WAYS)))
 _DEVICE_PATH = re.compile(r"/dev(/(?!\.{1,2}(/|$))[^/,\s\0]+)+")
 """Without white space and without the comma that separates the paths in the variable of a container."""
+_VITAL = {"console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random"}
+_VITAL |= {"shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"}
+"""What is below /dev in every container (OCI runtime specification, "Default Devices" and "Default Filesystems")."""
 _CONTAINER = {
     "path": _Key(
         field="path",

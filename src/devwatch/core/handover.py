@@ -11,7 +11,7 @@ from devwatch.core.node import Amounts, NodeState
 from devwatch.core.slots import SlotState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from devwatch.core.rules import ResourceRule
@@ -124,9 +124,9 @@ class Handover:
         else:
             shown = observed.amounts(resource)
             wanted = self.desired.common(self.desired)
-            figures = Amounts(
-                capacity=min(shown.capacity, wanted.capacity), allocatable=min(shown.allocatable, wanted.allocatable)
-            )
+            # Without a stream the kubelet writes the capacity of the last list that it had: lowering it would be a fight.
+            capacity = shown.capacity if self.sent is None else min(shown.capacity, wanted.capacity)
+            figures = Amounts(capacity=capacity, allocatable=min(shown.allocatable, wanted.allocatable))
         late = self.acked is None and now >= self.lost_at + UNREGISTERED_LIMIT
         return Amounts(capacity=figures.capacity, allocatable=0) if late or self.contested or self.ending else figures
 
@@ -143,6 +143,26 @@ def link_names(slot: Slot) -> Iterator[tuple[str, str]]:
     """Yield the name of each link that is handed out for a device, and the devnode that it leads to; several devnodes are numbered."""
     for number, device in enumerate(slot.devices):
         yield f"{slot.id}-{number}" if number else slot.id, device.devnode
+
+
+def links_of(slots: Iterable[Slot], known: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Return by ID the names of the links of all devices; of an absent one those that are known, else that of its first devnode."""
+    return {slot.id: tuple(name for name, _ in link_names(slot)) or known.get(slot.id) or (slot.id,) for slot in slots}
+
+
+def ready_ids(
+    slots: Iterable[Slot], *, listed: AbstractSet[str], waiting: Collection[str], linked: Mapping[str, str]
+) -> set[str]:
+    """Return the devices that can be handed out: of the present ones those whose links are right (`linked`).
+
+    A new device waits while another devnode of it has not arrived (`waiting`, by physical device).
+    """
+    return {
+        slot.id
+        for slot in slots
+        if (slot.state is not SlotState.PRESENT or dict(link_names(slot)).items() <= linked.items())
+        and (slot.id in listed or not any(device.body in waiting for device in slot.devices))
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,7 +126,7 @@ class Tally:
     def start(self, observed: NodeState, now: float) -> None:
         """Count the Node's own figures as observed now: they are the only record of the devices before the start."""
         self._start = {
-            rule.name: (observed.count(rule.name), now + max(self._start_grace, rule.removal_grace))
+            rule.name: (_usable(rule, observed), now + max(self._start_grace, rule.removal_grace))
             for rule in self._claims.rules
         }
         for rule in self._claims.rules:
@@ -168,7 +168,7 @@ class Tally:
         """After a reconfiguration, drop the past counts of resources that have lost a present device to another: it would count twice."""
         for key, before in self._owners.items() if self._reconfigured else ():
             if owners.get(key, before) != before:
-                for memory in (self._counts, self._devnodes, self._last, self._slots):
+                for memory in (self._counts, self._devnodes, self._last):
                     memory.pop(before, None)
         self._owners, self._reconfigured = owners, False
 
@@ -206,6 +206,12 @@ class Tally:
         """Return the Node's own figure at the start and until when it counts; (0, None) after that."""
         count, until = self._start.get(rule.name, (0, now))
         return (count, until) if now < until else (0, None)
+
+
+def _usable(rule: ResourceRule, observed: NodeState) -> int:
+    """Return the Node's own figure for the devices that can be used; where the kubelet hands them over, capacity includes lost ones."""
+    handed_over = rule.publish is Publish.DEVICE_PLUGIN
+    return observed.amounts(rule.name).allocatable if handed_over else observed.count(rule.name)
 
 
 def _undecided_resources(inventory: Inventory, claims: Mapping[Device, Claim]) -> set[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from devwatch.core.device import natural
+from devwatch.core.listing import MAX_TEXT
 from devwatch.core.rules import Count, Publish
 
 if TYPE_CHECKING:
@@ -59,15 +60,20 @@ class Identity:
 
     @property
     def model(self) -> tuple[str | None, ...]:
-        """Everything but the socket: equal for twins."""
-        return (self.vendor, self.product, self.serial, self.place)
+        """Everything but the socket, as far as the annotation lists it: equal for twins."""
+        return tuple(text and text[:MAX_TEXT] for text in (self.vendor, self.product, self.serial, self.place))
+
+    def is_in_place(self, other: Identity) -> bool:
+        """Return whether another device with the same model is in the same socket."""
+        return (self.model, self.socket[:MAX_TEXT]) == (other.model, other.socket[:MAX_TEXT])
 
     def id(self, resource: str, *, in_socket: bool, salt: int = 0) -> str:
         """Return the ID of the device for a resource: vendor, product and serial as a slug, and a digest that makes it unique.
 
         Without `in_socket` the ID is the same in every socket. `salt` tells apart what nothing else does.
         """
-        texts = (resource, *self.model, self.socket if in_socket else None, str(salt) if salt else None)
+        model = (resource, self.vendor, self.product, self.serial, self.place)
+        texts = (*model, self.socket if in_socket else None, str(salt) if salt else None)
         # One byte that no value holds tells an absent value from an empty one, and separates the values.
         data = b"\0".join(b"\1" if text is None else text.encode("utf-8", "surrogateescape") for text in texts)
         digest = hashlib.sha256(data).hexdigest()[:_DIGITS]
@@ -109,7 +115,8 @@ def recall(resource: str, entries: Iterable[Entry]) -> Iterator[Slot]:
             socket=entry.port or "",
             place=entry.place or "",
         )
-        in_socket = name == identity.id(resource, in_socket=True)
+        # The annotation has cut long texts: then nothing tells, and the device is known again in its socket alone.
+        in_socket = name != identity.id(resource, in_socket=False)
         yield Slot(id=name, identity=identity, devices=(), state=SlotState.LINGERING, in_socket=in_socket)
 
 
@@ -172,7 +179,7 @@ class Slots:
         """Return the ID for each newcomer that is the device of an absent slot, by the cases of the class docstring."""
         free, found = {slot.id: slot for slot in absent}, dict[_Unit, str]()
         for unit, identity in new.items():
-            in_place = next((name for name, slot in free.items() if slot.identity == identity), None)
+            in_place = next((name for name, slot in free.items() if slot.identity.is_in_place(identity)), None)
             if in_place is not None:
                 del free[in_place]
                 found[unit] = in_place

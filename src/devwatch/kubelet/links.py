@@ -44,7 +44,7 @@ class DeviceLinks:
     """The folder of the links. A container that restarts in place opens what its link leads to then, and fails where it is absent."""
 
     def __init__(self, folder: Path) -> None:
-        """Use the folder `FOLDER` in that of the plugins; what a former daemon left there is unknown until the first `update`."""
+        """Use the folder `FOLDER` in that of the plugins, whatever a former daemon left there."""
         self.folder = folder / FOLDER
         self._made: dict[str, str] | None = None
 
@@ -54,10 +54,10 @@ class DeviceLinks:
         Each that is to lead elsewhere is removed before any is made, so that no two lead to one device even for a moment. One that cannot
         be removed does not keep the others.
         """
-        if wanted == self._made:
+        if wanted == self._made and all(self._leads_to(name) == devnode for name, devnode in wanted.items()):
             return
         try:
-            made, self._made = self._read() if self._made is None else self._made, None
+            made, self._made = self._read(), None
             failed = [self._remove(name) for name, devnode in made.items() if wanted.get(name) != devnode]
             for error in filter(None, failed):
                 raise error
@@ -68,6 +68,13 @@ class DeviceLinks:
             path = error.filename2 or error.filename or self.folder
             raise KubeletError(f"{path}: {error.strerror or error}") from error
         self._made = dict(wanted)
+
+    def _leads_to(self, name: str) -> str | None:
+        """Return the target of a link; whoever may write here can change it."""
+        try:
+            return str((self.folder / name).readlink())
+        except OSError:
+            return None
 
     def _read(self) -> dict[str, str]:
         """Return what the folder holds, by name: the target of a link, empty for any other file. Folders are none of ours."""

@@ -266,13 +266,13 @@ class NoResource:
 
 
 @pytest.fixture
-def plugins(tmp_path: Path) -> Path:
+def plugins(short_path: Path) -> Path:
     """Return a kubelet's folder of plugins after a killed daemon: with its socket and links, and with what others have there."""
-    folder = tmp_path / "device-plugins"
+    folder = short_path / "device-plugins"
     folder.mkdir()
 
     async def serve() -> list[str]:
-        kubelet = Kubelet(plugins=folder, folder=tmp_path)
+        kubelet = Kubelet(plugins=folder, folder=short_path)
         server = kubelet.server(RESOURCE, NoResource())
         await server.start()
         kubelet.links.update({"dw1": "/dev/ttyUSB0", "dw1-1": "/dev/ttyUSB1"})

@@ -145,11 +145,11 @@ def test_a_fall_before_the_acknowledgement_is_patch_list_as_well() -> None:
 
 @given(st.integers(0, 5), st.integers(0, 5), st.sets(st.sampled_from("abcd")), st.sets(st.sampled_from("efgh")))
 def test_figures_are_never_raised_while_not_registered(capacity: int, free: int, good: set[str], bad: set[str]) -> None:
-    """And nothing can be allocated after 2 s."""
+    """And nothing can be allocated after 2 s. The capacity is the kubelet's, of the last list that it had."""
     handover = Handover(desired=Offer(healthy=frozenset(good), unhealthy=frozenset(bad)), lost_at=5)
     observed = node(capacity, free)
     before, after = (handover.amounts(observed, ZIGBEE, 5 + UNREGISTERED_LIMIT - early) for early in (0.01, 0))
-    assert before == amounts(min(capacity, len(good | bad)), min(free, len(good)))
+    assert before == amounts(capacity, min(free, len(good)))
     assert after == amounts(before.capacity, 0)
     assert handover.changes_at(5) == 5 + UNREGISTERED_LIMIT
     assert handover.changes_at(5 + UNREGISTERED_LIMIT) is None
@@ -353,3 +353,15 @@ def test_a_variable_is_a_name_that_every_shell_takes(name: str) -> None:
 def test_the_variable_of_a_resource_is_its_name_in_capitals() -> None:
     """As the contract says."""
     assert variable_of("nortek.com/zigbee") == "DEVICE_NORTEK_COM_ZIGBEE"
+
+
+def test_a_lost_device_can_be_allocated_until_the_kubelet_has_the_list_without_it() -> None:
+    """That is the cut: who holds it then has held it before."""
+    handover, without = registered("ab", confirmed=True), offer("a", "b")
+    assert handover.can_allocate(frozenset("b"))
+    handover.record_sent(without)
+    assert handover.can_allocate(frozenset("b"))
+    handover.record_taken(without)
+    assert not handover.can_allocate(frozenset("b"))
+    handover.closed(1)
+    assert not handover.can_allocate(frozenset("a"))

@@ -1,19 +1,5 @@
-"""Short folders: the address of a unix socket has 108 bytes (unix(7))."""
+"""Sockets lie in short folders here."""
 
-from __future__ import annotations
+from support.folders import short_path as tmp_path
 
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """Return a folder whose path leaves room for the names of sockets."""
-    with tempfile.TemporaryDirectory(prefix="dw-") as folder:
-        yield Path(folder)
+__all__ = ["tmp_path"]

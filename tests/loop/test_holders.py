@@ -1,0 +1,202 @@
+"""Who is evicted where the kubelet hands the devices over: exactly the pods that it names, and nobody is ambiguous."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from devwatch.config.schema import parse
+from devwatch.core.errors import KubeletError
+from devwatch.core.holders import Holding
+from devwatch.core.pods import Container, Phase
+from loop.test_deviceplugin import USB0, USB1, USB2, Site, site
+from support.build import ZIGBEE
+from support.fakes import EPOCH
+from support.harness import now
+from support.home import pod
+from support.virtualtime import virtual
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from devwatch.core.pods import Pod
+
+EVICTING = parse(
+    f"resources:\n- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin, evict: {{after: 5s}}}}\n".encode(),
+    file="config.yaml",
+)
+
+
+def id_of(one: Site, devnode: str) -> str:
+    """Return the ID of the device that has a devnode now."""
+    return next(name for name, target in one.kubelet.links.made.items() if target == devnode)
+
+
+def holds(one: Site, name: str, *ids: str, container: str = "c") -> Holding:
+    """Let the kubelet say that a pod has devices."""
+    holding = Holding(namespace="home", pod=name, container=container, resource=ZIGBEE, ids=frozenset(ids))
+    one.kubelet.held = (*one.kubelet.held, holding)
+    return holding
+
+
+def evicted(one: Site) -> list[object]:
+    """Return the pods that were evicted, as the log names them."""
+    return [line.fields["pod"] for line in one.log.of("pod.evicted")]
+
+
+@contextlib.asynccontextmanager
+async def two_holders() -> AsyncIterator[Site]:
+    """Have two sticks with a pod each: `a` has the first, `b` the second."""
+    async with site(USB0, USB1, used=EVICTING) as one:
+        for name, devnode in (("a", USB0), ("b", USB1)):
+            one.workload.run(pod(name, containers=(Container(name="c", started=1),)))
+            holds(one, name, id_of(one, devnode))
+        yield one
+
+
+@virtual
+async def test_the_holder_of_a_lost_device_is_evicted_and_no_other_pod() -> None:
+    """No volume tells who it is: the kubelet does."""
+    async with two_holders() as one:
+        one.host.unplug(USB1)
+        await asyncio.sleep(30)
+        assert evicted(one) == ["home/b"]
+
+
+@virtual
+async def test_nobody_is_evicted_while_the_kubelet_does_not_account_for_every_pod() -> None:
+    """After its start it answers with nothing for a while."""
+    async with two_holders() as one:
+        before, one.kubelet.held = one.kubelet.held, ()
+        one.host.unplug(USB1)
+        await asyncio.sleep(60)
+        assert evicted(one) == []
+        one.kubelet.held = before
+        await asyncio.sleep(60)
+        assert evicted(one) == ["home/b"]
+
+
+@virtual
+async def test_a_kubelet_that_does_not_answer_is_asked_again() -> None:
+    """One line says so."""
+    async with two_holders() as one:
+        one.kubelet.unheld = KubeletError("no folder")
+        one.host.unplug(USB1)
+        await asyncio.sleep(60)
+        assert evicted(one) == []
+        assert "no folder" in {line.fields.get("error") for line in one.log.of("pod.eviction_refused")}
+        one.kubelet.unheld = None
+        await asyncio.sleep(60)
+        assert evicted(one) == ["home/b"]
+
+
+@virtual
+@pytest.mark.parametrize(
+    ("started", "devices"),
+    [
+        pytest.param(False, {}, id="the kubelet has not taken it over"),
+        pytest.param(True, {ZIGBEE: frozenset({"another"})}, id="its status names another device"),
+    ],
+)
+async def test_a_pod_of_the_same_name_is_not_the_holder(*, started: bool, devices: dict[str, frozenset[str]]) -> None:
+    """A StatefulSet makes the next pod of the name before the kubelet has forgotten the former one."""
+    async with two_holders() as one:
+        holder = next(each for each in one.workload.running if each.name == "b")
+        one.workload.end("home/b")
+        one.workload.run(replace(holder, uid="next", started=started, devices=devices))
+        one.host.unplug(USB1)
+        await asyncio.sleep(60)
+        assert evicted(one) == []
+
+
+@virtual
+async def test_a_lost_device_keeps_its_place_while_a_bare_pod_has_it() -> None:
+    """It blocks one unit, and the pod is told."""
+    async with site(USB0, used=EVICTING) as one:
+        one.workload.run(pod("bare", owner=""))
+        holds(one, "bare", id_of(one, USB0))
+        one.host.unplug(USB0)
+        await asyncio.sleep(600)
+        assert evicted(one) == []
+        assert one.server.shows(ZIGBEE) == ("1", "0")
+        assert "bare" in str(one.log.of("pod.eviction_refused")[0].fields["reason"])
+
+
+def with_container(one: Site, **fields: object) -> Pod:
+    """Run a pod with one container, which has the stick."""
+    own: dict[str, object] = {"name": "c", "started": EPOCH + int(now())} | fields
+    made = pod("p", containers=(Container(**own), Container(name="other", started=1)))  # type: ignore[arg-type]  # as above
+    one.workload.run(made)
+    holds(one, "p", id_of(one, USB0))
+    return made
+
+
+@virtual
+@pytest.mark.parametrize(
+    ("fields", "gone"),
+    [
+        pytest.param({}, ["home/p"], id="it has a dead file"),
+        pytest.param({"started": None}, [], id="nothing says when it started"),
+        pytest.param({"started": None, "phase": Phase.WAITING}, [], id="it is about to start"),
+        pytest.param({"phase": Phase.FINISHED}, [], id="it has ended"),
+        pytest.param({"started": 4_000_000_000}, [], id="it has started since"),
+    ],
+)
+async def test_a_return_under_another_number_is_judged_by_the_container_that_has_the_device(
+    fields: dict[str, object], gone: list[str]
+) -> None:
+    """The kubelet tells which it is; what others of the pod do is no matter."""
+    async with site(USB0, used=EVICTING) as one:
+        with_container(one, **fields)
+        await asyncio.sleep(5)
+        one.host.unplug(USB0)
+        await asyncio.sleep(1)
+        one.host.plug("0001", USB2, serial="S0")
+        await asyncio.sleep(30)
+        assert evicted(one) == gone
+
+
+@virtual
+async def test_a_return_under_the_same_number_ends_nobody() -> None:
+    """The file of the container opens the device again."""
+    async with site(USB0, used=EVICTING) as one:
+        with_container(one)
+        one.host.unplug(USB0)
+        await asyncio.sleep(1)
+        one.host.plug("0001", USB0, serial="S0", number=1)
+        await asyncio.sleep(30)
+        assert evicted(one) == []
+
+
+@virtual
+async def test_the_end_of_the_daemon_waits_until_nothing_is_allocatable() -> None:
+    """A pod that is bound after the end of the stream would fail for good. A second signal does not wait."""
+    async with site(USB0) as one:
+        ended: list[float] = []
+        assert one.running is not None
+        one.server.latency = 0.3
+        one.running.end(lambda: ended.append(asyncio.get_running_loop().time()))
+        await asyncio.sleep(0.1)
+        assert ended == []
+        one.running.end(lambda: ended.append(-1))
+        assert ended == [-1]
+        await asyncio.sleep(0.5)
+        assert one.server.shows(ZIGBEE) == ("1", "0")
+        assert len(ended) == 2
+
+
+@virtual
+async def test_the_end_of_the_daemon_waits_a_second_at_most() -> None:
+    """Whatever the API server does."""
+    async with site(USB0) as one:
+        ended: list[float] = []
+        assert one.running is not None
+        one.server.latency = 100
+        began = asyncio.get_running_loop().time()
+        one.running.end(lambda: ended.append(asyncio.get_running_loop().time()))
+        await asyncio.sleep(1.5)
+        assert ended[0] == pytest.approx(began + 1)

@@ -133,3 +133,31 @@ async def test_a_resource_that_leaves_the_configuration_leaves_the_node_once_the
         one.server.requests.clear()
         await asyncio.sleep(200)
         assert not [request for request in one.server.requests if request.changes]
+
+
+@virtual
+async def test_a_resource_that_was_out_of_the_configuration_meanwhile_waits_for_its_pods_as_well() -> None:
+    """The annotation does not tell of them any more; the pods do."""
+    async with site(USB0, used=NODE_STATUS) as one:
+        one.workload.run(pod("p"))
+        one.use(config(publish="nodeStatus", first=False))
+        await asyncio.sleep(10)
+        assert one.server.shows(ZIGBEE) == (None, None)
+        one.use(HANDED_OVER)
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        assert "waits for the end of home/p" in reasons(one)
+        one.workload.end("home/p")
+        await asyncio.sleep(10)
+        one.check_agreement(1)
+
+
+@virtual
+async def test_a_new_resource_needs_no_permission_to_list_pods() -> None:
+    """Where nothing was ever advertised, nothing has to be waited for."""
+    async with site(USB0, used=config(publish="nodeStatus", first=False)) as one:
+        one.workload.error = Forbidden("cannot list pods", hint="grant it")
+        one.use(HANDED_OVER)
+        await asyncio.sleep(10)
+        one.check_agreement(1)
+        assert reasons(one) == []

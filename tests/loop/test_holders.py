@@ -14,7 +14,7 @@ from devwatch.core.errors import KubeletError
 from devwatch.core.holders import Holding
 from devwatch.core.pods import Container, Phase
 from loop.test_deviceplugin import USB0, USB1, USB2, Site, site
-from support.build import ZIGBEE
+from support.build import ZIGBEE, ZWAVE
 from support.fakes import EPOCH
 from support.harness import now
 from support.home import pod
@@ -200,3 +200,37 @@ async def test_the_end_of_the_daemon_waits_a_second_at_most() -> None:
         one.running.end(lambda: ended.append(asyncio.get_running_loop().time()))
         await asyncio.sleep(1.5)
         assert ended[0] == pytest.approx(began + 1)
+
+
+@virtual
+async def test_a_stick_that_a_pod_has_is_not_offered_under_another_name() -> None:
+    """A changed configuration gives it to another resource: two pods would open it."""
+    other = f"- {{name: {ZWAVE}, match: [{{serial: S0}}], publish: devicePlugin}}\n"
+    first = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin}}\n"
+    async with site(USB0, used=parse(f"resources:\n{first}".encode(), file="config.yaml")) as one:
+        one.workload.run(pod("p"))
+        holds(one, "p", id_of(one, USB0))
+        one.use(parse(f"resources:\n{other}{first}".encode(), file="config.yaml"))
+        await asyncio.sleep(60)
+        assert one.server.shows(ZWAVE) == ("0", "0")
+        one.workload.end("home/p")
+        one.kubelet.held = ()
+        await asyncio.sleep(60)
+        assert one.server.shows(ZWAVE) == ("1", "1")
+
+
+@virtual
+async def test_a_lost_device_is_not_offered_after_a_restart() -> None:
+    """The Node's own figure counts what can be used; a pod that is bound to it would wait for a stick that is away."""
+    async with site(USB0, USB1) as one:
+        one.workload.run(pod("b"))
+        holds(one, "b", id_of(one, USB1))
+        one.host.unplug(USB1)
+        await asyncio.sleep(20)
+        assert one.server.shows(ZIGBEE) == ("2", "1")
+        await one.kill()
+        one.forget()
+        one.start(one.settings_now)
+        await asyncio.sleep(30)
+        assert one.server.shows(ZIGBEE) == ("2", "1")
+        assert {count for _, count in one.patches()} <= {None}

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 READ_INTERVAL = 5.0
 """Seconds between two lists of the pods of the former way."""
 
+_UNREAD = "waits for the list of pods"
+"""The reason until the pods have been listed, which takes a moment and is not reported."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Changeover:
@@ -66,9 +69,7 @@ class Changeover:
             self._kubelet_began = (socket, now)
         self._leaving = gone
         self._changes, self._free = pending, self._free & pending
-        waiting = {
-            change.resource: self.waiting.get(change.resource, "waits for the list of pods") for change in pending
-        }
+        waiting = {change.resource: self.waiting.get(change.resource, _UNREAD) for change in pending}
         for change in self._free:
             late = change.former is Publish.DEVICE_PLUGIN and now < self._forgotten_at
             waiting[change.resource] = "waits for the kubelet to forget the plugin (5 min 20 s)" if late else ""
@@ -84,7 +85,8 @@ class Changeover:
             name: replace(figure, amounts=Amounts.of(0), frozen=True) if name in self.waiting else figure
             for name, figure in figures.by_name.items()
         }
-        return replace(figures, by_name=held, forgotten=forgotten)
+        unread = frozenset(name for name, why in self.waiting.items() if why == _UNREAD)
+        return replace(figures, by_name=held, forgotten=forgotten, left_out=figures.left_out | unread)
 
     @property
     def _forgotten_at(self) -> float:
@@ -107,7 +109,9 @@ class Changeover:
             pods = await self.pods()
         except ApiError as error:
             why = f"cannot list pods: {error}; without that permission end the pods that use it, and run devwatch purge"
-            self.waiting = {change.resource: why for change in self._changes - self._free}
+            listed = frozenset(change for change in self._changes if change.listed)
+            self._free |= self._changes - listed
+            self.waiting = {change.resource: why for change in listed - self._free}
             return
         reasons = {change: holdouts(change, pods) for change in self._changes}
         self._free = frozenset(change for change, why in reasons.items() if not why)
@@ -116,9 +120,9 @@ class Changeover:
     def _report(self) -> None:
         """Report each reason once; `/readyz` shows all while they last."""
         ways = {change.resource: f"{change.former.value} to {change.way.value}" for change in self._changes}
-        texts = [f"{name} changes from {ways[name]}: it {why}" for name, why in self.waiting.items()]
-        line = "; ".join(texts)
+        known = {name: why for name, why in self.waiting.items() if why != _UNREAD}
+        line = "; ".join(f"{name} changes from {ways[name]}: it {why}" for name, why in known.items())
         if line != self.telemetry.health.changing:
-            for name, why in self.waiting.items():
+            for name, why in known.items():
                 self.telemetry.log.warning("count.held", resource=name, count=0, change=ways[name], reason=why)
         self.telemetry.health.changing = line

@@ -144,6 +144,8 @@ class DevicePlugins:
         if not self._report.fault and observed is not None and not inventory.doubts:
             self._ready.set()
         waiting = {device.body for device in inventory.pending}
+        every = chain.from_iterable(slots.values())
+        held = {device.key for slot in every if slot.state is SlotState.HELD for device in slot.devices}
         # Without a registration, as where the libraries are missing, nothing is offered.
         shown = {
             name: replace(figure, amounts=Amounts.of(0)) if name in self._names else figure
@@ -151,7 +153,7 @@ class DevicePlugins:
         }
         for name, own in slots.items():
             registration = self._registrations[name]
-            offer = registration.offer(own, waiting, self._linked)
+            offer = registration.offer(own, waiting, held, self._linked)
             shown[name] = replace(shown[name], amounts=registration.update(offer, observed or NodeState(), now))
         self._report.state({name: self._registrations[name] for name in slots})
         return self.changeover.hold(replace(figures, by_name=shown))

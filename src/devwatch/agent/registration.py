@@ -13,9 +13,10 @@ from devwatch.core.errors import KubeletError
 from devwatch.core.handover import Allocation, Handover, Offer, allocate, links_of, offer_of, ready_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from devwatch.agent.clock import Clock
+    from devwatch.core.device import Key
     from devwatch.core.holders import Holding
     from devwatch.core.node import Amounts, NodeState
     from devwatch.core.rules import ResourceRule
@@ -125,13 +126,15 @@ class Registration:
 
     # -- the desired list
 
-    def offer(self, slots: Sequence[Slot], waiting: Collection[str], linked: Mapping[str, str]) -> Offer:
+    def offer(
+        self, slots: Sequence[Slot], waiting: Collection[str], held: Collection[Key], linked: Mapping[str, str]
+    ) -> Offer:
         """Return the list for these slots: of the present devices those whose links are right, as `linked` says.
 
         A new device of several devnodes waits until all of them have arrived.
         """
         self._links |= links_of(slots, self._links)
-        ready = ready_ids(slots, listed=self.handover.desired.ids, waiting=waiting, linked=linked)
+        ready = ready_ids(slots, listed=self.handover.desired.ids, waiting=waiting, held=held, linked=linked)
         return offer_of(slots, ready)
 
     def update(self, offer: Offer, observed: NodeState, now: float) -> Amounts:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
+    from devwatch.core.device import Key
     from devwatch.core.rules import ResourceRule
     from devwatch.core.slots import Slot
 
@@ -151,17 +152,23 @@ def links_of(slots: Iterable[Slot], known: Mapping[str, tuple[str, ...]]) -> dic
 
 
 def ready_ids(
-    slots: Iterable[Slot], *, listed: AbstractSet[str], waiting: Collection[str], linked: Mapping[str, str]
+    slots: Iterable[Slot],
+    *,
+    listed: AbstractSet[str],
+    waiting: Collection[str],
+    held: Collection[Key],
+    linked: Mapping[str, str],
 ) -> set[str]:
     """Return the devices that can be handed out: of the present ones those whose links are right (`linked`).
 
-    A new device waits while another devnode of it has not arrived (`waiting`, by physical device).
+    A new device waits while another devnode of it has not arrived (`waiting`, by physical device), and while a pod may have it from another
+    resource, whose it was before the configuration changed (`held`, by registration).
     """
     return {
         slot.id
         for slot in slots
         if (slot.state is not SlotState.PRESENT or dict(link_names(slot)).items() <= linked.items())
-        and (slot.id in listed or not any(device.body in waiting for device in slot.devices))
+        and (slot.id in listed or not any(each.body in waiting or each.key in held for each in slot.devices))
     }
 
 

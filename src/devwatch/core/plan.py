@@ -85,6 +85,13 @@ class Figures:
     """Resources of ended plugins that the kubelet does not write any more."""
 
     @property
+    def written(self) -> Figures:
+        """The figures without those that are left out."""
+        if not self.left_out:
+            return self
+        return replace(self, by_name={name: each for name, each in self.by_name.items() if name not in self.left_out})
+
+    @property
     def due(self) -> float | None:
         """When the first figure changes without a further event."""
         return min((figure.due for figure in self.by_name.values() if figure.due is not None), default=None)
@@ -143,7 +150,7 @@ class Tally:
     ) -> Figures:
         """Process the last scan and return the counts.
 
-        `held` are by resource the IDs of which a pod has the device, None where that is unknown; without an entry none are.
+        `held` are by resource the IDs of which a pod has the device, None or no entry where that is unknown.
         """
         claims = self._claims.judge((*inventory.present, *inventory.pending))
         owned: dict[str, list[Device]] = {rule.name: [] for rule in self._claims.rules}
@@ -159,7 +166,7 @@ class Tally:
             self._push_counts(rule, devices, now, certain=certain)
             figure = self._figure_of(rule, devices, observed, now, held=rule.name in open_)
             slots = self._slots.setdefault(rule.name, Slots(rule.name, rule.count))
-            holders = held.get(rule.name, frozenset())
+            holders = held.get(rule.name) if rule.publish is Publish.DEVICE_PLUGIN else frozenset()
             offered = slots.update(devices, figure.advertised, certain=certain, held=holders)
             figures[rule.name] = replace(figure, slots=offered)
         return Figures(by_name=figures, claims=claims, left_out=self._left_out)
@@ -284,7 +291,7 @@ def plan_patch(
     `isolated`, since count and name are then removed by separate requests; and while it is `written` but the observed count is another
     client's, since devwatch's own write may still be stored over that. A change only of devnodes that are away is not worth a write.
     """
-    memory = observed.memory()
+    memory, figures = observed.memory(), figures.written
     wanted: dict[str, Amounts | None] = {name: figure.shown for name, figure in figures.by_name.items()}
     unseen = {name for name in written if name not in wanted and observed.removable(name)}
     wanted |= dict.fromkeys(unseen) | _leaving(figures, memory, observed)

@@ -28,13 +28,15 @@ class Change:
     resource: str
     former: Publish
     way: Publish
+    listed: bool = True
+    """Whether the annotation tells of the former way; else pods alone can, from before the resource left the configuration."""
 
 
 def changes(rules: Iterable[ResourceRule], memory: Listing) -> frozenset[Change]:
-    """Return the resources whose way of publishing has changed since a devwatch last listed them."""
-    found = ((rule, way_of(memory[rule.name])) for rule in rules if rule.name in memory)
+    """Return the resources whose way of publishing has changed, or may have, since a devwatch last listed them."""
+    found = ((rule, way_of(memory.get(rule.name, ()))) for rule in rules)
     return frozenset(
-        Change(resource=rule.name, former=former, way=rule.publish)
+        Change(resource=rule.name, former=former, way=rule.publish, listed=rule.name in memory)
         for rule, former in found
         if former is not rule.publish
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from devwatch.core.listing import Entry
@@ -28,10 +30,13 @@ def test_the_entries_tell_the_way(entries: tuple[Entry, ...], way: Publish) -> N
     assert way_of(entries) is way
 
 
-def test_only_a_listed_resource_can_change_its_way() -> None:
-    """One that was never listed begins in its way at once."""
+def test_a_resource_that_is_not_listed_may_have_pods_of_a_former_way() -> None:
+    """It may have left the configuration and come back; one that is listed in its way has none."""
     rules = [ResourceRule(name=f"a.io/{part}", match=(), publish=Publish.DEVICE_PLUGIN) for part in "xyz"]
-    assert changes(rules, {"a.io/x": (), "a.io/y": (HANDED_OVER,)}) == {CHANGE}
+    assert changes(rules, {"a.io/x": (), "a.io/y": (HANDED_OVER,)}) == {
+        CHANGE,
+        replace(CHANGE, resource="a.io/z", listed=False),
+    }
 
 
 def test_a_changed_way_waits_for_unfinished_pods_that_request_the_resource() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from devwatch.core.errors import Forbidden
+from devwatch.core.errors import Forbidden, KubeletError
+from devwatch.core.holders import Holding
 from loop.test_deviceplugin import USB0, Site, config, site
 from support.build import ZIGBEE
 from support.home import pod
@@ -161,3 +162,35 @@ async def test_a_new_resource_needs_no_permission_to_list_pods() -> None:
         await asyncio.sleep(10)
         one.check_agreement(1)
         assert reasons(one) == []
+
+
+@virtual
+async def test_who_writes_the_annotation_changes_no_way() -> None:
+    """The daemon knows what it has begun."""
+    async with site(USB0) as one:
+        one.workload.run(pod("p"))
+        for text in (None, "{}", f'{{"{ZIGBEE}":[]}}', f'{{"{ZIGBEE}":[{{"devnode":"/dev/ttyUSB0"}}]}}'):
+            one.server.annotate(text)
+            await asyncio.sleep(20)
+            one.check_agreement(1)
+        assert reasons(one) == []
+
+
+@virtual
+async def test_without_an_annotation_the_pods_of_the_kubelet_are_no_holdouts() -> None:
+    """Someone has removed it while no daemon ran; who has the stick from the kubelet goes on with it."""
+    async with site(USB0) as one:
+        one.workload.run(pod("p"))
+        ids = frozenset(one.kubelet.links.made)
+        one.kubelet.held = (Holding(namespace="home", pod="p", container="c", resource=ZIGBEE, ids=ids),)
+        await one.kill()
+        one.server.annotate(None)
+        one.start(one.settings_now)
+        await asyncio.sleep(30)
+        one.check_agreement(1)
+        one.kubelet.unheld = KubeletError("no folder")
+        await one.kill()
+        one.server.annotate(None)
+        one.start(one.settings_now)
+        await asyncio.sleep(30)
+        assert one.server.shows(ZIGBEE)[1] == "0"

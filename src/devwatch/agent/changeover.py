@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from devwatch.core.errors import ApiError
+from devwatch.core.errors import ApiError, KubeletError
 from devwatch.core.node import Amounts
 from devwatch.core.rules import Publish
 from devwatch.core.task import Task
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.report import Telemetry
+    from devwatch.core.holders import Holding
     from devwatch.core.listing import Listing
     from devwatch.core.node import NodeState
     from devwatch.core.plan import Figures
@@ -43,6 +44,8 @@ class Changeover:
     clock: Clock
     kubelet: Callable[[], object]
     """Returns what tells a start of the kubelet from the next."""
+    holdings: Callable[[], Awaitable[Sequence[Holding]]]
+    """Returns which pods have devices from the kubelet, and raises a `KubeletError`."""
     waiting: Mapping[str, str] = field(default_factory=dict)
     """By resource that still waits: why."""
     _changes: frozenset[Change] = frozenset()
@@ -50,6 +53,8 @@ class Changeover:
     """The changes whose pods have ended."""
     _kubelet_began: tuple[object, float] = (None, -math.inf)
     """The kubelet of the last look, and when it was first seen, or the first change."""
+    _established: dict[str, Publish] = field(default_factory=dict)
+    """By resource: the way that this daemon has begun."""
     _observed: NodeState | None = None
     _memory: Listing = field(default_factory=dict)
     _leaving: frozenset[str] = frozenset()
@@ -58,9 +63,11 @@ class Changeover:
 
     def observe(self, rules: Sequence[ResourceRule], observed: NodeState | None, now: float) -> None:
         """Process the configuration, and what the Node's annotation says of the former ways."""
+        if observed is None:
+            return
         if observed is not self._observed:  # parsing it in every cycle would cost more than all else here
-            self._observed, self._memory = observed, observed.memory() if observed else {}
-        pending, gone = changes(rules, self._memory), leaving(rules, self._memory)
+            self._observed, self._memory = observed, observed.memory()
+        pending, gone = changes(rules, self._memory, self._established), leaving(rules, self._memory)
         if pending - self._changes:
             self._read_at = now
         if pending - self._changes or gone - self._leaving:
@@ -74,6 +81,7 @@ class Changeover:
             late = change.former is Publish.DEVICE_PLUGIN and now < self._forgotten_at
             waiting[change.resource] = "waits for the kubelet to forget the plugin (5 min 20 s)" if late else ""
         self.waiting = {name: why for name, why in waiting.items() if why}
+        self._established |= {rule.name: rule.publish for rule in rules if rule.name not in self.waiting}
         self._report()
 
     def hold(self, figures: Figures) -> Figures:
@@ -113,7 +121,12 @@ class Changeover:
             self._free |= self._changes - listed
             self.waiting = {change.resource: why for change in listed - self._free}
             return
-        reasons = {change: holdouts(change, pods) for change in self._changes}
+        try:
+            holdings = await self.holdings()
+        except KubeletError:
+            holdings = ()
+        way = Publish.DEVICE_PLUGIN
+        reasons = {each: holdouts(each, pods, holdings if each.way is way else ()) for each in self._changes}
         self._free = frozenset(change for change, why in reasons.items() if not why)
         self.waiting = {change.resource: why for change, why in reasons.items() if why}
 

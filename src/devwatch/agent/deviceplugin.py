@@ -75,7 +75,9 @@ class DevicePlugins:
         """By resource that is no longer handed over: when its stream ends even if the kubelet has not taken over that it has no device."""
         self._report = PluginReport(telemetry=telemetry)
         self.held = HeldDevices(holdings=self.holdings, pods=pods, log=telemetry.log, clock=clock)
-        self.changeover = Changeover(pods=pods, telemetry=telemetry, clock=clock, kubelet=self.socket)
+        self.changeover = Changeover(
+            pods=pods, holdings=self.holdings, telemetry=telemetry, clock=clock, kubelet=self.socket
+        )
 
     # -- the interface to the loop
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from devwatch.core.rules import Publish
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from devwatch.core.holders import Holding
     from devwatch.core.listing import Entry, Listing
     from devwatch.core.pods import Pod
     from devwatch.core.rules import ResourceRule
@@ -32,14 +33,18 @@ class Change:
     """Whether the annotation tells of the former way; else pods alone can, from before the resource left the configuration."""
 
 
-def changes(rules: Iterable[ResourceRule], memory: Listing) -> frozenset[Change]:
-    """Return the resources whose way of publishing has changed, or may have, since a devwatch last listed them."""
-    found = ((rule, way_of(memory.get(rule.name, ()))) for rule in rules)
-    return frozenset(
-        Change(resource=rule.name, former=former, way=rule.publish, listed=rule.name in memory)
-        for rule, former in found
-        if former is not rule.publish
-    )
+def changes(rules: Iterable[ResourceRule], memory: Listing, established: Mapping[str, Publish]) -> frozenset[Change]:
+    """Return the resources whose way of publishing has changed, or may have, since a devwatch last listed them.
+
+    What this daemon has `established` counts before the annotation, which anyone may write.
+    """
+    found: set[Change] = set()
+    for rule in rules:
+        former = established.get(rule.name) or way_of(memory.get(rule.name, ()))
+        listed = rule.name in memory or rule.name in established
+        if former is not rule.publish:
+            found.add(Change(resource=rule.name, former=former, way=rule.publish, listed=listed))
+    return frozenset(found)
 
 
 def leaving(rules: Iterable[ResourceRule], memory: Listing) -> frozenset[str]:
@@ -54,12 +59,15 @@ def way_of(entries: Iterable[Entry]) -> Publish:
     return Publish.DEVICE_PLUGIN if plugin else Publish.NODE_STATUS
 
 
-def holdouts(change: Change, pods: Iterable[Pod]) -> str:
+def holdouts(change: Change, pods: Iterable[Pod], holdings: Iterable[Holding] = ()) -> str:
     """Return why the former way is still in use: the unfinished pods that request the resource; empty where there are none.
 
-    The figures are 0 meanwhile, so that each of these pods was bound in the former way.
+    The figures are 0 meanwhile, so that each of these pods was bound in the former way. Those that have their devices from the kubelet, as
+    `holdings` say, are in the new one.
     """
-    titles = sorted(pod.title for pod in pods if pod.requests.get(change.resource, 0) > 0 and not pod.finished)
+    new = {(each.namespace, each.pod) for each in holdings if each.resource == change.resource}
+    wanting = (pod for pod in pods if pod.requests.get(change.resource, 0) > 0 and not pod.finished)
+    titles = sorted(pod.title for pod in wanting if (pod.namespace, pod.name) not in new)
     return f"waits for the end of {joined(titles)}" if titles else ""
 
 

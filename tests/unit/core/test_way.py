@@ -33,7 +33,7 @@ def test_the_entries_tell_the_way(entries: tuple[Entry, ...], way: Publish) -> N
 def test_a_resource_that_is_not_listed_may_have_pods_of_a_former_way() -> None:
     """It may have left the configuration and come back; one that is listed in its way has none."""
     rules = [ResourceRule(name=f"a.io/{part}", match=(), publish=Publish.DEVICE_PLUGIN) for part in "xyz"]
-    assert changes(rules, {"a.io/x": (), "a.io/y": (HANDED_OVER,)}) == {
+    assert changes(rules, {"a.io/x": (), "a.io/y": (HANDED_OVER,)}, {}) == {
         CHANGE,
         replace(CHANGE, resource="a.io/z", listed=False),
     }

@@ -325,6 +325,15 @@ def test_a_path_in_the_container_that_is_not_clean_says_what_is(path: str) -> No
     assert fault.endswith(f" is not valid ({BELOW_DEV})")
 
 
+def test_a_file_that_every_container_needs_is_no_path_for_a_device() -> None:
+    """Every `> /dev/null` would write to the stick; also where the name of the resource leads there."""
+    wanted = "is a file that every container needs: choose another with container: {path: /dev/...}"
+    written = _faults(_with("publish: devicePlugin\n    container: {path: /dev/pts/7}"))
+    assert written == [f"6:5: resources[0].container: /dev/pts/7 {wanted}"]
+    implied = _faults(_with("publish: devicePlugin").replace("a/b", "a/null"))
+    assert implied == [f"2:5: resources[0].container: /dev/null {wanted}"]
+
+
 def test_an_unknown_key_hides_no_missing_one() -> None:
     """Both the key that is too much and the one that is too little are named."""
     found = _faults(_with("evict: {aftr: 30s}"))

@@ -55,6 +55,7 @@ class Changeover:
     """The kubelet of the last look, and when it was first seen, or the first change."""
     _established: dict[str, Publish] = field(default_factory=dict)
     """By resource: the way that this daemon has begun."""
+    _rules: Sequence[ResourceRule] = ()
     _observed: NodeState | None = None
     _memory: Listing = field(default_factory=dict)
     _leaving: frozenset[str] = frozenset()
@@ -63,8 +64,10 @@ class Changeover:
 
     def observe(self, rules: Sequence[ResourceRule], observed: NodeState | None, now: float) -> None:
         """Process the configuration, and what the Node's annotation says of the former ways."""
-        if observed is None:
+        same = observed is self._observed and rules is self._rules
+        if observed is None or (same and not self._changes and not self._leaving):
             return
+        self._rules = rules
         if observed is not self._observed:  # parsing it in every cycle would cost more than all else here
             self._observed, self._memory = observed, observed.memory()
         pending, gone = changes(rules, self._memory, self._established), leaving(rules, self._memory)

@@ -140,6 +140,8 @@ class DevicePlugins:
         self.changeover.observe(self._rules, observed, now)
         self._register(rule for rule in self._rules if rule.name not in self.changeover.waiting)
         self._leave(observed or NodeState(), now)
+        if not self._names and not self._registrations:
+            return self.changeover.hold(figures)
         slots = {name: figures.by_name[name].slots for name in self._registrations.keys() - self._leaving.keys()}
         self.held.observe(slots, now)
         self._update_links(slots, inventory)
@@ -174,6 +176,7 @@ class DevicePlugins:
                 del self._registrations[name], self._leaving[name]
                 if name in self._tasks:
                     self._tasks[name].cancel()
+                self._report.state(self._registrations)
 
     @property
     def tasks(self) -> tuple[HeldDevices, Changeover]:

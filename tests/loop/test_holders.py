@@ -234,3 +234,21 @@ async def test_a_lost_device_is_not_offered_after_a_restart() -> None:
         await asyncio.sleep(30)
         assert one.server.shows(ZIGBEE) == ("2", "1")
         assert {count for _, count in one.patches()} <= {None}
+
+
+@virtual
+async def test_a_reading_from_before_a_device_was_pulled_does_not_tell_who_has_it() -> None:
+    """The kubelet has given it to a pod since, and does not answer now: the device stays listed as lost."""
+    async with site(USB0, USB1) as one:
+        for name, devnode in (("a", USB0), ("b", USB1)):
+            one.workload.run(pod(name))
+            if name == "a":
+                holds(one, name, id_of(one, devnode))
+        late = id_of(one, USB1)
+        one.host.unplug(USB0)
+        await asyncio.sleep(10)
+        one.kubelet.hanging = True
+        holds(one, "b", late)
+        one.host.unplug(USB1)
+        await asyncio.sleep(10)
+        assert one.server.shows(ZIGBEE) == ("2", "0")

@@ -226,4 +226,6 @@ class DevicePlugins:
 
     async def holdings(self) -> tuple[Holding, ...]:
         """Return which pods hold devices. Raises `KubeletError`."""
-        return await self._kubelet.holdings() if self._kubelet else ()
+        if self._kubelet is None:
+            raise KubeletError("the kubelet was not reached yet")
+        return await self._kubelet.holdings()

@@ -68,8 +68,10 @@ class HolderReader:
         before = await pods()
         if not incident.ids:
             return before
+        if self.kubelet is None:
+            raise Retry("the kubelet hands over no device here, so it does not say who has one")
         try:
-            holdings = await self.kubelet.holdings() if self.kubelet else ()
+            holdings = await self.kubelet.holdings()
         except KubeletError as error:
             raise Retry(str(error)) from error
         after = await pods()
@@ -103,9 +105,11 @@ class HeldDevices:
         absent = frozenset(
             slot.id for slot in chain.from_iterable(slots.values()) if slot.state is not SlotState.PRESENT
         )
-        if absent - self._absent:
+        new = bool(absent - self._absent)
+        if new:
             self._read_at = now
-        if not absent or self.ids.keys() != slots.keys():
+        # A reading from before a device was absent does not tell who has it.
+        if new or not absent or self.ids.keys() != slots.keys():
             self.ids = dict.fromkeys(slots)
         self._absent = absent
 

@@ -114,7 +114,6 @@ class Registration:
     clock: Clock
     report: RegistrationReport
     server: Server | None = None
-    streaming: bool = False
     failure: str = ""
     """Why the last attempt failed; empty once registered."""
     _ended: bool = False
@@ -158,7 +157,6 @@ class Registration:
 
     def opened(self) -> None:
         """Record that the kubelet has opened the stream."""
-        self.streaming = True
         self._changed()
 
     def sent(self, offer: Offer) -> None:
@@ -168,7 +166,7 @@ class Registration:
 
     def closed(self) -> None:
         """Record that the stream has ended."""
-        self.streaming, self._ended = False, True
+        self._ended = True
         self.handover.closed(self.clock.now())
         self._changed()
 

@@ -52,7 +52,7 @@ class Changeover:
     _free: frozenset[Change] = frozenset()
     """The changes whose pods have ended."""
     _kubelet_began: tuple[object, float] = (None, -math.inf)
-    """The kubelet of the last look, and when it was first seen, or the first change."""
+    """The kubelet as last observed, and when it, or the first change, was first observed."""
     _established: dict[str, Publish] = field(default_factory=dict)
     """By resource: the way that this daemon has begun."""
     _rules: Sequence[ResourceRule] = ()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from devwatch.core.slots import Slot
 
 POLL = 0.0625
-"""Seconds between two looks whether the kubelet accepts registrations."""
+"""Seconds between two checks whether the kubelet accepts registrations."""
 SETTLED = 10.0
 """Seconds after which a stream that ends is no reason to pause: the kubelet has started again, rather than refused."""
 STREAM_TIMEOUT = 10.0
@@ -311,7 +311,7 @@ async def _await_kubelet(
             backoff.succeed()
         known = socket
         if socket is not None and clock.now() >= backoff.until and await kubelet.is_accepting():
-            return kubelet.socket()  # it may have started since the last look
+            return kubelet.socket()  # it may have started since the last check
         if clock.now() >= max(report_at, backoff.until + ABSENT):
             report_at = math.inf
             report_absent()

@@ -18,7 +18,7 @@ class Holding:
 
     namespace: str
     pod: str
-    """The name of the pod: the kubelet tells no UID, and another pod may have the name by now."""
+    """The name of the pod: the kubelet reports no UID, and another pod may have the name by now."""
     container: str
     resource: str
     ids: frozenset[str]
@@ -33,7 +33,7 @@ def holders_of(incident: Loss | Return, holdings: Iterable[Holding]) -> Holders:
 def unproved(incident: Loss | Return, holders: Holders, before: Iterable[Pod], after: Sequence[Pod]) -> str:
     """Return why a reading of the holders, between two lists of the pods of this node, proves nothing; empty where it does.
 
-    The kubelet tells names: the pod of that name must be the same before and after, have been taken over by the kubelet, and, where its
+    The kubelet reports names: the pod of that name must be the same before and after, have been taken over by the kubelet, and, where its
     status names its devices, have one of these.
     """
     earlier = {(pod.namespace, pod.name): pod.uid for pod in before}
@@ -55,6 +55,6 @@ def held_ids(resource: str, holdings: Iterable[Holding], pods: Iterable[Pod]) ->
     kubelet answers with nothing for a while after its start.
     """
     mine = [each for each in holdings if each.resource == resource]
-    told = {(each.namespace, each.pod) for each in mine}
+    accounted = {(each.namespace, each.pod) for each in mine}
     wanting = {(pod.namespace, pod.name) for pod in pods if pod.requests.get(resource, 0) > 0 and not pod.finished}
-    return frozenset().union(*(each.ids for each in mine)) if wanting <= told else None
+    return frozenset().union(*(each.ids for each in mine)) if wanting <= accounted else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,8 +52,12 @@ class Device:
     """The links that lead to the devnode now, the most stable one first (`by_stability`)."""
     links_known: bool = True
     """False where this host cannot determine the links. Even where True, links that only a glob matches need the udev record."""
-    properties: Mapping[str, str] | None = field(default=None, hash=False)
+    properties: Mapping[str, str] | None = None
     """The udev record, None until it is complete."""
+
+    def __hash__(self) -> int:
+        """Return the hash of what differs for nearly all devices; it is asked for hundreds of times in a cycle of the loop."""
+        return hash(self.devpath)
 
     @property
     def complete(self) -> bool:

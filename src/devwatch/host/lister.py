@@ -131,10 +131,11 @@ class Lister:
         path = known.bare.devnode
         try:
             status = os.lstat(path)
-            known.direct = os.path.dirname(path) == self.roots.dev and not stat.S_ISLNK(status.st_mode)
-            status = os.stat(path) if stat.S_ISLNK(status.st_mode) else status
+            known.direct = not stat.S_ISLNK(status.st_mode)
+            status = status if known.direct else os.stat(path)
             here = stat.S_ISCHR(status.st_mode) and status.st_rdev == known.bare.number
-            self._obstructions.examine(path, status)
+            if not here:
+                self._obstructions.examine(path, status)
         except OSError as error:
             if error.errno not in GONE:
                 raise
@@ -180,11 +181,10 @@ class Lister:
 
         Where /dev is not a devtmpfs, links cannot be followed to a device number, and the record is trusted.
         """
-        recorded = known.record.links
-        if not recorded and not listed:
+        if not known.record.links and not listed:
             return ()  # nearly all virtual consoles: spare them the sort
         trusted = not self._mounts.devtmpfs
-        found = {link for link in recorded if trusted or self._links.number(link) == known.bare.number}
+        found = {link for link in known.record.links if trusted or self._links.number(link) == known.bare.number}
         return tuple(sorted({*found, *listed} - {known.bare.devnode}, key=by_stability))
 
 

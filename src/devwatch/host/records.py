@@ -30,6 +30,8 @@ class RecordFile:
     udevd removes that record when it handles the removal, which may be well after the kernel has registered the next device.
     """
     record: Record | None = None
+    links: tuple[str, ...] = ()
+    """The links that udevd wants to lead to the device."""
     stamp: Stamp | None = None
     """The stamp of the file when the record was read."""
     current: bool = False
@@ -39,15 +41,10 @@ class RecordFile:
     _missing_since: float | None = None
     """When the file was first found missing, in seconds; None while it is there, or if no record was ever read."""
 
-    @property
-    def links(self) -> tuple[str, ...]:
-        """The links that udevd wants to lead to the device."""
-        return tuple(self.record.get("DEVLINKS", "").split()) if self.record else ()
-
     def forget(self) -> None:
         """Forget the record, so that the next scan reads it again."""
         self.record = self.stamp = self._content = self._missing_since = None
-        self.current = False
+        self.links, self.current = (), False
 
     def refresh(self, read: Callable[[], Record | None], now: float) -> None:
         """Read the record again if udevd has written its file since.
@@ -76,6 +73,7 @@ class RecordFile:
         record = self.record if same else read()
         if record is not None:
             self.record = self.record if record == self.record else record
+            self.links = tuple(record.get("DEVLINKS", "").split())
             self.stamp, self._content = found, content
         return record is not None
 

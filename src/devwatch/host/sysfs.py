@@ -38,19 +38,21 @@ class Registration:
     """The device as sysfs alone shows it, without record and links."""
     typed: bool
     """Whether it is a port of the kernel's serial core, whose attribute `type` says whether there is hardware."""
+    plain: bool
+    """Whether it is virtual, of no hardware and with a devnode in /dev itself, as all virtual consoles are."""
     record: RecordFile
     device: Device | None = None
     """The device as the last scan returned it, None where it was not present."""
     direct: bool = False
-    """Whether its devnode is a file in /dev itself and not a link, as of the last check of its presence."""
+    """Whether its devnode is there and not a link, as of the last check of its presence."""
     examined: float = -math.inf
     """When it was last examined and `settled`, in seconds."""
 
     @property
     def settled(self) -> bool:
         """Whether a present device depends on its entries in sysfs, /dev and udev's database alone, as nearly all virtual consoles do."""
-        links = self.record.links or (self.device and self.device.links)
-        return self.bare.virtual and self.direct and self.record.current and not self.typed and not links
+        settled = self.plain and self.record.current and self.direct
+        return settled and not (self.record.links or (self.device and self.device.links))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,10 +122,12 @@ class Registrations:
             interface=_attribute_text(interface, "bInterfaceNumber"),
         )
         former, left = self._former.get(number, (incarnation, None))
+        typed = status(f"{real}/type") is not None
         known = self._known[name] = Registration(
             entry=entry,
             bare=bare,
-            typed=status(f"{real}/type") is not None,
+            typed=typed,
+            plain=bare.virtual and not typed and "!" not in name,
             record=RecordFile(
                 path=f"{self.roots.run}/data/c{os.major(number)}:{os.minor(number)}",
                 inherited=None if former == incarnation else left,

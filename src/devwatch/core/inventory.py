@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
     from devwatch.core.device import Device, Key
 
 ARRIVAL_TIMEOUT = 10.0
@@ -53,31 +55,33 @@ class Inventory:
 
     def observe(self, scan: Scan) -> None:
         """Process a scan; scans must come in the order of their time."""
-        for device in scan.devices:
-            self._update_arrival(device, scan)
-        self.present = tuple(device for device in scan.devices if device.key in self._arrived)
+        found = {device.key: device for device in scan.devices}
+        for key in found.keys() - self._arrived:
+            self._update_arrival(key, found[key], scan)
+        self.present = tuple(device for key, device in found.items() if key in self._arrived)
         # udev creates the links of a device when it writes the record: until then it is unknown which links will lead to it.
-        waiting = (device for device in scan.devices if device.key not in self._arrived)
+        waiting = (device for key, device in found.items() if key not in self._arrived)
         self.pending = tuple(replace(device, links_known=False) for device in waiting)
         self.doubts = scan.doubts
-        seen = {device.key for device in scan.devices}
+        seen = found.keys()
         self._forget_registrations(
             self._first_seen.keys() - seen if scan.certain else self._replaced_registrations(seen)
         )
 
-    def _update_arrival(self, device: Device, scan: Scan) -> None:
-        since = self._first_seen.setdefault(device.key, scan.at)
+    def _update_arrival(self, key: Key, device: Device, scan: Scan) -> None:
+        since = self._first_seen.setdefault(key, scan.at)
         if device.complete or not scan.udevd or scan.at >= since + ARRIVAL_TIMEOUT:
-            self._arrived.add(device.key)
+            self._arrived.add(key)
 
-    def _replaced_registrations(self, seen: set[Key]) -> set[Key]:
+    def _replaced_registrations(self, seen: AbstractSet[Key]) -> set[Key]:
         """Return the registrations whose kernel name another one has now: these are gone even if the scan is uncertain."""
         names = {_name(key) for key in seen}
         return {key for key in self._first_seen if _name(key) in names and key not in seen}
 
     def _forget_registrations(self, gone: set[Key]) -> None:
         self._arrived -= gone
-        self._first_seen = {key: since for key, since in self._first_seen.items() if key not in gone}
+        for key in gone:
+            del self._first_seen[key]
 
     def seen_since(self, key: Key) -> float:
         """Return when a scan first found a present device."""

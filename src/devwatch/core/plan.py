@@ -223,7 +223,7 @@ def _usable(rule: ResourceRule, observed: NodeState) -> int:
 
 def _undecided_resources(inventory: Inventory, claims: Mapping[Device, Claim]) -> set[str]:
     """Return the resources that may have more devices than are counted, by a doubtful claim or a device that has not arrived."""
-    names = {name for device in (*inventory.present, *inventory.pending) for name in claims[device].doubtful}
+    names = {name for claim in claims.values() for name in claim.doubtful}
     return names | {owner for device in inventory.pending if (owner := claims[device].owner) is not None}
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 def escape(text: str) -> str:
     """Replace all characters that are not printable by Python's escapes, so that text can neither control a terminal nor begin a line."""
+    if text.isprintable():  # nearly every text: spare it the characters one by one
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 

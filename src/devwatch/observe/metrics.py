@@ -100,8 +100,8 @@ class Metrics:
 
 def _replace(gauge: Gauge, values: Mapping[str, int], before: Mapping[str, int]) -> Mapping[str, int]:
     """Set a gauge to these values and return them. Most scans find the same as the one before, and cost nothing here."""
-    if values != before:
-        gauge.clear()
-        for resource, value in values.items():
-            gauge.labels(resource).set(value)
+    for resource in before.keys() - values.keys():
+        gauge.remove(resource)
+    for resource in [name for name, value in values.items() if value != before.get(name)]:
+        gauge.labels(resource).set(values[resource])
     return dict(values)

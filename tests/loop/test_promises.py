@@ -768,6 +768,16 @@ KNOWN = {
         Move(pods, (), 1.5),
         Move(bounce, (1, 1, 0.0)),
     ),
+    "each of several twins has its own ten minutes after an eviction": (
+        Move(furnish, ("zigbee", "twin")),
+        Move(plug, ("composite", "socket-2", 1, True)),
+        Move(replug, (3, "socket-1", 2, 2.1)),
+        Move(furnish, ("zigbee", "nameless")),
+        Move(replug, (3, "socket-3", 1, 1.9)),
+        Move(bounce, (0, 1, 12.0)),
+        Move(furnish, ("zigbee", "twin")),
+        Move(replug, (0, "socket-3", 0, 0.0)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

@@ -224,8 +224,11 @@ async def test_a_restart_does_not_forget_for_which_device_a_pod_was_evicted_a_mo
         assert "recent" in told(one)[-1]
 
 
+@pytest.mark.parametrize("restarted", [False, True])
 @virtual
-async def test_a_configuration_without_the_resource_does_not_forget_it_either() -> None:
+async def test_a_configuration_without_the_resource_does_not_forget_it_either(
+    restarted: bool,  # noqa: FBT001 - a parameter of pytest
+) -> None:
     """A file that is written anew again and again by some generator would make the loop that the ten minutes are to prevent."""
     async with home(holder()) as one:
         await away(one, 1)
@@ -233,7 +236,11 @@ async def test_a_configuration_without_the_resource_does_not_forget_it_either() 
         assert one.evicted == ["p"]
         one.workload.run(holder("q", started=now()))
         await asyncio.sleep(10)
-        one.reload(config(evict=""))
+        if restarted:
+            await one.kill()
+            one.start(config(evict=""))
+        else:
+            one.reload(config(evict=""))
         await asyncio.sleep(20)
         one.reload(config())
         await asyncio.sleep(20)

@@ -73,8 +73,8 @@ class KnownDevices:
     6. The departures without a match advance, towards a loss.
     """
 
-    def __init__(self, evicted: Mapping[Ids, int], remembered: Iterable[Entry] = ()) -> None:
-        """Start with the entries in the annotation of a former daemon. `evicted` is shared with `Losses`, which updates it."""
+    def __init__(self, evicted: set[tuple[Ids, int]], remembered: Iterable[Entry] = ()) -> None:
+        """Start with the entries in the annotation of a former daemon. `evicted` is shared with `Losses` and the other resources."""
         self._evicted = evicted
         self._remembered: tuple[Entry, ...] | None = tuple(remembered)
         """The entries of the former daemon until the first certain scan, then None."""
@@ -186,14 +186,13 @@ class KnownDevices:
         return replace(known, back=replace(back, recent=recent), registrations=back.registrations)
 
     def _inherited_eviction(self, entry: Entry) -> int | None:
-        """Return when a pod was evicted for a return of a device with these ids, None where another known entry carries that time.
+        """Return when a pod was last evicted for a return of a device with these ids that no known entry carries; None without one.
 
-        The loss of the device may have been settled, and its entry forgotten, before it returned.
+        The loss of the device may have been settled, and its entry forgotten, before it returned. Its twins carry times of their own.
         """
-        second = self._evicted.get(ids_of(entry))
         known = (*(each.entry for each in self.here.values()), *self.gone)
-        recorded = any(each.replugged == second and ids_of(each) == ids_of(entry) for each in known)
-        return None if recorded else second
+        carried = {each.replugged for each in known if ids_of(each) == ids_of(entry)}
+        return max((at for ids, at in self._evicted if ids == ids_of(entry) and at not in carried), default=None)
 
     def _add_present(self, returned: dict[Key, PresentDevice], claimed: Mapping[Key, Device]) -> None:
         """Add the devices that are back, and those that arrived."""
@@ -223,6 +222,8 @@ class KnownDevices:
         """Record that a pod was evicted for a return of the devices with these registrations, as far as they are known."""
         for key in keys & self.here.keys():
             known = self.here[key]
+            if known.entry.replugged is not None:
+                self._evicted.discard((ids_of(known.entry), known.entry.replugged))
             self.here[key] = replace(known, entry=replace(known.entry, replugged=second))
 
     def settle(self, incident: Loss | Return) -> None:

@@ -41,8 +41,8 @@ class Losses:
     def __init__(self) -> None:
         """Start without devices."""
         self._known: dict[str, KnownDevices] = {}
-        self._evicted: dict[Ids, int] = {}
-        """By ids of a device: when a pod was last evicted for its return, in Unix seconds."""
+        self._evicted: set[tuple[Ids, int]] = set()
+        """The ids of each device for whose return a pod was evicted, with the Unix second of the last time: twins have one each."""
         self._listed: tuple[Device, ...] = ()
         self._paths = Paths()
         self._previous_scan = PreviousScan()
@@ -50,7 +50,9 @@ class Losses:
         self._pods_listed_at = float("-inf")
 
     def start(self, memory: Listing) -> None:
-        """Take the devices that the annotation of a former daemon lists."""
+        """Take the devices that the annotation of a former daemon lists, also of a resource that is not configured at the moment."""
+        entries = chain.from_iterable(memory.values())
+        self._evicted |= {(ids_of(entry), entry.replugged) for entry in entries if entry.replugged is not None}
         self._known = {
             name: KnownDevices(self._evicted, (entry for entry in entries if entry.devnode))
             for name, entries in memory.items()
@@ -138,11 +140,10 @@ class Losses:
         }
         bodies = {device.body for device in self._listed if device.key in returned}
         keys = {device.key for device in self._listed if device.body in bodies}
-        for ids in [ids for ids, at in self._evicted.items() if second >= at + REPLUG_PEACE]:
-            del self._evicted[ids]
-        self._evicted[ids_of(back.entries[0])] = second
+        self._evicted -= {(ids, at) for ids, at in self._evicted if second >= at + REPLUG_PEACE}
         for known in self._known.values():
             known.note_eviction(keys, second)
+        self._evicted.add((ids_of(back.entries[0]), second))
 
     # -- the pods that were present before a count fell
 

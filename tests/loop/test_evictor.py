@@ -468,9 +468,35 @@ async def test_a_budget_is_told_and_tried_again_ever_more_rarely(budgets: int) -
         assert one.refusals()[0]["pod"] == "home/p"
         assert len(one.refusals()) < 8
         assert one.evictions("refused") == len(times)
+        assert "PodDisruptionBudget" in str(one.refusals()[0]["hint"])
+        ready, why = one.ready()
+        assert not ready
+        assert why == f"{ZIGBEE}: home/p is not evicted: {one.refusals()[0]['error']}"
         one.workload.budgets = {}
         await asyncio.sleep(60)
         assert one.evicted == ["p"]
+        assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_an_eviction_that_is_accepted_without_effect_is_told_and_tried_again_ever_more_rarely() -> None:
+    """Where a webhook answers evictions in place of the API server; other pods do not wait for that."""
+    async with home(pod(), pod("q")) as one:
+        one.workload.ineffective = {"p"}
+        one.host.unplug()
+        await asyncio.sleep(GRACE + AFTER + 300)
+        times = [at for at, name in one.workload.tried if name == "p"]
+        assert 10 < len(times) < 40
+        assert times[-1] - times[-2] > 10
+        assert one.evicted == ["q"]
+        assert len(one.log.of("pod.evicted")) == one.evictions("evicted") == 2
+        assert one.refusals()[0]["pod"] == "home/p"
+        assert len(one.refusals()) < 8
+        assert "has accepted the eviction before" in one.ready()[1]
+        one.workload.ineffective = set()
+        await asyncio.sleep(60)
+        assert one.evicted == ["q", "p"]
+        assert one.ready() == (True, "ok")
 
 
 @virtual
@@ -498,9 +524,13 @@ async def test_a_missing_right_is_named_and_tried_again(right: str) -> None:
         assert one.refusals()[0]["hint"] == f"grant {right}"
         assert len(one.refusals()) < 12
         assert one.evictions("failed") > 120
+        assert one.ready()[1].startswith(f"{ZIGBEE}: ")
+        assert one.ready()[1].endswith(f": cannot {right} (403)")
         one.workload.rights |= {right}
         await asyncio.sleep(32)
         assert one.evicted == ["p"]
+        await asyncio.sleep(2)
+        assert one.ready() == (True, "ok")
 
 
 @virtual
@@ -549,6 +579,7 @@ async def test_an_outage_of_the_list_loses_no_eviction() -> None:
         await asyncio.sleep(GRACE + 1)
         one.workload.error = Retry("down", after=7)
         await asyncio.sleep(AFTER + 100)
+        assert one.ready() == (True, "ok"), "what does not answer refuses nothing"
         one.workload.error = None
         await asyncio.sleep(60)
         assert one.evicted == ["p"]

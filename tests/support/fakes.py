@@ -389,6 +389,8 @@ class FakeWorkload:
         """What is asked and not answered: `lists`, `evictions`, `Events`."""
         self.denied: dict[str, ApiError] = {}
         """By the name of a pod: how its eviction is refused."""
+        self.ineffective: set[str] = set()
+        """The names of pods whose eviction is answered as a success, by a webhook, and does nothing."""
         self.lists: list[float] = []
         self.tried: list[tuple[float, str]] = []
         self.evicted: list[tuple[float, str]] = []
@@ -432,6 +434,8 @@ class FakeWorkload:
         if budgets := self.budgets.get(pod.name, 0):
             message = "it would violate the pod's disruption budget (429)"
             raise Retry(message if budgets == 1 else "it has more than one PodDisruptionBudget (500)")
+        if pod.name in self.ineffective:
+            return
         del self._pods[pod.title]
         self.evicted.append((self._clock(), pod.name))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from devwatch.agent.holders import HolderReader
 from devwatch.core.backoff import Backoff
-from devwatch.core.errors import ApiError, Conflict, Forbidden, Missing, Retry
+from devwatch.core.errors import ApiError, Conflict, Forbidden, Missing, Refused, Retry
 from devwatch.core.incidents import Incidents, Loss, Return
 from devwatch.core.pods import Disposition, Pod, names_shared_path, on_loss, on_return
 from devwatch.core.repeat import RepeatFilter
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from devwatch.agent.events import EventRecorder
     from devwatch.core.loss import Losses
+    from devwatch.observe.health import Health
     from devwatch.observe.metrics import Metrics
 
 INTERVAL = 1.0
@@ -54,6 +55,7 @@ class Evictor:
     recorder: EventRecorder
     losses: Losses
     metrics: Metrics
+    health: Health
     jitter: Callable[[], float]
     holders: HolderReader = field(default_factory=HolderReader)
     _incidents: dict[Key, Incident] = field(default_factory=dict)
@@ -64,6 +66,10 @@ class Evictor:
     _filter: RepeatFilter = field(default_factory=RepeatFilter)
     _refusals: Counter[object] = field(default_factory=Counter)
     """By incident and by UID: refused evictions. Those with the fewest come first, so that a pod that is always refused blocks no other."""
+    _reasons: dict[tuple[Key, str], str] = field(default_factory=dict)
+    """By incident and UID, an empty one for the list of pods: why the server refuses it, until a later list shows no such victim."""
+    _accepted: set[str] = field(default_factory=set)
+    """The UIDs of the pods of which the server accepted the eviction; none of them should be a victim again."""
     _reported: set[tuple[Key, str]] = field(default_factory=set)
     """The pods that were reported as spared, with their incident."""
     _recheck_at: dict[Key, float] = field(default_factory=dict)
@@ -76,8 +82,11 @@ class Evictor:
             self._next_victim = None  # its status must be read again: a container may have restarted meanwhile
         self.holders.keep(self._incidents)
         self._recheck_at = {key: at for key, at in self._recheck_at.items() if key in self._incidents}
+        self._reasons = {each: why for each, why in self._reasons.items() if each[0] in self._incidents}
+        self.health.eviction = next(iter(self._reasons.values()), "")
         if not self._incidents:
             self._refusals.clear()
+            self._accepted.clear()
 
     def action(self, now: float) -> Task | None:
         """Return the request that is due, None for none: a list of pods, or one eviction.
@@ -173,6 +182,8 @@ class Evictor:
             if what in _SPARE_REASONS and not elsewhere:
                 self._spare(pod, _SPARE_REASONS[what], incident, what)
         victims = [pod for pod in pods if pod.uid in concerned & chosen]
+        left = {(incident.key, pod.uid) for pod in victims}
+        self._reasons = {each: why for each, why in self._reasons.items() if each in left or each[0] != incident.key}
         if victims:
             self._next_victim = (incident.key, min(victims, key=lambda pod: self._refusals[pod.uid]))
         elif isinstance(incident, Loss) and any(what in _NEVER_EVICTED for _, what in judged):
@@ -202,6 +213,9 @@ class Evictor:
         except (Missing, Conflict):
             self._backoff.succeed()
             return  # already gone; a pod of this name is another one by now
+        if pod.uid in self._accepted:
+            raise Refused(_WITHOUT_EFFECT, hint="find the webhook that answers evictions, or delete the pod")
+        self._accepted.add(pod.uid)
         self._backoff.succeed()
         self._filter = RepeatFilter()
         if isinstance(incident, Return):
@@ -216,7 +230,10 @@ class Evictor:
         self._refusals.update([incident.key, *([pod.uid] if pod else [])])
         self.metrics.evictions.labels("refused" if isinstance(error, Retry) else "failed").inc()
         delay = self._backoff.fail(self.recorder.clock(), self.jitter(), at_least=at_least)
-        hint = getattr(error, "hint", "") or _eviction_hint(str(error), pod)
+        hint = error.hint or _eviction_hint(str(error), pod)
+        if hint or isinstance(error, Forbidden | Refused):
+            who = f"{pod.title} is not evicted" if pod else "no pod is evicted"
+            self._reasons[incident.key, pod.uid if pod else ""] = f"{incident.resource}: {who}: {error}"
         if pod:
             self.recorder.pod(pod, incident, f"it cannot be evicted: {error}" + (f" ({hint})" if hint else ""))
         if self._filter.should_log(str(error)):
@@ -226,6 +243,7 @@ class Evictor:
             )
 
 
+_WITHOUT_EFFECT = "the API server has accepted the eviction before, and the pod is neither gone nor terminating"
 _NEVER_EVICTED = (Disposition.BARE, Disposition.PINNED)
 """Dispositions of pods that keep a lost device for as long as they live: it stays listed, and `status` shows it."""
 _SPARE_REASONS = {
@@ -256,7 +274,9 @@ def _incident_fields(incident: Incident) -> dict[str, object]:
 
 
 def _eviction_hint(error: str, pod: Pod | None) -> str:
-    """Return the remedy for a refusal by the admission policy or a PodDisruptionBudget, empty for any other."""
+    """Return the remedy for a refusal by the admission policy or by PodDisruptionBudgets, empty for any other."""
     if pod and "devwatch.io/evict=allowed" in error:
         return f"kubectl label namespace {pod.namespace} devwatch.io/evict=allowed"
+    if "more than one PodDisruptionBudget" in error:
+        return "let one PodDisruptionBudget alone select the pod, or delete the pod"
     return "let the PodDisruptionBudget allow one disruption, or delete the pod" if "disruption budget" in error else ""

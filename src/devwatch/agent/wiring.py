@@ -70,4 +70,7 @@ def build_agent(  # noqa: PLR0913 - the parts of the loop, by keyword
 
 def _build_evictor(workload: Workload, telemetry: Telemetry, clock: Clock, node: str) -> Evictor:
     recorder = EventRecorder(api=workload, log=telemetry.log, node=node, clock=clock.now)
-    return Evictor(api=workload, recorder=recorder, losses=Losses(), metrics=telemetry.metrics, jitter=clock.jitter)
+    metrics, health = telemetry.metrics, telemetry.health
+    return Evictor(
+        api=workload, recorder=recorder, losses=Losses(), metrics=metrics, health=health, jitter=clock.jitter
+    )

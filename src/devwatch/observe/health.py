@@ -31,6 +31,8 @@ class Health:
     """The API server's message that there is no such Node, None while there is one."""
     refused: str = ""
     """The parts of the Node that the server refuses, and why; empty where it refuses none."""
+    eviction: str = ""
+    """The pod that cannot be evicted because the server refuses it, and why; empty where it refuses none."""
     uncertain: str | None = None
     """Why the last scan was uncertain, None where it was certain."""
     blocked: str = ""
@@ -76,8 +78,7 @@ class Health:
             yield f"another daemon holds the node: {self.waiting}"
         if self.missing is not None:
             yield f"the Node is missing: {self.missing}"
-        if self.refused:
-            yield self.refused
+        yield from filter(None, (self.refused, self.eviction))
         if self.uncertain is not None:
             yield f"the scan of the devices is uncertain: {self.uncertain}"
         if self.blocked:

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from devwatch.config.schema import parse
 from devwatch.core.errors import Refused, Retry
 from devwatch.core.node import Writer
-from support.build import ZIGBEE
+from support.build import ZIGBEE, ZWAVE
 from support.fakes import date
 from support.home import AFTER, GRACE, USB0, USB1, Home, config, home, pod
 from support.virtualtime import virtual
@@ -306,14 +307,52 @@ OURS = Writer(manager="devwatch", time="")
 )
 @virtual
 async def test_an_annotation_that_devwatch_did_not_write_is_not_believed(writer: Writer) -> None:
-    """Somebody who may patch nodes lists a device that never was, while no daemon runs."""
+    """Somebody who may patch nodes lists a device that never was, while no daemon runs. One line says who wrote it, and what that means."""
     async with home(pod(paths=("/dev/serial/by-id/S0",)), sticks=(USB0, USB1)) as one:
         await one.kill()
+        assert not one.log.of("host.limited"), "the Node had no annotation"
         one.server.annotate(FORGED, writer=writer)
         one.start(config())
         await asyncio.sleep(500)
         assert not one.workload.tried
         assert {entry["devnode"] for entry in entries(one)} == {USB0, USB1}
+        (line,) = one.log.of("host.limited")
+        assert f"not believed, since {writer.manager} has written it: " in str(line.fields["reason"])
+        assert str(line.fields["reason"]).endswith("no pod is evicted")
+
+
+@virtual
+async def test_an_annotation_of_an_unknown_writer_is_told_only_where_it_matters() -> None:
+    """The server keeps a record without a name; without `evict` no pod is ever evicted."""
+    async with home(used=config(evict="")) as one:
+        for used in (config(evict=""), config()):
+            await one.kill()
+            assert not one.log.of("host.limited")
+            one.server.annotate(FORGED, writer=Writer(manager="", time=""))
+            one.start(used)
+            await asyncio.sleep(50)
+        (line,) = one.log.of("host.limited")
+        assert "an unknown client" in str(line.fields["reason"])
+
+
+@virtual
+async def test_devices_for_which_the_annotation_has_no_room_are_told_at_the_start() -> None:
+    """Of one that is pulled while no daemon runs, the next one knows nothing: nobody is evicted, and the user is told why."""
+    first = f"{{name: {ZIGBEE}, match: [{{vendor: '0001'}}], evict: {{after: 30s}}}}"
+    more = parse(f"resources: [{first}, {{name: {ZWAVE}, match: [{{vendor: '0002'}}]}}]".encode(), file="config.yaml")
+    sticks = tuple(f"/dev/ttyUSB{number}" for number in range(19))
+    async with home(pod(paths=("/dev/ttyUSB18",)), sticks=sticks, used=more) as one:
+        for number in range(20):
+            one.host.plug("0002", f"/dev/ttyACM{number}")
+        await asyncio.sleep(10)
+        await one.kill()
+        assert not one.log.of("host.limited")
+        one.host.unplug("/dev/ttyUSB18")
+        one.start(more)
+        await asyncio.sleep(500)
+        assert not one.workload.tried
+        (line,) = one.log.of("host.limited")
+        assert f"omits 3 of the devices of {ZIGBEE}: " in str(line.fields["reason"])
 
 
 @virtual

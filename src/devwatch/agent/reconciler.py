@@ -195,6 +195,7 @@ class Reconciler:
         self._tally.start(observed, now)
         if self._evictor is not None:
             self._evictor.losses.start(observed.memory())
+            self._reporter.recalled(observed, {rule.name for rule in self._rules if rule.evict_after is not None})
 
     def _update_losses(self, figures: Figures, now: float) -> Listing:
         """Update the incidents of the evictor, and return the devices that the annotation must list for the next daemon."""

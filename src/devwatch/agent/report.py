@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from devwatch.core.listing import parse_omitted
+from devwatch.core.node import ANNOTATION, ANNOTATION_PART
 from devwatch.core.repeat import RepeatFilter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from devwatch.config.schema import Config
     from devwatch.core.device import Device, Key
     from devwatch.core.errors import ConfigError
     from devwatch.core.inventory import Scan
+    from devwatch.core.node import NodeState
     from devwatch.core.plan import Figure, Figures
     from devwatch.core.rules import ResourceRule
     from devwatch.observe.health import Health
@@ -216,6 +219,15 @@ class Reporter:
             self._lingering_devices.remove(gone)
             self.log.info("device.returned", **shown.fields(), away_seconds=round(now - gone.since, 3))
 
+    def recalled(self, observed: NodeState, evicting: Collection[str]) -> None:
+        """Report at the start which devices of a former daemon are unknown: where one of these is lost by now, no pod is evicted for it."""
+        for reason in _unknown_devices(observed, evicting):
+            self._warn_once(
+                "host.limited",
+                reason=f"{reason}: for a device that was lost before this start no pod is evicted",
+                hint="delete a pod that was left without its device",
+            )
+
     def configured(self, config: Config) -> None:
         """Take a configuration into use, and report its warnings."""
         self.health.sweep = config.sweep
@@ -255,3 +267,16 @@ def joined(texts: Sequence[str]) -> str:
     """Return the first `_REASONS` texts, and the number of the others, in one line."""
     more = (f"{len(texts) - _REASONS} more",) if len(texts) > _REASONS else ()
     return "; ".join((*texts[:_REASONS], *more))
+
+
+def _unknown_devices(observed: NodeState, evicting: Collection[str]) -> Iterator[str]:
+    """Yield why the annotation does not tell of all devices that a former daemon knew of the `evicting` resources."""
+    if observed.annotation is None or not evicting:
+        return
+    if observed.believed:
+        for name, number in parse_omitted(observed.annotation).items():
+            if name in evicting:
+                yield f"the annotation {ANNOTATION} omits {number} of the devices of {name}"
+        return
+    managers = joined(sorted({writer.manager for writer in observed.writers.get(ANNOTATION_PART, ())}))
+    yield f"the annotation {ANNOTATION} is not believed, since {managers or 'an unknown client'} has written it"

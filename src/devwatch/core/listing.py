@@ -107,13 +107,23 @@ class Entry:
 
 def parse_listing(text: str) -> Listing:
     """Parse the annotation. Malformed content owns nothing, and a key that is not a valid extended resource name is ignored."""
+    return {name: tuple(_entries(entries)) for name, entries in _parse(text).items()}
+
+
+def parse_omitted(text: str) -> Mapping[str, int]:
+    """Return by resource how many devices the annotation leaves out because they do not fit, without those that it lists all of."""
+    numbers = {name: [_number(entry.get("omitted")) for entry in entries] for name, entries in _parse(text).items()}
+    return {name: sum(filter(None, found)) for name, found in numbers.items() if any(found)}
+
+
+def _parse(text: str) -> Mapping[str, list[dict[str, object]]]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(content, dict) or not all(_is_list_of_objects(entries) for entries in content.values()):
         return {}
-    return {name: tuple(_entries(entries)) for name, entries in content.items() if not resource_name_fault(name)}
+    return {name: entries for name, entries in content.items() if not resource_name_fault(name)}
 
 
 def _is_list_of_objects(value: object) -> bool:

@@ -545,6 +545,19 @@ async def test_a_container_that_healed_at_the_first_of_two_returns_has_a_good_fi
 
 
 @virtual
+async def test_a_database_of_udev_that_is_made_anew_does_not_make_a_device_younger() -> None:
+    """It dates every device anew; the container has opened this one before, and holds a dead file after a return."""
+    async with home(holder(started=120), sticks=()) as one:
+        one.host.plug("0001", USB0, serial="S0", link=BY_ID, number=5, properties={"USEC_INITIALIZED": "100000000"})
+        await asyncio.sleep(50)
+        one.host.change(properties={"USEC_INITIALIZED": "150000000"})
+        await asyncio.sleep(10)
+        await away(one, 1, number=6)
+        await asyncio.sleep(AFTER + 5)
+        assert one.evicted == ["p"]
+
+
+@virtual
 async def test_a_path_that_leads_to_another_stick_of_the_resource_by_now_is_ambiguous() -> None:
     """The other one took the name while the stick was away: the container may work with that one."""
     async with home(holder(path=USB0)) as one:

@@ -37,7 +37,7 @@ class PresentDevice:
     back: Return | None = None
     """Its last return, None without one, and once its pods are gone or spared."""
     registrations: tuple[Registration, ...] = ()
-    """All its registrations, the current one last; empty for a device that has not returned."""
+    """All its registrations, the current one last, whose paths are added when it departs; empty for one that a former daemon listed."""
 
     def refreshed(self, device: Device, paths: Paths, slot: Slot | None) -> PresentDevice:
         """Return a copy whose entry lists what a scan found, and the former numbers until the pods of `back` are gone or spared."""
@@ -93,7 +93,7 @@ class KnownDevices:
             for entry in uncounted - found.keys():
                 del self.gone[entry]
         returned = self._end_departures(found, rule, scene, paths)
-        self._add_present(returned, scene.claimed(rule.name))
+        self._add_present(returned, rule.name, scene, before)
         self.refresh(rule.name, scene, paths)
         advance_departures(self.gone, rule.name, scene, paths.all)
 
@@ -194,15 +194,18 @@ class KnownDevices:
         carried = {each.replugged for each in known if ids_of(each) == ids_of(entry)}
         return max((at for ids, at in self._evicted if ids == ids_of(entry) and at not in carried), default=None)
 
-    def _add_present(self, returned: dict[Key, PresentDevice], claimed: Mapping[Key, Device]) -> None:
+    def _add_present(self, returned: dict[Key, PresentDevice], name: str, scene: Scene, before: PreviousScan) -> None:
         """Add the devices that are back, and those that arrived."""
         known = self.here.keys() | returned.keys()
-        entries = {key: Entry.of(device) for key, device in claimed.items() if key not in known}
-        arrived = {
-            key: PresentDevice(entry=replace(entry, replugged=self._inherited_eviction(entry)))
+        arrived = {key: device for key, device in scene.claimed(name).items() if key not in known}
+        entries = {key: Entry.of(device) for key, device in arrived.items()}
+        self.here |= returned | {
+            key: PresentDevice(
+                entry=replace(entry, replugged=self._inherited_eviction(entry)),
+                registrations=_first_registrations(arrived[key], scene, before),
+            )
             for key, entry in entries.items()
         }
-        self.here |= arrived | returned
 
     def listing(self, devices: Iterable[Device]) -> tuple[Entry, ...] | None:
         """Return the entries to list in the annotation, given these present devices; None before the first certain scan."""
@@ -235,15 +238,27 @@ class KnownDevices:
                 self.here[key] = replace(self.here[key], back=None)
 
 
+def _first_registrations(device: Device, scene: Scene, before: PreviousScan) -> tuple[Registration, ...]:
+    """Return the registration of a device that arrived, none where udev has not handled it yet.
+
+    It is dated now: where udev's database is made anew, its time there is too late for the containers that have opened the device since.
+    """
+    return () if initialized_at(device) is None else (_registration(device, frozenset(), scene, before),)
+
+
 def _last_registration(
     device: Device, known: PresentDevice, entry: Entry, scene: Scene, before: PreviousScan
 ) -> Registration:
     """Return the registration that ends with a departure, with the paths of the departed entry."""
+    last = known.registrations[-1:] or (_registration(device, entry.paths, scene, before),)
+    return replace(last[0], number=device.number, paths=entry.paths)
+
+
+def _registration(device: Device, paths: frozenset[str], scene: Scene, before: PreviousScan) -> Registration:
     first = initialized_at(device)
     # For a device that was plugged before the daemon began, a Unix time is not computed: the clock may have been set since.
     came = scene.second(first) if first is not None and first > before.began else 0
-    since = known.registrations[-1].second if known.registrations else came
-    return Registration(second=since, number=device.number, paths=entry.paths)
+    return Registration(second=came, number=device.number, paths=paths)
 
 
 def _return_of(entry: Entry, device: Device, departure: Departure, rule: ResourceRule, scene: Scene) -> Return | None:

@@ -39,7 +39,8 @@ class Departure:
 
     Only a lost departure evicts. `lost` and `there` are fixed when the PATCH is sent, before its outcome is known: a pod that was bound
     afterwards may use the successor of the device and must never be evicted. A departure goes back from "over" to "in grace" when
-    something holds the count up again. One that a former daemon stored with `lost` starts as "sent", without pods in `there`. A departure
+    something holds the count up again, when the scan is uncertain, and when a present device may be this one: a PATCH that is sent then
+    does not stop counting it. One that a former daemon stored with `lost` starts as "sent", without pods in `there`. A departure
     ends in any state when the device is found again, and in "lost" when its pods are gone (`settle`).
     """
 
@@ -118,17 +119,19 @@ class Departure:
 
 
 def advance_departures(gone: Mapping[Entry, Departure], name: str, scene: Scene, taken: AbstractSet[str]) -> None:
-    """Advance the departures of one resource that cannot be any present device; `taken` are the paths of the present devices.
+    """Advance the departures of one resource; `taken` are the paths of the present devices.
 
-    Nothing advances while something else holds the count above the present and lingering devices: the start grace, or a key that is
-    unknown. The count then still includes the departed device, so a PATCH would not be the one that removes it.
+    One that may be a present device does not advance. Nothing advances while something else holds the count above the present and
+    lingering devices: the start grace, or a key that is unknown. The count then still includes the departed device, so a PATCH would not
+    be the one that removes it.
     """
     sure, figure, shown = [each for each in gone.values() if each.maybe is None], scene.figure(name), scene.shows(name)
     lingering = sum(scene.now < departure.until for departure in sure)
     counted_out = not figure.held and figure.advertised <= figure.present + lingering
     for departure in sure:
         departure.taken |= taken & frozenset(chain.from_iterable(each.paths for each in departure.registrations))
-        departure.advance(scene, counted_out=counted_out, shown=shown)
+    for departure in gone.values():
+        departure.advance(scene, counted_out=counted_out and departure.maybe is None, shown=shown)
 
 
 def find_losses(

@@ -74,6 +74,8 @@ class Losses:
         if not certain:
             for rule in evicting:
                 self._known[rule.name].refresh(rule.name, scene, self._paths)
+            for departure in self._unsent_departures:
+                departure.lost = None  # a PATCH that is sent in doubt lowers no count
         if not certain or scene.observed is None:
             return Incidents()
         for rule in evicting:

@@ -768,6 +768,14 @@ KNOWN = {
         Move(pods, (), 1.5),
         Move(bounce, (1, 1, 0.0)),
     ),
+    "what moved while scans were uncertain may have had a twin beside it": (
+        Move(plug, ("composite", "socket-2", 1, True)),
+        Move(furnish, ("composite", "twin", "modem"), 6.0),
+        Move(replug, (2, "socket-1", 2, 2.1)),
+        Move(blind, (True,), 65.0),
+        Move(pull, (4,), 1.5),
+        Move(replug, (1, "socket-2", 1, 1.9), 65.0),
+    ),
     "each of several twins has its own ten minutes after an eviction": (
         Move(furnish, ("zigbee", "twin")),
         Move(plug, ("composite", "socket-2", 1, True)),

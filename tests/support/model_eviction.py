@@ -695,13 +695,18 @@ class Bailiff:
             return
         # Where another has its path by now, a container that started shortly before may have mounted that one.
         taken = set().union(*(tty.claims for tty in self.here.values() if tty is not back))
-        own = self._own(known.tty) - self.ledger.paths.places[known.tty.birth].doubtful - taken
+        own = self._own(known.tty) - self._doubtful(known.tty) - taken
         for life in self.ledger.town.here:
             for container, path, opened in life.exact() if known.want in life.template.requests else ():
                 dead = opened is not None and opened.birth == known.tty.birth and path in own
                 running = container.phase is Phase.RUNNING and container.started is not None
                 if dead and running and (container.started or 0) < int(host_date(since)):
                     yield life
+
+    def _doubtful(self, tty: Tty) -> set[str]:
+        """Return the paths that another one may have had beside this one, at any of its registrations."""
+        births = (each.birth for each in self.ledger.host.past.values() if each.face == tty.face)
+        return set().union(*(self.ledger.paths.places.get(birth, Places()).doubtful for birth in births))
 
     def _surely_lost(self, known: Known) -> bool:
         """Return whether a device is lost, with nothing that came later to be taken for it."""

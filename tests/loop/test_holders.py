@@ -252,3 +252,21 @@ async def test_a_reading_from_before_a_device_was_pulled_does_not_tell_who_has_i
         one.host.unplug(USB1)
         await asyncio.sleep(10)
         assert one.server.shows(ZIGBEE) == ("2", "0")
+
+
+@virtual
+async def test_a_reading_from_before_a_device_was_pulled_does_not_tell_who_has_it_without_a_grace_either() -> None:
+    """Another stick was away at that time, and the kubelet has given this one to a pod since."""
+    used = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin, removalGrace: 0s}}\n"
+    async with site(USB0, USB1, USB2, used=parse(f"resources:\n{used}".encode(), file="config.yaml")) as one:
+        lost, late = id_of(one, USB0), id_of(one, USB1)
+        one.workload.run(pod("a"))
+        holds(one, "a", lost)
+        one.host.unplug(USB2)
+        one.host.unplug(USB0)
+        await asyncio.sleep(10.5)
+        one.workload.run(pod("b"))
+        holds(one, "b", late)
+        one.host.unplug(USB1)
+        await asyncio.sleep(0.1)
+        assert one.taken.unhealthy == {lost, late}

@@ -14,7 +14,7 @@ from devwatch.core.slots import SlotState
 from devwatch.core.task import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.report import Log
@@ -87,55 +87,66 @@ class HolderReader:
 
 @dataclass(slots=True, kw_only=True)
 class HeldDevices:
-    """Which devices a pod has, as far as that is known: read only while a device is absent, since what no pod holds leaves the list."""
+    """Which absent devices certainly no pod has: read only while a device is absent, since what no pod has leaves the list."""
 
     holdings: Callable[[], Awaitable[Sequence[Holding]]]
-    """Returns which pods hold devices, and raises a `KubeletError`."""
+    """Returns which pods have devices, and raises a `KubeletError`."""
     pods: Callable[[], Awaitable[Sequence[Pod]]]
     """Lists the pods of the node, and raises an `ApiError`."""
     log: Log
     clock: Clock
-    ids: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
-    """By resource: the IDs of which a pod has the device, None where that is unknown."""
-    _absent: frozenset[str] = frozenset()
+    free: frozenset[str] = frozenset()
+    """The IDs of the absent devices that certainly no pod has."""
+    _absent: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By resource: the IDs of the absent devices."""
+    _lost: frozenset[str] = frozenset()
+    """The IDs of those that are not offered any more, so that no pod gets them after a reading."""
+    _asked: frozenset[str] = frozenset()
+    """The IDs that the reading tells of: a reading from before a device was absent does not tell who has it."""
     _read_at: float = math.inf
 
     def observe(self, slots: Mapping[str, Sequence[Slot]], now: float) -> None:
         """Process the slots of all resources: a device that is absent since the last scan makes a reading due."""
-        absent = frozenset(
-            slot.id for slot in chain.from_iterable(slots.values()) if slot.state is not SlotState.PRESENT
-        )
-        new = bool(absent - self._absent)
-        if new:
+        before = _all(self._absent.values())
+        self._absent = {
+            name: frozenset(slot.id for slot in own if slot.state is not SlotState.PRESENT)
+            for name, own in slots.items()
+        }
+        self._lost = frozenset(slot.id for slot in chain.from_iterable(slots.values()) if slot.state is SlotState.HELD)
+        absent = _all(self._absent.values())
+        if absent - before:
             self._read_at = now
-        # A reading from before a device was absent does not tell who has it.
-        if new or not absent or self.ids.keys() != slots.keys():
-            self.ids = dict.fromkeys(slots)
-        self._absent = absent
+        self.free &= absent
+        self._asked &= absent
 
     def action(self, now: float) -> Task | None:
         """Return the reading that is due, None for none."""
-        return Task(run=self._read, patience=0.0) if self._absent and now >= self._read_at else None
+        due = self.due(now)
+        return Task(run=self._read, patience=0.0) if due is not None and now >= due else None
 
     def due(self, _now: float) -> float | None:
         """Return when to read next, None for never."""
-        return self._read_at if self._absent else None
+        return self._read_at if _all(self._absent.values()) - (self.free & self._lost) else None
 
     async def _read(self) -> None:
-        """Read the holders. The list of pods that follows shows whether the kubelet has accounted for every pod."""
-        self._read_at = self.clock.now() + READ_INTERVAL
+        self._read_at, self._asked = self.clock.now() + READ_INTERVAL, _all(self._absent.values())
         try:
-            holdings = await self.holdings()
-            # That a pod has a device needs no list: it may live for days with a lost one.
-            if self._absent <= frozenset().union(*(each.ids for each in holdings)):
-                self.ids = {
-                    name: frozenset().union(*(each.ids for each in holdings if each.resource == name))
-                    for name in self.ids
-                }
-                return
-            pods = await self.pods()
+            free = await self._unheld()
         except (KubeletError, ApiError) as error:
-            self.ids = dict.fromkeys(self.ids)
+            free = frozenset()
             self.log.debug("pods.unlisted", error=str(error))
-        else:
-            self.ids = {name: held_ids(name, holdings, pods) for name in self.ids}
+        self.free = (self.free & self._lost) | (free & self._asked)
+
+    async def _unheld(self) -> frozenset[str]:
+        """Read the holders. The list of pods that follows shows whether the kubelet has accounted for every pod."""
+        absent, holdings = self._absent, await self.holdings()
+        # That a pod has a device needs no list: it may live for days with a lost one.
+        if self._asked <= _all(each.ids for each in holdings):
+            return frozenset()
+        pods = await self.pods()
+        held = {name: held_ids(name, holdings, pods) for name in absent}
+        return _all(absent[name] - ids for name, ids in held.items() if ids is not None)
+
+
+def _all(sets: Iterable[frozenset[str]]) -> frozenset[str]:
+    return frozenset().union(*sets)

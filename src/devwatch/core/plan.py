@@ -146,11 +146,11 @@ class Tally:
         observed: NodeState | None,
         now: float,
         *,
-        held: Mapping[str, AbstractSet[str] | None] = MappingProxyType({}),
+        free: AbstractSet[str] = frozenset(),
     ) -> Figures:
         """Process the last scan and return the counts.
 
-        `held` are by resource the IDs of which a pod has the device, None or no entry where that is unknown.
+        `free` are the IDs of which certainly no pod has the device from the kubelet.
         """
         claims = self._claims.judge((*inventory.present, *inventory.pending))
         owned: dict[str, list[Device]] = {rule.name: [] for rule in self._claims.rules}
@@ -166,8 +166,8 @@ class Tally:
             self._push_counts(rule, devices, now, certain=certain)
             figure = self._figure_of(rule, devices, observed, now, held=rule.name in open_)
             slots = self._slots.setdefault(rule.name, Slots(rule.name, rule.count))
-            holders = held.get(rule.name) if rule.publish is Publish.DEVICE_PLUGIN else frozenset()
-            offered = slots.update(devices, figure.advertised, certain=certain, held=holders)
+            unheld = free if rule.publish is Publish.DEVICE_PLUGIN else None
+            offered = slots.update(devices, figure.advertised, certain=certain, free=unheld)
             figures[rule.name] = replace(figure, slots=offered)
         return Figures(by_name=figures, claims=claims, left_out=self._left_out)
 

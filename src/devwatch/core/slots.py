@@ -142,17 +142,18 @@ class Slots:
         self._answer: tuple[Slot, ...] = ()
 
     def update(
-        self, devices: tuple[Device, ...], counted: int, *, certain: bool, held: AbstractSet[str] | None = frozenset()
+        self, devices: tuple[Device, ...], counted: int, *, certain: bool, free: AbstractSet[str] | None = None
     ) -> tuple[Slot, ...]:
         """Process a scan and return the slots: present, lingering and held ones.
 
-        `counted` is the number that the resource advertises; it can be larger than the number of known devices. `held` are the IDs of
-        which a pod has the device, None where that is unknown: then every lost device stays, as it does after an uncertain scan.
+        `counted` is the number that the resource advertises; it can be larger than the number of known devices. `free` are the IDs of
+        which certainly no pod has the device, None where no pod can have any. Every other lost device stays, as all do after an uncertain
+        scan.
         """
-        asked = (devices, counted, certain, held)
+        asked = (devices, counted, certain, free)
         if asked != self._asked:
             self._observe(devices, certain=certain)
-            self._asked, self._answer = asked, tuple(self._settle(counted, held if certain else None))
+            self._asked, self._answer = asked, tuple(self._settle(counted, free if certain else frozenset()))
         return self._answer
 
     def _observe(self, devices: Sequence[Device], *, certain: bool) -> None:
@@ -203,14 +204,15 @@ class Slots:
         name = next(name for name in ids if name not in self._known)
         self._known[name] = Slot(id=name, identity=identity, devices=unit, state=SlotState.PRESENT, in_socket=in_socket)
 
-    def _settle(self, counted: int, held: AbstractSet[str] | None) -> Iterator[Slot]:
-        """Yield the slots, and forget those that neither count nor are held."""
+    def _settle(self, counted: int, free: AbstractSet[str] | None) -> Iterator[Slot]:
+        """Yield the slots, and forget those that neither count nor may be held."""
         present = [slot for slot in self._known.values() if slot.state is SlotState.PRESENT]
         absent = [slot for slot in self._known.values() if slot.state is not SlotState.PRESENT]
         lingering = max(counted - len(present), 0)
         split = max(len(absent) - lingering, 0)
         kept = [replace(slot, state=SlotState.LINGERING) for slot in absent[split:]]
-        lost = [replace(slot, state=SlotState.HELD) for slot in absent[:split] if held is None or slot.id in held]
+        gone = absent[:split] if free is not None else []
+        lost = [replace(slot, state=SlotState.HELD) for slot in gone if slot.id not in (free or ())]
         self._known = {slot.id: slot for slot in (*present, *lost, *kept)}
         yield from sorted(present, key=lambda slot: natural(slot.devices[0].devnode))
         yield from (*kept, *lost)

@@ -46,11 +46,11 @@ class Story:
         *devices: Device,
         counted: int | None = None,
         certain: bool = True,
-        held: frozenset[str] | None = frozenset(),
+        free: frozenset[str] | None = None,
     ) -> tuple[Slot, ...]:
         """Scan; without `counted` exactly the devices are advertised."""
         number = len(devices) if counted is None else counted
-        return self.slots.update(devices, number, certain=certain, held=held)
+        return self.slots.update(devices, number, certain=certain, free=free)
 
 
 def stored(name: str, sight: Device, **fields: Any) -> Slot:  # noqa: ANN401  any field
@@ -165,7 +165,7 @@ def test_a_twin_is_never_given_the_id_that_belongs_to_a_socket() -> None:
 def test_two_that_fit_one_stored_id_both_get_new_ones_unless_one_is_in_its_socket() -> None:
     """After a restart nothing tells which of them the former daemon listed."""
     sticks = (stick("ttyUSB1", socket="2"), stick("ttyUSB2", socket="3"))
-    unclear = Story(stored("old", stick())).see(*sticks, held=frozenset({"old"}))
+    unclear = Story(stored("old", stick())).see(*sticks, free=frozenset())
     assert states(unclear) == [PRESENT, PRESENT, HELD]
     assert unclear[2].id == "old"
     assert all(slot.in_socket for slot in unclear[:2])
@@ -215,9 +215,9 @@ def test_a_lost_device_stays_while_it_is_held() -> None:
     """And is forgotten when certainly no pod has it any more."""
     story = Story()
     (slot,) = story.see(stick())
-    assert states(story.see(held=frozenset({slot.id}))) == [HELD]
-    assert states(story.see(held=None)) == [HELD], "unknown is not false"
-    assert story.see() == ()
+    assert states(story.see(free=frozenset())) == [HELD], "unknown is not false"
+    assert states(story.see(free=frozenset({"another"}))) == [HELD]
+    assert story.see(free=frozenset({slot.id})) == ()
 
 
 def test_the_device_that_left_last_lingers_first() -> None:
@@ -225,8 +225,7 @@ def test_the_device_that_left_last_lingers_first() -> None:
     story = Story()
     one, two = story.see(stick(), stick("ttyUSB1", serial="S2"))
     story.see(stick("ttyUSB1", serial="S2"), counted=2)
-    held = frozenset({one.id})
-    gone = story.see(counted=1, held=held)
+    gone = story.see(counted=1, free=frozenset({two.id}))
     assert [(slot.id, slot.state) for slot in gone] == [(two.id, LINGERING), (one.id, HELD)]
 
 

@@ -18,11 +18,12 @@ from support.build import ZIGBEE, ZWAVE
 from support.fakes import EPOCH
 from support.harness import now
 from support.home import pod
-from support.virtualtime import virtual
+from support.virtualtime import HOUR, virtual
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from devwatch.config.schema import Config
     from devwatch.core.pods import Pod
 
 EVICTING = parse(
@@ -270,3 +271,77 @@ async def test_a_reading_from_before_a_device_was_pulled_does_not_tell_who_has_i
         one.host.unplug(USB1)
         await asyncio.sleep(0.1)
         assert one.taken.unhealthy == {lost, late}
+
+
+def renamed(publish: str = "devicePlugin") -> Config:
+    """Return a configuration in which the stick has another name."""
+    return parse(
+        f"resources:\n- {{name: {ZWAVE}, match: [{{vendor: '0001'}}], publish: {publish}}}\n".encode(),
+        file="config.yaml",
+    )
+
+
+@virtual
+@pytest.mark.parametrize("publish", ["devicePlugin", "nodeStatus"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "the daemon starts again"])
+async def test_a_stick_that_a_pod_has_under_a_former_name_is_not_offered_under_the_new_one(
+    publish: str, *, restarted: bool
+) -> None:
+    """For as long as the pod lives, which may be days; a stick that no pod has is offered at once."""
+    async with site(USB0, USB1) as one:
+        one.workload.run(pod("p"))
+        held = holds(one, "p", id_of(one, USB0))
+        one.use(renamed(publish))
+        await asyncio.sleep(20)
+        if restarted:
+            await one.restart()
+        await asyncio.sleep(HOUR)
+        assert one.server.shows(ZWAVE) == ("1", "1")
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        assert "home/p" in one.ready()[1]
+        assert ZIGBEE in one.ready()[1]
+        (line,) = {str(line.fields) for line in one.log.of("count.held")}
+        assert "home/p" in line
+        one.workload.end("home/p")
+        one.kubelet.held = tuple(each for each in one.kubelet.held if each != held)
+        await asyncio.sleep(10)
+        assert one.server.shows(ZWAVE) == ("2", "2")
+        await asyncio.sleep(400)
+        assert one.server.shows(ZIGBEE) == (None, None)
+        assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_a_stick_that_went_to_another_resource_is_not_offered_after_a_restart_either() -> None:
+    """Only the annotation tells the next daemon that the pod may have it."""
+    first = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin}}\n"
+    other = f"- {{name: {ZWAVE}, match: [{{serial: S0}}], publish: devicePlugin}}\n"
+    async with site(USB0, used=parse(f"resources:\n{first}".encode(), file="config.yaml")) as one:
+        one.workload.run(pod("p"))
+        holds(one, "p", id_of(one, USB0))
+        await one.kill()
+        one.settings_now = parse(f"resources:\n{other}{first}".encode(), file="config.yaml")
+        one.start(one.settings_now)
+        await asyncio.sleep(60)
+        assert one.server.shows(ZWAVE) == ("0", "0")
+        await one.restart()
+        await asyncio.sleep(60)
+        assert one.server.shows(ZWAVE) == ("0", "0")
+        one.workload.end("home/p")
+        one.kubelet.held = ()
+        await asyncio.sleep(60)
+        assert one.server.shows(ZWAVE) == ("1", "1")
+
+
+@virtual
+async def test_a_renamed_stick_waits_while_it_is_unknown_whether_a_pod_has_it() -> None:
+    """The kubelet does not say."""
+    async with site(USB0) as one:
+        one.kubelet.unheld = KubeletError("no folder")
+        one.use(renamed())
+        await asyncio.sleep(600)
+        assert one.server.shows(ZWAVE) == ("0", "0")
+        assert "may" in one.ready()[1]
+        one.kubelet.unheld = None
+        await asyncio.sleep(20)
+        assert one.server.shows(ZWAVE) == ("1", "1")

@@ -10,10 +10,10 @@ from devwatch.core.errors import ApiError, KubeletError
 from devwatch.core.node import Amounts
 from devwatch.core.rules import Publish
 from devwatch.core.task import Task
-from devwatch.core.way import KUBELET_MEMORY, Change, changes, holdouts, leaving
+from devwatch.core.way import KUBELET_MEMORY, Change, changes, handed_over_before, holdouts
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.report import Telemetry
@@ -48,6 +48,8 @@ class Changeover:
     """Returns which pods have devices from the kubelet, and raises a `KubeletError`."""
     waiting: Mapping[str, str] = field(default_factory=dict)
     """By resource that still waits: why."""
+    former: Listing = field(default_factory=dict)
+    """What the annotation lists of the resources that the kubelet handed over, and does not any more: pods may still have their devices."""
     _changes: frozenset[Change] = frozenset()
     _free: frozenset[Change] = frozenset()
     """The changes whose pods have ended."""
@@ -70,28 +72,33 @@ class Changeover:
         self._rules = rules
         if observed is not self._observed:  # parsing it in every cycle would cost more than all else here
             self._observed, self._memory = observed, observed.memory()
-        pending, gone = changes(rules, self._memory, self._established), leaving(rules, self._memory)
+        pending, former = changes(rules, self._memory, self._established), handed_over_before(self._memory)
+        gone = former.keys() - {rule.name for rule in rules}
         if pending - self._changes:
             self._read_at = now
         if pending - self._changes or gone - self._leaving:
             self._kubelet_began = (self.kubelet(), now)
         elif (pending or gone) and (socket := self.kubelet()) != self._kubelet_began[0]:
             self._kubelet_began = (socket, now)
-        self._leaving = gone
+        self._leaving = frozenset(gone)
         self._changes, self._free = pending, self._free & pending
         waiting = {change.resource: self.waiting.get(change.resource, _UNREAD) for change in pending}
         for change in self._free:
             late = change.former is Publish.DEVICE_PLUGIN and now < self._forgotten_at
             waiting[change.resource] = "waits for the kubelet to forget the plugin (5 min 20 s)" if late else ""
         self.waiting = {name: why for name, why in waiting.items() if why}
+        self.former = {name: each for name, each in former.items() if name in gone or name in self.waiting}
         self._established |= {rule.name: rule.publish for rule in rules if rule.name not in self.waiting}
         self._report()
 
-    def hold(self, figures: Figures) -> Figures:
-        """Return the figures with those of the waiting resources at 0, and with their entries as they are listed."""
+    def hold(self, figures: Figures, kept: Collection[str] = ()) -> Figures:
+        """Return the figures with those of the waiting resources at 0, and with their entries as they are listed.
+
+        Of the resources that are not configured any more, those that are `kept` stay on the Node: pods may have their devices.
+        """
         if not self.waiting and not self._leaving:
             return figures
-        forgotten = self._leaving if self.clock.now() >= self._forgotten_at else frozenset()
+        forgotten = self._leaving.difference(kept) if self.clock.now() >= self._forgotten_at else frozenset()
         held = {
             name: replace(figure, amounts=Amounts.of(0), frozen=True) if name in self.waiting else figure
             for name, figure in figures.by_name.items()

@@ -16,7 +16,7 @@ from devwatch.core.errors import KubeletError
 from devwatch.core.handover import Handover, Offer, link_names
 from devwatch.core.node import Amounts, NodeState
 from devwatch.core.rules import Publish
-from devwatch.core.slots import SlotState
+from devwatch.core.slots import SlotState, recall
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from devwatch.agent.report import Telemetry
     from devwatch.core.holders import Holding
     from devwatch.core.inventory import Inventory
-    from devwatch.core.plan import Figures
+    from devwatch.core.listing import Entry
+    from devwatch.core.plan import Figure, Figures
     from devwatch.core.pods import Pod
     from devwatch.core.rules import ResourceRule
     from devwatch.core.slots import Slot
@@ -140,27 +141,32 @@ class DevicePlugins:
         self.changeover.observe(self._rules, observed, now)
         self._register(rule for rule in self._rules if rule.name not in self.changeover.waiting)
         self._leave(observed or NodeState(), now)
-        if not self._names and not self._registrations:
+        former = {name: _lost(name, entries) for name, entries in self.changeover.former.items()}
+        if not self._names and not self._registrations and not former:
+            self._report.held_up({})
             return self.changeover.hold(figures)
         slots = {name: figures.by_name[name].slots for name in self._registrations.keys() - self._leaving.keys()}
-        self.held.observe(slots, now)
+        self.held.observe(slots | former, now)
         self._update_links(slots, inventory)
         if not self._report.fault and observed is not None and not inventory.doubts:
             self._ready.set()
         waiting = {device.body for device in inventory.pending}
-        every = chain.from_iterable(slots.values())
-        held = {device.key for slot in every if slot.state is SlotState.HELD for device in slot.devices}
+        held = self.held.elsewhere(figures, slots | former)
         # Without a registration, as where the libraries are missing, nothing is offered.
         shown = {
-            name: replace(figure, amounts=Amounts.of(0)) if name in self._names else figure
+            name: replace(figure, amounts=Amounts.of(0)) if name in self._names else _without(figure, len(held[name]))
             for name, figure in figures.by_name.items()
         }
-        for name, own in slots.items():
+        # Before the annotation is read it is unknown which devices pods have under another name.
+        for name, own in slots.items() if observed is not None else ():
             registration = self._registrations[name]
-            offer = registration.offer(own, waiting, held, self._linked)
+            offer = registration.offer(own, waiting, held[name], self._linked)
             shown[name] = replace(shown[name], amounts=registration.update(offer, observed or NodeState(), now))
+            held[name] = {own: former for own, former in held[name].items() if own not in offer.ids}
+        self._report.held_up(self.held.reasons(held))
         self._report.state({name: self._registrations[name] for name in slots})
-        return self.changeover.hold(replace(figures, by_name=shown))
+        kept = [name for name, own in former.items() if not {slot.id for slot in own} <= self.held.free]
+        return self.changeover.hold(replace(figures, by_name=shown), kept)
 
     def _leave(self, observed: NodeState, now: float) -> None:
         """End the streams of resources that are no longer handed over, once the kubelet has taken over that they have no device.
@@ -229,3 +235,13 @@ class DevicePlugins:
         if self._kubelet is None:
             raise KubeletError("the kubelet was not reached yet")
         return await self._kubelet.holdings()
+
+
+def _lost(resource: str, entries: Iterable[Entry]) -> tuple[Slot, ...]:
+    """Return what the annotation lists of a resource that is not handed over any more: nothing of it is offered."""
+    return tuple(replace(slot, state=SlotState.HELD) for slot in recall(resource, entries))
+
+
+def _without(figure: Figure, number: int) -> Figure:
+    """Return a figure without this number of devices."""
+    return replace(figure, advertised=max(figure.advertised - number, 0)) if number else figure

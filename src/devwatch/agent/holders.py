@@ -8,10 +8,12 @@ from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 from devwatch.core.errors import ApiError, KubeletError, Retry
+from devwatch.core.handover import held_elsewhere
 from devwatch.core.holders import held_ids, holders_of, unproved
 from devwatch.core.incidents import Loss
 from devwatch.core.slots import SlotState
 from devwatch.core.task import Task
+from devwatch.core.way import joined
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
     from devwatch.agent.report import Log
     from devwatch.core.holders import Holding
     from devwatch.core.incidents import Return
+    from devwatch.core.plan import Figures
     from devwatch.core.pods import Holders, Pod
     from devwatch.core.slots import Slot
 
 
+UNACCOUNTED = "the kubelet does not account yet for every pod that requests the resource"
 READ_INTERVAL = 1.0
 """Seconds between two readings of the holders while a device is absent."""
 
@@ -78,7 +82,7 @@ class HolderReader:
         holders = holders_of(incident, holdings)
         fault = unproved(incident, holders, before, after)
         if not fault and held_ids(incident.resource, holdings, after) is None:
-            fault = "the kubelet does not account yet for every pod that requests the resource"
+            fault = UNACCOUNTED
         if fault:
             raise Retry(fault)
         self._holders[incident.key] = holders
@@ -103,6 +107,10 @@ class HeldDevices:
     """The IDs of those that are not offered any more, so that no pod gets them after a reading."""
     _asked: frozenset[str] = frozenset()
     """The IDs that the reading tells of: a reading from before a device was absent does not tell who has it."""
+    _last: Sequence[Holding] = ()
+    """The last reading."""
+    _doubt: str = ""
+    """Why the last reading does not tell of every device; empty before the first."""
     _read_at: float = math.inf
 
     def observe(self, slots: Mapping[str, Sequence[Slot]], now: float) -> None:
@@ -119,6 +127,39 @@ class HeldDevices:
         self.free &= absent
         self._asked &= absent
 
+    def elsewhere(self, figures: Figures, slots: Mapping[str, Sequence[Slot]]) -> dict[str, dict[str, tuple[str, str]]]:
+        """Return by resource the present devices that a pod may have under another name (`held_elsewhere`); `slots` are of all names."""
+        others = [
+            (name, slot)
+            for name, own in slots.items()
+            for slot in own
+            if slot.state is not SlotState.PRESENT and slot.id not in self.free
+        ]
+        return {
+            name: held_elsewhere(figure.slots, [other for other in others if other[0] != name])
+            for name, figure in figures.by_name.items()
+        }
+
+    def reasons(self, held: Mapping[str, Mapping[str, tuple[str, str]]]) -> dict[str, str]:
+        """Return by resource why its devices that a pod may have under another name are not offered, as far as a reading tells."""
+        lines = {
+            name: [
+                f"{own}, formerly of {former}, {why}"
+                for own, (former, other) in sorted(devices.items())
+                if (why := self._describe(former, other))
+            ]
+            for name, devices in held.items()
+        }
+        return {name: "; ".join(texts) for name, texts in lines.items() if texts}
+
+    def _describe(self, resource: str, name: str) -> str:
+        """Return which pod has to end before the device with this ID is free, else why one may have it; empty before the first reading."""
+        mine = (each for each in self._last if each.resource == resource and name in each.ids)
+        pods = sorted(f"{each.namespace}/{each.pod}" for each in mine)
+        return (
+            f"waits for the end of {joined(pods)}" if pods else self._doubt and f"may be held by a pod: {self._doubt}"
+        )
+
     def action(self, now: float) -> Task | None:
         """Return the reading that is due, None for none."""
         due = self.due(now)
@@ -133,13 +174,14 @@ class HeldDevices:
         try:
             free = await self._unheld()
         except (KubeletError, ApiError) as error:
-            free = frozenset()
-            self.log.debug("pods.unlisted", error=str(error))
+            free, self._doubt = frozenset(), str(error)
+            self.log.debug("pods.unlisted", error=self._doubt)
         self.free = (self.free & self._lost) | (free & self._asked)
 
     async def _unheld(self) -> frozenset[str]:
         """Read the holders. The list of pods that follows shows whether the kubelet has accounted for every pod."""
         absent, holdings = self._absent, await self.holdings()
+        self._last, self._doubt = holdings, UNACCOUNTED
         # That a pod has a device needs no list: it may live for days with a lost one.
         if self._asked <= _all(each.ids for each in holdings):
             return frozenset()

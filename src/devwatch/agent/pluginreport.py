@@ -28,6 +28,8 @@ class PluginReport:
     fault: str = ""
     """What keeps the links, and so every resource, from being handed over; empty where nothing does."""
     _filters: dict[str, RepeatFilter] = field(default_factory=dict)
+    _contested: str = ""
+    _held_up: Mapping[str, str] = field(default_factory=dict)
 
     def state(self, registrations: Mapping[str, Registration]) -> None:
         """Set metrics and health to the state of all resources."""
@@ -39,8 +41,20 @@ class PluginReport:
             if not each.handover.registered
         }
         contested = [name for name, each in registrations.items() if each.handover.contested]
-        others = f"another plugin has registered {', '.join(contested)}" if contested else ""
-        self.telemetry.health.handover = self.fault or others
+        self._contested = f"another plugin has registered {', '.join(contested)}" if contested else ""
+        self._set_health()
+
+    def held_up(self, reasons: Mapping[str, str]) -> None:
+        """Report, each once, why resources do not offer present devices that a pod may have under another name."""
+        for name, why in reasons.items():
+            if self._held_up.get(name) != why:
+                self.telemetry.log.warning("count.held", resource=name, reason=why)
+        self._held_up = reasons
+        self._set_health()
+
+    def _set_health(self) -> None:
+        held = "; ".join(f"{name}: {why}" for name, why in self._held_up.items())
+        self.telemetry.health.handover = self.fault or self._contested or held
 
     def allocated(self, resource: str, ids: Collection[str], *, refused: bool) -> None:
         """Report that the kubelet has asked for devices for a container."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from devwatch.agent.clock import Clock
-    from devwatch.core.device import Key
     from devwatch.core.holders import Holding
     from devwatch.core.node import Amounts, NodeState
     from devwatch.core.rules import ResourceRule
@@ -126,11 +125,12 @@ class Registration:
     # -- the desired list
 
     def offer(
-        self, slots: Sequence[Slot], waiting: Collection[str], held: Collection[Key], linked: Mapping[str, str]
+        self, slots: Sequence[Slot], waiting: Collection[str], held: Collection[str], linked: Mapping[str, str]
     ) -> Offer:
         """Return the list for these slots: of the present devices those whose links are right, as `linked` says.
 
-        A new device of several devnodes waits until all of them have arrived.
+        A new device of several devnodes waits until all of them have arrived, and one that a pod may have under another name (`held`) for
+        the end of that pod.
         """
         self._links |= links_of(slots, self._links)
         ready = ready_ids(slots, listed=self.handover.desired.ids, waiting=waiting, held=held, linked=linked)

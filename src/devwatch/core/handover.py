@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from devwatch.core.listing import Entry
+from devwatch.core.matching import ids_of, leads_to
 from devwatch.core.node import Amounts, NodeState
 from devwatch.core.slots import SlotState
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-    from devwatch.core.device import Key
+    from devwatch.core.device import Device
     from devwatch.core.rules import ResourceRule
     from devwatch.core.slots import Slot
 
@@ -156,20 +158,41 @@ def ready_ids(
     *,
     listed: AbstractSet[str],
     waiting: Collection[str],
-    held: Collection[Key],
+    held: Collection[str],
     linked: Mapping[str, str],
 ) -> set[str]:
     """Return the devices that can be handed out: of the present ones those whose links are right (`linked`).
 
-    A new device waits while another devnode of it has not arrived (`waiting`, by physical device), and while a pod may have it from another
-    resource, whose it was before the configuration changed (`held`, by registration).
+    A new device waits while another devnode of it has not arrived (`waiting`, by physical device), and while a pod may have it under
+    another name (`held`, by ID; see `held_elsewhere`).
     """
     return {
         slot.id
         for slot in slots
         if (slot.state is not SlotState.PRESENT or dict(link_names(slot)).items() <= linked.items())
-        and (slot.id in listed or not any(each.body in waiting or each.key in held for each in slot.devices))
+        and (slot.id in listed or not (slot.id in held or any(each.body in waiting for each in slot.devices)))
     }
+
+
+def held_elsewhere(slots: Iterable[Slot], others: Iterable[tuple[str, Slot]]) -> dict[str, tuple[str, str]]:
+    """Return the present devices of a resource that a pod may have under another name, each with that resource and its ID there.
+
+    `others` are the absent devices of other resources that a pod may have. One of them is not absent but this one where the configuration
+    has given it to this resource: then it has a registration of it, or, after a start, its entry in the annotation names it.
+    """
+    present = [slot for slot in slots if slot.state is SlotState.PRESENT]
+    return {slot.id: (name, other.id) for name, other in others for slot in present if _is_same(slot, other)}
+
+
+def _is_same(slot: Slot, other: Slot) -> bool:
+    keys = {device.key for device in other.devices}
+    return any(
+        device.key in keys or any(_is_listed(entry, device) for entry in other.entries) for device in slot.devices
+    )
+
+
+def _is_listed(entry: Entry, device: Device) -> bool:
+    return leads_to(entry, device) and ids_of(entry) == ids_of(Entry.of(device))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

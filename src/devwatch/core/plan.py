@@ -238,24 +238,21 @@ def list_devices(figures: Figures, observed: Listing, remembered: Listing = Mapp
         if figure.frozen:
             listed[name] = former
         elif figure.amounts is not None:
-            listed[name] = _entries_of_slots(figure, former, memory)
+            listed[name] = _entries_of_slots(figure, memory)
         else:
             listed[name] = _entries_to_list(figure, former) if memory is None else memory
     return listed
 
 
-def _entries_of_slots(
-    figure: Figure, observed: tuple[Entry, ...], remembered: tuple[Entry, ...] | None
-) -> tuple[Entry, ...]:
+def _entries_of_slots(figure: Figure, remembered: tuple[Entry, ...] | None) -> tuple[Entry, ...]:
     """Return the entries of a resource that the kubelet hands over: every slot is listed, so that its ID outlives the daemon."""
     here = (slot for slot in figure.slots if slot.state is SlotState.PRESENT)
     present = tuple(mark(Entry.of(device), slot) for slot in here for device in slot.devices)
     entries = present if remembered is None else tuple(entry for entry in remembered if entry.id is not None)
     listed = {entry.id for entry in entries}
     absent = [slot for slot in figure.slots if slot.id not in listed]
-    known = {entry.id: entry for entry in observed}
     away = (mark(Entry.of(device), slot) for slot in absent for device in slot.devices)
-    recalled = (known[slot.id] for slot in absent if not slot.devices and slot.id in known)
+    recalled = (entry for slot in absent for entry in slot.entries)
     # Even without a device the way of publishing is listed.
     return (*entries, *away, *recalled) or (Entry(devnode="", publish=Publish.DEVICE_PLUGIN.value),)
 

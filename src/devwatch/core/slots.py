@@ -92,6 +92,8 @@ class Slot:
     devices: tuple[Device, ...]
     """The claimed devnodes of the device as last scanned; empty where only the annotation of a former daemon tells of it."""
     state: SlotState
+    entries: tuple[Entry, ...] = ()
+    """The entries in the annotation of a former daemon, until the device is found."""
     in_socket: bool = False
     """Whether the ID belongs to the socket: another device in it with the same model is this one, in another socket it is not."""
 
@@ -106,8 +108,12 @@ def mark(entry: Entry, slot: Slot) -> Entry:
 
 def recall(resource: str, entries: Iterable[Entry]) -> Iterator[Slot]:
     """Yield the slots that the annotation of a former daemon tells of."""
-    marked = {entry.id: entry for entry in entries if entry.id}
-    for name, entry in marked.items():
+    marked: dict[str, tuple[Entry, ...]] = {}
+    for entry in entries:
+        if entry.id:
+            marked[entry.id] = (*marked.get(entry.id, ()), entry)
+    for name, listed in marked.items():
+        entry = listed[-1]
         identity = Identity(
             vendor=entry.vendor,
             product=entry.product,
@@ -117,7 +123,9 @@ def recall(resource: str, entries: Iterable[Entry]) -> Iterator[Slot]:
         )
         # The annotation has cut long texts: then nothing tells, and the device is known again in its socket alone.
         in_socket = name != identity.id(resource, in_socket=False)
-        yield Slot(id=name, identity=identity, devices=(), state=SlotState.LINGERING, in_socket=in_socket)
+        yield Slot(
+            id=name, identity=identity, devices=(), state=SlotState.LINGERING, entries=listed, in_socket=in_socket
+        )
 
 
 class Slots:
@@ -165,7 +173,8 @@ class Slots:
         self._depart(absent)
         ids |= self._returned(new, absent, certain=certain)
         for unit, name in ids.items():
-            self._known[name] = replace(self._known[name], devices=unit, identity=units[unit], state=SlotState.PRESENT)
+            known = replace(self._known[name], devices=unit, identity=units[unit], state=SlotState.PRESENT)
+            self._known[name] = replace(known, entries=())
         for unit, identity in new.items():
             if unit not in ids:
                 self._add(unit, identity)

@@ -149,7 +149,9 @@ class ResourceStatus:
             return lost if handed_over else ""
         ends = f" and waits for the end of {_titles(self.pods)}" if self.pods else ""
         cause = (
-            "it is not registered with the kubelet, or its publish changes" if handed_over else "its publish changes"
+            "it is not registered with the kubelet, its publish changes, or a pod has it under a former name"
+            if handed_over
+            else "its publish changes, or a pod has it under a former name"
         )
         return f"{_number(present)} listed, and none is advertised: {cause}{ends}"
 

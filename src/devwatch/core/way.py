@@ -47,10 +47,9 @@ def changes(rules: Iterable[ResourceRule], memory: Listing, established: Mapping
     return frozenset(found)
 
 
-def leaving(rules: Iterable[ResourceRule], memory: Listing) -> frozenset[str]:
-    """Return the resources that the kubelet handed over, and that are not configured any more."""
-    names = memory.keys() - {rule.name for rule in rules}
-    return frozenset(name for name in names if way_of(memory[name]) is Publish.DEVICE_PLUGIN)
+def handed_over_before(memory: Listing) -> Listing:
+    """Return the resources that the kubelet handed over when a devwatch last listed them."""
+    return {name: entries for name, entries in memory.items() if way_of(entries) is Publish.DEVICE_PLUGIN}
 
 
 def way_of(entries: Iterable[Entry]) -> Publish:

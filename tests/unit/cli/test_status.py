@@ -331,8 +331,8 @@ def test_present_devices_of_which_none_can_be_allocated_are_told(alone: Site) ->
 @pytest.mark.parametrize(
     ("entry", "cause"),
     [
-        ({"devnode": "/dev/ttyUSB0"}, "its publish changes"),
-        (stick(1), "it is not registered with the kubelet, or its publish changes"),
+        ({"devnode": "/dev/ttyUSB0"}, "its publish changes, or a pod has it under a former name"),
+        (stick(1), "it is not registered with the kubelet, its publish changes, or a pod has it under a former name"),
     ],
 )
 def test_a_change_of_way_names_the_pods_that_it_waits_for(entry: dict[str, Any], cause: str, alone: Site) -> None:

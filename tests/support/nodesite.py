@@ -32,11 +32,11 @@ class Site:
     unlisted: str = ""
     """The message by which a list of the pods is refused, empty where it is answered."""
     removed: list[str] = field(default_factory=list)
-    """The Nodes whose annotation was taken away, in this order."""
+    """The Nodes that were written, in this order."""
     asked: list[str] = field(default_factory=list)
     """The Nodes that were patched, refused ones and dry runs included, in this order."""
     at_removal: Callable[[str], None] = lambda _name: None
-    """Called with the name of a Node after its annotation was taken away."""
+    """Called with the name of a Node after it was written."""
 
     def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Return status and object for a request."""

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 VERIFY_DELAY = 5.0
 """Seconds after which `purge` checks whether a running daemon has written again what was removed."""
+SYNC_DELAY = 12.0
+"""Seconds after which the kubelet has written again what it still remembers: it updates its Node every 10 s (kubelet,
+`nodeStatusUpdateFrequency`)."""
 _POD_FIELDS = ("namespace", "name", "phase")
 """The fields of a pod in the documents of `status`."""
 
@@ -145,6 +148,8 @@ class Purge:
     confirmed: Callable[[int], bool] = lambda _count: True
     """Called once, with the number of nodes, before anything is removed."""
     pause: float = VERIFY_DELAY
+    sync: float = SYNC_DELAY
+    """The pause in place of `pause` where the kubelet has handed over a resource."""
     here: str = ""
     """The name of the node that this host is, of which the sockets and links are removed as well; empty for none."""
     plugins: Path = Path()
@@ -192,7 +197,8 @@ async def _remove(
         return failures
     if fault := _remove_files(task.here, files):
         failures[task.here] = "; ".join(filter(None, (failures.get(task.here), fault)))
-    await asyncio.sleep(task.pause if patched else 0)
+    handed_over = [name for name in patched if removals[name].annotation is not None]
+    await asyncio.sleep(task.sync if handed_over else task.pause if patched else 0)
     again, unknown = await _patch_each(connection, {name: NodePatch() for name in patched})
     failures |= {
         name: f"removed, but whether it stays removed is unknown: {reason}" for name, reason in unknown.items()
@@ -200,7 +206,9 @@ async def _remove(
     for name, state in again.items():
         if back := cluster.reappeared(state, removals[name]):
             _show_removal(screen, name, state, back, verb="left")
-            failures[name] = _still_runs(name)
+            failures[name] = _writes_again(name, state, back)
+    gone = {name: NodePatch(annotation=None) for name in handed_over if name in again.keys() - failures.keys()}
+    failures |= (await _patch_each(connection, gone))[1]
     if done := len((patched.keys() | ({task.here} if files else set())) - failures.keys()):
         screen.line(f"removed from {done} node{'s' if done > 1 else ''}")
     return failures
@@ -243,6 +251,16 @@ def _remove_files(node: str, files: Sequence[Path]) -> str:
 
 def _still_runs(node: str | None, daemon: Holder | None = None) -> str:
     return f"a devwatch still runs on {node}{f' (pid {daemon.pid})' if daemon else ''}: stop it first"
+
+
+def _writes_again(node: str, state: NodeState, back: NodePatch) -> str:
+    """Return who writes again what was removed: the daemon of the node, or its kubelet, which goes on with the resource of a plugin."""
+    writers = {writer.manager for name in back.counts for writer in state.writers.get(name, ())}
+    if back.annotates or writers != {"kubelet"}:
+        return _still_runs(node)
+    names = ", ".join(sorted(back.counts))
+    when = "as it does for 5 minutes after the end of the plugin: run devwatch purge once more after that"
+    return f"the kubelet has written {names} again, {when}"
 
 
 def _show_files(screen: Screen, files: Sequence[Path]) -> None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from devwatch.core.errors import Forbidden, Retry
+from devwatch.core.listing import render_listing
 from devwatch.core.node import NodePatch, NodeState
 from devwatch.core.status import NodeSummary, ResourceStatus, resource_statuses
+from devwatch.core.way import handed_over_before
 from devwatch.kube.nodes import node_state
 from devwatch.kube.pods import list_all, pod_of
 
@@ -70,24 +72,31 @@ async def _pods_by_node(connection: Connection) -> PodsByNode:
 
 
 def removal(state: NodeState) -> NodePatch:
-    """Return the patch that removes everything that devwatch advertised, and the annotation itself.
+    """Return the patch that removes everything that devwatch advertised, and the annotation.
 
-    Only resources that a believed annotation lists are removed, and of those only counts that devwatch wrote.
+    Only resources that a believed annotation lists are removed, and of those only counts that devwatch wrote. The kubelet may have written
+    those of a resource that it handed over, and may do so again: the annotation lists these until they stay away.
     """
     if state.annotation is None:
         return NodePatch()
-    ours = (name for name in state.memory() if state.removable(name) and not state.shows(name, None))
-    return NodePatch(counts=dict.fromkeys(ours), annotation=None)
+    memory = state.memory()
+    kept = {name: entries for name, entries in handed_over_before(memory).items() if _is_removable(state, name)}
+    shown = {name for name in memory if not state.shows(name, None) and _is_removable(state, name)}
+    return NodePatch(counts=dict.fromkeys(sorted(shown | kept.keys())), annotation=render_listing(kept))
+
+
+def _is_removable(state: NodeState, name: str) -> bool:
+    return state.removable(name, kubelet=name in handed_over_before(state.memory()))
 
 
 def not_removable(state: NodeState) -> Sequence[str]:
     """Return the resources that the annotation lists and that `removal` leaves alone, since devwatch did not write their counts."""
     shown = (name for name in state.listing() if not state.shows(name, None))
-    return sorted(name for name in shown if not (state.believed and state.removable(name)))
+    return sorted(name for name in shown if not (state.believed and _is_removable(state, name)))
 
 
 def reappeared(state: NodeState, removed: NodePatch) -> NodePatch:
-    """Return the patch that would remove the counts that are on a Node again after `removed` was applied."""
+    """Return the patch that would remove what is on a Node again after `removed` was applied."""
     back = (name for name in removed.counts if not state.shows(name, None))
-    again = removal(state)
+    again = removal(state) if state.annotation != removed.annotation else NodePatch()
     return replace(again, counts={**dict.fromkeys(back), **again.counts})

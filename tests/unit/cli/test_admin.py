@@ -27,7 +27,7 @@ from devwatch.host.lock import NodeLock
 from devwatch.kube.client import Connection
 from devwatch.kube.credentials import Credentials
 from devwatch.kubelet.node import Kubelet
-from support.nodesite import RESOURCE, node, site
+from support.nodesite import OURS, RESOURCE, node, site
 from system.waiting import eventually
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def purge(
     """Purge all nodes, and look again without a pause."""
     connection = Connection(Credentials(kubeconfig=cluster.kubeconfig, environ={}), version="0")
     out, err = io.StringIO(), io.StringIO()
-    task = admin.Purge(node=None, dry_run=dry_run, confirmed=confirmed, pause=0, here=here, plugins=plugins)
+    task = admin.Purge(node=None, dry_run=dry_run, confirmed=confirmed, pause=0, sync=0, here=here, plugins=plugins)
     status = admin.run(connection, admin.purge(connection, Screen(out=out), Screen(out=err), task))
     return Done(status=status, out=out.getvalue().splitlines(), err=err.getvalue().splitlines())
 
@@ -324,6 +324,64 @@ def test_on_its_own_node_the_sockets_and_links_are_removed(cluster: Site, plugin
     assert held(plugins) == FOREIGN
 
 
+def kubelet_writes(cluster: Site, name: str, *, capacity: str, allocatable: str) -> None:
+    """Let the kubelet write the figures of a plugin that it remembers: it is then the only one that has."""
+    held = cluster.nodes[name]
+    held["status"]["capacity"][RESOURCE], held["status"]["allocatable"][RESOURCE] = capacity, allocatable
+    ours, *_ = held["metadata"]["managedFields"]
+    counts, annotation = ({part: OURS[part]} for part in ("f:status", "f:metadata"))
+    held["metadata"]["managedFields"] = [
+        ours | {"fieldsV1": annotation},
+        ours | {"manager": "kubelet", "fieldsV1": counts},
+    ]
+
+
+def test_what_the_kubelet_writes_again_is_named_and_a_later_purge_removes_it(cluster: Site) -> None:
+    """It does so for 5 minutes after the end of the plugin, and ends with 0. Until then the annotation says that it is devwatch's."""
+    hand_over(cluster, "n2")
+
+    def sync(name: str) -> None:
+        if name == "n2":
+            kubelet_writes(cluster, name, capacity="1", allocatable="0")
+
+    cluster.at_removal = sync
+    done = purge(cluster)
+    assert done.status == 1
+    again = f"the kubelet has written {RESOURCE} again, as it does for 5 minutes after the end of the plugin"
+    assert done.err == [f"devwatch: n2: {again}: run devwatch purge once more after that"]
+    assert done.out[-3:] == ["n2: left", f"  - {RESOURCE}: capacity 1, allocatable 0", "removed from 2 nodes"]
+    assert purge(cluster).status == 1
+    kubelet_writes(cluster, "n2", capacity="0", allocatable="0")
+    cluster.at_removal = lambda _name: None
+    done = purge(cluster)
+    assert (done.status, done.err, done.out[-1]) == (0, [], "removed from 1 node")
+    assert advertising(cluster) == []
+    assert ANNOTATION not in cluster.nodes["n2"]["metadata"]["annotations"]
+    assert purge(cluster).out == ["there is nothing of devwatch to remove"]
+
+
+def test_a_daemon_that_writes_again_is_not_taken_for_the_kubelet(cluster: Site) -> None:
+    """It is to be stopped, rather than waited for."""
+    hand_over(cluster, "n1")
+
+    def repair(name: str) -> None:
+        if name == "n1":
+            cluster.nodes[name]["status"]["capacity"][RESOURCE] = "1"
+
+    cluster.at_removal = repair
+    done = purge(cluster)
+    assert (done.status, done.err) == (1, ["devwatch: n1: a devwatch still runs on n1: stop it first"])
+
+
+def test_an_annotation_that_cannot_be_removed_in_the_end_is_a_failure(cluster: Site) -> None:
+    """The figures are gone by then."""
+    hand_over(cluster, "n1")
+    cluster.at_removal = lambda name: cluster.refusals.update({name: (422, "a policy")})
+    done = purge(cluster)
+    assert (done.status, [line[: len("devwatch: n1: ")] for line in done.err]) == (1, ["devwatch: n1: "])
+    assert "a policy" in done.err[0]
+
+
 def test_they_are_removed_where_the_node_shows_nothing_any_more(cluster: Site, plugins: Path) -> None:
     """An earlier purge, from elsewhere, could not. The question counts this node."""
     for each in cluster.nodes.values():
@@ -370,7 +428,7 @@ def test_a_folder_that_cannot_be_read_is_one_line(cluster: Site, tmp_path: Path)
     hand_over(cluster, "n1")
     failed = purge(cluster, here="n1", plugins=missing)
     assert (failed.status, failed.err) == (1, [f"devwatch: n1: {missing}: No such file or directory: {stay}"])
-    assert cluster.removed == ["n1", "n2", "n3"]
+    assert cluster.removed == ["n1", "n2", "n3", "n1"], "the annotation goes last where the kubelet may write again"
 
 
 def test_what_others_have_put_into_the_folder_of_links_stays(cluster: Site, plugins: Path) -> None:

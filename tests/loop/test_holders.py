@@ -15,7 +15,7 @@ from devwatch.core.holders import Holding
 from devwatch.core.pods import Container, Phase
 from loop.test_deviceplugin import USB0, USB1, USB2, Site, site
 from support.build import ZIGBEE, ZWAVE
-from support.fakes import EPOCH
+from support.fakes import EPOCH, date
 from support.harness import now
 from support.home import pod
 from support.virtualtime import HOUR, virtual
@@ -345,3 +345,24 @@ async def test_a_renamed_stick_waits_while_it_is_unknown_whether_a_pod_has_it() 
         one.kubelet.unheld = None
         await asyncio.sleep(20)
         assert one.server.shows(ZWAVE) == ("1", "1")
+
+
+@virtual
+async def test_a_lost_device_that_a_pod_holds_is_marked_for_status_without_evict_as_well() -> None:
+    """With the time since when it does not count, also after a restart; until it is back."""
+    async with site(USB0, USB1) as one:
+        one.workload.run(pod("b"))
+        holds(one, "b", lost := id_of(one, USB1))
+        pulled = now()
+        one.host.unplug(USB1)
+        await asyncio.sleep(20)
+        marks = {entry.id: entry.lost for entry in one.server.state.listing()[ZIGBEE]}
+        assert date(0) <= str(marks.pop(lost)) <= date(pulled + 3)
+        assert set(marks.values()) == {None}
+        before = one.server.state.annotation
+        await one.restart()
+        await asyncio.sleep(600)
+        assert one.server.state.annotation == before
+        one.host.plug("0001", USB2, serial="S1")
+        await asyncio.sleep(5)
+        assert [entry.lost for entry in one.server.state.listing()[ZIGBEE]] == [None, None]

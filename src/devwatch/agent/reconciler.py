@@ -183,7 +183,8 @@ class Reconciler:
     def _count(self, now: float) -> Figures:
         """Count the devices. Links of those that are away are removed here, before anything is written to the API server."""
         observed, plugins = self.publisher.observed, self._plugins
-        figures = self._tally.count(self._inventory, observed, now, free=plugins.held.free if plugins else frozenset())
+        free, date = plugins.held.free if plugins else frozenset(), self.publisher.date
+        figures = self._tally.count(self._inventory, observed, now, free=free, date=date)
         return plugins.update(figures, self._inventory, observed, now) if plugins else figures
 
     def _begin(self, now: float) -> None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from devwatch.core.listing import Entry
-from devwatch.core.matching import ids_of, leads_to
 from devwatch.core.node import Amounts, NodeState
 from devwatch.core.slots import SlotState
 
@@ -16,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-    from devwatch.core.device import Device
     from devwatch.core.rules import ResourceRule
     from devwatch.core.slots import Slot
 
@@ -181,18 +178,7 @@ def held_elsewhere(slots: Iterable[Slot], others: Iterable[tuple[str, Slot]]) ->
     has given it to this resource: then it has a registration of it, or, after a start, its entry in the annotation names it.
     """
     present = [slot for slot in slots if slot.state is SlotState.PRESENT]
-    return {slot.id: (name, other.id) for name, other in others for slot in present if _is_same(slot, other)}
-
-
-def _is_same(slot: Slot, other: Slot) -> bool:
-    keys = {device.key for device in other.devices}
-    return any(
-        device.key in keys or any(_is_listed(entry, device) for entry in other.entries) for device in slot.devices
-    )
-
-
-def _is_listed(entry: Entry, device: Device) -> bool:
-    return leads_to(entry, device) and ids_of(entry) == ids_of(Entry.of(device))
+    return {slot.id: (name, other.id) for name, other in others for slot in present if other.is_among(slot.devices)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

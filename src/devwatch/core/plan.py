@@ -15,7 +15,7 @@ from devwatch.core.slots import Slot, Slots, SlotState, mark, recall
 from devwatch.core.way import way_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from devwatch.core.device import Device, Key
@@ -147,10 +147,11 @@ class Tally:
         now: float,
         *,
         free: AbstractSet[str] = frozenset(),
+        date: str = "",
     ) -> Figures:
         """Process the last scan and return the counts.
 
-        `free` are the IDs of which certainly no pod has the device from the kubelet.
+        `free` are the IDs of which certainly no pod has the device from the kubelet, `date` is the API server's time in its last response.
         """
         claims = self._claims.judge((*inventory.present, *inventory.pending))
         owned: dict[str, list[Device]] = {rule.name: [] for rule in self._claims.rules}
@@ -167,7 +168,7 @@ class Tally:
             figure = self._figure_of(rule, devices, observed, now, held=rule.name in open_)
             slots = self._slots.setdefault(rule.name, Slots(rule.name, rule.count))
             unheld = free if rule.publish is Publish.DEVICE_PLUGIN else None
-            offered = slots.update(devices, figure.advertised, certain=certain, free=unheld)
+            offered = slots.update(devices, figure.advertised, certain=certain, free=unheld, date=date)
             figures[rule.name] = replace(figure, slots=offered)
         return Figures(by_name=figures, claims=claims, left_out=self._left_out)
 
@@ -238,23 +239,31 @@ def list_devices(figures: Figures, observed: Listing, remembered: Listing = Mapp
         if figure.frozen:
             listed[name] = former
         elif figure.amounts is not None:
-            listed[name] = _entries_of_slots(figure, memory)
+            listed[name] = _entries_of_slots(figure, memory, figures.claims)
         else:
             listed[name] = _entries_to_list(figure, former) if memory is None else memory
     return listed
 
 
-def _entries_of_slots(figure: Figure, remembered: tuple[Entry, ...] | None) -> tuple[Entry, ...]:
-    """Return the entries of a resource that the kubelet hands over: every slot is listed, so that its ID outlives the daemon."""
+def _entries_of_slots(
+    figure: Figure, remembered: tuple[Entry, ...] | None, found: Collection[Device]
+) -> tuple[Entry, ...]:
+    """Return the entries of a resource that the kubelet hands over: every slot is listed, so that its ID outlives the daemon.
+
+    A device that is held is lost, unless it is among those `found` on the host: then another resource has it by now.
+    """
     here = (slot for slot in figure.slots if slot.state is SlotState.PRESENT)
     present = tuple(mark(Entry.of(device), slot) for slot in here for device in slot.devices)
     entries = present if remembered is None else tuple(entry for entry in remembered if entry.id is not None)
     listed = {entry.id for entry in entries}
     absent = [slot for slot in figure.slots if slot.id not in listed]
-    away = (mark(Entry.of(device), slot) for slot in absent for device in slot.devices)
-    recalled = (entry for slot in absent for entry in slot.entries)
+    away = tuple(
+        replace(entry, lost=None if slot.lost and slot.is_among(found) else slot.lost)
+        for slot in absent
+        for entry in (*slot.entries, *(mark(Entry.of(device), slot) for device in slot.devices))
+    )
     # Even without a device the way of publishing is listed.
-    return (*entries, *away, *recalled) or (Entry(devnode="", publish=Publish.DEVICE_PLUGIN.value),)
+    return (*entries, *away) or (Entry(devnode="", publish=Publish.DEVICE_PLUGIN.value),)
 
 
 def _entries_to_list(figure: Figure, observed: tuple[Entry, ...]) -> tuple[Entry, ...]:

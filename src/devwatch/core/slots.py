@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from devwatch.core.device import natural
-from devwatch.core.listing import MAX_TEXT
+from devwatch.core.listing import MAX_TEXT, Entry
+from devwatch.core.matching import ids_of, leads_to
 from devwatch.core.rules import Count, Publish
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from devwatch.core.device import Device
-    from devwatch.core.listing import Entry
 
 
 _Unit = tuple["Device", ...]
@@ -94,8 +94,19 @@ class Slot:
     state: SlotState
     entries: tuple[Entry, ...] = ()
     """The entries in the annotation of a former daemon, until the device is found."""
+    lost: str | None = None
+    """The API server's time when it began to be held (RFC 3339, seconds), None while it is not, or where that is unknown."""
     in_socket: bool = False
     """Whether the ID belongs to the socket: another device in it with the same model is this one, in another socket it is not."""
+
+    def is_among(self, devices: Iterable[Device]) -> bool:
+        """Return whether one of these present devices is this one: it has a registration of it, or an entry of it names this device."""
+        keys = {device.key for device in self.devices}
+        return any(device.key in keys or any(_names(entry, device) for entry in self.entries) for device in devices)
+
+
+def _names(entry: Entry, device: Device) -> bool:
+    return leads_to(entry, device) and ids_of(entry) == ids_of(Entry.of(device))
 
 
 def mark(entry: Entry, slot: Slot) -> Entry:
@@ -124,7 +135,13 @@ def recall(resource: str, entries: Iterable[Entry]) -> Iterator[Slot]:
         # The annotation has cut long texts: then nothing tells, and the device is known again in its socket alone.
         in_socket = name != identity.id(resource, in_socket=False)
         yield Slot(
-            id=name, identity=identity, devices=(), state=SlotState.LINGERING, entries=listed, in_socket=in_socket
+            id=name,
+            identity=identity,
+            devices=(),
+            state=SlotState.LINGERING,
+            entries=listed,
+            lost=entry.lost,
+            in_socket=in_socket,
         )
 
 
@@ -150,18 +167,24 @@ class Slots:
         self._answer: tuple[Slot, ...] = ()
 
     def update(
-        self, devices: tuple[Device, ...], counted: int, *, certain: bool, free: AbstractSet[str] | None = None
+        self,
+        devices: tuple[Device, ...],
+        counted: int,
+        *,
+        certain: bool,
+        free: AbstractSet[str] | None = None,
+        date: str = "",
     ) -> tuple[Slot, ...]:
         """Process a scan and return the slots: present, lingering and held ones.
 
         `counted` is the number that the resource advertises; it can be larger than the number of known devices. `free` are the IDs of
         which certainly no pod has the device, None where no pod can have any. Every other lost device stays, as all do after an uncertain
-        scan.
+        scan. `date` is the API server's time in its last response, empty where it is unknown.
         """
         asked = (devices, counted, certain, free)
         if asked != self._asked:
             self._observe(devices, certain=certain)
-            self._asked, self._answer = asked, tuple(self._settle(counted, free if certain else frozenset()))
+            self._asked, self._answer = asked, tuple(self._settle(counted, free if certain else frozenset(), date))
         return self._answer
 
     def _observe(self, devices: Sequence[Device], *, certain: bool) -> None:
@@ -174,7 +197,7 @@ class Slots:
         ids |= self._returned(new, absent, certain=certain)
         for unit, name in ids.items():
             known = replace(self._known[name], devices=unit, identity=units[unit], state=SlotState.PRESENT)
-            self._known[name] = replace(known, entries=())
+            self._known[name] = replace(known, entries=(), lost=None)
         for unit, identity in new.items():
             if unit not in ids:
                 self._add(unit, identity)
@@ -213,7 +236,7 @@ class Slots:
         name = next(name for name in ids if name not in self._known)
         self._known[name] = Slot(id=name, identity=identity, devices=unit, state=SlotState.PRESENT, in_socket=in_socket)
 
-    def _settle(self, counted: int, free: AbstractSet[str] | None) -> Iterator[Slot]:
+    def _settle(self, counted: int, free: AbstractSet[str] | None, date: str) -> Iterator[Slot]:
         """Yield the slots, and forget those that neither count nor may be held."""
         present = [slot for slot in self._known.values() if slot.state is SlotState.PRESENT]
         absent = [slot for slot in self._known.values() if slot.state is not SlotState.PRESENT]
@@ -221,7 +244,8 @@ class Slots:
         split = max(len(absent) - lingering, 0)
         kept = [replace(slot, state=SlotState.LINGERING) for slot in absent[split:]]
         gone = absent[:split] if free is not None else []
-        lost = [replace(slot, state=SlotState.HELD) for slot in gone if slot.id not in (free or ())]
+        held = [replace(slot, state=SlotState.HELD) for slot in gone if slot.id not in (free or ())]
+        lost = [replace(slot, lost=slot.lost or date or None) for slot in held]
         self._known = {slot.id: slot for slot in (*present, *lost, *kept)}
         yield from sorted(present, key=lambda slot: natural(slot.devices[0].devnode))
         yield from (*kept, *lost)

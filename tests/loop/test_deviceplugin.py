@@ -569,6 +569,40 @@ async def test_another_plugin_with_the_resource_is_one_line_and_no_fight() -> No
         one.kubelet.others[ZIGBEE] = frozenset({"theirs"})
         await asyncio.sleep(20)
         assert one.patches()[0][1] == "1/0"
+        one.forget()
+        await asyncio.sleep(HOUR)
+        assert one.patches() == [], "the kubelet writes their figures at each of its updates"
+        assert "another plugin has registered" in one.ready()[1]
+        assert one.log.lines == []
+        one.kubelet.others.clear()
+        await asyncio.sleep(30)
+        one.check_agreement(1)
+
+
+@virtual
+async def test_another_plugin_with_more_devices_is_one_line_and_no_fight_either() -> None:
+    """Also for the next daemon."""
+    async with site(USB0) as one:
+        one.forget()
+        one.kubelet.others[ZIGBEE] = frozenset({"theirs", "another", "a third"})
+        await asyncio.sleep(HOUR)
+        assert len(one.patches()) <= 4
+        assert not one.log.of("drift.contested")
+        one.forget()
+        await one.restart()
+        await asyncio.sleep(100)
+        assert len(one.patches()) <= 4
+        one.forget()
+        await asyncio.sleep(HOUR)
+        assert (one.patches(), one.log.lines) == ([], [])
+
+
+@virtual
+async def test_another_plugin_is_one_line_with_the_cure() -> None:
+    """Nothing is registered again for it."""
+    async with site(USB0) as one:
+        one.forget()
+        one.kubelet.others[ZIGBEE] = frozenset({"theirs"})
         await asyncio.sleep(HOUR)
         (line,) = one.log.of("kubelet.lost")
         assert "another plugin has registered the resource too" in str(line.fields["error"])

@@ -83,6 +83,8 @@ class Handover:
     ending: bool = False
     """Whether the daemon is about to end its streams."""
     _fall_at: float | None = None
+    _yielded: bool = False
+    """Whether the Node has shown that nothing can be allocated since the resource is contested."""
 
     @property
     def registered(self) -> bool:
@@ -119,16 +121,21 @@ class Handover:
 
     def amounts(self, observed: NodeState, resource: str, now: float) -> Amounts:
         """Return the figures that the Node should show."""
+        shown = observed.amounts(resource)
+        if self.contested:
+            # The kubelet writes the figures of the other plugin at each of its updates: it is told once, and not fought.
+            self._yielded = self._yielded or not shown.allocatable
+            return shown if self._yielded else Amounts(capacity=shown.capacity, allocatable=0)
+        self._yielded = False
         if self.acked is not None:
             figures = self.desired.common(self.acked)
         else:
-            shown = observed.amounts(resource)
             wanted = self.desired.common(self.desired)
             # Without a stream the kubelet writes the capacity of the last list that it had: lowering it would be a fight.
             capacity = shown.capacity if self.sent is None else min(shown.capacity, wanted.capacity)
             figures = Amounts(capacity=capacity, allocatable=min(shown.allocatable, wanted.allocatable))
         late = self.acked is None and now >= self.lost_at + UNREGISTERED_LIMIT
-        return Amounts(capacity=figures.capacity, allocatable=0) if late or self.contested or self.ending else figures
+        return Amounts(capacity=figures.capacity, allocatable=0) if late or self.ending else figures
 
     def changes_at(self, now: float) -> float | None:
         """Return when the figures or the list change without a further event, None for never."""

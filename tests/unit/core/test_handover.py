@@ -202,6 +202,18 @@ def test_nothing_is_allocatable_while_another_plugin_lists_or_the_daemon_ends(re
     assert registered("ab", "c", **{reason: True}).amounts(node(3, 2), ZIGBEE, 1) == amounts(3, 0)
 
 
+def test_the_figures_of_another_plugin_are_overwritten_once_in_each_contest() -> None:
+    """The kubelet writes them again at each of its updates: that would be a fight."""
+    handover = registered("ab", contested=True)
+    assert handover.amounts(node(5), ZIGBEE, 1) == amounts(5, 0)
+    assert handover.amounts(node(5, 0), ZIGBEE, 1) == amounts(5, 0)
+    assert handover.amounts(node(5), ZIGBEE, 1) == amounts(5, 5)
+    handover.contested = False
+    assert handover.amounts(node(5), ZIGBEE, 1) == amounts(2, 2)
+    handover.contested = True
+    assert handover.amounts(node(2), ZIGBEE, 1) == amounts(2, 0)
+
+
 # -- any history
 
 OFFERS = st.builds(

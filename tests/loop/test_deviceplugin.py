@@ -598,6 +598,28 @@ async def test_another_plugin_with_more_devices_is_one_line_and_no_fight_either(
 
 
 @virtual
+@pytest.mark.parametrize("before", [False, True], ids=["after ours", "before ours"])
+async def test_a_list_with_some_of_the_lost_devices_is_not_ours(*, before: bool) -> None:
+    """A kubelet lists the healthy devices, or all of them: anything else is not what it was sent."""
+    async with site(USB0, USB1, USB2) as one:
+        names = {devnode: name for name, devnode in one.kubelet.links.made.items()}
+        one.workload.run(pod("p", requests={ZIGBEE: 2}))
+        one.kubelet.held = (holding("p", names[USB1], names[USB2]),)
+        one.host.unplug(USB1)
+        one.host.unplug(USB2)
+        await asyncio.sleep(10)
+        one.kubelet.others[ZIGBEE] = one.taken.ids
+        await asyncio.sleep(60)
+        assert not one.log.of("kubelet.lost"), "a kubelet that lists lost devices as well"
+        one.kubelet.others[ZIGBEE] = frozenset({names[USB0], names[USB1]})
+        if before:
+            await stream_ends(one)
+        await asyncio.sleep(60)
+        assert one.log.of("kubelet.lost")
+        assert not one.ready()[0]
+
+
+@virtual
 async def test_another_plugin_is_one_line_with_the_cure() -> None:
     """Nothing is registered again for it."""
     async with site(USB0) as one:

@@ -246,8 +246,8 @@ class Registration:
             passed = self.clock.now() - began
             if taken is None:
                 return not await self._await_change(max(ACK_TIMEOUT - passed, 0))
-            # A kubelet that lists unhealthy devices as well may still have the list before: it gets its second.
-            if taken == offer.healthy or (offer.healthy <= taken <= offer.ids and passed >= ACK_TIMEOUT):
+            # A kubelet that lists lost devices as well may still have the list before, in which they were healthy: it gets its second.
+            if taken == offer.healthy or (taken == offer.ids and passed >= ACK_TIMEOUT):
                 return True
             if passed >= UNACKNOWLEDGED:
                 self._report_unlisted(taken)
@@ -277,7 +277,7 @@ class Registration:
             if await self._await_change(ACK_TIMEOUT if 0 < differing < CONTESTED else CHECK):
                 continue
             taken = await self._taken_over()
-            differing = differing + 1 if taken is not None and not offer.healthy <= taken <= offer.ids else 0
+            differing = 0 if taken in {None, offer.healthy, offer.ids} else differing + 1
             self._contest(contested=differing >= CONTESTED)
 
     def _report_unlisted(self, taken: frozenset[str]) -> None:

@@ -297,14 +297,16 @@ async def test_a_link_that_cannot_be_made_keeps_its_device_off_the_list() -> Non
     """A full disk is one line; what heals it brings the device, and neither others nor other resources notice."""
     async with site(USB0) as one:
         one.forget()
-        one.kubelet.links.error = KubeletError("/links/x: No space left on device")
+        one.kubelet.links.error = KubeletError("/links/x: No space left on device", hint="free some")
         one.host.plug("0001", USB1, serial="S1")
         one.host.plug("0002", "/dev/ttyACM0")
         await asyncio.sleep(60)
         assert one.server.shows(ZIGBEE) == ("1", "1")
         assert one.server.shows(ZWAVE) == ("1", "1")
-        assert set(one.lost()) == {"/links/x: No space left on device"}
-        assert len(one.lost()) <= 5
+        (line,) = one.log.of("host.limited")
+        assert line.fields == {"reason": "/links/x: No space left on device", "hint": "free some"}
+        assert one.ready() == (False, "/links/x: No space left on device")
+        assert one.lost() == []
         one.kubelet.links.error = None
         await asyncio.sleep(15)
         one.check_agreement(2)
@@ -319,6 +321,8 @@ async def test_no_resource_registers_before_the_links_are_right() -> None:
 
     async with site(USB0, before=full) as one:
         assert one.kubelet.registrations == []
+        assert [line.fields for line in one.log.of("host.limited")] == [{"reason": "no space"}]
+        assert one.lost() == []
         one.kubelet.links.error = None
         await asyncio.sleep(15)
         one.check_agreement(1)
@@ -709,7 +713,9 @@ async def test_without_the_libraries_nothing_is_allocatable() -> None:
         one.connect = missing
 
     async with site(USB0, before=without, kubelet=False) as one:
-        assert one.lost()[-1] == "publish: devicePlugin needs grpclib"
+        assert set(one.lost()) == {"publish: devicePlugin needs grpclib"}
+        assert "resource" not in one.log.of("kubelet.lost")[0].fields
+        assert one.ready() == (False, "publish: devicePlugin needs grpclib")
         assert one.server.shows(ZIGBEE)[1] in {None, "0"}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from devwatch.agent.changeover import Changeover
 from devwatch.agent.holders import HeldDevices
-from devwatch.agent.pluginreport import LINKS, PluginReport
+from devwatch.agent.pluginreport import PluginReport
 from devwatch.agent.registration import Registration
 from devwatch.core.errors import KubeletError
 from devwatch.core.handover import Handover, Offer, link_names
@@ -115,7 +115,7 @@ class DevicePlugins:
         try:
             self._kubelet = self._kubelet or self._connect()
         except KubeletError as error:
-            self._report.lost(LINKS, error)
+            self._report.unreachable(error)
         return self._kubelet
 
     def _add(self, rule: ResourceRule, kubelet: KubeletApi) -> None:
@@ -220,7 +220,7 @@ class DevicePlugins:
             self._kubelet.links.update(wanted)
         except KubeletError as error:
             self._linked = {name: devnode for name, devnode in self._linked.items() if wanted.get(name) == devnode}
-            self._report.lost(LINKS, error)
+            self._report.limited(error)
         else:
             self._linked = wanted
             self._report.linked()

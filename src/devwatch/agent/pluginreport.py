@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from devwatch.agent.report import Telemetry
     from devwatch.core.errors import KubeletError
 
-LINKS = "links"
-"""The subject of reports about the links, which concern every resource."""
-
 
 @dataclass(slots=True, kw_only=True)
 class PluginReport:
@@ -26,7 +23,7 @@ class PluginReport:
     wake: Callable[[], None] = lambda: None
     """Starts the next cycle of the loop."""
     fault: str = ""
-    """What keeps the links, and so every resource, from being handed over; empty where nothing does."""
+    """What keeps every resource from being handed over: the links or a library; empty where nothing does."""
     _filters: dict[str, RepeatFilter] = field(default_factory=dict)
     _contested: str = ""
     _held_up: Mapping[str, str] = field(default_factory=dict)
@@ -68,14 +65,37 @@ class PluginReport:
         self._filters.pop(resource, None)
         self.telemetry.log.info("kubelet.registered", resource=resource, devices=sorted(devices))
 
-    def lost(self, subject: str, error: KubeletError) -> None:
-        """Report why devices cannot be handed over."""
-        self.fault = str(error) if subject == LINKS else self.fault
-        if self._filters.setdefault(subject, RepeatFilter()).should_log(str(error)):
-            more = {"hint": error.hint} if error.hint else {}
-            self.telemetry.log.warning("kubelet.lost", resource=subject, error=str(error), **more)
+    def lost(self, resource: str, error: KubeletError) -> None:
+        """Report why the devices of a resource cannot be handed over."""
+        if self._should_log(resource, error):
+            self.telemetry.log.warning("kubelet.lost", resource=resource, error=str(error), **_hint(error))
+
+    def unreachable(self, error: KubeletError) -> None:
+        """Report why no resource can be handed over."""
+        self.fault = str(error)
+        if self._should_log(_EVERY, error):
+            self.telemetry.log.warning("kubelet.lost", error=str(error), **_hint(error))
+
+    def limited(self, error: KubeletError) -> None:
+        """Report, once, what is wrong with the folder of the links, which is a fault of this host."""
+        self.fault = str(error)
+        before = self._filters.get(_EVERY, RepeatFilter()).texts
+        new = str(error) not in before  # a condition of this host is not repeated
+        if self._should_log(_EVERY, error) and new:
+            self.telemetry.log.warning("host.limited", reason=str(error), **_hint(error))
 
     def linked(self) -> None:
         """Report that all links are right."""
         self.fault = ""
-        self._filters.pop(LINKS, None)
+        self._filters.pop(_EVERY, None)
+
+    def _should_log(self, subject: str, error: KubeletError) -> bool:
+        return self._filters.setdefault(subject, RepeatFilter()).should_log(str(error))
+
+
+_EVERY = "every resource"
+"""The subject of what concerns every resource; no resource has this name."""
+
+
+def _hint(error: KubeletError) -> dict[str, str]:
+    return {"hint": error.hint} if error.hint else {}

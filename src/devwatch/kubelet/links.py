@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from devwatch.core.errors import KubeletError
@@ -12,6 +13,19 @@ if TYPE_CHECKING:
 
 FOLDER = "devwatch"
 """The folder of the links in that of the plugins: the kubelet removes the sockets there when it starts, and nothing else."""
+_UNWRITABLE = "let devwatch write there: as uid 0, and in its sandbox or its container without read-only"
+_FULL = "free some space on that file system"
+_CURES = {
+    errno.ENOENT: "mount the kubelet's folder of plugins, or name it (--device-plugin-dir); it is there once the kubelet has run",
+    errno.EACCES: _UNWRITABLE,
+    errno.EPERM: _UNWRITABLE,
+    errno.EROFS: _UNWRITABLE,
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EEXIST: "remove what is there: devwatch makes it itself",
+    errno.EISDIR: "remove what is there: devwatch makes it itself",
+}
+"""By error: what to do about it."""
 _SOCKETS = f"devwatch-{'[0-9a-f]' * 10}.sock"
 """The sockets of the plugins, as the kubelet knows them (`Kubelet.register`)."""
 
@@ -66,7 +80,8 @@ class DeviceLinks:
                     (self.folder / name).symlink_to(devnode)
         except OSError as error:
             path = error.filename2 or error.filename or self.folder
-            raise KubeletError(f"{path}: {error.strerror or error}") from error
+            hint = _CURES.get(error.errno or 0, "")
+            raise KubeletError(f"{path}: {error.strerror or error}", hint=hint) from error
         self._made = dict(wanted)
 
     def _leads_to(self, name: str) -> str | None:

@@ -150,8 +150,9 @@ def test_what_became_of_a_link_is_seen_at_each_scan(tmp_path: Path, harm: str) -
 
 def test_no_folder_of_the_plugins_is_an_error(tmp_path: Path) -> None:
     """Not mounted, or another root: it is not made, since no kubelet would be there."""
-    with pytest.raises(KubeletError, match=f"^{tmp_path / 'none' / FOLDER}: No such file or directory$"):
+    with pytest.raises(KubeletError, match=f"^{tmp_path / 'none' / FOLDER}: No such file or directory$") as raised:
         DeviceLinks(tmp_path / "none").update({})
+    assert "--device-plugin-dir" in raised.value.hint
     (tmp_path / FOLDER).write_text("x")
     with pytest.raises(KubeletError, match=f"^{tmp_path / FOLDER}: File exists$"):
         DeviceLinks(tmp_path).update({})

@@ -84,7 +84,8 @@ class Changeover:
         self._changes, self._free = pending, self._free & pending
         waiting = {change.resource: self.waiting.get(change.resource, _UNREAD) for change in pending}
         for change in self._free:
-            late = change.former is Publish.DEVICE_PLUGIN and now < self._forgotten_at
+            back = (change.former, change.way) == (Publish.DEVICE_PLUGIN, Publish.NODE_STATUS)
+            late = back and now < self._forgotten_at
             waiting[change.resource] = "waits for the kubelet to forget the plugin (5 min 20 s)" if late else ""
         self.waiting = {name: why for name, why in waiting.items() if why}
         self.former = {name: each for name, each in former.items() if name in gone or name in self.waiting}
@@ -132,11 +133,11 @@ class Changeover:
             self.waiting = {change.resource: why for change in listed - self._free}
             return
         try:
-            holdings = await self.holdings()
-        except KubeletError:
-            holdings = ()
-        way = Publish.DEVICE_PLUGIN
-        reasons = {each: holdouts(each, pods, holdings if each.way is way else ()) for each in self._changes}
+            holdings, fault = await self.holdings(), ""
+        except KubeletError as error:
+            holdings, fault = (), f"waits for the kubelet to say which pods have it: {error}"
+        reasons = {each: holdouts(each, pods, holdings) for each in self._changes}
+        reasons |= {each: fault for each in self._changes if fault and each.former is Publish.DRA}
         self._free = frozenset(change for change, why in reasons.items() if not why)
         self.waiting = {change.resource: why for change, why in reasons.items() if why}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from devwatch.core.incidents import Loss, Return
     from devwatch.core.pods import Holders, Pod
@@ -21,7 +21,10 @@ class Holding:
     """The name of the pod: the kubelet reports no UID, and another pod may have the name by now."""
     container: str
     resource: str
+    """Empty for a claim of another driver."""
     ids: frozenset[str]
+    claim: str = ""
+    """The name of the ResourceClaim through which it has them, empty where the device plugin gave them."""
 
 
 def holders_of(incident: Loss | Return, holdings: Iterable[Holding]) -> Holders:
@@ -48,13 +51,25 @@ def unproved(incident: Loss | Return, holders: Holders, before: Iterable[Pod], a
     return ""
 
 
-def held_ids(resource: str, holdings: Iterable[Holding], pods: Iterable[Pod]) -> frozenset[str] | None:
+def held_ids(
+    resource: str, holdings: Collection[Holding], pods: Iterable[Pod], *, claimed: bool = False
+) -> frozenset[str] | None:
     """Return the IDs that pods of this node hold, None where that is unknown.
 
     A reading proves that a device is not held only if it accounts for every unfinished pod of this node that requests the resource: the
-    kubelet answers with nothing for a while after its start.
+    kubelet answers with nothing for a while after its start. Where a ResourceClaim can request it too (`claimed`), it must account for
+    every claim: what one is for, the pod does not tell.
     """
+    unfinished = [pod for pod in pods if not pod.finished]
     mine = [each for each in holdings if each.resource == resource]
-    accounted = {(each.namespace, each.pod) for each in mine}
-    wanting = {(pod.namespace, pod.name) for pod in pods if pod.requests.get(resource, 0) > 0 and not pod.finished}
-    return frozenset().union(*(each.ids for each in mine)) if wanting <= accounted else None
+    wanting = {(pod.namespace, pod.name) for pod in unfinished if pod.requests.get(resource, 0) > 0}
+    known = wanting <= {(each.namespace, each.pod) for each in mine}
+    if known and claimed:
+        known = unread_claims(unfinished, holdings) == set()
+    return frozenset().union(*(each.ids for each in mine)) if known else None
+
+
+def unread_claims(pods: Iterable[Pod], holdings: Iterable[Holding]) -> set[tuple[str, str]]:
+    """Return the claims of these pods, by namespace and name, of which the kubelet does not say what they hold."""
+    told = {(each.namespace, each.claim) for each in holdings}
+    return {(pod.namespace, claim) for pod in pods for claim in pod.claims} - told

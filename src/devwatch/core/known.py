@@ -11,7 +11,6 @@ from devwatch.core.incidents import Loss, Registration, Return
 from devwatch.core.listing import MAX_LINKS, MAX_NUMBERS, Entry, listed_path
 from devwatch.core.matching import Ids, ids_of, leads_to, may_be_twins
 from devwatch.core.plan import START_GRACE
-from devwatch.core.rules import Publish
 from devwatch.core.slots import mark
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from devwatch.core.device import Device, Key
     from devwatch.core.paths import Paths
-    from devwatch.core.rules import ResourceRule
+    from devwatch.core.rules import Publish, ResourceRule
     from devwatch.core.scene import PreviousScan, Scene
     from devwatch.core.slots import Slot
 
@@ -39,7 +38,7 @@ class PresentDevice:
     registrations: tuple[Registration, ...] = ()
     """All its registrations, the current one last, whose paths are added when it departs; empty for one that a former daemon listed."""
 
-    def refreshed(self, device: Device, paths: Paths, slot: Slot | None) -> PresentDevice:
+    def refreshed(self, device: Device, paths: Paths, slot: Slot | None, publish: Publish) -> PresentDevice:
         """Return a copy whose entry lists what a scan found, and the former numbers until the pods of `back` are gone or spared."""
         devnode, back = {listed_path(device.devnode)}, self.back
         former = back.registrations if back and back.is_dead(back.registrations) else ()
@@ -51,7 +50,7 @@ class PresentDevice:
             numbers=tuple((each.second, each.number) for each in former),
             replugged=self.entry.replugged,
         )
-        return replace(self, entry=mark(entry, slot) if slot else entry)
+        return replace(self, entry=mark(entry, slot, publish) if slot else entry)
 
 
 class KnownDevices:
@@ -88,7 +87,7 @@ class KnownDevices:
         self._record_departures(rule, scene, before, paths)
         uncounted = self._restore_departures(rule, scene)
         found = Finder(gone=self.gone, here=self.here.keys(), scene=scene, name=rule.name).find()
-        exact = rule.publish is Publish.DEVICE_PLUGIN
+        exact = rule.publish.hands_over
         if not exact and scene.figure(rule.name).advertised <= scene.figure(rule.name).present:
             for entry in uncounted - found.keys():
                 del self.gone[entry]
@@ -99,10 +98,10 @@ class KnownDevices:
 
     def refresh(self, name: str, scene: Scene, paths: Paths) -> None:
         """Update the known devices from a scan, even an uncertain one: changed values, and devices that the resource no longer claims."""
-        claimed, slots = scene.claimed(name), scene.slots(name)
+        claimed, slots, publish = scene.claimed(name), scene.slots(name), scene.figure(name).publish
         others = {device.key for device in scene.devices} - claimed.keys() - scene.open(name)
         self.here = {
-            key: known.refreshed(claimed[key], paths, slots.get(key)) if key in claimed else known
+            key: known.refreshed(claimed[key], paths, slots.get(key), publish) if key in claimed else known
             for key, known in self.here.items()
             if key not in others
         }

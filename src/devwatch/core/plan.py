@@ -52,6 +52,7 @@ class Figure:
     advertised: int
     devices: tuple[Device, ...]
     """The present devices that the resource claims."""
+    publish: Publish = Publish.NODE_STATUS
     slots: tuple[Slot, ...] = ()
     """What the resource offers: one slot for each device that is present, lingers, or is held by a pod."""
     held: bool = False
@@ -59,7 +60,10 @@ class Figure:
     away: bool = False
     """Whether a devnode of it has been away for less than the grace, so that the list of devices may soon be as before."""
     amounts: Amounts | None = None
-    """The figures that the Node should show where the kubelet hands the devices over; None for `advertised` in both maps."""
+    """The figures that the Node should show where the kubelet hands the devices over; None for `advertised` in both maps.
+
+    With `publish: dra` they are 0: a figure above that would win over the ResourceSlice (scheduler, `DRAExtendedResource`).
+    """
     frozen: bool = False
     """Whether the annotation's entries stay as they are: the resource is still in use in another way of publishing."""
     due: float | None = None
@@ -167,7 +171,7 @@ class Tally:
             self._push_counts(rule, devices, now, certain=certain)
             figure = self._figure_of(rule, devices, observed, now, held=rule.name in open_)
             slots = self._slots.setdefault(rule.name, Slots(rule.name, rule.count))
-            unheld = free if rule.publish is Publish.DEVICE_PLUGIN else None
+            unheld = free if rule.publish.hands_over else None
             offered = slots.update(devices, figure.advertised, certain=certain, free=unheld, date=date)
             figures[rule.name] = replace(figure, slots=offered)
         return Figures(by_name=figures, claims=claims, left_out=self._left_out)
@@ -202,6 +206,8 @@ class Tally:
         present = quantity_of(rule, devices)
         return Figure(
             present=present,
+            publish=rule.publish,
+            amounts=Amounts.of(0) if rule.publish is Publish.DRA else None,
             advertised=max(self._last[rule.name], shown),
             devices=devices,
             held=held,
@@ -217,9 +223,13 @@ class Tally:
 
 
 def _usable(rule: ResourceRule, observed: NodeState) -> int:
-    """Return the Node's own figure for the devices that can be used; where the kubelet hands them over, capacity includes lost ones."""
-    handed_over = rule.publish is Publish.DEVICE_PLUGIN
-    return observed.amounts(rule.name).allocatable if handed_over else observed.count(rule.name)
+    """Return the Node's own number of devices that can be used.
+
+    Where the kubelet hands them over, capacity includes lost ones, and with `publish: dra` the annotation alone tells of them.
+    """
+    if rule.publish is Publish.DRA:
+        return len({entry.id for entry in observed.memory().get(rule.name, ()) if entry.id and not entry.lost})
+    return observed.amounts(rule.name).allocatable if rule.publish.hands_over else observed.count(rule.name)
 
 
 def _undecided_resources(inventory: Inventory, claims: Mapping[Device, Claim]) -> set[str]:
@@ -253,17 +263,17 @@ def _entries_of_slots(
     A device that is held is lost, unless it is among those `found` on the host: then another resource has it by now.
     """
     here = (slot for slot in figure.slots if slot.state is SlotState.PRESENT)
-    present = tuple(mark(Entry.of(device), slot) for slot in here for device in slot.devices)
+    present = tuple(mark(Entry.of(device), slot, figure.publish) for slot in here for device in slot.devices)
     entries = present if remembered is None else tuple(entry for entry in remembered if entry.id is not None)
     listed = {entry.id for entry in entries}
     absent = [slot for slot in figure.slots if slot.id not in listed]
     away = tuple(
-        replace(entry, lost=None if slot.lost and slot.is_among(found) else slot.lost)
+        replace(entry, lost=None if slot.lost and slot.is_among(found) else slot.lost, publish=figure.publish.value)
         for slot in absent
-        for entry in (*slot.entries, *(mark(Entry.of(device), slot) for device in slot.devices))
+        for entry in (*slot.entries, *(mark(Entry.of(device), slot, figure.publish) for device in slot.devices))
     )
     # Even without a device the way of publishing is listed.
-    return (*entries, *away) or (Entry(devnode="", publish=Publish.DEVICE_PLUGIN.value),)
+    return (*entries, *away) or (Entry(devnode="", publish=figure.publish.value),)
 
 
 def _entries_to_list(figure: Figure, observed: tuple[Entry, ...]) -> tuple[Entry, ...]:

@@ -64,6 +64,8 @@ class Pod:
     """Whether the kubelet has taken it over (`status.startTime`)."""
     devices: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """By resource: the IDs that its status names (`allocatedResourcesStatus`, from 1.36), none where it names none."""
+    claims: frozenset[str] = frozenset()
+    """The names of its ResourceClaims, one that the scheduler has made for its extended resources included."""
 
     @property
     def title(self) -> str:

@@ -48,6 +48,12 @@ class Publish(enum.Enum):
 
     NODE_STATUS = "nodeStatus"
     DEVICE_PLUGIN = "devicePlugin"
+    DRA = "dra"
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether containers get the device from the kubelet, rather than by a volume of their pod."""
+        return self is not Publish.NODE_STATUS
 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from devwatch.core.device import natural
 from devwatch.core.listing import MAX_TEXT, Entry
 from devwatch.core.matching import ids_of, leads_to
-from devwatch.core.rules import Count, Publish
+from devwatch.core.rules import Count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from devwatch.core.device import Device
+    from devwatch.core.rules import Publish
 
 
 _Unit = tuple["Device", ...]
@@ -109,12 +110,10 @@ def _names(entry: Entry, device: Device) -> bool:
     return leads_to(entry, device) and ids_of(entry) == ids_of(Entry.of(device))
 
 
-def mark(entry: Entry, slot: Slot) -> Entry:
+def mark(entry: Entry, slot: Slot, publish: Publish) -> Entry:
     """Return an entry of the annotation with what the next daemon needs to give the device the same ID."""
     identity = slot.identity
-    return replace(
-        entry, id=slot.id, port=identity.socket, place=identity.place or None, publish=Publish.DEVICE_PLUGIN.value
-    )
+    return replace(entry, id=slot.id, port=identity.socket, place=identity.place or None, publish=publish.value)
 
 
 def recall(resource: str, entries: Iterable[Entry]) -> Iterator[Slot]:

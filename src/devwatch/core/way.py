@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from devwatch.core.holders import unread_claims
 from devwatch.core.rules import Publish
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from devwatch.core.holders import Holding
     from devwatch.core.listing import Entry, Listing
@@ -54,19 +55,31 @@ def handed_over_before(memory: Listing) -> Listing:
 
 def way_of(entries: Iterable[Entry]) -> Publish:
     """Return how a resource was published, by its entries in the annotation."""
-    plugin = any(entry.publish == Publish.DEVICE_PLUGIN.value for entry in entries)
-    return Publish.DEVICE_PLUGIN if plugin else Publish.NODE_STATUS
+    told = {entry.publish for entry in entries}
+    return next((way for way in Publish if way.value in told), Publish.NODE_STATUS)
 
 
-def holdouts(change: Change, pods: Iterable[Pod], holdings: Iterable[Holding] = ()) -> str:
+def holdouts(change: Change, pods: Iterable[Pod], holdings: Collection[Holding] = ()) -> str:
     """Return why the former way is still in use: the unfinished pods that request the resource; empty where there are none.
 
-    The figures are 0 meanwhile, so that each of these pods was bound in the former way. Those that have their devices from the kubelet, as
-    `holdings` say, are in the new one.
+    The figures are 0 meanwhile, so that each of these pods was bound in the former way. Those that have their devices in the new one, as
+    `holdings` say, do not count. A claim of which they do not say what it holds may hold a device in the former way.
     """
-    new = {(each.namespace, each.pod) for each in holdings if each.resource == change.resource}
-    wanting = (pod for pod in pods if pod.requests.get(change.resource, 0) > 0 and not pod.finished)
-    titles = sorted(pod.title for pod in wanting if (pod.namespace, pod.name) not in new)
+    ways = {Publish.DRA: set[tuple[str, str]](), Publish.DEVICE_PLUGIN: set[tuple[str, str]]()}
+    for each in holdings:
+        if each.resource == change.resource:
+            ways[Publish.DRA if each.claim else Publish.DEVICE_PLUGIN].add((each.namespace, each.pod))
+    unfinished = [pod for pod in pods if not pod.finished]
+    wanting = {(pod.namespace, pod.name) for pod in unfinished if pod.requests.get(change.resource, 0) > 0}
+    if change.former is Publish.DRA:
+        unread = unread_claims(unfinished, holdings)
+        wanting |= {
+            (pod.namespace, pod.name)
+            for pod in unfinished
+            if (pod.namespace, pod.name) in ways[change.former]
+            or any((pod.namespace, claim) in unread for claim in pod.claims)
+        }
+    titles = sorted("/".join(key) for key in wanting - ways.get(change.way, set()))
     return f"waits for the end of {joined(titles)}" if titles else ""
 
 

@@ -153,6 +153,7 @@ def pod_of(item: Mapping[str, Any]) -> Pod:
             terminating=bool(metadata.get("deletionTimestamp")),
             started=bool((item.get("status") or {}).get("startTime")),
             devices=_devices(item.get("status") or {}),
+            claims=frozenset(_claims(spec, item.get("status") or {})),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Retry(f"unexpected response: an item is not a Pod ({type(error).__name__})") from error
@@ -194,6 +195,14 @@ def _devices(status: Mapping[str, Any]) -> dict[str, frozenset[str]]:
                 ids = (_string(resource["resourceID"]) for resource in each.get("resources") or ())
                 found.setdefault(_string(each["name"]), set()).update(ids)
     return {name: frozenset(ids) for name, ids in found.items()}
+
+
+def _claims(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of the ResourceClaims of a pod (PodSpec, `resourceClaims`; PodStatus, `extendedResourceClaimStatus` from 1.34)."""
+    made = [status["extendedResourceClaimStatus"]] if status.get("extendedResourceClaimStatus") else []
+    for each in (*(spec.get("resourceClaims") or ()), *(status.get("resourceClaimStatuses") or ()), *made):
+        if name := each.get("resourceClaimName"):
+            yield _string(name)
 
 
 def _container_state(state: Mapping[str, Any]) -> tuple[Phase, int | None]:

@@ -253,7 +253,7 @@ def test_a_wrong_pattern_says_what_is_allowed(text: str, fault: str | None) -> N
 
 
 ONE_OF = "(name, match, exclude, count, publish, container, nodes, removalGrace, evict"
-WAYS = "nodeStatus or devicePlugin"
+WAYS = "nodeStatus or devicePlugin or dra"
 BELOW_DEV = "an absolute path below /dev without ., .., a comma or white space in it"
 TIME = "a duration such as 500ms, 2s, 5m or 1h, from"
 
@@ -274,7 +274,7 @@ TIME = "a duration such as 500ms, 2s, 5m or 1h, from"
         ),
         (
             "container: {path: /dev/x}",
-            "5: resources[0].container: no device is handed over (only with publish: devicePlugin)",
+            "5: resources[0].container: no device is handed over (only with publish: devicePlugin or dra)",
         ),
         ("container: {path: }", f"23: resources[0].container.path: nothing stands here ({BELOW_DEV})"),
         ("nodes: ''", "12: resources[0].nodes: '' is not valid (a glob of node names or a list of them)"),
@@ -555,15 +555,26 @@ def test_a_shadowed_resource_is_a_warning_at_its_name() -> None:
 )
 def test_what_no_container_can_have_together_is_a_warning(earlier: str, later: str, why: str) -> None:
     """The kubelet hands both over, at paths or in variables of which one would hide the other; also by the number of a further device."""
-    more = "publish: devicePlugin, match: [{serial:"
-    text = f"resources:\n  - {earlier}, {more} x}}]}}\n  - {later}, {more} y}}]}}\n"
+    more = "match: [{serial:"
+    text = (
+        f"resources:\n  - {earlier}, publish: dra, {more} x}}]}}\n  - {later}, publish: devicePlugin, {more} y}}]}}\n"
+    )
     name = earlier.removeprefix("{name: ").partition(",")[0]
     warnings = [warning.render("c.yaml") for warning in _config(text).warnings]
     where = f"c.yaml:3:12: resources[1].name: no container can have both {name} (line 2) and this: {why}"
     assert warnings == ([where] if why else [])
 
 
-@pytest.mark.parametrize("ways", [("nodeStatus", "nodeStatus"), ("devicePlugin", "nodeStatus")])
+def test_a_name_that_no_attribute_can_hold_cannot_be_published_by_dra() -> None:
+    """An attribute of a device in a ResourceSlice has at most 64 characters."""
+    names = [f"a.io/{'x' * 59}", f"a.io/{'x' * 60}"]
+    texts = [_with("publish: dra").replace("a/b", name) for name in names]
+    (fits,) = _config(texts[0]).resources
+    assert (len(fits.name), fits.publish) == (64, Publish.DRA)
+    assert _faults(texts[1]) == ["2:11: resources[0].name: is too long (at most 64 characters with publish: dra)"]
+
+
+@pytest.mark.parametrize("ways", [("nodeStatus", "nodeStatus"), ("devicePlugin", "nodeStatus"), ("nodeStatus", "dra")])
 def test_paths_meet_only_where_the_kubelet_hands_over(ways: tuple[str, str]) -> None:
     """With nodeStatus a pod mounts what it likes, where it likes."""
     lines = [

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from devwatch.core.pods import Pod
 
 
-def holding(name: str, *ids: str, resource: str = ZIGBEE, namespace: str = "home", container: str = "c") -> Holding:
+def holding(name: str, *ids: str, **fields: str) -> Holding:
     """Return what a container of a pod has."""
-    return Holding(namespace=namespace, pod=name, container=container, resource=resource, ids=frozenset(ids))
+    own = {"namespace": "home", "container": "c", "resource": ZIGBEE, **fields}
+    return Holding(pod=name, ids=frozenset(ids), **own)
 
 
 def test_what_the_containers_of_all_pods_have_is_held() -> None:
@@ -57,6 +58,16 @@ def test_a_terminating_pod_still_holds_its_device() -> None:
     """Until its containers have ended."""
     assert held_ids(ZIGBEE, [], [pod("p", terminating=True)]) is None
     assert held_ids(ZIGBEE, [holding("p", "a")], [pod("p", terminating=True)]) == frozenset({"a"})
+
+
+def test_a_claim_that_the_kubelet_does_not_account_for_makes_it_unknown_where_claims_request_devices() -> None:
+    """It may be for any device; claims of other drivers are accounted for as well."""
+    waiting = pod("q", requests={}, claims=frozenset({"c"}))
+    assert held_ids(ZIGBEE, [], [waiting], claimed=True) is None
+    assert held_ids(ZIGBEE, [], [waiting]) == frozenset()
+    told = holding("q", resource="", claim="c")
+    assert held_ids(ZIGBEE, [told], [waiting], claimed=True) == frozenset()
+    assert held_ids(ZIGBEE, [told, holding("p", "a", claim="mine")], [waiting], claimed=True) == frozenset({"a"})
 
 
 NAMES = st.sampled_from("pqr")

@@ -15,7 +15,7 @@ from devwatch.core.listing import Entry, parse_listing, render_listing
 from devwatch.core.node import ANNOTATION_PART, MAPS, NodeState, Writer
 from devwatch.core.plan import Claims, Figures, Tally, list_devices, plan_patch
 from devwatch.core.plan import portion as portion_of
-from devwatch.core.rules import Count
+from devwatch.core.rules import Count, Publish
 from support.build import ZIGBEE, ZWAVE, Parts, device, entry, parts_of, patch_of, rule, scan
 
 if TYPE_CHECKING:
@@ -913,3 +913,34 @@ def test_a_devnode_that_goes_to_another_resource_counts_once() -> None:
     host.tally.configure((rule(ZWAVE), rule(ZIGBEE)))
     host.step(1, STICK)
     assert (host.advertised(ZIGBEE), host.advertised(ZWAVE)) == (0, 1)
+
+
+# -- devices that a ResourceSlice offers
+
+CLAIMED = rule(publish=Publish.DRA)
+
+
+def test_a_resource_of_a_slice_is_zero_on_the_node() -> None:
+    """A figure of the Node above that would be used instead of the slice. The annotation tells the way even without a device."""
+    host = Host.of(CLAIMED)
+    assert host.step(0)[ZIGBEE] == "0"
+    assert [entry.publish for entry in host.node.listing()[ZIGBEE]] == ["dra"]
+    host.step(1, STICK)
+    assert (host.node.count(ZIGBEE), host.advertised()) == (0, 1)
+    (listed,) = host.node.listing()[ZIGBEE]
+    (slot,) = host.figures.by_name[ZIGBEE].slots
+    assert (listed.devnode, listed.id, listed.publish) == (STICK.devnode, slot.id, "dra")
+
+
+def test_after_a_start_the_listed_devices_of_a_slice_linger() -> None:
+    """The Node's figure, 0, tells nothing of them; a lost one is none of them."""
+    before = Host.of(CLAIMED)
+    before.step(0, STICK, replace(STICK, devnode="/dev/ttyUSB9", physical="/devices/usb/9", serial="S9"))
+    first, second = before.node.listing()[ZIGBEE]
+    listed = render_listing({ZIGBEE: (first, replace(second, lost="2027-01-15T08:00:00Z"))})
+    host = Host(Tally((CLAIMED,)), node_of(listed, zigbee="0"))
+    host.tally.start(host.node, 100)
+    host.see(100)
+    assert host.advertised() == 1
+    host.see(110.1)
+    assert host.advertised() == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from devwatch.core.holders import Holding
 from devwatch.core.listing import Entry
 from devwatch.core.pods import Pod
 from devwatch.core.rules import Publish, ResourceRule
@@ -23,6 +25,7 @@ CHANGE = Change(resource="a.io/x", former=Publish.NODE_STATUS, way=Publish.DEVIC
         ((Entry(devnode="/dev/ttyUSB0", publish="of tomorrow"),), Publish.NODE_STATUS),
         ((HANDED_OVER,), Publish.DEVICE_PLUGIN),
         ((Entry(devnode="/dev/ttyUSB0"), HANDED_OVER), Publish.DEVICE_PLUGIN),
+        ((Entry(devnode="/dev/ttyUSB0", publish="dra"),), Publish.DRA),
     ],
 )
 def test_the_entries_tell_the_way(entries: tuple[Entry, ...], way: Publish) -> None:
@@ -49,3 +52,36 @@ def test_a_changed_way_waits_for_unfinished_pods_that_request_the_resource() -> 
     assert holdouts(CHANGE, idle) == ""
     assert holdouts(CHANGE, [*idle, pod("b"), pod("a", phase="Pending")]) == "waits for the end of d/a, d/b"
     assert holdouts(CHANGE, map(pod, "abcdefg")) == "waits for the end of d/a, d/b, d/c, d/d, d/e and 2 more"
+
+
+FROM_DRA = replace(CHANGE, former=Publish.DRA, way=Publish.DEVICE_PLUGIN)
+
+
+def a_pod(name: str, **fields: Any) -> Pod:  # noqa: ANN401  any field of a Pod
+    """Return a running pod."""
+    return Pod(namespace="d", name=name, uid=name, phase="Running", **fields)
+
+
+def has(name: str, claim: str = "", resource: str = "a.io/x") -> Holding:
+    """Return that a pod has a device, through a claim or from the device plugin."""
+    return Holding(namespace="d", pod=name, container="c", resource=resource, ids=frozenset({"i"}), claim=claim)
+
+
+def test_a_pod_that_has_its_device_in_the_new_way_is_not_waited_for() -> None:
+    """A daemon that starts again in the middle of a change sees both."""
+    both = [a_pod("old", requests={"a.io/x": 1}), a_pod("new", requests={"a.io/x": 1})]
+    assert holdouts(CHANGE, both, [has("new")]) == "waits for the end of d/old"
+    assert holdouts(replace(CHANGE, way=Publish.DRA), both, [has("new", "c")]) == "waits for the end of d/old"
+    assert holdouts(FROM_DRA, both, [has("old", "c"), has("new")]) == "waits for the end of d/old"
+
+
+def test_a_claim_holds_a_device_without_a_request() -> None:
+    """Its pod has it in the former way; a claim of another driver has not."""
+    pods = [a_pod("p", claims=frozenset({"mine"})), a_pod("q", claims=frozenset({"gpu"}))]
+    assert holdouts(FROM_DRA, pods, [has("p", "mine"), has("q", "gpu", resource="")]) == "waits for the end of d/p"
+
+
+def test_a_claim_that_the_kubelet_does_not_tell_of_may_be_one_of_the_former_way() -> None:
+    """Its pod may just have been bound."""
+    assert holdouts(FROM_DRA, [a_pod("p", claims=frozenset({"new"}))]) == "waits for the end of d/p"
+    assert holdouts(CHANGE, [a_pod("p", claims=frozenset({"new"}))]) == ""

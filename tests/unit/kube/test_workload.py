@@ -135,6 +135,20 @@ def test_the_devices_that_a_status_names_are_read() -> None:
     assert pod_of(content).devices == {ZIGBEE: frozenset("abc")}
 
 
+def test_the_claims_of_a_pod_are_read() -> None:
+    """Those that its spec names, that were made from a template, and that the scheduler has made for an extended resource."""
+    content = item()
+    content["spec"]["resourceClaims"] = [
+        {"name": "a", "resourceClaimName": "shared"},
+        {"name": "b", "resourceClaimTemplateName": "template"},
+    ]
+    content["status"] = {
+        "resourceClaimStatuses": [{"name": "b", "resourceClaimName": "p-b-x7"}, {"name": "c"}],
+        "extendedResourceClaimStatus": {"resourceClaimName": "p-extended", "requestMappings": []},
+    }
+    assert pod_of(content).claims == {"shared", "p-b-x7", "p-extended"}
+
+
 MOUNTS = [{"name": "dev", "mountPath": "/host/dev"}, {"name": "data", "mountPath": "/data"}]
 VOLUMES = [{"name": "dev", "hostPath": {"path": "/dev"}}, {"name": "data", "emptyDir": {}}]
 START = "2027-01-15T08:00:00Z"

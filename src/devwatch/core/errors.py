@@ -72,6 +72,10 @@ class NotServed(KubeletError):
     """The kubelet does not serve this method: it is too old (gRPC UNIMPLEMENTED)."""
 
 
+class ClaimRefused(DevwatchError):
+    """A ResourceClaim cannot be prepared: the kubelet shows this text at the pod, and tries again after a minute."""
+
+
 class ApiError(DevwatchError):
     """A request to the API server failed; whether it changed anything is unknown. `hint` says what to do about it."""
 

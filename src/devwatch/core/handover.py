@@ -193,7 +193,7 @@ class Allocation:
     """What a container gets for the devices of one resource."""
 
     paths: Mapping[str, str]
-    """By path in the container: the name of devwatch's link."""
+    """By path in the container: the name of devwatch's link, or the devnode where that is handed out."""
     variables: Mapping[str, str]
     """Environment variables."""
 
@@ -203,9 +203,13 @@ def allocate(rule: ResourceRule, ids: Iterable[str], links: Mapping[str, Sequenc
 
     The first devnode is at `container.path`, further ones at the path with a number appended.
     """
-    names = list(chain.from_iterable(links[name] for name in sorted(ids)))
-    paths = [f"{rule.container_path}{number or ''}" for number in range(len(names))]
-    return Allocation(paths=dict(zip(paths, names, strict=True)), variables={variable_of(rule.name): ",".join(paths)})
+    return lay_out(rule.name, rule.container_path, chain.from_iterable(links[name] for name in sorted(ids)))
+
+
+def lay_out(resource: str, path: str, names: Iterable[str]) -> Allocation:
+    """Return what a container gets: the first of these names at the path, further ones at the path with a number appended."""
+    placed = {f"{path}{number or ''}": name for number, name in enumerate(names)}
+    return Allocation(paths=placed, variables={variable_of(resource): ",".join(placed)})
 
 
 def variable_of(resource: str) -> str:

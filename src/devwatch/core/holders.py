@@ -21,10 +21,10 @@ class Holding:
     """The name of the pod: the kubelet reports no UID, and another pod may have the name by now."""
     container: str
     resource: str
-    """Empty for a claim of another driver."""
+    """The name of the resource; of devices that a claim gives, that of the driver, since the kubelet does not know the resource."""
     ids: frozenset[str]
     claim: str = ""
-    """The name of the ResourceClaim through which it has them, empty where the device plugin gave them."""
+    """The name of the ResourceClaim in the pod's namespace through which it has them, empty for devices of a device plugin."""
 
 
 def holders_of(incident: Loss | Return, holdings: Iterable[Holding]) -> Holders:

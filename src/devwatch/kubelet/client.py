@@ -12,13 +12,14 @@ from grpclib.client import UnaryUnaryMethod
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from devwatch.core.claims import DRIVER
 from devwatch.core.errors import KubeletError, NotServed
 from devwatch.core.holders import Holding
 from devwatch.kubelet import kubelet_pb2 as pb
 from devwatch.kubelet.protocol import KubeletChannel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 VERSION = "v1beta1"
@@ -66,7 +67,7 @@ async def allocatable(pod_resources: Path) -> Mapping[str, frozenset[str]]:
 
 
 async def holdings(pod_resources: Path) -> tuple[Holding, ...]:
-    """Return which pods hold devices. Raises `KubeletError`.
+    """Return which pods hold devices, by resource, and under the name of our driver those that a claim gives them. Raises `KubeletError`.
 
     For about a second after its start the kubelet answers with nothing, longer while the API server is away, although pods hold devices.
     """
@@ -74,17 +75,21 @@ async def holdings(pod_resources: Path) -> tuple[Holding, ...]:
         pod_resources, "/v1.PodResourcesLister/List", pb.Empty(), pb.ListPodResourcesResponse, within=READ_TIMEOUT
     )
     return tuple(
-        Holding(
-            namespace=pod.namespace,
-            pod=pod.name,
-            container=container.name,
-            resource=each.resource_name,
-            ids=frozenset(each.device_ids),
-        )
+        holding
         for pod in reply.pod_resources
         for container in pod.containers
-        for each in container.devices
+        for holding in _holdings_of(pod, container)
     )
+
+
+def _holdings_of(pod: pb.PodResources, container: pb.ContainerResources) -> Iterator[Holding]:
+    names = {"namespace": pod.namespace, "pod": pod.name, "container": container.name}
+    for each in container.devices:
+        yield Holding(**names, resource=each.resource_name, ids=frozenset(each.device_ids))
+    for claim in container.dynamic_resources:
+        ids = frozenset(each.device_name for each in claim.claim_resources if each.driver_name == DRIVER)
+        if ids:
+            yield Holding(**names, resource=DRIVER, ids=ids, claim=claim.claim_name)
 
 
 async def _call(path: Path, method: str, request: Message, reply: type[Reply], *, within: float) -> Reply:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x64\x65vwatch/kubelet/kubelet.proto\x12\x10\x64\x65vwatch.kubelet\"\x07\n\x05\x45mpty\"\x83\x01\n\x0fRegisterRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x15\n\rresource_name\x18\x03 \x01(\t\x12\x36\n\x07options\x18\x04 \x01(\x0b\x32%.devwatch.kubelet.DevicePluginOptions\"]\n\x13\x44\x65vicePluginOptions\x12\x1a\n\x12pre_start_required\x18\x01 \x01(\x08\x12*\n\"get_preferred_allocation_available\x18\x02 \x01(\x08\"G\n\x14ListAndWatchResponse\x12/\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1e.devwatch.kubelet.PluginDevice\"*\n\x0cPluginDevice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06health\x18\x02 \x01(\t\"Y\n\x0f\x41llocateRequest\x12\x46\n\x12\x63ontainer_requests\x18\x01 \x03(\x0b\x32*.devwatch.kubelet.ContainerAllocateRequest\"/\n\x18\x43ontainerAllocateRequest\x12\x13\n\x0b\x64\x65vices_ids\x18\x01 \x03(\t\"\\\n\x10\x41llocateResponse\x12H\n\x13\x63ontainer_responses\x18\x01 \x03(\x0b\x32+.devwatch.kubelet.ContainerAllocateResponse\"\xbc\x01\n\x19\x43ontainerAllocateResponse\x12\x43\n\x04\x65nvs\x18\x01 \x03(\x0b\x32\x35.devwatch.kubelet.ContainerAllocateResponse.EnvsEntry\x12-\n\x07\x64\x65vices\x18\x03 \x03(\x0b\x32\x1c.devwatch.kubelet.DeviceSpec\x1a+\n\tEnvsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\nDeviceSpec\x12\x16\n\x0e\x63ontainer_path\x18\x01 \x01(\t\x12\x11\n\thost_path\x18\x02 \x01(\t\x12\x13\n\x0bpermissions\x18\x03 \x01(\t\"Q\n\x18ListPodResourcesResponse\x12\x35\n\rpod_resources\x18\x01 \x03(\x0b\x32\x1e.devwatch.kubelet.PodResources\"i\n\x0cPodResources\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x38\n\ncontainers\x18\x03 \x03(\x0b\x32$.devwatch.kubelet.ContainerResources\"W\n\x12\x43ontainerResources\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\".devwatch.kubelet.ContainerDevices\"=\n\x10\x43ontainerDevices\x12\x15\n\rresource_name\x18\x01 \x01(\t\x12\x12\n\ndevice_ids\x18\x02 \x03(\t\"S\n\x1c\x41llocatableResourcesResponse\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\".devwatch.kubelet.ContainerDevicesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x64\x65vwatch/kubelet/kubelet.proto\x12\x10\x64\x65vwatch.kubelet\"\x07\n\x05\x45mpty\"\x83\x01\n\x0fRegisterRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x15\n\rresource_name\x18\x03 \x01(\t\x12\x36\n\x07options\x18\x04 \x01(\x0b\x32%.devwatch.kubelet.DevicePluginOptions\"]\n\x13\x44\x65vicePluginOptions\x12\x1a\n\x12pre_start_required\x18\x01 \x01(\x08\x12*\n\"get_preferred_allocation_available\x18\x02 \x01(\x08\"G\n\x14ListAndWatchResponse\x12/\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1e.devwatch.kubelet.PluginDevice\"*\n\x0cPluginDevice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06health\x18\x02 \x01(\t\"Y\n\x0f\x41llocateRequest\x12\x46\n\x12\x63ontainer_requests\x18\x01 \x03(\x0b\x32*.devwatch.kubelet.ContainerAllocateRequest\"/\n\x18\x43ontainerAllocateRequest\x12\x13\n\x0b\x64\x65vices_ids\x18\x01 \x03(\t\"\\\n\x10\x41llocateResponse\x12H\n\x13\x63ontainer_responses\x18\x01 \x03(\x0b\x32+.devwatch.kubelet.ContainerAllocateResponse\"\xbc\x01\n\x19\x43ontainerAllocateResponse\x12\x43\n\x04\x65nvs\x18\x01 \x03(\x0b\x32\x35.devwatch.kubelet.ContainerAllocateResponse.EnvsEntry\x12-\n\x07\x64\x65vices\x18\x03 \x03(\x0b\x32\x1c.devwatch.kubelet.DeviceSpec\x1a+\n\tEnvsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\nDeviceSpec\x12\x16\n\x0e\x63ontainer_path\x18\x01 \x01(\t\x12\x11\n\thost_path\x18\x02 \x01(\t\x12\x13\n\x0bpermissions\x18\x03 \x01(\t\"Q\n\x18ListPodResourcesResponse\x12\x35\n\rpod_resources\x18\x01 \x03(\x0b\x32\x1e.devwatch.kubelet.PodResources\"i\n\x0cPodResources\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x38\n\ncontainers\x18\x03 \x03(\x0b\x32$.devwatch.kubelet.ContainerResources\"\x95\x01\n\x12\x43ontainerResources\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\".devwatch.kubelet.ContainerDevices\x12<\n\x11\x64ynamic_resources\x18\x05 \x03(\x0b\x32!.devwatch.kubelet.DynamicResource\"x\n\x0f\x44ynamicResource\x12\x12\n\nclaim_name\x18\x02 \x01(\t\x12\x17\n\x0f\x63laim_namespace\x18\x03 \x01(\t\x12\x38\n\x0f\x63laim_resources\x18\x04 \x03(\x0b\x32\x1f.devwatch.kubelet.ClaimResource\"L\n\rClaimResource\x12\x13\n\x0b\x64river_name\x18\x02 \x01(\t\x12\x11\n\tpool_name\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x04 \x01(\t\"=\n\x10\x43ontainerDevices\x12\x15\n\rresource_name\x18\x01 \x01(\t\x12\x12\n\ndevice_ids\x18\x02 \x03(\t\"S\n\x1c\x41llocatableResourcesResponse\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\".devwatch.kubelet.ContainerDevices\"V\n\nPluginInfo\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x1a\n\x12supported_versions\x18\x04 \x03(\t\">\n\x12RegistrationStatus\x12\x19\n\x11plugin_registered\x18\x01 \x01(\x08\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"8\n\x08\x44raClaim\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"I\n\x1bNodePrepareResourcesRequest\x12*\n\x06\x63laims\x18\x01 \x03(\x0b\x32\x1a.devwatch.kubelet.DraClaim\"\xc8\x01\n\x1cNodePrepareResourcesResponse\x12J\n\x06\x63laims\x18\x01 \x03(\x0b\x32:.devwatch.kubelet.NodePrepareResourcesResponse.ClaimsEntry\x1a\\\n\x0b\x43laimsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12<\n\x05value\x18\x02 \x01(\x0b\x32-.devwatch.kubelet.NodePrepareResourceResponse:\x02\x38\x01\"Z\n\x1bNodePrepareResourceResponse\x12,\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1b.devwatch.kubelet.DraDevice\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"b\n\tDraDevice\x12\x15\n\rrequest_names\x18\x01 \x03(\t\x12\x11\n\tpool_name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x64i_device_ids\x18\x04 \x03(\t\"K\n\x1dNodeUnprepareResourcesRequest\x12*\n\x06\x63laims\x18\x01 \x03(\x0b\x32\x1a.devwatch.kubelet.DraClaim\"\xce\x01\n\x1eNodeUnprepareResourcesResponse\x12L\n\x06\x63laims\x18\x01 \x03(\x0b\x32<.devwatch.kubelet.NodeUnprepareResourcesResponse.ClaimsEntry\x1a^\n\x0b\x43laimsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12>\n\x05value\x18\x02 \x01(\x0b\x32/.devwatch.kubelet.NodeUnprepareResourceResponse:\x02\x38\x01\".\n\x1dNodeUnprepareResourceResponse\x12\r\n\x05\x65rror\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CONTAINERALLOCATERESPONSE_ENVSENTRY']._loaded_options = None
   _globals['_CONTAINERALLOCATERESPONSE_ENVSENTRY']._serialized_options = b'8\001'
+  _globals['_NODEPREPARERESOURCESRESPONSE_CLAIMSENTRY']._loaded_options = None
+  _globals['_NODEPREPARERESOURCESRESPONSE_CLAIMSENTRY']._serialized_options = b'8\001'
+  _globals['_NODEUNPREPARERESOURCESRESPONSE_CLAIMSENTRY']._loaded_options = None
+  _globals['_NODEUNPREPARERESOURCESRESPONSE_CLAIMSENTRY']._serialized_options = b'8\001'
   _globals['_EMPTY']._serialized_start=52
   _globals['_EMPTY']._serialized_end=59
   _globals['_REGISTERREQUEST']._serialized_start=62
@@ -59,10 +63,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTPODRESOURCESRESPONSE']._serialized_end=991
   _globals['_PODRESOURCES']._serialized_start=993
   _globals['_PODRESOURCES']._serialized_end=1098
-  _globals['_CONTAINERRESOURCES']._serialized_start=1100
-  _globals['_CONTAINERRESOURCES']._serialized_end=1187
-  _globals['_CONTAINERDEVICES']._serialized_start=1189
-  _globals['_CONTAINERDEVICES']._serialized_end=1250
-  _globals['_ALLOCATABLERESOURCESRESPONSE']._serialized_start=1252
-  _globals['_ALLOCATABLERESOURCESRESPONSE']._serialized_end=1335
+  _globals['_CONTAINERRESOURCES']._serialized_start=1101
+  _globals['_CONTAINERRESOURCES']._serialized_end=1250
+  _globals['_DYNAMICRESOURCE']._serialized_start=1252
+  _globals['_DYNAMICRESOURCE']._serialized_end=1372
+  _globals['_CLAIMRESOURCE']._serialized_start=1374
+  _globals['_CLAIMRESOURCE']._serialized_end=1450
+  _globals['_CONTAINERDEVICES']._serialized_start=1452
+  _globals['_CONTAINERDEVICES']._serialized_end=1513
+  _globals['_ALLOCATABLERESOURCESRESPONSE']._serialized_start=1515
+  _globals['_ALLOCATABLERESOURCESRESPONSE']._serialized_end=1598
+  _globals['_PLUGININFO']._serialized_start=1600
+  _globals['_PLUGININFO']._serialized_end=1686
+  _globals['_REGISTRATIONSTATUS']._serialized_start=1688
+  _globals['_REGISTRATIONSTATUS']._serialized_end=1750
+  _globals['_DRACLAIM']._serialized_start=1752
+  _globals['_DRACLAIM']._serialized_end=1808
+  _globals['_NODEPREPARERESOURCESREQUEST']._serialized_start=1810
+  _globals['_NODEPREPARERESOURCESREQUEST']._serialized_end=1883
+  _globals['_NODEPREPARERESOURCESRESPONSE']._serialized_start=1886
+  _globals['_NODEPREPARERESOURCESRESPONSE']._serialized_end=2086
+  _globals['_NODEPREPARERESOURCESRESPONSE_CLAIMSENTRY']._serialized_start=1994
+  _globals['_NODEPREPARERESOURCESRESPONSE_CLAIMSENTRY']._serialized_end=2086
+  _globals['_NODEPREPARERESOURCERESPONSE']._serialized_start=2088
+  _globals['_NODEPREPARERESOURCERESPONSE']._serialized_end=2178
+  _globals['_DRADEVICE']._serialized_start=2180
+  _globals['_DRADEVICE']._serialized_end=2278
+  _globals['_NODEUNPREPARERESOURCESREQUEST']._serialized_start=2280
+  _globals['_NODEUNPREPARERESOURCESREQUEST']._serialized_end=2355
+  _globals['_NODEUNPREPARERESOURCESRESPONSE']._serialized_start=2358
+  _globals['_NODEUNPREPARERESOURCESRESPONSE']._serialized_end=2564
+  _globals['_NODEUNPREPARERESOURCESRESPONSE_CLAIMSENTRY']._serialized_start=2470
+  _globals['_NODEUNPREPARERESOURCESRESPONSE_CLAIMSENTRY']._serialized_end=2564
+  _globals['_NODEUNPREPARERESOURCERESPONSE']._serialized_start=2566
+  _globals['_NODEUNPREPARERESOURCERESPONSE']._serialized_end=2612
 # @@protoc_insertion_point(module_scope)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
-from google.protobuf.message import DecodeError
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
 from devwatch.core.errors import KubeletError
 from devwatch.kubelet import kubelet_pb2 as pb
-from devwatch.kubelet.protocol import KubeletServer
+from devwatch.kubelet.protocol import KubeletServer, receive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from devwatch.core.handover import Allocation, Offer
 
-_Request = TypeVar("_Request")
 _SERVICE = "/v1beta1.DevicePlugin/"
 
 
@@ -89,7 +87,7 @@ class PluginServer:
             self._changed.set()
 
     async def _options(self, stream: Stream[pb.Empty, pb.DevicePluginOptions]) -> None:
-        await _receive(stream)
+        await receive(stream)
         await stream.send_message(pb.DevicePluginOptions())
 
     async def _list_and_watch(self, stream: Stream[pb.Empty, pb.ListAndWatchResponse]) -> None:
@@ -98,7 +96,7 @@ class PluginServer:
             self._stream.cancel()
         self._stream = task = asyncio.current_task()
         try:
-            await _receive(stream)
+            await receive(stream)
             self._resource.opened()
             await self._send_lists(stream)
         finally:
@@ -117,7 +115,7 @@ class PluginServer:
             await self._changed.wait()
 
     async def _allocate(self, stream: Stream[pb.AllocateRequest, pb.AllocateResponse]) -> None:
-        request = await _receive(stream)
+        request = await receive(stream)
         containers = request.container_requests if request else ()
         try:
             found = [self._resource.allocate(each.devices_ids) for each in containers]
@@ -131,14 +129,6 @@ class PluginServer:
             for path, name in allocation.paths.items()
         ]
         return pb.ContainerAllocateResponse(envs=allocation.variables, devices=devices)
-
-
-async def _receive(stream: Stream[_Request, Any]) -> _Request | None:
-    """Return the request, None for a call without one. Raises `GRPCError` for one that is cut short, compressed or not a message."""
-    try:
-        return await stream.recv_message()
-    except (AssertionError, DecodeError, NotImplementedError) as error:
-        raise GRPCError(Status.INVALID_ARGUMENT, f"unexpected request: {error}") from error
 
 
 def _list_of(offer: Offer) -> pb.ListAndWatchResponse:

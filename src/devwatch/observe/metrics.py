@@ -13,6 +13,7 @@ _ACTIONS: Final = ("add", "remove", "change", "move", "online", "offline", "bind
 _TRIGGERS: Final = ("uevent", "sweep", "resync", "node", "retry", "config", "start", "grace", "kubelet")
 _PATCHES: Final = ("changed", "unchanged", "refused", "failed")
 _ALLOCATIONS: Final = ("allocated", "refused")
+_CLAIMS: Final = (("prepare", "prepared"), ("prepare", "refused"), ("unprepare", "unprepared"))
 _EVICTIONS: Final = ("evicted", "refused", "failed", "ambiguous", "bare", "spared")
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -55,6 +56,14 @@ class Metrics:
         self.evictions = self._counter("evictions", "Evictions, and pods spared.", "outcome", _EVICTIONS)
         self._registered = self._gauge("kubelet_registered", "1 while the kubelet has taken over our list.", "resource")
         self.allocations = self._counter("allocations", "Devices handed to a container.", "outcome", _ALLOCATIONS)
+        self.claims = Counter(
+            "devwatch_claims_total",
+            "Claims prepared and unprepared.",
+            ["operation", "outcome"],
+            registry=self._registry,
+        )
+        for operation, outcome in _CLAIMS:
+            self.claims.labels(operation, outcome)
         self.config_reloads = self._counter("config_reloads", "Config reads.", "outcome", ("reloaded", "rejected"))
         self.config_in_force = self._gauge("config_in_force", "0 while the configuration file on disk is refused.")
         self.config_in_force.set(1)

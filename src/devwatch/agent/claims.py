@@ -1,0 +1,253 @@
+"""The kubelet's side of `dra`: prepares claims, keeps the record of them, and gives their devices to containers by CDI files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from devwatch.agent.claimreader import ClaimReader
+from devwatch.agent.claimreport import ClaimReport
+from devwatch.agent.driverregistration import DriverRegistration, Server
+from devwatch.agent.preparedclaims import ClaimFiles, PreparedClaims
+from devwatch.core.claims import DRIVER, PreparedClaim, is_allocated_here, prepare
+from devwatch.core.errors import ClaimRefused, Forbidden, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from devwatch.agent.clock import Clock
+    from devwatch.agent.report import Telemetry
+    from devwatch.core.claims import ClaimReference, ClaimState
+    from devwatch.core.errors import ApiError
+    from devwatch.core.inventory import Inventory
+    from devwatch.core.rules import ResourceRule
+    from devwatch.core.slots import Slot
+
+PREPARE_TIMEOUT = 40.0
+"""Seconds in which a claim is prepared or refused: the kubelet waits for 45 s (`defaultClientCallTimeout`), and shows our reason."""
+
+
+class DriverApi(ClaimFiles, Protocol):
+    """What the driver has of the kubelet and of the container runtime."""
+
+    def server(self, claims: ClaimDriver) -> Server:
+        """Return a server for the driver, which does not listen yet."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Call:
+    """A claim that the kubelet waits for: each of its calls for one claim gets the same answer."""
+
+    claim: ClaimReference
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    outcome: PreparedClaim | ClaimRefused | None = None
+    trouble: str = "the API server was not asked yet"
+    waiting: int = 0
+    """The calls that wait for it."""
+
+    def finish(self, outcome: PreparedClaim | ClaimRefused) -> None:
+        """Answer all calls."""
+        self.outcome = outcome
+        self.done.set()
+
+
+class ClaimDriver:
+    """Prepares the claims of this node's pods.
+
+    A claim is *prepared* in this order: the kubelet asks, the claim is read from the API server, the next cycle of the loop writes the
+    record and the CDI file by a scan of that moment, the kubelet gets its answer. It promises:
+
+    - *never another's device*: a CDI file names a devnode only while a scan finds that device there; a container that starts meanwhile
+      waits;
+    - *level, not edge*: record and files follow the claims and the scan in each cycle, whatever was lost, removed or full before;
+    - *the same answer*: a claim that is prepared gets the same devices and names again, after a restart too;
+    - *a pod can always end*: a claim is unprepared whatever fails;
+    - a kubelet that hangs, refuses or is away stops nothing else.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts of the loop, by keyword
+        self,
+        connect: Callable[[], DriverApi],
+        *,
+        recorded: Callable[[], bool],
+        read: Callable[[ClaimReference], Awaitable[ClaimState]],
+        pool: str,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        """Start without resources.
+
+        `connect` is called where there are some, or a former daemon has `recorded` claims, and raises a `KubeletError`. `read`
+        reads a claim, and raises an `ApiError`. `pool` is the name of this node's pool.
+        """
+        self._connect, self._recorded, self._pool = connect, recorded, pool
+        self._rules: Mapping[str, ResourceRule] = {}
+        self._calls: dict[str, _Call] = {}
+        """By UID: what the kubelet waits for."""
+        self._ready = asyncio.Event()
+        self._report = ClaimReport(telemetry=telemetry)
+        self.claims = PreparedClaims(report=self._report)
+        self._reader = ClaimReader(read=read, receiver=self, clock=clock)
+        self.registration = DriverRegistration(driver=DRIVER, connect=self._serve, clock=clock, report=self._report)
+
+    # -- the interface to the loop
+
+    def follow(self, group: asyncio.TaskGroup, wake: Callable[[str], None]) -> None:
+        """Register in the background, and wake the loop at each change."""
+        self._report.wake = partial(wake, "kubelet")
+        group.create_task(self.registration.run(self._ready))
+
+    def configure(self, rules: Iterable[ResourceRule]) -> None:
+        """Set the resources of this node that are published so. Reads the record of a former daemon."""
+        self._rules = {rule.name: rule for rule in rules}
+        self._load()
+
+    @property
+    def tasks(self) -> tuple[ClaimReader]:
+        """What reads claims between the patches."""
+        return (self._reader,)
+
+    @property
+    def registered(self) -> bool:
+        """Whether the kubelet has registered the driver."""
+        return self.registration.registered
+
+    @property
+    def holders(self) -> tuple[PreparedClaim, ...]:
+        """The claims that are prepared here."""
+        return tuple(self.claims.by_uid.values())
+
+    @property
+    def held(self) -> Mapping[str, frozenset[str]]:
+        """The IDs of the devices that claims hold, by resource."""
+        return self.claims.held
+
+    def update(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> None:
+        """Process a scan: lost devices are taken out of the CDI files, and returned ones put in.
+
+        `slots` are those of all resources that claims may hold, by resource.
+        """
+        self._load()
+        self.claims.observe(slots, inventory, self._rules)
+        self._synchronize()
+        self.registration.want(wanted=bool(self._rules or self.claims.by_uid))
+        if self.claims.files is not None and not inventory.doubts:
+            self._ready.set()
+
+    def _load(self) -> None:
+        """Read the record of a former daemon, once. Its claims are compared with those of the API server: they may have ended."""
+        if self.claims.files is None and (self._rules or self._recorded()):
+            for claim in self.claims.load(self._connect):
+                self._reader.add(claim.reference, urgent=False)
+
+    def _synchronize(self) -> None:
+        """Write what is to be written, and answer the calls that wait for that."""
+        self.claims.synchronize()
+        claims = self.claims.by_uid
+        for uid in self._calls.keys() & claims.keys():
+            call = self._calls.pop(uid)
+            if self.claims.fault:
+                del claims[uid]
+                call.finish(ClaimRefused(self.claims.fault))
+            else:
+                self._report.prepared(claims[uid], new=True)
+                call.finish(claims[uid])
+
+    # -- the claims that are read
+
+    def found(self, claim: ClaimReference, state: ClaimState | None) -> None:
+        """Take a claim as the API server has it: prepare it if the kubelet waits, else forget it if it has ended."""
+        call, claims = self._calls.get(claim.uid), self.claims.by_uid
+        if call is None:
+            if state is None or not is_allocated_here(state, claim.uid, self._pool):
+                del claims[claim.uid]
+                self._report.ended(claim)
+        elif state is None:
+            self._refuse(call, ClaimRefused(f"the API server has no ResourceClaim {claim.title}"))
+        else:
+            try:
+                claims[claim.uid] = prepare(claim, state, self._pool, self.claims.known)
+            except ClaimRefused as error:
+                self._refuse(call, error)
+
+    def failed(self, claim: ClaimReference, error: ApiError) -> None:
+        """Take note of an error. What only the user can change is told to the kubelet at once."""
+        if (call := self._calls.get(claim.uid)) is not None:
+            call.trouble = f"{error}; {error.hint}" if error.hint else str(error)
+            if isinstance(error, Forbidden | Refused):
+                self._refuse(call, ClaimRefused(call.trouble))
+
+    def _refuse(self, call: _Call, error: ClaimRefused) -> None:
+        self._forget(call)
+        call.finish(error)
+
+    def _forget(self, call: _Call) -> None:
+        """End a call that is not answered yet."""
+        self._calls.pop(call.claim.uid, None)
+        self._reader.drop(call.claim.uid)
+
+    # -- the interface to the server
+
+    def _serve(self) -> Server:
+        return self._connect().server(self)
+
+    def notified(self, error: str | None) -> None:
+        """Record that the kubelet has registered the driver, or why not."""
+        self.registration.notified(error)
+
+    def changed(self) -> None:
+        """Record that the kubelet has connected or disconnected."""
+        self.registration.changed()
+
+    async def prepare(self, claims: Sequence[ClaimReference]) -> Mapping[str, PreparedClaim | ClaimRefused]:
+        """Prepare claims, and return by UID what each has or why not."""
+        calls = {uid: self._join(claim) for uid, claim in {each.uid: each for each in claims}.items()}
+        self._report.wake()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PREPARE_TIMEOUT):
+                    for call in calls.values():
+                        await call.done.wait()
+        finally:
+            for call in calls.values():
+                self._leave(call)
+        return {uid: self._outcome_of(call) for uid, call in calls.items()}
+
+    def _join(self, claim: ClaimReference) -> _Call:
+        """Return the call for a claim: an answered one if it is prepared, else one that the next reading answers."""
+        call = self._calls.get(claim.uid)
+        if call is None:
+            call = _Call(claim=claim)
+            if (prepared := self.claims.by_uid.get(claim.uid)) is not None:
+                self._report.prepared(prepared, new=False)
+                call.finish(prepared)
+            else:
+                self._calls[claim.uid] = call
+                self._reader.add(claim, urgent=True)
+        call.waiting += 1
+        return call
+
+    def _leave(self, call: _Call) -> None:
+        """Stop waiting for a call; one for which no other waits is given up."""
+        call.waiting -= 1
+        if not call.waiting and not call.done.is_set():
+            self._forget(call)
+
+    def _outcome_of(self, call: _Call) -> PreparedClaim | ClaimRefused:
+        outcome = call.outcome or ClaimRefused(f"not prepared within {PREPARE_TIMEOUT:.0f} s: {call.trouble}")
+        if isinstance(outcome, ClaimRefused):
+            self._report.refused(call.claim, outcome)
+        return outcome
+
+    async def unprepare(self, claims: Sequence[ClaimReference]) -> None:
+        """Forget claims, prepared or not. What fails with their files is reported and done in a later cycle."""
+        for claim in claims:
+            if (call := self._calls.get(claim.uid)) is not None:
+                self._refuse(call, ClaimRefused(f"{claim.title} was unprepared meanwhile"))
+            self._reader.drop(claim.uid)
+            self._report.unprepared(claim, known=self.claims.by_uid.pop(claim.uid, None) is not None)
+        self._synchronize()
+        self._report.wake()

@@ -1,0 +1,163 @@
+"""The registration of the DRA driver with the kubelet: its sockets are there, and the kubelet is connected."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from devwatch.core.backoff import Backoff
+from devwatch.core.errors import KubeletError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from devwatch.agent.clock import Clock
+
+CHECK = 5.0
+"""Seconds between two checks whether the sockets are still there."""
+RECONNECT = 2.0
+"""Seconds for which the kubelet may be disconnected before it counts as gone; its client connects again at once."""
+ABSENT = 10.0
+"""Seconds after which it is reported that no kubelet has registered the driver: one that starts needs some."""
+
+
+class Server(Protocol):
+    """The two sockets of the driver."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the kubelet is connected for claims."""
+
+    @property
+    def missing(self) -> str:
+        """The path of a socket that was removed or replaced since, empty where both are ours."""
+
+    async def start(self) -> None:
+        """Listen. Raises `KubeletError`."""
+
+    async def close(self) -> None:
+        """Stop listening."""
+
+
+class RegistrationReport(Protocol):
+    """What a registration reports to."""
+
+    def wake(self) -> None:
+        """Start the next cycle of the loop now."""
+
+    def registered(self) -> None:
+        """Report that the kubelet has registered the driver."""
+
+    def lost(self, subject: str, error: KubeletError) -> None:
+        """Report why claims cannot be prepared."""
+
+
+@dataclass(slots=True, kw_only=True)
+class DriverRegistration:
+    """Serves the driver while it is `wanted`, and follows whether the kubelet has it.
+
+    The kubelet finds the socket by itself, at its start too, and tries again by itself what has failed. So there is nothing to repeat here,
+    but for sockets that were removed.
+    """
+
+    driver: str
+    connect: Callable[[], Server]
+    """Returns a server that does not listen yet."""
+    clock: Clock
+    report: RegistrationReport
+    registered: bool = False
+    lost_at: float = -math.inf
+    """Since when the driver is not registered."""
+    failure: str = ""
+    """Why it is not registered, empty where that is not known or it is."""
+    _wanted: bool = False
+    _accepted: bool = False
+    """Whether the kubelet has last said that it has registered the driver."""
+    _connected: bool = False
+    _connected_at: float = -math.inf
+    """When the kubelet was connected last, as far as observed."""
+    _progress: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set at each change."""
+
+    def want(self, *, wanted: bool) -> None:
+        """Set whether the driver is to be registered."""
+        if wanted != self._wanted:
+            self._wanted, self.lost_at = wanted, self.clock.now()
+            self._progress.set()
+
+    def notified(self, error: str | None) -> None:
+        """Record that the kubelet has registered the driver, or why not."""
+        self._accepted = error is None
+        if error is not None:
+            hint = "Kubernetes 1.34 or newer is needed"
+            self._fail(KubeletError(f"the kubelet has not registered the driver: {error}", hint=hint))
+        self.changed()
+
+    def changed(self) -> None:
+        """Record that the kubelet has connected or disconnected."""
+        self._progress.set()
+        self.report.wake()
+
+    async def run(self, ready: asyncio.Event) -> None:
+        """Serve once `ready` is set and whenever the driver is wanted."""
+        await ready.wait()
+        backoff = Backoff(first=1.0, limit=10.0)
+        while True:
+            while not self._wanted:
+                await self._await_change(None)
+            try:
+                await self._serve(backoff)
+            except KubeletError as error:
+                self._fail(error)
+                backoff.fail(self.clock.now(), self.clock.jitter())
+            await asyncio.sleep(max(backoff.until - self.clock.now(), 0))
+
+    async def _serve(self, backoff: Backoff) -> None:
+        """Serve until the driver is not wanted any more. Raises `KubeletError`."""
+        server = self.connect()
+        self._accepted, self.lost_at = False, self.clock.now()
+        try:
+            await server.start()
+            while self._wanted:
+                if path := server.missing:
+                    raise KubeletError(f"{path}: another program has removed it", hint="it is made again")
+                self._observe(connected=server.connected)
+                await self._await_change(CHECK if server.connected else RECONNECT)
+                backoff.succeed()
+        finally:
+            await server.close()
+            self._observe(connected=False, ended=True)
+
+    def _observe(self, *, connected: bool, ended: bool = False) -> None:
+        """Update whether the driver is registered, and report changes."""
+        now = self.clock.now()
+        self._connected_at = now if connected or self._connected else self._connected_at
+        self._connected = connected
+        registered = self._accepted and not ended and now < self._connected_at + RECONNECT
+        if registered and not self.registered:
+            self.failure = ""
+            self.report.registered()
+        elif self.registered and not registered:
+            self.lost_at = now
+            if not (ended or self.failure):
+                self._fail(KubeletError("the kubelet has closed its connection"))
+        elif not (registered or ended or self.failure) and now >= self.lost_at + ABSENT:
+            hint = "does it run, and is its folder this one (--kubelet-dir)?"
+            self._fail(KubeletError("no kubelet registers the driver", hint=hint))
+        if registered != self.registered:
+            self.registered = registered
+            self.report.wake()
+
+    def _fail(self, error: KubeletError) -> None:
+        self.failure = str(error)
+        self.report.lost(self.driver, error)
+
+    async def _await_change(self, seconds: float | None) -> None:
+        """Wait for the next change, for these seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._progress.wait()
+        self._progress.clear()

@@ -1,0 +1,109 @@
+"""The record of the prepared claims, which outlives the daemon."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from devwatch.core.claims import ClaimReference, KnownDevice, PreparedClaim, PreparedDevice
+from devwatch.core.slots import Identity
+from devwatch.kubelet import files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+_LIMIT = 4 * 1024 * 1024
+"""Bytes of the largest record: 128 devices have far less."""
+
+
+class ClaimRecord:
+    """The file `claims.json` in the folder of the driver; without claims there is none."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use a folder, which need not exist."""
+        self._path = folder / "claims.json"
+
+    def read(self) -> tuple[tuple[PreparedClaim, ...], str]:
+        """Return the claims, and what is wrong with the record, empty where it is sound. Raises `KubeletError` where it cannot be read.
+
+        A damaged record is set aside, so that the claims that follow can be written.
+        """
+        aside = self._path.with_suffix(".damaged")
+        try:
+            if (text := self._read_text()) is None:
+                return (), ""
+            try:
+                return tuple(_claim_of(each) for each in json.loads(text)["claims"]), ""
+            except (
+                ArithmeticError,
+                AttributeError,
+                KeyError,
+                LookupError,
+                RecursionError,
+                TypeError,
+                ValueError,
+            ) as error:
+                self._path.replace(aside)
+                return (), f"{self._path} is damaged ({type(error).__name__}) and now {aside}"
+        except OSError as error:
+            raise files.error_of(error, self._path) from error
+
+    def _read_text(self) -> bytes | None:
+        """Return the content, None where there is no record. A file that would block the reader counts as damaged."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+                return None
+            raise
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(_LIMIT) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+
+    def write(self, claims: Iterable[PreparedClaim]) -> None:
+        """Write the record in one step. Raises `KubeletError`, and leaves the former one then."""
+        entries = [asdict(claim) for claim in claims]
+        try:
+            if entries:
+                self._path.parent.mkdir(mode=0o750, exist_ok=True)
+                files.write(self._path, json.dumps({"claims": entries}, indent=1) + "\n", mode=0o600)
+            else:
+                self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise files.error_of(error, self._path) from error
+
+
+def _claim_of(entry: Mapping[str, Any]) -> PreparedClaim:
+    """Return a claim of the record. Raises any error of a value that is not one."""
+    devices = tuple(_device_of(each) for each in entry["devices"])
+    claim = PreparedClaim(reference=ClaimReference(**_strings(entry["reference"])), devices=devices)
+    if not claim.is_nameable:
+        raise ValueError(claim.reference.uid)
+    return claim
+
+
+def _device_of(entry: Mapping[str, Any]) -> PreparedDevice:
+    known, texts = entry["known"], {name: entry[name] for name in ("request", "pool", "id")}
+    identity = Identity(**_strings(known["identity"], optional=("vendor", "product", "serial")))
+    return PreparedDevice(
+        **_strings(texts),
+        known=KnownDevice(
+            **_strings({name: known[name] for name in ("resource", "path")}),
+            identity=identity,
+            in_socket=known["in_socket"] is True,
+        ),
+        admin=entry["admin"] is True,
+        spared=entry["spared"] is True,
+    )
+
+
+def _strings(values: Mapping[str, Any], optional: Iterable[str] = ()) -> dict[str, Any]:
+    """Return these values. Raises `TypeError` for one that is not a string, nor None where that may be."""
+    for name, value in values.items():
+        if not isinstance(value, str) and not (value is None and name in optional):
+            raise TypeError(name)
+    return dict(values)

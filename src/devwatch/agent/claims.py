@@ -121,14 +121,15 @@ class ClaimDriver:
         return tuple(self.claims.by_uid.values())
 
     @property
-    def held(self) -> Mapping[str, frozenset[str]]:
-        """The IDs of the devices that claims hold, by resource."""
-        return self.claims.held
+    def held(self) -> Mapping[str, frozenset[str]] | None:
+        """The IDs of the devices that claims hold, by resource; None where that is unknown: the record was not read yet."""
+        return self.claims.held if self.claims.files is not None else None
 
     def update(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> None:
         """Process a scan: lost devices are taken out of the CDI files, and returned ones put in.
 
-        `slots` are those of all resources that claims may hold, by resource.
+        `slots` are those of all resources that claims may hold, by resource. They have to know the IDs of a former daemon already, also
+        those of `PreparedClaims.recall`: otherwise a twin could get the ID of the device that a claim has.
         """
         self._load()
         self.claims.observe(slots, inventory, self._rules)

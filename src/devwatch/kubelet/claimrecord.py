@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import stat
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -39,15 +37,7 @@ class ClaimRecord:
                 return (), ""
             try:
                 return tuple(_claim_of(each) for each in json.loads(text)["claims"]), ""
-            except (
-                ArithmeticError,
-                AttributeError,
-                KeyError,
-                LookupError,
-                RecursionError,
-                TypeError,
-                ValueError,
-            ) as error:
+            except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
                 self._path.replace(aside)
                 return (), f"{self._path} is damaged ({type(error).__name__}) and now {aside}"
         except OSError as error:
@@ -56,13 +46,13 @@ class ClaimRecord:
     def _read_text(self) -> bytes | None:
         """Return the content, None where there is no record. A file that would block the reader counts as damaged."""
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-                return None
-            raise
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read(_LIMIT) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+            found = self._path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            return b""
+        with self._path.open("rb") as file:
+            return file.read(_LIMIT)
 
     def write(self, claims: Iterable[PreparedClaim]) -> None:
         """Write the record in one step. Raises `KubeletError`, and leaves the former one then."""

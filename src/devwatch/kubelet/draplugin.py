@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Protocol
 
-from grpclib.const import Cardinality, Handler
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError
 
 from devwatch.core.claims import CDI_KIND, DRIVER, ClaimReference, PreparedClaim
 from devwatch.kubelet import files
@@ -24,6 +25,8 @@ _SERVICE = "v1.DRAPlugin"
 """The service as the registration names it, served by kubelets from 1.34 on."""
 _METHODS = f"/k8s.io.kubelet.pkg.apis.dra.{_SERVICE}/"
 _REGISTRATION = "/pluginregistration.Registration/"
+_HEALTH = "/v1alpha1.DRAResourceHealth/NodeWatchResources"
+"""Opened by every kubelet from 1.36 on, again and again."""
 _SocketFile = tuple[int, int]
 
 
@@ -104,12 +107,12 @@ class DriverServer:
         yield f"{_REGISTRATION}NotifyRegistrationStatus", Handler(self._notify, unary, pb.RegistrationStatus, pb.Empty)
 
     def _driver_methods(self) -> Iterator[tuple[str, Handler]]:
-        """Yield what is served for claims; to the stream of health, as to any other call, grpclib answers UNIMPLEMENTED."""
         unary = Cardinality.UNARY_UNARY
         prepare = Handler(self._prepare, unary, pb.NodePrepareResourcesRequest, pb.NodePrepareResourcesResponse)
         unprepare = Handler(self._unprepare, unary, pb.NodeUnprepareResourcesRequest, pb.NodeUnprepareResourcesResponse)
         yield f"{_METHODS}NodePrepareResources", prepare
         yield f"{_METHODS}NodeUnprepareResources", unprepare
+        yield _HEALTH, Handler(self._refuse_health, Cardinality.UNARY_STREAM, pb.Empty, pb.Empty)
 
     async def _info(self, stream: Stream[pb.Empty, pb.PluginInfo]) -> None:
         await receive(stream)
@@ -121,6 +124,10 @@ class DriverServer:
         status = await receive(stream) or pb.RegistrationStatus()
         self._claims.notified(None if status.plugin_registered else status.error or "it does not say why")
         await stream.send_message(pb.Empty())
+
+    async def _refuse_health(self, _stream: Stream[pb.Empty, pb.Empty]) -> None:
+        """Answer as gRPC has it; what grpclib answers to unknown methods lacks the content type, and is malformed to the kubelet."""
+        raise GRPCError(Status.UNIMPLEMENTED, "the taints of the slice tell which device is lost")
 
     async def _prepare(self, stream: Stream[pb.NodePrepareResourcesRequest, pb.NodePrepareResourcesResponse]) -> None:
         request = await receive(stream) or pb.NodePrepareResourcesRequest()

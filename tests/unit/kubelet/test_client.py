@@ -63,6 +63,28 @@ async def test_the_kubelet_is_asked_which_pods_hold_devices(tmp_path: Path) -> N
         )
 
 
+@quiet
+async def test_the_kubelet_is_asked_which_pods_have_devices_by_a_claim(tmp_path: Path) -> None:
+    """Of our driver alone: under its name, since the kubelet does not know the resource."""
+
+    def given(claim: str, **devices: str) -> pb.DynamicResource:
+        found = [
+            pb.ClaimResource(driver_name=driver.replace("_", "."), pool_name="p", device_name=name)
+            for name, driver in devices.items()
+        ]
+        return pb.DynamicResource(claim_name=claim, claim_namespace="home", claim_resources=found)
+
+    async with kubelet(tmp_path) as one:
+        claims = [given("both", a="devwatch_io", x="gpu_example_com", b="devwatch_io"), given("other", y="gpu")]
+        containers = [pb.ContainerResources(name="c", devices=[listed(ZWAVE, ["z"])], dynamic_resources=claims)]
+        one.pods.append(pb.PodResources(name="p", namespace="home", containers=containers))
+        held = {"namespace": "home", "pod": "p", "container": "c"}
+        assert await client.holdings(one.pod_resources) == (
+            Holding(**held, resource=ZWAVE, ids=frozenset({"z"})),
+            Holding(**held, resource="devwatch.io", ids=frozenset({"a", "b"}), claim="both"),
+        )
+
+
 # -- what is refused
 
 

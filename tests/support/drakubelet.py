@@ -35,7 +35,8 @@ class DraKubelet:
     registered: list[pb.PluginInfo] = field(default_factory=list)
     """Each registration."""
     _known: set[tuple[str, int, int]] = field(default_factory=set)
-    _channel: KubeletChannel | None = None
+    channel: KubeletChannel | None = None
+    """The connection to the driver that was registered last."""
     _task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -54,9 +55,9 @@ class DraKubelet:
 
     def disconnect(self) -> None:
         """Close the connection to the driver."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
 
     async def _watch(self) -> None:
         while True:
@@ -66,9 +67,9 @@ class DraKubelet:
                 if mark not in self._known:
                     self._known.add(mark)
                     await self._register(path)
-            if self._channel is not None:
+            if self.channel is not None:
                 with contextlib.suppress(OSError):
-                    await self._channel.__connect__()
+                    await self.channel.__connect__()
             await asyncio.sleep(POLL)
 
     async def _register(self, path: Path) -> None:
@@ -79,8 +80,8 @@ class DraKubelet:
             if not self.refusing:
                 self.registered.append(info)
                 self.disconnect()
-                self._channel = KubeletChannel(path=info.endpoint)
-                await self._channel.__connect__()
+                self.channel = KubeletChannel(path=info.endpoint)
+                await self.channel.__connect__()
             status = pb.RegistrationStatus(plugin_registered=not self.refusing, error=self.refusing)
             await _call(channel, "/pluginregistration.Registration/NotifyRegistrationStatus", status, pb.Empty)
         channel.close()
@@ -99,14 +100,14 @@ class DraKubelet:
 
     async def call(self, method: str, request: Message, reply: type[Any]) -> Any:  # noqa: ANN401 - a message of the type `reply`
         """Call a method of the driver."""
-        assert self._channel is not None
-        return await _call(self._channel, f"{_DRIVER}/{method}", request, reply)
+        assert self.channel is not None
+        return await _call(self.channel, f"{_DRIVER}/{method}", request, reply)
 
     async def watch_health(self) -> None:
         """Open the stream of health."""
-        assert self._channel is not None
+        assert self.channel is not None
         name = "/v1alpha1.DRAResourceHealth/NodeWatchResources"
-        async with UnaryStreamMethod(self._channel, name, pb.Empty, pb.Empty).open() as stream:
+        async with UnaryStreamMethod(self.channel, name, pb.Empty, pb.Empty).open() as stream:
             await stream.send_message(pb.Empty(), end=True)
             await stream.recv_message()
 

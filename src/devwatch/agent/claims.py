@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 PREPARE_TIMEOUT = 40.0
 """Seconds in which a claim is prepared or refused: the kubelet waits for 45 s (`defaultClientCallTimeout`), and shows our reason."""
+LOAD_INTERVAL = 10.0
+"""Seconds between two attempts to read the record."""
 
 
 class DriverApi(ClaimFiles, Protocol):
@@ -83,7 +86,8 @@ class ClaimDriver:
         `connect` is called where there are some, or a former daemon has `recorded` claims, and raises a `KubeletError`. `read`
         reads a claim, and raises an `ApiError`. `pool` is the name of this node's pool.
         """
-        self._connect, self._recorded, self._pool = connect, recorded, pool
+        self._connect, self._recorded, self._pool, self._clock = connect, recorded, pool, clock
+        self._load_at = -math.inf
         self._rules: Mapping[str, ResourceRule] = {}
         self._calls: dict[str, _Call] = {}
         """By UID: what the kubelet waits for."""
@@ -140,7 +144,9 @@ class ClaimDriver:
 
     def _load(self) -> None:
         """Read the record of a former daemon, once. Its claims are compared with those of the API server: they may have ended."""
-        if self.claims.files is None and (self._rules or self._recorded()):
+        now, needed = self._clock.now(), self.claims.files is None and (self._rules or self._recorded())
+        if needed and now >= self._load_at:
+            self._load_at = now + LOAD_INTERVAL
             for claim in self.claims.load(self._connect):
                 self._reader.add(claim.reference, urgent=False)
 

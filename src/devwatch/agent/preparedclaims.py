@@ -144,8 +144,10 @@ class PreparedClaims:
             if self.by_uid != self._written:
                 self.files.record.write(self.by_uid.values())
                 self._written = dict(self.by_uid)
+                self.report.restored(_RECORD)
         with self._reporting(_FILES):
             self.files.cdi.update({uid: cdi_devices(claim, self._devnodes) for uid, claim in self.by_uid.items()})
+            self.report.restored(_FILES)
 
     def _refreshed(self, claim: PreparedClaim) -> PreparedClaim:
         """Return a claim with what is known of its devices by now: another path, or another socket."""
@@ -158,8 +160,6 @@ class PreparedClaims:
             yield
         except KubeletError as error:
             self._fail(subject, error)
-        else:
-            self.report.restored(subject)
 
     def _fail(self, subject: str, error: KubeletError) -> None:
         self.fault = self.fault or str(error)

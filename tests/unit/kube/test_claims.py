@@ -66,7 +66,7 @@ def test_all_that_counts_of_an_allocation_is_read() -> None:
         Toleration(key="k", operator="Exists", effect="NoSchedule"),
         Toleration(key="k", value="v"),
     )
-    assert (state.uid, state.allocated, state.configured) == ("1", True, {"d"})
+    assert (state.uid, state.allocated, state.configured) == ("1", True, frozenset({"d"}))
 
 
 @pytest.mark.parametrize("status", [None, {}, {"allocation": None}, {"reservedFor": []}])

@@ -122,8 +122,7 @@ class DriverRegistration:
         try:
             await server.start()
             while self._wanted:
-                if path := server.missing:
-                    raise KubeletError(f"{path}: another program has removed it", hint="it is made again")
+                _check_sockets(server)
                 self._observe(connected=server.connected)
                 await self._await_change(CHECK if server.connected else RECONNECT)
                 backoff.succeed()
@@ -161,3 +160,9 @@ class DriverRegistration:
             async with asyncio.timeout(seconds):
                 await self._progress.wait()
         self._progress.clear()
+
+
+def _check_sockets(server: Server) -> None:
+    """Raise `KubeletError` where a socket was removed or replaced: then both are made again."""
+    if path := server.missing:
+        raise KubeletError(f"{path}: another program has removed it", hint="it is made again")

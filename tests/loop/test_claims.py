@@ -194,6 +194,9 @@ async def test_another_path_counts_for_the_next_start_of_a_container(tmp_path: P
         assert '"path": "/dev/stick"' in file.read_text()
         await site.configure()
         assert '"path": "/dev/stick"' in file.read_text()
+        await site.scan(replace(A, physical="/devices/usb/other"))
+        ((slot,),) = site.driver.claims.recall().values()
+        assert (slot.identity.socket, '"path": "/dev/stick"' in file.read_text()) == ("/devices/usb/other", True)
 
 
 @quiet
@@ -318,6 +321,21 @@ async def test_what_has_ended_while_no_daemon_ran_is_cleaned_up(tmp_path: Path) 
         assert [site.devnodes(uid) for uid in ("1", "2", "3", "4")] == [[], [], [], ["/dev/ttyUSB0"]]
         reasons = [line.fields["reason"] for line in site.log.of("claim.unprepared")]
         assert reasons == ["it has ended while no daemon ran"] * 3
+
+
+@quiet
+async def test_a_claim_that_ends_while_it_is_compared_has_ended_once(tmp_path: Path) -> None:
+    """The kubelet may ask before the API server has answered."""
+    async with claim_site(tmp_path, A) as site:
+        await site.kubelet.prepare(site.allocate())
+        await site.end()
+        site.api.latency, site.api.claims = 5.0, {}
+        site.start()
+        await asyncio.sleep(1)
+        await site.kubelet.unprepare(CLAIM)
+        await asyncio.sleep(10)
+        assert (site.recorded, len(site.log.of("claim.unprepared"))) == (set(), 1)
+        assert site.driver.holders == ()
 
 
 @quiet

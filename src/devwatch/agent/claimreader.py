@@ -64,7 +64,7 @@ class ClaimReader:
         return min((max(each.backoff.until, now) for each in self._readings.values()), default=None)
 
     async def _perform(self, reading: _Reading) -> None:
-        """Read a claim. What was dropped or asked for again meanwhile takes no answer."""
+        """Read a claim. One that was dropped meanwhile takes no answer."""
         state: ClaimState | None = None
         try:
             state = await self.read(reading.claim)
@@ -72,8 +72,7 @@ class ClaimReader:
             pass
         except ApiError as error:
             reading.backoff.fail(self.clock.now(), self.clock.jitter(), at_least=error.pause)
-            if self._readings.get(reading.claim.uid) is reading:
-                self.receiver.failed(reading.claim, error)
+            self.receiver.failed(reading.claim, error)
             return
         if self._readings.get(reading.claim.uid) is reading:
             self.drop(reading.claim.uid)

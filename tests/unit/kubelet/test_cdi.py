@@ -135,3 +135,16 @@ def test_one_file_that_cannot_be_removed_keeps_no_other_and_is_tried_again(tmp_p
     blocked.rmdir()
     folder.update({"1": one(), "2": one(name="2-stick")})
     assert content(tmp_path)
+
+
+def test_what_a_failed_update_has_written_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Also where that is the same as the one before."""
+    folder, blocked = CdiFolder(tmp_path), tmp_path / ".devwatch.io-claim_3.json.new"
+    folder.update({"1": one()})
+    blocked.mkdir()
+    with pytest.raises(KubeletError):
+        folder.update({"1": one(), "2": one(name="2-stick"), "3": one(name="3-stick")})
+    assert content(tmp_path, "2")
+    blocked.rmdir()
+    folder.update({"1": one()})
+    assert names(tmp_path) == ["devwatch.io-claim_1.json"]

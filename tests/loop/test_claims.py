@@ -371,7 +371,9 @@ async def test_a_record_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> N
             ["/dev/ttyUSB0"],
             str(unreadable),
         )
-        assert site.lines("kubelet.lost")[0] == ("warning", str(unreadable), "run as uid 0")
+        assert site.lines("kubelet.lost") == [("warning", str(unreadable), "run as uid 0")] * 2
+        await site.driver.unprepare([CLAIM])
+        assert (site.recorded, site.devnodes()) == ({UID}, ["/dev/ttyUSB0"])
         site.faults.reading = None
         await asyncio.sleep(15)
         assert site.driver.registered

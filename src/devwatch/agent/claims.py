@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from devwatch.agent.claimreader import ClaimReader
 from devwatch.agent.claimreport import ClaimReport
-from devwatch.agent.driverregistration import DriverRegistration, Server
+from devwatch.agent.driverregistration import DriverRegistration
 from devwatch.agent.preparedclaims import ClaimFiles, PreparedClaims
 from devwatch.core.claims import DRIVER, PreparedClaim, is_allocated_here, prepare
 from devwatch.core.errors import ClaimRefused, Forbidden, Refused
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from devwatch.agent.clock import Clock
+    from devwatch.agent.driverregistration import Server
     from devwatch.agent.report import Telemetry
     from devwatch.core.claims import ClaimReference, ClaimState
     from devwatch.core.errors import ApiError
@@ -95,7 +96,9 @@ class ClaimDriver:
         self._report = ClaimReport(telemetry=telemetry)
         self.claims = PreparedClaims(report=self._report)
         self._reader = ClaimReader(read=read, receiver=self, clock=clock)
-        self.registration = DriverRegistration(driver=DRIVER, connect=self._serve, clock=clock, report=self._report)
+        self.registration = DriverRegistration(
+            driver=DRIVER, connect=lambda: self._connect().server(self), clock=clock, report=self._report
+        )
 
     # -- the interface to the loop
 
@@ -136,10 +139,12 @@ class ClaimDriver:
         those of `PreparedClaims.recall`: otherwise a twin could get the ID of the device that a claim has.
         """
         self._load()
+        if self.claims.files is None:
+            return
         self.claims.observe(slots, inventory, self._rules)
         self._synchronize()
         self.registration.want(wanted=bool(self._rules or self.claims.by_uid))
-        if self.claims.files is not None and not inventory.doubts:
+        if not inventory.doubts:
             self._ready.set()
 
     def _load(self) -> None:
@@ -197,9 +202,6 @@ class ClaimDriver:
         self._reader.drop(call.claim.uid)
 
     # -- the interface to the server
-
-    def _serve(self) -> Server:
-        return self._connect().server(self)
 
     def notified(self, error: str | None) -> None:
         """Record that the kubelet has registered the driver, or why not."""

@@ -20,14 +20,13 @@ from devwatch.core.handover import variable_of
 from devwatch.core.keys import KEYS, MatchKey
 from devwatch.core.names import resource_name_fault
 from devwatch.core.rules import Count, KeyTest, Matcher, Pattern, Publish, ResourceRule, is_glob
+from devwatch.core.slices import MAX_ATTRIBUTE
 from devwatch.core.text import quote
 
 _MAX_PATTERN, _MAX_WILDCARDS = 512, 32
 """Characters, and `*`, `?` and `[` among them, that one pattern may have."""
 _MAX_COMPARED, _MAX_NAMES = 400, 16 * 1024
 """Patterns up to which resources are compared for shadowing; bytes that the names may take of the Node's annotation."""
-_MAX_DRA_NAME = 64
-"""Characters of a resource's name that the attribute of a device in a ResourceSlice can hold (resource.k8s.io/v1, DeviceAttribute)."""
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(f"([0-9]+)({'|'.join(_MILLISECONDS)})")
 _APPENDED = re.compile(r"([1-9][0-9]*)?(/.*)?", re.DOTALL)
@@ -213,15 +212,15 @@ def _resource(node: Node, at: Place) -> ResourceRule | None:
     rule = _record(node, at, keys=_RESOURCE, make=ResourceRule)
     if rule is None or len(at.faults) > before:
         return rule
-    if rule.publish is Publish.DRA and len(rule.name) > _MAX_DRA_NAME:
-        entries = _entries(node, Place())
-        at.key("name").fault(entries["name"][1], f"is too long (at most {_MAX_DRA_NAME} characters with publish: dra)")
+    if rule.publish is Publish.DRA and len(rule.name) > MAX_ATTRIBUTE:
+        long = f"has {len(rule.name)} characters (at most {MAX_ATTRIBUTE} with publish: {Publish.DRA.value})"
+        at.key("name").fault(_entries(node, Place())["name"][1], long)
     if rule.publish.hands_over and rule.container_path.split("/")[2] in _VITAL:
         wanted = f"{rule.container_path} is a file that every container needs: choose another with container: {{path: /dev/...}}"
         entries = _entries(node, Place())
         at.key("container").fault(entries.get("container", entries["name"])[0], wanted)
     if rule.container and not rule.publish.hands_over:
-        ways = f"only with publish: {' or '.join(way.value for way in Publish if way.hands_over)}"
+        ways = f"only with publish: {Publish.DEVICE_PLUGIN.value} or {Publish.DRA.value}"
         at.key("container").fault(_entries(node, Place())["container"][0], f"no device is handed over ({ways})")
     return rule
 

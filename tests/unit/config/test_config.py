@@ -325,6 +325,22 @@ def test_a_path_in_the_container_that_is_not_clean_says_what_is(path: str) -> No
     assert fault.endswith(f" is not valid ({BELOW_DEV})")
 
 
+@pytest.mark.parametrize("way", ["devicePlugin", "dra"])
+def test_a_device_that_is_handed_over_has_a_path_in_the_container(way: str) -> None:
+    """Whoever hands it over."""
+    (rule,) = _config(_with(f"publish: {way}\n    container: {{path: /dev/x}}")).resources
+    assert (rule.publish.value, rule.container_path) == (way, "/dev/x")
+
+
+def test_a_name_fits_into_an_attribute_of_a_slice() -> None:
+    """A longer one would be cut, and no class would select its devices."""
+    name = "example.com/" + "x" * 53
+    text = f"resources: [{{name: {name}, match: [{{port: x}}], publish: %s}}]"
+    assert _config(text % "devicePlugin").resources[0].name == name
+    assert _config((text % "dra").replace("xx", "x", 1)).resources[0].publish is Publish.DRA
+    assert _faults(text % "dra") == ["1:20: resources[0].name: has 65 characters (at most 64 with publish: dra)"]
+
+
 def test_a_file_that_every_container_needs_is_no_path_for_a_device() -> None:
     """Every `> /dev/null` would write to the stick; also where the name of the resource leads there."""
     wanted = "is a file that every container needs: choose another with container: {path: /dev/...}"
@@ -563,15 +579,6 @@ def test_what_no_container_can_have_together_is_a_warning(earlier: str, later: s
     warnings = [warning.render("c.yaml") for warning in _config(text).warnings]
     where = f"c.yaml:3:12: resources[1].name: no container can have both {name} (line 2) and this: {why}"
     assert warnings == ([where] if why else [])
-
-
-def test_a_name_that_no_attribute_can_hold_cannot_be_published_by_dra() -> None:
-    """An attribute of a device in a ResourceSlice has at most 64 characters."""
-    names = [f"a.io/{'x' * 59}", f"a.io/{'x' * 60}"]
-    texts = [_with("publish: dra").replace("a/b", name) for name in names]
-    (fits,) = _config(texts[0]).resources
-    assert (len(fits.name), fits.publish) == (64, Publish.DRA)
-    assert _faults(texts[1]) == ["2:11: resources[0].name: is too long (at most 64 characters with publish: dra)"]
 
 
 @pytest.mark.parametrize("ways", [("nodeStatus", "nodeStatus"), ("devicePlugin", "nodeStatus"), ("nodeStatus", "dra")])

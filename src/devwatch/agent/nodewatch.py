@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from devwatch.core.backoff import Backoff
 from devwatch.core.errors import ApiError, Forbidden, Gone
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.nodereport import NodeReporter
@@ -24,6 +24,24 @@ RETRY_LIMIT = 60.0
 """Seconds until a watch that is forbidden, or keeps failing, is tried again."""
 LASTS = 10.0
 """Seconds after which the end of a watch does not count as a failure: servers end watches regularly."""
+
+
+async def watch_forever(
+    receive: Callable[[], Awaitable[None]], end: Callable[[ApiError], None], clock: Clock
+) -> NoReturn:
+    """Call `receive` for one watch after the other, and `end` where one fails. Back off while it is forbidden or keeps ending early."""
+    backoff = Backoff(first=PAUSE, limit=RETRY_LIMIT)
+    while True:
+        began, least = clock.now(), PAUSE
+        try:
+            with contextlib.suppress(Gone):
+                await receive()
+        except ApiError as error:
+            end(error)
+            least = RETRY_LIMIT if isinstance(error, Forbidden) else max(PAUSE, error.pause)
+        if clock.now() >= began + LASTS:
+            backoff.succeed()
+        await asyncio.sleep(backoff.fail(clock.now(), clock.jitter(), at_least=least))
 
 
 class NodeWatch:
@@ -53,19 +71,8 @@ class NodeWatch:
         return deleted
 
     async def run(self) -> None:
-        """Watch forever. Back off while the watch is forbidden or keeps ending early."""
-        backoff = Backoff(first=PAUSE, limit=RETRY_LIMIT)
-        while True:
-            began, least = self._clock.now(), PAUSE
-            try:
-                with contextlib.suppress(Gone):
-                    await self._receive()
-            except ApiError as error:
-                self._end(error)
-                least = RETRY_LIMIT if isinstance(error, Forbidden) else max(PAUSE, error.pause)
-            if self._clock.now() >= began + LASTS:
-                backoff.succeed()
-            await asyncio.sleep(backoff.fail(self._clock.now(), self._clock.jitter(), at_least=least))
+        """Watch forever."""
+        await watch_forever(self._receive, self._end, self._clock)
 
     async def _receive(self) -> None:
         """Record the events of one watch. The first comes from the initial LIST, so it does not prove that WATCH is permitted."""

@@ -128,5 +128,9 @@ class Gone(Retry):
     """The server no longer has the resourceVersion that a watch starts from: list again."""
 
 
+class Unserved(Retry):
+    """The server has nothing at this path: it does not serve this API, or a proxy answers."""
+
+
 class Refused(ApiError):
     """The server refuses this content (422, or the 403 of an admission policy); other content may be accepted."""

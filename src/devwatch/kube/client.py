@@ -21,7 +21,7 @@ from devwatch.kube.responses import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     import aiohttp
 
@@ -114,7 +114,7 @@ class Connection:
             self.date = parse_date(response.headers.get("Date", ""))
             return content
 
-    async def stream(self, path: str, *, query: Query, idle: float) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, path: str, *, query: Query, idle: float) -> AsyncGenerator[dict[str, Any]]:
         """Yield the objects of a watch until the server ends it. Raises as `request` does, and `Retry` after `idle` seconds of silence."""
         call = _Call(method="GET", path=path, query=query)
         client = await self._connected_in_time(call)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from devwatch.core.errors import Missing, NodeMissing, Refused, Retry
 from devwatch.core.node import ANNOTATION, ANNOTATION_PART, FIELD_MANAGER, MAPS, NodePatch, NodeState, Writer
 from devwatch.kube.client import REQUEST_TIMEOUT, Connection
-from devwatch.kube.responses import list_hint, listed_items, reason_of, watched_object
+from devwatch.kube.responses import list_hint, reason_of
+from devwatch.kube.watch import ObjectWatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from devwatch.kube.credentials import Credentials
-
-
-WATCH_TIMEOUT = 3600
-"""Seconds after which the server is asked to end a watch; the next one continues from its last version, without a list."""
-WATCH_SILENCE = 240.0
-"""Seconds without an event after which a watch is given up: the server sends a bookmark about once a minute (`bookmarkFrequency`)."""
 
 
 class KubeNode(Connection):
@@ -38,8 +34,7 @@ class KubeNode(Connection):
         super().__init__(credentials, version=version, timeout=timeout)
         self._name = name
         self._dry_run = dry_run
-        self._ended_at = ""
-        """The resourceVersion at which the server ended the last watch, empty where it failed."""
+        self._watch = ObjectWatch(server=self, path="/api/v1/nodes", selector=f"metadata.name={name}")
 
     async def patch(self, patch: NodePatch) -> NodeState:
         """Send a patch of the Node's status, an empty one to read it. Raises as `request` does."""
@@ -52,24 +47,12 @@ class KubeNode(Connection):
         then it continues from the version of its last event or bookmark. Raises as `request` does, and `Gone` where the server no longer
         has that version.
         """
-        selector = ("fieldSelector", f"metadata.name={self._name}")
-        version, self._ended_at = self._ended_at, ""
-        if not version:
-            items, version = listed_items(await self.request("GET", "/api/v1/nodes", query=(selector,)), self.origin)
-            for item in items:
-                yield node_state({"kind": "Node", **item}, origin=self.origin)
-            if not items:
-                yield None
-        options = (("watch", "1"), ("allowWatchBookmarks", "1"), ("timeoutSeconds", str(WATCH_TIMEOUT)))
-        query = (selector, *options, ("resourceVersion", version))
-        async for event in self.stream("/api/v1/nodes", query=query, idle=WATCH_SILENCE):
-            item = watched_object(event)
-            version = version_of(item) or version
-            if event["type"] in {"ADDED", "MODIFIED"}:
-                yield node_state(item, origin=self.origin)
-            elif event["type"] == "DELETED":
-                yield None
-        self._ended_at = version
+        async with aclosing(self._watch.events()) as events:
+            async for kind, items in events:
+                for item in items if kind != "DELETED" else ():
+                    yield node_state({"kind": "Node", **item}, origin=self.origin)
+                if kind == "DELETED" or not items:
+                    yield None
 
 
 async def patch_node(connection: Connection, name: str, patch: NodePatch, *, dry_run: bool = False) -> NodeState:
@@ -87,12 +70,6 @@ async def patch_node(connection: Connection, name: str, patch: NodePatch, *, dry
     except Refused as error:
         raise Refused(str(error), hint=list_hint(str(error), patch)) from error
     return node_state(content, origin=connection.origin)
-
-
-def version_of(item: Mapping[str, Any]) -> str:
-    """Return the resourceVersion of an object, empty where it has none."""
-    metadata = item.get("metadata")
-    return str(metadata.get("resourceVersion") or "") if isinstance(metadata, dict) else ""
 
 
 def node_state(content: Mapping[str, Any], *, origin: str) -> NodeState:

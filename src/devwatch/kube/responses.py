@@ -11,7 +11,17 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, Missing, Refused, Retry
+from devwatch.core.errors import (
+    ApiError,
+    Conflict,
+    CredentialsError,
+    Forbidden,
+    Gone,
+    Missing,
+    Refused,
+    Retry,
+    Unserved,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +45,11 @@ _SECRET = re.compile(r"(?<=//)\S*@|\{.*\}", re.DOTALL)
 """The secrets of a kubeconfig that an exception can quote: user and password in a URL, and a whole user as a dict."""
 _REFUSALS = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_RETRIES: Mapping[int, type[Retry]] = {HTTPStatus.CONFLICT: Conflict, HTTPStatus.GONE: Gone}
+_RETRIES: Mapping[int, type[Retry]] = {
+    HTTPStatus.NOT_FOUND: Unserved,
+    HTTPStatus.CONFLICT: Conflict,
+    HTTPStatus.GONE: Gone,
+}
 _RBAC = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"')
 _UNLISTED = re.compile(
     r"ValidatingAdmissionPolicy '(?P<policy>[^']+)'.*"
@@ -132,8 +146,8 @@ def check_response(client: ApiClient, response: aiohttp.ClientResponse, text: by
     - 3xx with a Location: `Retry`. aiohttp must not follow it: token and body are for the configured server alone.
     - 401: `CredentialsError`, so that the credentials are read again.
     - 403: `Forbidden` or `Refused`, see `_forbidden`.
-    - 404: `Missing`, but only with the API's own reason. The 404 of a proxy or of a wrong path does not mean that a Node is missing,
-      and is repeated.
+    - 404: `Missing`, but only with the API's own reason. The 404 of a proxy or of a wrong path does not mean that a Node is missing:
+      `Unserved`, which is repeated.
     - 400, 413 and 422: `Refused`, since the same content would be refused again.
     - 409 and 410: `Conflict` and `Gone`; the rest, 429 and 5xx among them: `Retry`, with the server's Retry-After.
     """

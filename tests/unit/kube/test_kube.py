@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, Gone, NodeMissing, Refused, Retry
+from devwatch.core.errors import (
+    ApiError,
+    Conflict,
+    CredentialsError,
+    Forbidden,
+    Gone,
+    NodeMissing,
+    Refused,
+    Retry,
+    Unserved,
+)
 from devwatch.core.node import ANNOTATION, ANNOTATION_PART, NodePatch, NodeState
 from devwatch.kube.credentials import Credentials
 from devwatch.kube.nodes import KubeNode, node_state
@@ -304,8 +314,8 @@ def sockets() -> list[str]:
 STATUSES: dict[str, tuple[bytes, type[ApiError], str]] = {
     "400": (refusal(400, "bad quantity"), Refused, r"bad quantity \(400 from http://127.0.0.1:\d+\)"),
     "404 of the Node": (refusal(404, 'nodes "n1" not found', reason="NotFound"), NodeMissing, 'nodes "n1" not found'),
-    "404 of a proxy": (answer(404, b"<html>404\r\n not found</html>"), Retry, "<html>404 not found</html>"),
-    "404 of a path": (answer(404, b"404 page not found"), Retry, "page not found"),
+    "404 of a proxy": (answer(404, b"<html>404\r\n not found</html>"), Unserved, "<html>404 not found</html>"),
+    "404 of a path": (answer(404, b"404 page not found"), Unserved, "page not found"),
     "409": (refusal(409, "the object has been modified"), Conflict, "modified"),
     "413": (refusal(413, "too large"), Refused, "too large"),
     "422": (refusal(422, "capacity: Invalid value"), Refused, "Invalid value"),

@@ -14,6 +14,7 @@ _TRIGGERS: Final = ("uevent", "sweep", "resync", "node", "retry", "config", "sta
 _PATCHES: Final = ("changed", "unchanged", "refused", "failed")
 _ALLOCATIONS: Final = ("allocated", "refused")
 _CLAIMS: Final = (("prepare", "prepared"), ("prepare", "refused"), ("unprepare", "unprepared"))
+_SLICE_WRITES: Final = ("changed", "deleted", "refused", "failed")
 _EVICTIONS: Final = ("evicted", "refused", "failed", "ambiguous", "bare", "spared")
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -64,6 +65,7 @@ class Metrics:
         )
         for operation, outcome in _CLAIMS:
             self.claims.labels(operation, outcome)
+        self.slice_writes = self._counter("slice_writes", "Writes of ResourceSlices.", "outcome", _SLICE_WRITES)
         self.config_reloads = self._counter("config_reloads", "Config reads.", "outcome", ("reloaded", "rejected"))
         self.config_in_force = self._gauge("config_in_force", "0 while the configuration file on disk is refused.")
         self.config_in_force.set(1)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from devwatch.cli import display, inspection
 from devwatch.config.file import ConfigFile
 from devwatch.core import exitstatus
+from devwatch.core.classes import device_classes
 from devwatch.core.errors import ConfigError
 from devwatch.core.keys import KEYS, VALUE_KEYS
+from devwatch.core.rules import Publish
 from devwatch.core.text import escape
 from devwatch.host.obstructions import obstruction
 from devwatch.host.snapshot import Host
@@ -259,6 +261,18 @@ def _summary(file: Path, config: Config) -> str:
     names = ", ".join(rule.name for rule in config.resources) or "none"
     number = len(config.resources)
     return f"{escape(str(file))}: valid; {number} resource{'' if number == 1 else 's'} ({names}); {evicting} evict"
+
+
+def deviceclasses(file: Path, screen: Screen, remarks: Screen) -> int:
+    """Write the DeviceClass of each resource with `publish: dra`, for all nodes. Raises `ConfigError`."""
+    classes = list(device_classes(ConfigFile(path=file).load().resources))
+    for index, each in enumerate(classes):
+        if index:
+            screen.line("---")
+        screen.document(each, "yaml")
+    if not classes:
+        remarks.line(f"no resource has publish: {Publish.DRA.value}, so there is no class")
+    return exitstatus.DONE
 
 
 def completion(screen: Screen, shell: str) -> int:

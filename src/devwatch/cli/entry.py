@@ -76,6 +76,12 @@ Validates a configuration: prints every fault as FILE:LINE:COLUMN: KEY: MESSAGE,
 examples:
   devwatch check my.yaml
   devwatch check -o json my.yaml | jq .faults"""
+_DEVICECLASSES_HELP = """\
+the DeviceClasses for dynamic resource allocation
+Prints the DeviceClass of each resource with `publish: dra`, of all nodes. devwatch itself neither writes nor deletes any.
+examples:
+  devwatch deviceclasses | kubectl apply -f -
+  devwatch deviceclasses | kubectl delete -f -   after the last Pod and claim is gone"""
 _STATUS_HELP = """\
 the cluster: counts, pods, devices
 Shows for the whole cluster what is advertised and how, which pods request or hold it, and the devices behind it.
@@ -225,7 +231,16 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"devwatch {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_add_run, _add_devices, _add_explain, _add_check, _add_status, _add_purge, _add_completion):
+    for add in (
+        _add_run,
+        _add_devices,
+        _add_explain,
+        _add_check,
+        _add_deviceclasses,
+        _add_status,
+        _add_purge,
+        _add_completion,
+    ):
         add(commands, environ)
     return parser
 
@@ -284,6 +299,11 @@ def _add_check(commands: _Commands, environ: Mapping[str, str]) -> None:
     default, shown = environ.get("DEVWATCH_CONFIG") or DEFAULT_CONFIG, "default: %(default)s [DEVWATCH_CONFIG]"
     option.parser.add_argument("file", metavar="FILE", nargs="?", default=default, help=shown)
     _add_output_option(option, _FORMS_OF_CHECK, "how to show the faults")
+
+
+def _add_deviceclasses(commands: _Commands, environ: Mapping[str, str]) -> None:
+    option = _command(commands, environ, "deviceclasses", _deviceclasses, _DEVICECLASSES_HELP)
+    option("--config", metavar="FILE", default=DEFAULT_CONFIG, help="the configuration")
 
 
 def _add_status(commands: _Commands, environ: Mapping[str, str]) -> None:
@@ -522,6 +542,12 @@ def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         raise UsageError(f"FILE is empty: name a configuration, or leave it out for {DEFAULT_CONFIG}")
     screen, _ = _screens(environ)
     return commands.check(Path(arguments.file), screen, form=arguments.output)
+
+
+def _deviceclasses(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch.cli import commands  # noqa: PLC0415 - the daemon does not need it
+
+    return commands.deviceclasses(Path(arguments.config), *_screens(environ))
 
 
 def _connection(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Connection:

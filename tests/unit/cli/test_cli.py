@@ -15,6 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import pytest
+import yaml
 
 from devwatch import __version__
 from devwatch.cli.entry import main
@@ -161,7 +162,7 @@ def test_a_wrong_variable_matters_only_where_it_counts(
     assert variable not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["run", "devices", "explain", "check", "completion"])
+@pytest.mark.parametrize("command", ["run", "devices", "explain", "check", "deviceclasses", "completion"])
 def test_every_command_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`--help` ends with examples that start with the command."""
     assert main([command, "--help"], {}) == 0
@@ -197,6 +198,33 @@ def test_what_is_not_there_is_explained_too(config: Path, capsys: pytest.Capture
     assert "a.io/b expects a device there" in out
     assert main(["explain", "/dev/null", "--config", str(config)], {}) == 1
     assert "a character device, but not a present tty" in capsys.readouterr().out
+
+
+def test_deviceclasses_are_ready_for_kubectl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One document for each resource of any node that is published so; the names are guessable."""
+    path = tmp_path / "c.yaml"
+    entry = "match: [{port: x}], publish: dra, nodes: [n7]"
+    path.write_text(
+        f"resources: [{{name: a/b, match: [{{port: x}}]}}, {{name: a/c, {entry}}}, {{name: a/D_e, {entry}}}]"
+    )
+    assert main(["deviceclasses", "--config", str(path)], {}) == 0
+    first, second = yaml.safe_load_all(capsys.readouterr().out)
+    assert (first["kind"], first["metadata"]["name"]) == ("DeviceClass", "a.c")
+    assert second["metadata"]["name"] == "a.d-e"
+    assert second["spec"]["extendedResourceName"] == "a/D_e"
+    assert main(["deviceclasses"], {"DEVWATCH_CONFIG": str(path)}) == 0
+
+
+def test_without_a_resource_that_has_one_there_is_no_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing goes to kubectl, and stderr says why; a wrong configuration is one as everywhere."""
+    path = tmp_path / "c.yaml"
+    path.write_text("resources: [{name: a/b, match: [{port: x}]}]")
+    assert main(["deviceclasses", "--config", str(path)], {}) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "publish: dra" in err
+    path.write_text("resources: x")
+    assert main(["deviceclasses", "--config", str(path)], {}) == 78
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -27,7 +27,8 @@ from devwatch.core.inventory import Scan
 from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule
 from devwatch.kube.client import Connection
 from devwatch.kube.credentials import Credentials
-from devwatch.kube.nodes import WATCH_TIMEOUT, KubeNode
+from devwatch.kube.nodes import KubeNode
+from devwatch.kube.watch import WATCH_TIMEOUT
 from devwatch.observe.health import Health
 from devwatch.observe.metrics import Metrics
 from system.apiserver import NAMESPACE

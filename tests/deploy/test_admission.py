@@ -81,7 +81,7 @@ def test_what_the_server_adds_inside_a_list_is_written_out() -> None:
     """
     written, binding = (manifest["spec"] for manifest in manifests())
     constraints = written["matchConstraints"]
-    assert [rule["scope"] for rule in constraints["resourceRules"]] == ["*", "*"]
+    assert [rule["scope"] for rule in constraints["resourceRules"]] == ["*", "*", "*"]
     assert constraints.keys() == {"resourceRules"}
     assert "matchResources" not in binding
 
@@ -132,7 +132,7 @@ def test_a_broken_expression_denies() -> None:
 
 def _count_of(name: str, user: str = DAEMON) -> Request:
     counts = {"capacity": {name: "1"}, "allocatable": {name: "1"}}
-    return Request(name=name, allowed=True, merge={"status": counts}, user=user)
+    return Request(name=name, allowed=True, merge={"status": counts}, stored={}, user=user)
 
 
 def _by_kind(objects: list[Object]) -> dict[str, Object]:

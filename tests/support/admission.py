@@ -19,6 +19,7 @@ DATA = CHECKOUT / "tests" / "deploy" / "data" / "admission.yaml"
 
 DAEMON = "system:serviceaccount:devwatch:devwatch"
 HOME = "nuc-1"
+SLICES = "resourceslices"
 ALLOWED_PATH = "/spec/variables/0/expression"
 """Where an installer puts the list of the resources that may be advertised."""
 
@@ -40,6 +41,7 @@ class Request:
     namespace: str = ""
     put: bool = False
     merge: Object
+    stored: Object
     server: str = ""
 
     def __post_init__(self) -> None:
@@ -59,7 +61,10 @@ def _request(written: Object) -> Request:
     counts = {**fields.pop("counts", {}), **long}
     both = {"status": {"capacity": counts, "allocatable": counts}} if counts else {}
     merge = merged(both, fields.pop("merge", {}), keep_null=True)
-    return Request(merge=merge, node=tuple(fields.pop("node", (HOME,))), **fields)
+    if fields.get("resource") == SLICES:
+        fields.setdefault("object", f"{HOME}-devwatch.io")
+    stored = fields.pop("stored", {})
+    return Request(merge=merge, stored=stored, node=tuple(fields.pop("node", (HOME,))), **fields)
 
 
 def allowed() -> list[str]:
@@ -75,6 +80,16 @@ def namespaces() -> dict[str, dict[str, str]]:
 def node(name: str = HOME) -> Object:
     """Return the Node that the requests start from, under this name."""
     return merged(_CONTENT["node"], {"metadata": {"name": name}})
+
+
+def stored_slice(request: Request) -> Object:
+    """Return the ResourceSlice that a request updates or deletes."""
+    return merged(_CONTENT["slice"], merged({"metadata": {"name": request.object}}, request.stored, keep_null=True))
+
+
+def written_slice(request: Request) -> Object:
+    """Return the ResourceSlice that a request writes."""
+    return merged(stored_slice(request), request.merge)
 
 
 def manifests() -> list[Object]:

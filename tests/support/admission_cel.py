@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cel_expr_python import cel  # type: ignore[import-untyped]  # it has stubs without py.typed
 from cel_expr_python.ext import ext_strings  # type: ignore[import-untyped]  # likewise
 
-from support.admission import Object, Request, merged, namespaces, node
+from support.admission import SLICES, Object, Request, merged, namespaces, node, stored_slice, written_slice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,7 @@ LONGEST_MESSAGE = 5 * 1024
 """A longer result of a messageExpression is not shown (celconfig.MaxEvaluatedMessageExpressionSizeBytes)."""
 INPUTS = ("object", "oldObject", "request", "namespaceObject")
 
+GROUP = "resource.k8s.io"
 _USED = re.compile(r"variables\.(\w+)")
 
 
@@ -157,13 +158,16 @@ def _admission_request(request: Request) -> Object:
     optional = {"subResource": subresource, "name": request.object, "namespace": request.namespace}
     return {
         "operation": request.operation,
-        "resource": {"group": "", "version": "v1", "resource": resource},
+        "resource": {"group": GROUP if resource == SLICES else "", "version": "v1", "resource": resource},
         "userInfo": {"username": request.user, **extra},
         **{key: value for key, value in optional.items() if value},
     }
 
 
 def _objects(request: Request) -> tuple[Object | None, Object | None]:
+    if request.resource == SLICES:
+        old, new = request.operation != "CREATE", request.operation != "DELETE"
+        return stored_slice(request) if old else None, written_slice(request) if new else None
     if not request.resource.startswith("nodes"):
         return None, {"kind": "Eviction", "metadata": {"name": request.object}}
     stored = merged(

@@ -16,6 +16,7 @@ from kubernetes_validate import latest_version, validate  # type: ignore[import-
 
 from devwatch import __version__
 from devwatch.config.schema import parse
+from devwatch.core.classes import device_classes
 from devwatch.core.errors import ConfigError
 from devwatch.core.keys import KEYS
 from devwatch.core.names import resource_name_fault
@@ -53,6 +54,7 @@ SWITCHES: Mapping[str, str] = {
     "patch-only": "patchOnly",
     "unprivileged": "unprivileged",
     "device-plugin": "devicePlugin",
+    "dra": "dra",
 }
 """The key of the values that stands for each component, in the order in which a kustomization lists them."""
 SETS = [(), *((name,) for name in SWITCHES), tuple(SWITCHES)]
@@ -250,7 +252,7 @@ def test_a_packaged_chart_is_the_same(chart: Chart, tmp_path: Path) -> None:
 def test_what_is_namespaced_is_where_the_release_is(chart: Chart) -> None:
     """And so are the subjects of the bindings."""
     objects = templated(chart, switched(*SWITCHES), namespace="other")
-    cluster = re.compile("ClusterRole.*|ValidatingAdmissionPolicy.*")
+    cluster = re.compile("ClusterRole.*|ValidatingAdmissionPolicy.*|DeviceClass")
     places = {item["metadata"].get("namespace") for item in objects if not cluster.fullmatch(item["kind"])}
     assert places == {"other"}
     assert not any("namespace" in item["metadata"] for item in objects if cluster.fullmatch(item["kind"]))
@@ -285,11 +287,13 @@ def test_every_value_arrives_in_the_daemonset(chart: Chart) -> None:
 def test_another_root_of_the_kubelet_is_used_by_all(chart: Chart) -> None:
     """Both folders are in the pod where they are on the host, and the daemon looks for them there."""
     folders = {"kubeletDir": "/var/lib/k0s/kubelet", "devicePluginDir": "/srv/kubelet/device-plugins"}
-    objects = templated(chart, {"devicePlugin": {"enabled": True, **folders}})
+    objects = templated(chart, switched("dra", devicePlugin={"enabled": True, **folders}))
     variables = {entry["name"]: entry.get("value") for entry in container(objects)["env"]}
     assert variables["DEVWATCH_KUBELET_DIR"] == folders["kubeletDir"]
     assert variables["DEVWATCH_DEVICE_PLUGIN_DIR"] == folders["devicePluginDir"]
-    paths = {"device-plugins": folders["devicePluginDir"], "pod-resources": "/var/lib/k0s/kubelet/pod-resources"}
+    root = folders["kubeletDir"]
+    paths = {"device-plugins": folders["devicePluginDir"], "pod-resources": f"{root}/pod-resources"}
+    paths |= {"dra-plugin": f"{root}/plugins/devwatch.io", "plugins-registry": f"{root}/plugins_registry"}
     assert paths.items() <= {mount["name"]: mount["mountPath"] for mount in container(objects)["volumeMounts"]}.items()
     hosts = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in pod_spec(objects)["volumes"]}
     assert paths.items() <= hosts.items()
@@ -472,6 +476,38 @@ def test_the_policy_allows_what_is_configured(chart: Chart, values: Object, allo
     assert re.findall("'(.*?)'", first["expression"]) == allowed
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["aeotec/zstick"],
+        ["a.b-c/Z_b", "a.b-c/z-b", "a.b-c.z/b"],
+        ["a/b.c", "a.b/c", "a/b-.c", "a/b..c", "a/B.C"],
+        ["example.com/" + "x" * 52],
+    ],
+    ids=lambda names: names[0][:20],
+)
+def test_the_classes_are_those_that_devwatch_prints(chart: Chart, names: list[str]) -> None:
+    """Object by object; a resource that is published in another way has none."""
+    entry = {"match": [{"port": "x"}]}
+    resources = [{"name": name, "publish": "dra", **entry} for name in names]
+    values: Object = {
+        "config": {"resources": [*resources, {"name": "other.com/plain", **entry}]},
+        "dra": {"enabled": True},
+    }
+    objects = templated(chart, values)
+    rules = parse(_data(objects, "devwatch-config")["config.yaml"].encode(), file="c").resources
+    found = list(of_kind(objects, "DeviceClass"))
+    assert len(found) == len(names)
+    assert found == list(device_classes(rules))
+    for item in found:
+        validate(item, latest_version(), strict=True)
+    assert (
+        list(of_kind(templated(chart, {**values, "dra": {"enabled": True, "deviceClasses": False}}), "DeviceClass"))
+        == []
+    )
+    assert list(of_kind(templated(chart, {**values, "dra": {"enabled": False}}), "DeviceClass")) == []
+
+
 def test_a_chart_without_resources_can_be_installed(chart: Chart) -> None:
     """It advertises nothing, and takes away what it advertised before."""
     objects = templated(chart, switched(*SWITCHES, config={"resources": []}))
@@ -524,6 +560,12 @@ def test_the_notes_say_where_the_stick_is_in_a_container(chart: Chart) -> None:
     assert "finds the stick at /dev/zigbee, " in notes
     assert "WARNING" in notes
     assert "devicePlugin.enabled=true" in notes
+    only["publish"] = "dra"
+    notes = texts(chart, values)["NOTES.txt"]
+    assert "finds the stick at /dev/zigbee, " in notes
+    assert "dra.enabled=true" in notes
+    assert "WARNING" not in texts(chart, {**values, **switched("dra")})["NOTES.txt"]
+    only["publish"] = "devicePlugin"
     only["container"] = {"path": "/dev/stick"}
     notes = texts(chart, {**values, **switched("device-plugin")})["NOTES.txt"]
     assert "finds the stick at /dev/stick, " in notes

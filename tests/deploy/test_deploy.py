@@ -47,6 +47,12 @@ BASE_RIGHTS = {
 EVENTS = ("", "events", "create")
 LIST_PODS = ("", "pods", "list")
 EVICTION = {LIST_PODS, ("", "pods/eviction", "create")}
+SLICES = ("get", "list", "watch", "create", "update", "delete")
+DRA = {
+    LIST_PODS,
+    ("resource.k8s.io", "resourceclaims", "get"),
+    *(("resource.k8s.io", "resourceslices", verb) for verb in SLICES),
+}
 FOREIGN = "monitoring.coreos.com/v1"
 ALL = sorted(path.name for path in COMPONENTS.iterdir() if (path / "kustomization.yaml").exists())
 SETS = [(), *((name,) for name in ALL), tuple(ALL)]
@@ -93,6 +99,8 @@ def test_a_user_may_choose_the_namespace(components: tuple[str, ...]) -> None:
         (("eviction",), {*BASE_RIGHTS, *EVICTION}),
         (("device-plugin",), {*BASE_RIGHTS, LIST_PODS}),
         (("device-plugin", "eviction"), {*BASE_RIGHTS, *EVICTION}),
+        (("dra",), {*BASE_RIGHTS, *DRA}),
+        (("device-plugin", "dra"), {*BASE_RIGHTS, *DRA}),
         (("patch-only", "events", "eviction"), {("", "nodes/status", "patch"), EVENTS, *EVICTION}),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
@@ -252,10 +260,11 @@ def test_unprivileged_has_no_privilege() -> None:
     assert not {"hostPID", "hostIPC"} & spec.keys()
 
 
+@pytest.mark.parametrize("name", ["device-plugin", "dra"])
 @pytest.mark.parametrize("before", [(), ("unprivileged",), ("eviction", "events", "monitoring", "unprivileged")])
-def test_device_plugin_is_root_without_any_privilege(before: tuple[str, ...]) -> None:
+def test_who_hands_devices_over_is_root_without_any_privilege(before: tuple[str, ...], name: str) -> None:
     """The owner of the kubelet's folders, with no capability and no way to get one; also where it is listed after `unprivileged`."""
-    (only,) = pod_spec(rendered(*before, "device-plugin"))["containers"]
+    (only,) = pod_spec(rendered(*before, name))["containers"]
     assert only["securityContext"] == {
         "runAsUser": 0,
         "runAsGroup": 0,
@@ -283,12 +292,52 @@ def test_device_plugin_mounts_two_folders_of_the_kubelet_and_nothing_else(base: 
     assert rest == {**pod_spec(base), "containers": None, "volumes": None}
 
 
+def test_dra_mounts_the_folders_of_a_driver_and_nothing_else(base: list[Object]) -> None:
+    """Where they are on the host, of the plugins the own folder alone; what the kubelet has not made may be missing."""
+    objects = rendered("dra")
+    mounts = [mount for mount in container(objects)["volumeMounts"] if mount not in container(base)["volumeMounts"]]
+    volumes = [volume for volume in pod_spec(objects)["volumes"] if volume not in pod_spec(base)["volumes"]]
+    assert {mount["mountPath"]: mount.get("readOnly", False) for mount in mounts} == {
+        f"{KUBELET_DIR}/plugins/devwatch.io": False,
+        f"{KUBELET_DIR}/plugins_registry": False,
+        f"{KUBELET_DIR}/pod-resources": True,
+        "/var/run/cdi": False,
+    }
+    paths = {mount["name"]: mount["mountPath"] for mount in mounts}
+    assert {volume["name"]: volume["hostPath"]["path"] for volume in volumes} == paths
+    made = {volume["name"] for volume in volumes if volume["hostPath"]["type"] == "DirectoryOrCreate"}
+    assert made == {"dra-plugin", "cdi"}
+    rest = {**pod_spec(objects), "containers": None, "volumes": None}
+    assert rest == {**pod_spec(base), "containers": None, "volumes": None}
+
+
+def test_another_root_of_the_kubelet_is_one_patch_for_dra_too() -> None:
+    """The folders are at the path of the host in the pod as well: the kubelet dials the path that the daemon tells it."""
+    root = "/var/lib/k0s/kubelet"
+    objects = rendered("dra", patches=_commented_patches("dra"))
+    mounts = {mount["name"]: mount["mountPath"] for mount in container(objects)["volumeMounts"]}
+    plain = {mount["name"]: mount["mountPath"] for mount in container(rendered("dra"))["volumeMounts"]}
+    moved = {name: path.replace(KUBELET_DIR, root) for name, path in plain.items()}
+    assert mounts == moved != plain
+    hosts = {
+        volume["name"]: volume["hostPath"]["path"] for volume in pod_spec(objects)["volumes"] if "hostPath" in volume
+    }
+    assert hosts.items() <= moved.items()
+    variables = {each["name"]: each.get("value") for each in container(objects)["env"]}
+    assert variables["DEVWATCH_KUBELET_DIR"] == root
+
+
+def _commented_patches(component: str) -> list[Object]:
+    """Return the patches in the comment of a component."""
+    lines = (COMPONENTS / component / "kustomization.yaml").read_text("utf-8").splitlines()
+    comment = "\n".join(line.removeprefix("#   ") for line in lines if line.startswith("#   "))
+    patches: list[Object] = yaml.safe_load(comment)["patches"]
+    return patches
+
+
 def test_another_root_of_the_kubelet_is_one_patch() -> None:
     """The one in the comment of the component: the daemon finds pod-resources where it was."""
-    lines = (COMPONENTS / "device-plugin" / "kustomization.yaml").read_text("utf-8").splitlines()
-    comment = "\n".join(line.removeprefix("#   ") for line in lines if line.startswith("#   "))
-    patches = yaml.safe_load(comment)["patches"]
-    objects = rendered("device-plugin", patches=patches)
+    objects = rendered("device-plugin", patches=_commented_patches("device-plugin"))
     paths = {volume["name"]: volume.get("hostPath") for volume in pod_spec(objects)["volumes"]}
     assert paths["pod-resources"] == {"path": "/var/lib/k0s/kubelet/pod-resources", "type": "Directory"}
     assert container(objects) == container(rendered("device-plugin"))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import kubernetes_validate  # type: ignore[import-untyped]  # it has no type information
 import pytest
 
+from devwatch.core.slices import slice_name
 from devwatch.kube.responses import list_hint
-from support.admission import ALLOWED_PATH, DAEMON, Request, allowed, as_cel, manifests, policy, requests
+from support.admission import ALLOWED_PATH, DAEMON, SLICES, Request, allowed, as_cel, manifests, policy, requests
 from support.build import patch_of
 from support.deployment import missing, rendered
 from system import testbed
@@ -128,6 +129,26 @@ def test_a_broken_expression_denies() -> None:
     broken = deepcopy(policy())
     broken["spec"]["validations"][0]["expression"] = "object.nothing == 1"
     assert "error" in Policy(broken).denial(_count_of("aeotec/zstick"))
+
+
+@pytest.mark.parametrize("name", ["n" * 241, "n" * 242, "n" * 253])
+def test_a_node_of_a_long_name_has_its_slice(compiled: Policy, name: str) -> None:
+    """The name that devwatch makes for it, and none of another node."""
+    right = slice_name(name)
+    for slice_, allowed_ in ((right, True), (slice_name("m" * 253), False), (f"{'n' * 100}-devwatch.io", False)):
+        owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": "u1"}
+        spec = {"nodeName": name, "pool": {"name": slice_}}
+        request = Request(
+            name=name,
+            allowed=True,
+            operation="CREATE",
+            resource=SLICES,
+            object=slice_,
+            node=(name,),
+            merge={"metadata": {"ownerReferences": [owner]}, "spec": spec},
+            stored={},
+        )
+        assert (compiled.denial(request) == "") == allowed_
 
 
 def _count_of(name: str, user: str = DAEMON) -> Request:

@@ -21,6 +21,7 @@ import pytest
 from support.admission import (
     ALLOWED_PATH,
     COMPONENT,
+    SLICES,
     Object,
     Request,
     allowed,
@@ -29,6 +30,8 @@ from support.admission import (
     namespaces,
     node,
     requests,
+    stored_slice,
+    written_slice,
 )
 from system.evictionproxy import policy_version
 from system.waiting import eventually
@@ -43,6 +46,7 @@ pytestmark = pytest.mark.system
 
 NODES = ("nuc-1", "nuc-2")
 POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
+SLICES_PATH = f"/apis/resource.k8s.io/v1/{SLICES}"
 REQUESTS = requests()
 IN_FORCE = next(each for each in REQUESTS if each.name == "another node")
 """A request that is answered by another status when the policy is in force."""
@@ -71,7 +75,22 @@ class Cluster:
     tls: ssl.SSLContext
 
     def ask(self, request: Request) -> Answer:
-        """Send the request as its user, who has every right, as a dry run."""
+        """Send the request as its user, who has every right, as a dry run. A ResourceSlice that it starts from is there meanwhile."""
+        if request.resource != SLICES or request.operation == "CREATE":
+            return self._ask(request)
+        _must(self.server, "POST", SLICES_PATH, stored_slice(request))
+        try:
+            return self._ask(request)
+        finally:
+            _must(self.server, "DELETE", f"{SLICES_PATH}/{request.object}", {})
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests about objects that the server knows."""
+        served = self.server.serves("resource.k8s.io/v1")
+        return [request for request in REQUESTS if served or request.resource != SLICES]
+
+    def _ask(self, request: Request) -> Answer:
         method, path, body = self._call(request)
         headers = [
             ("Content-Type", "application/merge-patch+json" if method == "PATCH" else "application/json"),
@@ -84,7 +103,10 @@ class Cluster:
     def _call(self, request: Request) -> tuple[str, str, Object]:
         resource, _, subresource = request.resource.partition("/")
         folder = f"/api/v1/namespaces/{request.namespace}/{resource}" if request.namespace else f"/api/v1/{resource}"
+        folder = SLICES_PATH if resource == SLICES else folder
         path = "/".join(part for part in (folder, request.object, subresource) if part)
+        if request.operation == "UPDATE" and resource == SLICES:
+            return "PUT", f"{path}?dryRun=All", written_slice(request)
         if request.operation == "UPDATE" and request.put:
             return "PUT", f"{path}?dryRun=All", merged(self.server.node(request.object), request.merge)
         if request.operation == "UPDATE":
@@ -99,6 +121,8 @@ class Cluster:
     def _new(self, request: Request) -> Object:
         if request.resource == "nodes":
             return node(request.object)
+        if request.resource == SLICES:
+            return written_slice(request)
         named: Object = {"metadata": {"name": request.object, "namespace": request.namespace}}
         if request.resource == "events":
             return {**named, "involvedObject": {"namespace": request.namespace}}
@@ -163,7 +187,7 @@ def kustomization(tmp_path: Path) -> Path:
 def test_without_the_policy_a_server_forbids_nothing(cluster: Cluster) -> None:
     """What the policy allows, the API accepts; what it denies, nobody else forbids to who has the rights."""
     # A real CONNECT would end at a kubelet that is not there.
-    answers = [(request, cluster.ask(request)) for request in REQUESTS if request.operation != "CONNECT"]
+    answers = [(request, cluster.ask(request)) for request in cluster.requests if request.operation != "CONNECT"]
     wrong = [_line(request, answer) for request, answer in answers if not _unhindered(request, answer)]
     assert not wrong, "\n".join(wrong)
 
@@ -176,7 +200,7 @@ def test_the_policy_gives_every_verdict(cluster: Cluster, kustomization: Path) -
     _kubectl(cluster.server, "apply", "-k", str(kustomization))
     try:
         eventually(lambda: cluster.ask(IN_FORCE).status == http.HTTPStatus.FORBIDDEN)
-        answers = [(request, cluster.ask(request)) for request in REQUESTS]
+        answers = [(request, cluster.ask(request)) for request in cluster.requests]
         wrong = [_line(request, answer) for request, answer in answers if not _as_written(cluster, request, answer)]
     finally:
         _kubectl(cluster.server, "delete", "-k", str(kustomization))

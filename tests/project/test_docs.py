@@ -12,10 +12,13 @@ import yaml
 
 from devwatch.cli.entry import DEVICE_PLUGIN_DIR, KUBELET_DIR, main
 from devwatch.config.schema import parse
+from devwatch.core.classes import device_classes
 from devwatch.core.errors import ConfigError
 from devwatch.core.handover import variable_of
 from devwatch.core.listing import Entry
 from devwatch.core.rules import Publish
+from devwatch.core.slices import devices_of
+from devwatch.core.slots import Identity, Slot, SlotState
 from devwatch.observe.metrics import Metrics
 from support.checkout import CHECKOUT
 from support.deployment import DEPLOY, documentation, documented_block
@@ -212,6 +215,25 @@ def test_the_path_in_a_container_and_its_variable_are_as_documented() -> None:
     (rule,) = parse(b"resources: [{name: aeotec/zstick, match: [{port: x}]}]", file="c").resources
     assert f"{rule.container_path} in the container" in README.read_text("utf-8")
     assert f"`{variable_of(rule.name)}={rule.container_path},{rule.container_path}1`" in page("publishing.md")
+
+
+def test_the_device_class_is_the_one_that_is_printed() -> None:
+    """For the resource of the README."""
+    (rule,) = parse(b"resources: [{name: aeotec/zstick, match: [{port: x}], publish: dra}]", file="c").resources
+    (block,) = (each for each in _FENCE.findall(page("dra.md")) if "managed-by" in each)
+    assert [yaml.safe_load(block)] == list(device_classes([rule]))
+
+
+def test_the_attributes_of_a_device_are_those_that_are_written() -> None:
+    """All of them, and no other."""
+    slot = Slot(
+        id="a",
+        identity=Identity(vendor=None, product=None, serial=None, socket=""),
+        devices=(),
+        state=SlotState.PRESENT,
+    )
+    (device,) = devices_of([("a/b", slot)], None)
+    assert sorted(first_cells(section(page("dra.md"), "## A certain stick"))) == sorted(device.attributes)
 
 
 def test_the_folders_of_the_kubelet_are_as_documented() -> None:

@@ -175,9 +175,8 @@ class ClaimSite:
                 self._inventory.observe(scan(*self.devices, at=now, doubts=self.doubts))
                 present, held = self._inventory.present, driver.held
                 certain = not self.doubts
-                found = slots[ZIGBEE].update(
-                    present, len(present), certain=certain, held=None if held is None else held.get(ZIGBEE, frozenset())
-                )
+                free = frozenset() if held is None else frozenset(self.ids) - held.get(ZIGBEE, frozenset())
+                found = slots[ZIGBEE].update(present, len(present), certain=certain, free=free)
                 self.ids = tuple(slot.id for slot in found)
                 driver.update({ZIGBEE: found}, self._inventory)
                 self._ask(driver, group, now)

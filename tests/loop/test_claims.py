@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from grpclib.exceptions import StreamTerminatedError
 
-from devwatch.core.claims import UNPLUGGED, Toleration
+from devwatch.core.claims import Toleration
 from devwatch.core.errors import Forbidden, KubeletError, Refused, Retry
+from devwatch.core.names import UNPLUGGED
 from support.build import ZIGBEE, device, rule
 from support.claims import UID, allocated, reference, state
 from support.claimsite import claim_site

@@ -10,7 +10,7 @@ from devwatch.core.errors import ApiError, KubeletError
 from devwatch.core.node import Amounts
 from devwatch.core.rules import Publish
 from devwatch.core.task import Task
-from devwatch.core.way import KUBELET_MEMORY, Change, changes, handed_over_before, holdouts
+from devwatch.core.way import KUBELET_MEMORY, Change, changes, handed_over_before, holdouts, way_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -99,7 +99,12 @@ class Changeover:
         """
         if not self.waiting and not self._leaving:
             return figures
-        forgotten = self._leaving.difference(kept) if self.clock.now() >= self._forgotten_at else frozenset()
+        late = self.clock.now() < self._forgotten_at
+        forgotten = frozenset(
+            name
+            for name in self._leaving.difference(kept)
+            if not late or way_of(self.former[name]) is not Publish.DEVICE_PLUGIN
+        )
         held = {
             name: replace(figure, amounts=Amounts.of(0), frozen=True) if name in self.waiting else figure
             for name, figure in figures.by_name.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from devwatch.core.claims import DRIVER
+from devwatch.core.names import DRIVER
 from devwatch.core.repeat import RepeatFilter
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from devwatch.agent.claimreader import ClaimReader
 from devwatch.agent.claimreport import ClaimReport
 from devwatch.agent.driverregistration import DriverRegistration
 from devwatch.agent.preparedclaims import ClaimFiles, PreparedClaims
-from devwatch.core.claims import DRIVER, PreparedClaim, is_allocated_here, prepare
+from devwatch.core.claims import PreparedClaim, is_allocated_here, prepare
 from devwatch.core.errors import ClaimRefused, Forbidden, Refused
+from devwatch.core.names import DRIVER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

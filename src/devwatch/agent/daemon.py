@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Required, TextIO, TypedDict
 
 from devwatch import __version__
 from devwatch.agent.clock import Clock
+from devwatch.agent.dra import Dra
 from devwatch.agent.dryrun import DryRunNode
 from devwatch.agent.listener import MonitorListener
 from devwatch.agent.report import Log, Telemetry
@@ -26,6 +27,7 @@ from devwatch.agent.wiring import build_agent
 from devwatch.config.file import BackgroundConfigFile, ConfigFile
 from devwatch.core import exitstatus
 from devwatch.core.errors import KubeletError, Unavailable
+from devwatch.core.names import DRIVER
 from devwatch.core.repeat import RepeatFilter
 from devwatch.host.systemd import Notifier, watchdog_interval
 from devwatch.host.udev import UdevSource
@@ -36,10 +38,12 @@ from devwatch.observe.metrics import Metrics
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping
 
+    from devwatch.agent.dra import DraParts
     from devwatch.agent.nodestatus import NodeApi
     from devwatch.agent.nodewatch import Watch
     from devwatch.agent.reconciler import Reconciler
     from devwatch.agent.registration import KubeletApi
+    from devwatch.kube.nodes import KubeNode
 
 ONCE_TIMEOUT = 30.0
 """Seconds that `--once` waits for the Node to show the present devices."""
@@ -66,6 +70,12 @@ class Options:
     """Whether the address was given explicitly, rather than by default."""
     kubelet_dir: Path = Path("/var/lib/kubelet")
     device_plugin_dir: Path = Path("/var/lib/kubelet/device-plugins")
+    cdi_dir: Path = Path("/var/run/cdi")
+
+    @property
+    def claims(self) -> Path:
+        """The record of the prepared claims, which outlives the daemon."""
+        return self.kubelet_dir / "plugins" / DRIVER / "claims.json"
 
 
 class _Api(TypedDict, total=False):
@@ -73,6 +83,7 @@ class _Api(TypedDict, total=False):
     watch: Watch
     workload: Workload
     kubelet: Callable[[], KubeletApi]
+    dra: Dra
 
 
 class Daemon:
@@ -95,6 +106,7 @@ class Daemon:
         loop.set_exception_handler(self._handle_loop_exception)
         self._health = Health(sweep=self._config.sweep, last_cycle=loop.time())
         self._telemetry = Telemetry(log=self._log, metrics=self._metrics, health=self._health)
+        self._clock = Clock(now=loop.time, unix=time.time, jitter=random.SystemRandom().random)
         self._service = SystemdService(self._notifier, self._health)
         work = loop.create_task(self._work(loop))
         end = partial(self._end, work)
@@ -188,7 +200,7 @@ class Daemon:
             config=self._config,
             node=self._options.node,
             telemetry=self._telemetry,
-            clock=Clock(now=loop.time, unix=time.time, jitter=random.SystemRandom().random),
+            clock=self._clock,
             dry_run=bool(self._options.dry_run),
             once=self._options.once,
             cycled=self._cycled,
@@ -212,7 +224,8 @@ class Daemon:
         if self._options.once:
             return {"api": node}
         workload = Workload(requests=node, node=self._options.node)
-        return {"api": node, "watch": node.watch, "workload": workload, "kubelet": self._kubelet}
+        dra = Dra(partial(self._dra, node), recorded=self._options.claims.exists)
+        return {"api": node, "watch": node.watch, "workload": workload, "kubelet": self._kubelet, "dra": dra}
 
     def _kubelet(self) -> KubeletApi:
         """Return the kubelet of this node. Raises `KubeletError` where the libraries for it are not installed."""
@@ -223,6 +236,12 @@ class Daemon:
                 f"publish: devicePlugin needs {error.name}", hint="pip install 'devwatch[kubelet]'"
             ) from error
         return Kubelet(plugins=self._options.device_plugin_dir, folder=self._options.kubelet_dir)
+
+    def _dra(self, node: KubeNode) -> DraParts:
+        """Return the DRA driver of this node."""
+        from devwatch.agent.drahost import build_dra  # noqa: PLC0415 - only `publish: dra` needs it
+
+        return build_dra(self._options, node, self._options.claims.exists, self._telemetry, self._clock)
 
     def _reload(self) -> None:
         """Begin to reload the configuration. Before the loop exists this is not needed: its first cycle reads a changed file."""

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from devwatch.agent.changeover import Changeover
-from devwatch.agent.holders import HeldDevices
 from devwatch.agent.pluginreport import PluginReport
 from devwatch.agent.registration import Registration
 from devwatch.core.errors import KubeletError
 from devwatch.core.handover import Handover, Offer, link_names
 from devwatch.core.node import Amounts, NodeState
 from devwatch.core.rules import Publish
-from devwatch.core.slots import SlotState, recall
+from devwatch.core.slots import SlotState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.registration import KubeletApi
     from devwatch.agent.report import Telemetry
     from devwatch.core.holders import Holding
     from devwatch.core.inventory import Inventory
-    from devwatch.core.listing import Entry
-    from devwatch.core.plan import Figure, Figures
-    from devwatch.core.pods import Pod
+    from devwatch.core.plan import Figure
     from devwatch.core.rules import ResourceRule
     from devwatch.core.slots import Slot
 
@@ -48,23 +43,12 @@ class DevicePlugins:
     - a kubelet that hangs, refuses or is away stops nothing else.
     """
 
-    def __init__(
-        self,
-        connect: Callable[[], KubeletApi],
-        *,
-        pods: Callable[[], Awaitable[Sequence[Pod]]],
-        telemetry: Telemetry,
-        clock: Clock,
-    ) -> None:
-        """Start without resources.
-
-        `connect` is called for the first of them, and raises a `KubeletError`. `pods` lists the pods of this node, and raises an
-        `ApiError`.
-        """
+    def __init__(self, connect: Callable[[], KubeletApi], *, telemetry: Telemetry, clock: Clock) -> None:
+        """Start without resources. `connect` is called for the first of them, and raises a `KubeletError`."""
         self._connect, self._clock = connect, clock
         self._kubelet: KubeletApi | None = None
-        self._rules: tuple[ResourceRule, ...] = ()
-        self._names = frozenset[str]()
+        self.names = frozenset[str]()
+        """The resources that are registered, or are to be."""
         self._registrations: dict[str, Registration] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -74,28 +58,25 @@ class DevicePlugins:
         """The links that are right, by name with the devnode."""
         self._leaving: dict[str, float] = {}
         """By resource that is no longer handed over: when its stream ends even if the kubelet has not taken over that it has no device."""
-        self._report = PluginReport(telemetry=telemetry)
-        self.held = HeldDevices(holdings=self.holdings, pods=pods, log=telemetry.log, clock=clock)
-        self.changeover = Changeover(
-            pods=pods, holdings=self.holdings, telemetry=telemetry, clock=clock, kubelet=self.socket
-        )
+        self.report = PluginReport(telemetry=telemetry)
 
     # -- the interface to the loop
 
-    def follow(self, group: asyncio.TaskGroup, wake: Callable[[str], None]) -> None:
-        """Register in the background, and wake the loop at each change."""
-        self._group, self._report.wake = group, partial(wake, "kubelet")
+    def follow(self, group: asyncio.TaskGroup) -> None:
+        """Register in the background."""
+        self._group = group
         for name in self._registrations:
             self._start(name)
 
-    def configure(self, rules: Iterable[ResourceRule]) -> None:
-        """Set the resources of this node, however they are published."""
-        self._rules = tuple(rules)
+    @property
+    def leaving(self) -> bool:
+        """Whether the stream of a resource that is no longer handed over is still open."""
+        return bool(self._leaving)
 
-    def _register(self, rules: Iterable[ResourceRule]) -> None:
-        """Register exactly these resources, as far as the kubelet hands them over."""
+    def register(self, rules: Iterable[ResourceRule], observed: NodeState) -> None:
+        """Register exactly those of these resources that device plugins hand over."""
         mine = {rule.name: rule for rule in rules if rule.publish is Publish.DEVICE_PLUGIN}
-        self._names = frozenset(mine)
+        self.names = frozenset(mine)
         for name in self._registrations.keys() - mine.keys():
             self._leaving.setdefault(name, self._clock.now() + LEAVE_TIMEOUT)
         self._leaving = {name: at for name, at in self._leaving.items() if name not in mine}
@@ -105,6 +86,7 @@ class DevicePlugins:
                 self._registrations[name].rule = rule
             elif kubelet:
                 self._add(rule, kubelet)
+        self._leave(observed, self._clock.now())
 
     def socket(self) -> object:
         """Return what tells a start of the kubelet from the next, None where it is not to be reached."""
@@ -115,13 +97,13 @@ class DevicePlugins:
         try:
             self._kubelet = self._kubelet or self._connect()
         except KubeletError as error:
-            self._report.unreachable(error)
+            self.report.unreachable(error)
         return self._kubelet
 
     def _add(self, rule: ResourceRule, kubelet: KubeletApi) -> None:
         handover = Handover(lost_at=self._clock.now())
         self._registrations[rule.name] = Registration(
-            rule=rule, handover=handover, kubelet=kubelet, clock=self._clock, report=self._report
+            rule=rule, handover=handover, kubelet=kubelet, clock=self._clock, report=self.report
         )
         self._start(rule.name)
 
@@ -136,37 +118,33 @@ class DevicePlugins:
             await asyncio.wait({former})
         await registration.run(self._ready)
 
-    def update(self, figures: Figures, inventory: Inventory, observed: NodeState | None, now: float) -> Figures:
-        """Set the links and the lists, and return the figures with those that the Node should show for these resources."""
-        self.changeover.observe(self._rules, observed, now)
-        self._register(rule for rule in self._rules if rule.name not in self.changeover.waiting)
-        self._leave(observed or NodeState(), now)
-        former = {name: _lost(name, entries) for name, entries in self.changeover.former.items()}
-        if not self._names and not self._registrations and not former:
-            self._report.held_up({})
-            return self.changeover.hold(figures)
-        slots = {name: figures.by_name[name].slots for name in self._registrations.keys() - self._leaving.keys()}
-        self.held.observe(slots | former, now)
+    def update(
+        self,
+        figures: Mapping[str, Figure],
+        inventory: Inventory,
+        observed: NodeState | None,
+        held: dict[str, dict[str, tuple[str, str]]],
+    ) -> dict[str, Figure]:
+        """Set the links and the lists, and return the figures with those that the Node should show.
+
+        `held` are by resource the devices that a pod may have under another name; those that are offered all the same are removed from it.
+        """
+        slots = {name: figures[name].slots for name in self.names & self._registrations.keys()}
         self._update_links(slots, inventory)
-        if not self._report.fault and observed is not None and not inventory.doubts:
+        if not self.report.fault and observed is not None and not inventory.doubts:
             self._ready.set()
         waiting = {device.body for device in inventory.pending}
-        held = self.held.elsewhere(figures, slots | former)
         # Without a registration, as where the libraries are missing, nothing is offered.
-        shown = {
-            name: replace(figure, amounts=Amounts.of(0)) if name in self._names else _without(figure, len(held[name]))
-            for name, figure in figures.by_name.items()
-        }
+        shown = {name: replace(figure, amounts=Amounts.of(0)) for name, figure in figures.items()}
         # Before the annotation is read it is unknown which devices pods have under another name.
         for name, own in slots.items() if observed is not None else ():
             registration = self._registrations[name]
             offer = registration.offer(own, waiting, held[name], self._linked)
-            shown[name] = replace(shown[name], amounts=registration.update(offer, observed or NodeState(), now))
+            amounts = registration.update(offer, observed or NodeState(), self._clock.now())
+            shown[name] = replace(shown[name], amounts=amounts)
             held[name] = {own: former for own, former in held[name].items() if own not in offer.ids}
-        self._report.held_up(self.held.reasons(held))
-        self._report.state({name: self._registrations[name] for name in slots})
-        kept = [name for name, own in former.items() if not {slot.id for slot in own} <= self.held.free]
-        return self.changeover.hold(replace(figures, by_name=shown), kept)
+        self.report.state({name: self._registrations[name] for name in slots})
+        return shown
 
     def _leave(self, observed: NodeState, now: float) -> None:
         """End the streams of resources that are no longer handed over, once the kubelet has taken over that they have no device.
@@ -182,12 +160,7 @@ class DevicePlugins:
                 del self._registrations[name], self._leaving[name]
                 if name in self._tasks:
                     self._tasks[name].cancel()
-                self._report.state(self._registrations)
-
-    @property
-    def tasks(self) -> tuple[HeldDevices, Changeover]:
-        """What reads pods between the patches."""
-        return self.held, self.changeover
+                self.report.state(self._registrations)
 
     def changes_at(self, now: float) -> float | None:
         """Return when a list or a figure changes without a further event, None for never."""
@@ -220,10 +193,10 @@ class DevicePlugins:
             self._kubelet.links.update(wanted)
         except KubeletError as error:
             self._linked = {name: devnode for name, devnode in self._linked.items() if wanted.get(name) == devnode}
-            self._report.limited(error)
+            self.report.limited(error)
         else:
             self._linked = wanted
-            self._report.linked()
+            self.report.linked()
 
     def can_allocate(self, resource: str, ids: frozenset[str]) -> bool:
         """Return whether the kubelet may still give one of these devices to a pod: its list has them as healthy."""
@@ -235,13 +208,3 @@ class DevicePlugins:
         if self._kubelet is None:
             raise KubeletError("the kubelet was not reached yet")
         return await self._kubelet.holdings()
-
-
-def _lost(resource: str, entries: Iterable[Entry]) -> tuple[Slot, ...]:
-    """Return what the annotation lists of a resource that is not handed over any more: nothing of it is offered."""
-    return tuple(replace(slot, state=SlotState.HELD) for slot in recall(resource, entries))
-
-
-def _without(figure: Figure, number: int) -> Figure:
-    """Return a figure without this number of devices."""
-    return replace(figure, advertised=max(figure.advertised - number, 0)) if number else figure

@@ -39,7 +39,13 @@ class HoldersApi(Protocol):
         """Return which pods hold devices. Raises `KubeletError`."""
 
     def can_allocate(self, resource: str, ids: frozenset[str]) -> bool:
-        """Return whether the kubelet may still give one of these devices to a pod."""
+        """Return whether one of these devices may still be given to a pod."""
+
+    def is_claimed(self, resource: str) -> bool:
+        """Return whether ResourceClaims give the devices of a resource to pods."""
+
+    def spared(self, ids: frozenset[str]) -> frozenset[tuple[str, str]]:
+        """Return the claims, by namespace and name, that tolerate the loss of these devices."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,9 +85,11 @@ class HolderReader:
         except KubeletError as error:
             raise Retry(str(error)) from error
         after = await pods()
-        holders = holders_of(incident, holdings)
+        spared = self.kubelet.spared(incident.ids) if isinstance(incident, Loss) else frozenset()
+        holders = holders_of(incident, (each for each in holdings if (each.namespace, each.claim) not in spared))
         fault = unproved(incident, holders, before, after)
-        if not fault and held_ids(incident.resource, holdings, after) is None:
+        claimed = self.kubelet.is_claimed(incident.resource)
+        if not fault and held_ids(incident.resource, holdings, after, claimed=claimed) is None:
             fault = UNACCOUNTED
         if fault:
             raise Retry(fault)
@@ -95,6 +103,8 @@ class HeldDevices:
 
     holdings: Callable[[], Awaitable[Sequence[Holding]]]
     """Returns which pods have devices, and raises a `KubeletError`."""
+    claimed: Callable[[frozenset[str]], frozenset[str]]
+    """Returns those of these devices that a prepared claim has."""
     pods: Callable[[], Awaitable[Sequence[Pod]]]
     """Lists the pods of the node, and raises an `ApiError`."""
     log: Log
@@ -112,10 +122,14 @@ class HeldDevices:
     _doubt: str = ""
     """Why the last reading does not tell of every device; empty before the first."""
     _read_at: float = math.inf
+    _by_claim: Container[str] = ()
 
-    def observe(self, slots: Mapping[str, Sequence[Slot]], now: float) -> None:
-        """Process the slots of all resources: a device that is absent since the last scan makes a reading due."""
-        before = _all(self._absent.values())
+    def observe(self, slots: Mapping[str, Sequence[Slot]], now: float, *, by_claim: Container[str] = ()) -> None:
+        """Process the slots of all resources: a device that is absent since the last scan makes a reading due.
+
+        The devices of the resources `by_claim` are given to pods by ResourceClaims.
+        """
+        before, self._by_claim = _all(self._absent.values()), by_claim
         self._absent = {
             name: frozenset(slot.id for slot in own if slot.state is not SlotState.PRESENT)
             for name, own in slots.items()
@@ -176,7 +190,7 @@ class HeldDevices:
         except (KubeletError, ApiError) as error:
             free, self._doubt = frozenset(), str(error)
             self.log.debug("pods.unlisted", error=self._doubt)
-        self.free = (self.free & self._lost) | (free & self._asked)
+        self.free = (self.free & self._lost) | (free & self._asked - self.claimed(self._asked))
 
     async def _unheld(self) -> frozenset[str]:
         """Read the holders. The list of pods that follows shows whether the kubelet has accounted for every pod."""
@@ -186,7 +200,7 @@ class HeldDevices:
         if self._asked <= _all(each.ids for each in holdings):
             return frozenset()
         pods = await self.pods()
-        held = {name: held_ids(name, holdings, pods) for name in absent}
+        held = {name: held_ids(name, holdings, pods, claimed=name in self._by_claim) for name in absent}
         return _all(absent[name] - ids for name, ids in held.items() if ids is not None)
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from devwatch.agent.clock import Clock
-    from devwatch.agent.deviceplugin import DevicePlugins
     from devwatch.agent.evictor import Evictor
+    from devwatch.agent.handovers import Handovers
     from devwatch.agent.report import Reporter
     from devwatch.config.schema import Config
     from devwatch.core.backoff import Backoff
@@ -87,7 +87,7 @@ class Reconciler:
         source: DeviceSource,
         publisher: Publisher,
         evictor: Evictor | None,
-        plugins: DevicePlugins | None = None,
+        handovers: Handovers | None = None,
         outage: Backoff,
         settings: Settings,
         config: Config,
@@ -97,14 +97,14 @@ class Reconciler:
     ) -> None:
         """Start without an observation.
 
-        Without an `evictor` no device is ever lost, and without `plugins` none is handed over. `outage` is the backoff of all requests.
+        Without an `evictor` no device is ever lost, and without `handovers` none is handed over. `outage` is the backoff of all requests.
         """
         self._source, self.publisher, self._settings = source, publisher, settings
         self._node, self._reporter, self._clock, self._evictor = node, reporter, clock, evictor
-        self._plugins = plugins
+        self._handovers = handovers
         self._once, self._heartbeat = pace.get("once", False), pace.get("heartbeat") or math.inf
         self._cycled = pace.get("cycled", lambda: None)
-        tasks = (*(plugins.tasks if plugins else ()), *((evictor, evictor.recorder) if evictor else ()))
+        tasks = (*((handovers,) if handovers else ()), *((evictor, evictor.recorder) if evictor else ()))
         self._requests = Requests(publisher, tasks, outage, done=lambda: self.wake("node"))
         self._wakes, self._woken = set[str](), asyncio.Event()
         self._inventory, self._tally, self.figures = Inventory(), Tally(()), Figures()
@@ -125,7 +125,7 @@ class Reconciler:
 
         Otherwise a pod that is bound after the end of the streams fails for good. A second call does not wait.
         """
-        if self._ended is not None or self._plugins is None or not self._plugins.end():
+        if self._ended is not None or self._handovers is None or not self._handovers.end():
             ended()
             return
         self._ended, self._end_at = ended, self._clock.now() + END_TIMEOUT
@@ -137,8 +137,8 @@ class Reconciler:
         async with asyncio.TaskGroup() as group:
             if not self._once:
                 self.publisher.follow(group, self.wake)
-            if self._plugins is not None:
-                self._plugins.follow(group, self.wake)
+            if self._handovers is not None:
+                self._handovers.follow(group, self.wake)
             while True:
                 due, trigger = self._cycle(group)
                 if self._once and self._agreed:
@@ -182,10 +182,10 @@ class Reconciler:
 
     def _count(self, now: float) -> Figures:
         """Count the devices. Links of those that are away are removed here, before anything is written to the API server."""
-        observed, plugins = self.publisher.observed, self._plugins
-        free, date = plugins.held.free if plugins else frozenset(), self.publisher.date
+        observed, handovers = self.publisher.observed, self._handovers
+        free, date = handovers.free if handovers else frozenset(), self.publisher.date
         figures = self._tally.count(self._inventory, observed, now, free=free, date=date)
-        return plugins.update(figures, self._inventory, observed, now) if plugins else figures
+        return handovers.update(figures, self._inventory, observed, now) if handovers else figures
 
     def _begin(self, now: float) -> None:
         """At the first observation, take over the Node's own figures and the annotation of a former daemon."""
@@ -193,7 +193,7 @@ class Reconciler:
         if self._began or observed is None or self._once:
             return
         self._began = True
-        self._tally.start(observed, now)
+        self._tally.start(observed, now, self._handovers.recalled if self._handovers else {})
         if self._evictor is not None:
             self._evictor.losses.start(observed.memory())
             self._reporter.recalled(observed, {rule.name for rule in self._rules if rule.evict_after is not None})
@@ -226,7 +226,7 @@ class Reconciler:
             (self._inventory.due, "sweep"),
             (scan.again_at, "sweep"),
             (figures.due, "grace"),
-            (self._plugins.changes_at(scan.at) if self._plugins else None, "kubelet"),
+            (self._handovers.changes_at(scan.at) if self._handovers else None, "kubelet"),
         )
         dues = [(due, trigger) for due, trigger in moments if due is not None]
         dues += self._requests.dues(scan.at)
@@ -239,8 +239,8 @@ class Reconciler:
         # One run registers no plugin: what the kubelet hands over stays as it is.
         self._rules = tuple(each for each in rules if not self._once or each.publish is Publish.NODE_STATUS)
         self._tally.configure(self._rules, left_out=frozenset(each.name for each in rules if each not in self._rules))
-        if self._plugins is not None:
-            self._plugins.configure(self._rules)
+        if self._handovers is not None:
+            self._handovers.configure(self._rules)
         self._source.expect(config.literal_paths)
         self.publisher.configure(config.resync)
         self._reporter.configured(config)

@@ -154,8 +154,8 @@ class ResourceSlices:
             return None
         return max(self._backoff.until, self._repairs.until if self._repairing(self._write) else -math.inf)
 
-    def cut(self, _resource: str, device_id: str) -> bool:
-        """Return whether it is certain that a lost device cannot be allocated any more. IDs are unique over all resources."""
+    def cut(self, device_id: str) -> bool:
+        """Return whether it is certain that a lost device cannot be allocated any more."""
         if self._observed is None or self._in_flight or self._uncertain:
             return False
         return not is_allocatable(device_id, self._observed.values())

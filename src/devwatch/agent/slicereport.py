@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from devwatch.core.errors import ApiError, Forbidden, Refused
+from devwatch.core.names import DRIVER
 from devwatch.core.repeat import RepeatFilter
-from devwatch.core.slices import DRIVER, MAX_DEVICES, Operation, Slice, Write
+from devwatch.core.slices import MAX_DEVICES, Operation, Slice, Write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, Unpack
 
 from devwatch.agent.deviceplugin import DevicePlugins
+from devwatch.agent.dra import Dra
 from devwatch.agent.events import EventApi, EventRecorder
 from devwatch.agent.evictor import Evictor, WorkloadApi
+from devwatch.agent.handovers import Handovers
 from devwatch.agent.nodereport import NodeReporter
 from devwatch.agent.nodestatus import NodeApi, NodeStatus
 from devwatch.agent.reconciler import DeviceSource, Pace, Reconciler, Settings
@@ -35,6 +37,7 @@ def build_agent(  # noqa: PLR0913 - the parts of the loop, by keyword
     watch: Watch | None = None,
     workload: Workload | None = None,
     kubelet: Callable[[], KubeletApi] | None = None,
+    dra: Dra | None = None,
     settings: Settings,
     config: Config,
     telemetry: Telemetry,
@@ -42,23 +45,27 @@ def build_agent(  # noqa: PLR0913 - the parts of the loop, by keyword
     dry_run: bool = False,
     **pace: Unpack[Pace],
 ) -> Reconciler:
-    """Return the loop. Without a `workload` it evicts no pod and writes no Event; without a `kubelet` it hands over no device."""
+    """Return the loop.
+
+    Without a `workload` it evicts no pod and writes no Event; without a `kubelet` it hands over no device, without `dra` none by claims.
+    """
     log, metrics, health, outage = telemetry.log, telemetry.metrics, telemetry.health, Backoff()
     reporter = Reporter(log=log, metrics=metrics, health=health)
     node_reporter = NodeReporter(log=log, metrics=metrics, health=health, node=node, devices=reporter, dry_run=dry_run)
     publisher = NodeStatus(api=api, watch=watch, reporter=node_reporter, outage=outage, clock=clock)
-    evictor, plugins = _build_evictor(workload, telemetry, clock, node) if workload else None, None
+    evictor, handovers = _build_evictor(workload, telemetry, clock, node) if workload else None, None
     if evictor is not None:
         reporter.record, publisher.sending = evictor.recorder.device, evictor.losses.send
     if workload and evictor and kubelet:
-        plugins = DevicePlugins(kubelet, pods=workload.pods, telemetry=telemetry, clock=clock)
-        evictor.holders.kubelet = plugins
+        plugins = DevicePlugins(kubelet, telemetry=telemetry, clock=clock)
+        handovers = Handovers(plugins, dra or Dra(), pods=workload.pods, telemetry=telemetry, clock=clock)
+        evictor.holders.kubelet = handovers
     return Reconciler(
         node=node,
         source=source,
         publisher=publisher,
         evictor=evictor,
-        plugins=plugins,
+        handovers=handovers,
         outage=outage,
         settings=settings,
         config=config,

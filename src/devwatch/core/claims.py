@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 
 from devwatch.core.errors import ClaimRefused
 from devwatch.core.handover import Allocation, lay_out
+from devwatch.core.names import DRIVER, UNPLUGGED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from devwatch.core.slots import Identity
 
-DRIVER = "devwatch.io"
-"""The name of the DRA driver, in slices, claims and at the kubelet."""
-UNPLUGGED = f"{DRIVER}/unplugged"
-"""The key of the taint of a lost device."""
 CDI_KIND = f"{DRIVER}/claim"
 """The kind of the CDI devices: vendor and class (CDI specification, "kind")."""
 _CDI_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*[A-Za-z0-9]")

@@ -6,8 +6,8 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
+from devwatch.core.names import DRIVER
 from devwatch.core.rules import Publish
-from devwatch.core.slices import DRIVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

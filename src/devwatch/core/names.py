@@ -1,9 +1,13 @@
-"""Validate names of extended resources as the Pod API does."""
+"""The names of devwatch at the kubelet and the API server, and the names of extended resources, validated as the Pod API does."""
 
 from __future__ import annotations
 
 import re
 
+DRIVER = "devwatch.io"
+"""The name of the DRA driver, in slices, device classes and claims, and at the kubelet."""
+UNPLUGGED = f"{DRIVER}/unplugged"
+"""The key of the taint of a lost device."""
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 

@@ -134,15 +134,21 @@ class Tally:
         self._devnodes = {name: window for name, window in self._devnodes.items() if name in names}
         self._last = {name: count for name, count in self._last.items() if name in names}
 
-    def start(self, observed: NodeState, now: float) -> None:
-        """Count the Node's own figures as observed now: they are the only record of the devices before the start."""
+    def start(
+        self, observed: NodeState, now: float, recalled: Mapping[str, Sequence[Slot]] = MappingProxyType({})
+    ) -> None:
+        """Count the Node's own figures as observed now: they are the only record of the devices before the start.
+
+        The annotation lists which devices they were, and `recalled` more of them, by resource.
+        """
         self._start = {
             rule.name: (_usable(rule, observed), now + max(self._start_grace, rule.removal_grace))
             for rule in self._claims.rules
         }
         for rule in self._claims.rules:
-            if recalled := tuple(recall(rule.name, observed.memory().get(rule.name, ()))):
-                self._slots[rule.name] = Slots(rule.name, rule.count, recalled)
+            listed = {slot.id: slot for slot in recall(rule.name, observed.memory().get(rule.name, ()))}
+            if known := {slot.id: slot for slot in recalled.get(rule.name, ())} | listed:
+                self._slots[rule.name] = Slots(rule.name, rule.count, known.values())
 
     def count(
         self,
@@ -329,7 +335,7 @@ def _leaving(figures: Figures, memory: Listing, observed: NodeState) -> dict[str
     """Return what becomes of the resources that the annotation lists and the configuration does not."""
     found: dict[str, Amounts | None] = {}
     for name in memory.keys() - figures.by_name.keys() - figures.left_out:
-        handed_over = way_of(memory[name]) is Publish.DEVICE_PLUGIN
+        handed_over = way_of(memory[name]).hands_over
         if observed.removable(name, kubelet=handed_over):
             found[name] = Amounts.of(0) if handed_over and name not in figures.forgotten else None
     return found

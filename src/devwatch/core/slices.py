@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from devwatch.core.names import DRIVER, UNPLUGGED
 from devwatch.core.slots import SlotState
 from devwatch.core.text import blank
 
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 
     from devwatch.core.slots import Slot
 
-DRIVER = "devwatch.io"
-"""The name of the driver in slices, device classes and claims."""
-TAINT = "devwatch.io/unplugged"
-"""The key of the taint of a lost device."""
 MAX_DEVICES = 64
 """Devices of a slice in which one has a taint (`ResourceSliceMaxDevicesWithAdvancedFeatures`)."""
 MAX_ATTRIBUTE = 64
@@ -49,7 +46,7 @@ def slice_name(node: str) -> str:
 class Taint:
     """A taint of a device (DeviceTaint)."""
 
-    key: str = TAINT
+    key: str = UNPLUGGED
     value: str = ""
     effect: str = "NoSchedule"
     time: str = ""

@@ -50,7 +50,7 @@ def changes(rules: Iterable[ResourceRule], memory: Listing, established: Mapping
 
 def handed_over_before(memory: Listing) -> Listing:
     """Return the resources that the kubelet handed over when a devwatch last listed them."""
-    return {name: entries for name, entries in memory.items() if way_of(entries) is Publish.DEVICE_PLUGIN}
+    return {name: entries for name, entries in memory.items() if way_of(entries).hands_over}
 
 
 def way_of(entries: Iterable[Entry]) -> Publish:

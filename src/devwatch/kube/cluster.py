@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 from devwatch.core.errors import Forbidden, Retry
 from devwatch.core.listing import render_listing
 from devwatch.core.node import NodePatch, NodeState
+from devwatch.core.rules import Publish
 from devwatch.core.status import NodeSummary, ResourceStatus, resource_statuses
-from devwatch.core.way import handed_over_before
+from devwatch.core.way import way_of
 from devwatch.kube.nodes import node_state
 from devwatch.kube.pods import list_all, pod_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from devwatch.core.listing import Entry
     from devwatch.core.pods import Pod
     from devwatch.core.status import PodsByNode
     from devwatch.kube.client import Connection
@@ -80,13 +82,18 @@ def removal(state: NodeState) -> NodePatch:
     if state.annotation is None:
         return NodePatch()
     memory = state.memory()
-    kept = {name: entries for name, entries in handed_over_before(memory).items() if _is_removable(state, name)}
+    kept = {name: entries for name, entries in memory.items() if _is_registered(entries) and _is_removable(state, name)}
     shown = {name for name in memory if not state.shows(name, None) and _is_removable(state, name)}
     return NodePatch(counts=dict.fromkeys(sorted(shown | kept.keys())), annotation=render_listing(kept))
 
 
 def _is_removable(state: NodeState, name: str) -> bool:
-    return state.removable(name, kubelet=name in handed_over_before(state.memory()))
+    return state.removable(name, kubelet=_is_registered(state.memory().get(name, ())))
+
+
+def _is_registered(entries: Iterable[Entry]) -> bool:
+    """Return whether the kubelet may have written the counts of a resource: that of a device plugin."""
+    return way_of(entries) is Publish.DEVICE_PLUGIN
 
 
 def not_removable(state: NodeState) -> Sequence[str]:

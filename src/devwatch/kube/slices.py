@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from devwatch.core.errors import Missing, Retry, Unserved
+from devwatch.core.names import DRIVER
 from devwatch.core.node import FIELD_MANAGER
-from devwatch.core.slices import DRIVER, Slice, SliceDevice, Taint
+from devwatch.core.slices import Slice, SliceDevice, Taint
 from devwatch.kube.responses import reason_of
 from devwatch.kube.watch import LISTED, ObjectWatch, Server, version_of
 

@@ -12,9 +12,9 @@ from grpclib.client import UnaryUnaryMethod
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from devwatch.core.claims import DRIVER
 from devwatch.core.errors import KubeletError, NotServed
 from devwatch.core.holders import Holding
+from devwatch.core.names import DRIVER
 from devwatch.kubelet import kubelet_pb2 as pb
 from devwatch.kubelet.protocol import KubeletChannel
 

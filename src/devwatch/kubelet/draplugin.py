@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
-from devwatch.core.claims import CDI_KIND, DRIVER, ClaimReference, PreparedClaim
+from devwatch.core.claims import CDI_KIND, ClaimReference, PreparedClaim
+from devwatch.core.names import DRIVER
 from devwatch.kubelet import files
 from devwatch.kubelet import kubelet_pb2 as pb
 from devwatch.kubelet.protocol import KubeletServer, receive

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from devwatch.core.claims import DRIVER
+from devwatch.core.names import DRIVER
 from devwatch.kubelet.cdi import CdiFolder
 from devwatch.kubelet.claimrecord import ClaimRecord
 from devwatch.kubelet.draplugin import DriverServer

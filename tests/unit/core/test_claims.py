@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from devwatch.core.claims import UNPLUGGED, Toleration, cdi_devices, is_allocated_here, prepare
+from devwatch.core.claims import Toleration, cdi_devices, is_allocated_here, prepare
 from devwatch.core.errors import ClaimRefused
+from devwatch.core.names import UNPLUGGED
 from support.build import ZIGBEE, ZWAVE
 from support.claims import POOL, UID, allocated, known, prepared, reference, state
 

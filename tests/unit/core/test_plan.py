@@ -935,7 +935,7 @@ def test_a_resource_of_a_slice_is_zero_on_the_node() -> None:
 def test_after_a_start_the_listed_devices_of_a_slice_linger() -> None:
     """The Node's figure, 0, tells nothing of them; a lost one is none of them."""
     before = Host.of(CLAIMED)
-    before.step(0, STICK, replace(STICK, devnode="/dev/ttyUSB9", physical="/devices/usb/9", serial="S9"))
+    before.step(0, device(serial="S1"), device("ttyUSB9", serial="S9"))
     first, second = before.node.listing()[ZIGBEE]
     listed = render_listing({ZIGBEE: (first, replace(second, lost="2027-01-15T08:00:00Z"))})
     host = Host(Tally((CLAIMED,)), node_of(listed, zigbee="0"))

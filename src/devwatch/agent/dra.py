@@ -1,0 +1,127 @@
+"""The publisher of `dra`: a slice offers the devices, and a driver prepares the claims that were allocated from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from devwatch.agent.claims import ClaimDriver
+    from devwatch.agent.requests import Tasks
+    from devwatch.agent.resourceslices import ResourceSlices
+    from devwatch.core.inventory import Inventory
+    from devwatch.core.node import NodeState
+    from devwatch.core.rules import ResourceRule
+    from devwatch.core.slots import Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraParts:
+    """The two halves of the driver."""
+
+    claims: ClaimDriver
+    slices: ResourceSlices
+
+
+class Dra:
+    """Publishes the devices of all resources with `publish: dra`, and prepares their claims.
+
+    Without such a resource, and without a claim of a former daemon, nothing is loaded, served or requested.
+    """
+
+    def __init__(
+        self, build: Callable[[], DraParts] | None = None, *, recorded: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Start without resources.
+
+        `build` is called for the first of them, or where a former daemon has `recorded` claims; without it nothing is ever published.
+        """
+        self._build, self._recorded = build, recorded
+        self._parts: DraParts | None = None
+        self._follow: tuple[asyncio.TaskGroup, Callable[[str], None]] | None = None
+        self._rules: tuple[ResourceRule, ...] | None = None
+        self._known = set[str]()
+        """Every ID that was published."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The resources that are published so."""
+        return frozenset(rule.name for rule in self._rules or ())
+
+    @property
+    def active(self) -> bool:
+        """Whether there are, or were, such resources or claims."""
+        return self._parts is not None
+
+    def follow(self, group: asyncio.TaskGroup, wake: Callable[[str], None]) -> None:
+        """Register and watch in the background, and wake the loop at each change."""
+        self._follow = group, wake
+        if self._parts is not None:
+            self._parts.claims.follow(group, wake)
+            self._parts.slices.follow(group, wake)
+
+    def configure(self, rules: Iterable[ResourceRule], *, former: bool = False) -> None:
+        """Set the resources that are published so; `former` is whether a former daemon has published any."""
+        rules, before = tuple(rules), self._rules
+        self._rules = rules
+        if self._build and not self._parts and (rules or former or (before is None and self._recorded())):
+            self._parts = self._build()
+            if self._follow is not None:
+                self.follow(*self._follow)
+        if self._parts is not None and rules != before:
+            self._parts.claims.configure(rules)
+
+    def recall(self) -> Mapping[str, tuple[Slot, ...]]:
+        """Return the slots that the claims tell of, by resource."""
+        return self._parts.claims.claims.recall() if self._parts else {}
+
+    def claimed(self, ids: frozenset[str]) -> frozenset[str]:
+        """Return those of these devices that a claim has, all that were published where the record is unknown."""
+        if self._parts is None:
+            return frozenset()
+        held = self._parts.claims.held
+        return ids & (frozenset(self._known) if held is None else frozenset().union(*held.values()))
+
+    def update(
+        self,
+        offered: Mapping[str, Sequence[Slot]],
+        former: Mapping[str, Sequence[Slot]],
+        inventory: Inventory,
+        observed: NodeState | None,
+        now: float,
+    ) -> None:
+        """Process a scan: the slots that are offered, and `former` ones, which claims may still have.
+
+        Before the Node was observed nothing is done: its annotation has the IDs of a former daemon.
+        """
+        if observed is None or self._parts is None:
+            return
+        claims, slices = self._parts.claims, self._parts.slices
+        self._known.update(slot.id for slot in chain.from_iterable(offered.values()))
+        claims.update({**former, **offered}, inventory)
+        held = claims.held or {}
+        slices.update(offered, observed.uid, now, held=frozenset().union(*held.values()))
+
+    @property
+    def tasks(self) -> tuple[Tasks, ...]:
+        """The writes of the slice, and the reading of claims."""
+        return (self._parts.slices, *self._parts.claims.tasks) if self._parts else ()
+
+    @property
+    def failure(self) -> str:
+        """Why the slice may not show the present devices, empty where nothing failed."""
+        return self._parts.slices.failure if self._parts else ""
+
+    def can_allocate(self, ids: frozenset[str]) -> bool:
+        """Return whether the scheduler may still allocate one of these devices."""
+        return self._parts is None or not all(map(self._parts.slices.cut, ids))
+
+    def spared(self, ids: frozenset[str]) -> frozenset[tuple[str, str]]:
+        """Return the claims, by namespace and name, that tolerate the loss of each of these devices that they have."""
+        claims = self._parts.claims.holders if self._parts else ()
+        found = {each.reference: [device.spared for device in each.held if device.id in ids] for each in claims}
+        return frozenset((claim.namespace, claim.name) for claim, spared in found.items() if spared and all(spared))

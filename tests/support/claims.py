@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from devwatch.core.claims import (
-    DRIVER,
     AllocatedDevice,
     ClaimReference,
     ClaimState,
@@ -13,6 +12,7 @@ from devwatch.core.claims import (
     PreparedClaim,
     PreparedDevice,
 )
+from devwatch.core.names import DRIVER
 from devwatch.core.slots import Identity
 from support.build import ZIGBEE
 

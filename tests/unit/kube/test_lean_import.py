@@ -66,7 +66,9 @@ def test_libraries_that_no_request_uses_are_not_imported() -> None:
 
 def test_another_importer_gets_the_libraries_that_were_left_out() -> None:
     """In the same process, and in either order."""
-    after = "import devwatch.kube.library; from dateutil.parser import parse; import urllib3; print(urllib3.util, parse)"
+    after = (
+        "import devwatch.kube.library; from dateutil.parser import parse; import urllib3; print(urllib3.util, parse)"
+    )
     before = "import urllib3; import devwatch.kube.library; print(urllib3.util)"
     for code in (after, before):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

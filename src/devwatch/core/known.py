@@ -160,7 +160,10 @@ class KnownDevices:
                 self.gone[entry].maybe = device.key
                 continue
             if self.gone[entry].device is None and entry.rdev == device.number:
-                paths.recall(device.key, entry.shared)
+                # A full list may be cut: then only the paths that are listed as the device's own are certainly its own.
+                had = paths.by_device.get(device.key, frozenset())
+                cut = len(entry.shared) >= MAX_LINKS
+                paths.recall(device.key, had - entry.paths if cut else entry.shared)
             known = returned.get(device.key) or self.here.get(device.key) or PresentDevice(entry=entry)
             returned[device.key] = self._end_departure(entry, device, known, rule, scene)
         for key in open_ & self.here.keys():  # a former return is forgotten as well

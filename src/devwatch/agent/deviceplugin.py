@@ -75,7 +75,9 @@ class DevicePlugins:
         self._leaving: dict[str, float] = {}
         """By resource that is no longer handed over: when its stream ends even if the kubelet has not taken over that it has no device."""
         self._report = PluginReport(telemetry=telemetry)
-        self.held = HeldDevices(holdings=self.holdings, pods=pods, log=telemetry.log, clock=clock)
+        self.held = HeldDevices(
+            holdings=self.holdings, pods=pods, can_allocate=self.can_allocate, log=telemetry.log, clock=clock
+        )
         self.changeover = Changeover(
             pods=pods, holdings=self.holdings, telemetry=telemetry, clock=clock, kubelet=self.socket
         )
@@ -99,11 +101,12 @@ class DevicePlugins:
         for name in self._registrations.keys() - mine.keys():
             self._leaving.setdefault(name, self._clock.now() + LEAVE_TIMEOUT)
         self._leaving = {name: at for name, at in self._leaving.items() if name not in mine}
-        kubelet = self._reach() if mine else None
-        for name, rule in mine.items() if kubelet else ():
+        if not mine or (kubelet := self._reach()) is None:
+            return
+        for name, rule in mine.items():
             if name in self._registrations:
                 self._registrations[name].rule = rule
-            elif kubelet:
+            else:
                 self._add(rule, kubelet)
 
     def socket(self) -> object:
@@ -162,7 +165,7 @@ class DevicePlugins:
             registration = self._registrations[name]
             offer = registration.offer(own, waiting, held[name], self._linked)
             shown[name] = replace(shown[name], amounts=registration.update(offer, observed or NodeState(), now))
-            held[name] = {own: former for own, former in held[name].items() if own not in offer.ids}
+            held[name] = {key: before for key, before in held[name].items() if key not in offer.ids}
         self._report.held_up(self.held.reasons(held))
         self._report.state({name: self._registrations[name] for name in slots})
         kept = [name for name, own in former.items() if not {slot.id for slot in own} <= self.held.free]

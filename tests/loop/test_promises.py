@@ -776,6 +776,18 @@ KNOWN = {
         Move(pull, (4,), 1.5),
         Move(replug, (1, "socket-2", 1, 1.9), 65.0),
     ),
+    "what is sent in doubt tells of no loss, of which another device has taken the place in the count": (
+        Move(configure, (3,), 0.5),
+        Move(plug, ("zigbee", "socket-1", 0, True), 0.05),
+        Move(plug, ("nameless", "socket-2", 1, True), 12.0),
+        Move(plug, ("mouse", "socket-2", 5, True), 6.0),
+        Move(pull, (0,)),
+        Move(plug, ("nameless", "socket-3", 2, True), 1.85),
+        Move(pull, (0,), 0.6),
+        Move(hup, (), 0.2),
+        Move(devnode, (1, 5), 0.9),
+        Move(plug, ("nameless", "socket-1", 6, True), 20.0),
+    ),
     "each of several twins has its own ten minutes after an eviction": (
         Move(furnish, ("zigbee", "twin")),
         Move(plug, ("composite", "socket-2", 1, True)),

@@ -338,9 +338,15 @@ def _mount_points() -> Iterator[str]:
 def _remove_bundle(bundle: Path) -> None:
     """Remove what the shim of a container has outside of the bundle: its socket, and the state of runc."""
     with contextlib.suppress(FileNotFoundError):
-        address = (bundle / "address").read_text("ascii").strip()
-        Path(address.removeprefix("unix://")).unlink(missing_ok=True)
+        Path(_shim_address(bundle).removeprefix("unix://")).unlink(missing_ok=True)
     shutil.rmtree(_RUNC / bundle.name, ignore_errors=True)
+
+
+def _shim_address(bundle: Path) -> str:
+    """Return where the shim listens. containerd 2 has it in bootstrap.json, containerd 1 in a file of its own."""
+    with contextlib.suppress(FileNotFoundError):
+        return str(json.loads((bundle / "bootstrap.json").read_bytes())["address"])
+    return (bundle / "address").read_text("ascii").strip()
 
 
 def _processes(cgroup: Path) -> list[int]:

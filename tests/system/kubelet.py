@@ -14,11 +14,12 @@ import shutil
 import signal
 import subprocess
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from system import busybox
-from system.apiserver import LOOPBACK, NAMESPACE, free_ports
+from system.apiserver import LOOPBACK, NAMESPACE, STRATEGIC_MERGE, free_ports
 from system.process import Process
 from system.waiting import eventually
 
@@ -120,8 +121,8 @@ class Kubelet:
             self.start("containerd")
             self._import_image()
             self.start("kubelet")
+            self._await("kubelet", self._accepted)
             self._await_ready(began)
-            self._apiserver.untaint_node(self.node)
         except BaseException:
             self.close()
             raise
@@ -228,6 +229,16 @@ class Kubelet:
         done = _ctr("images", "import", str(archive))
         if done.returncode:
             raise KubeletError(f"ctr images import: {done.stderr.strip()}")
+
+    def _accepted(self) -> bool:
+        """Do what controllers do for a Node that the kubelet has registered. Return whether it has.
+
+        Once it has addresses for pods, a kubelet reports that it is ready without the pause of 10 s between two reports.
+        """
+        addresses = "10.1.0.0/24"
+        body = {"spec": {"taints": None, "podCIDR": addresses, "podCIDRs": [addresses]}}
+        path = f"/api/v1/nodes/{self.node}"
+        return self._apiserver.request("PATCH", path, body, content_type=STRATEGIC_MERGE)[0] == HTTPStatus.OK
 
     def _await_ready(self, began: datetime) -> None:
         def ready() -> bool:

@@ -42,7 +42,8 @@ sweep: 2s
 SCRIPT = """
 trap 'exit 0' TERM
 exec 3<>%(path)s && stty -icanon min 7 <&3 && { stty 19200 <&3 2> /dev/null || true; } &&
-    echo opened $(stat -c %%t:%%T %(path)s) $(stty -a <&3 2> /dev/null | grep -o 'min = [0-9]*') $(stty speed <&3) $DEVICE_%(prefix)s_EXAMPLE_%(name)s
+    setting=$(stty -a <&3 2> /dev/null | grep -o 'min = [0-9]*') &&
+    echo opened $(stat -c %%t:%%T %(path)s) $setting $(stty speed <&3) $DEVICE_%(prefix)s_EXAMPLE_%(name)s
 sleep 2147483647 & wait
 """
 """Opens the stick, sets it up, and prints the number of the device, its settings and the variable."""

@@ -168,14 +168,24 @@ class Kubelet:
 
     def output(self, pod: Object, container: str, restart: int = 0) -> list[str]:
         """Return the complete lines that a container has written so far, none if it has not started."""
+        return [text for _, text in self._lines(pod, container, restart)]
+
+    def first_line(self, pod: Object, container: str) -> tuple[datetime, str] | None:
+        """Return the first line that a container has written, and when; None if it has written none yet."""
+        found = next(self._lines(pod, container, 0), None)
+        return (datetime.fromisoformat(found[0]), found[1]) if found else None
+
+    def _lines(self, pod: Object, container: str, restart: int) -> Iterator[tuple[str, str]]:
+        """Yield time (RFC 3339) and text of each complete line."""
         metadata = pod["metadata"]
         folder = LOGS / f"{metadata['namespace']}_{metadata['name']}_{metadata['uid']}"
         try:
             text = (folder / container / f"{restart}.log").read_text("utf-8")
         except FileNotFoundError:
-            return []
-        # Time, stream and a tag, separated by blanks, precede each line.
-        return [line.split(" ", 3)[3] for line in text.rpartition("\n")[0].splitlines()]
+            return
+        for line in text.rpartition("\n")[0].splitlines():
+            when, _stream, _tag, content = line.split(" ", 3)
+            yield when, content
 
     def has_processes(self, pod: Object) -> bool:
         """Return whether a process of the pod is left."""

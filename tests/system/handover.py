@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from contextlib import ExitStack
@@ -137,6 +139,11 @@ class HandingOver:
         finally:
             connection.close()
         return text if answer.status != http.HTTPStatus.OK else text.partition("\n")[0]
+
+    def status(self) -> str:
+        """Return what `devwatch status` shows the administrator."""
+        command = [sys.executable, "-m", "devwatch", "status", "--kubeconfig", str(self.apiserver.admin_kubeconfig)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout
 
     def rest(self) -> None:
         """Wait until the daemon of former tests has forgotten their sticks; where none runs, have it know nothing of them."""

@@ -364,6 +364,8 @@ def test_a_resource_changes_its_way_when_the_last_pod_of_the_former_way_has_gone
     daemon.wait_for(lambda: site.shows(0, 0), what="nothing to allocate")
     daemon.wait_log("count.held", since=since, reason=f"waits for the end of {title_of(former)}")
     assert f"waits for the end of {title_of(former)}" in site.handing.readiness()
+    (row,) = (line for line in site.handing.status().splitlines() if f"{site.prefix}.example/mover" in line)
+    assert former["metadata"]["name"] in row
     site.change(workload, site.template())
     site.witness(daemon)
     assert site.shows(0, 0)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from bench.fleet import fleet
 from bench.ground import Ground, lacking, prepared
 from bench.growth import growth
+from bench.handover import handover
 from bench.journey import bound, compared, latency, seed, start
 from bench.load import idle, memory, storm
 from bench.machine import head
@@ -33,6 +34,7 @@ BENCHES: dict[str, Bench] = {
     "memory": memory,
     "idle": idle,
     "storm": storm,
+    "handover": handover,
     "growth": growth,
     "fleet": fleet,
 }

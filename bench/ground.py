@@ -104,7 +104,8 @@ class Switch:
     def __init__(self, sticks: Sticks, tty: str) -> None:
         """Give the console its ids; it is plugged then."""
         self._sticks, self._tty = sticks, tty
-        self._number = sticks.plug(tty, vendor=VENDOR, product=PRODUCT, serial=tty).stat().st_rdev
+        self.number = sticks.plug(tty, vendor=VENDOR, product=PRODUCT, serial=tty).stat().st_rdev
+        """The device number (`st_rdev`)."""
 
     def __enter__(self) -> Self:
         """Wait until udevd has seen it."""
@@ -122,7 +123,7 @@ class Switch:
         """Plug or pull it, as devtmpfs and the kernel do; return when its uevent was sent (`time.monotonic`)."""
         node = DEV / self._tty
         if plugged and not node.exists():
-            os.mknod(node, stat.S_IFCHR | MODE, self._number)
+            os.mknod(node, stat.S_IFCHR | MODE, self.number)
         elif not plugged:
             node.unlink(missing_ok=True)
         sent = time.monotonic()

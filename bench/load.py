@@ -77,7 +77,7 @@ def idle(ground: Ground) -> list[Row]:
     with ground.nodes() as viewer, Switch(ground.sticks, "tty44"), ground.daemon(node) as daemon:
         settled(daemon, viewer, node, "1")
         mark, began = ground.server.mark(), time.time()
-        work, taken = _rest(daemon, seconds)
+        work, taken = rest(daemon, seconds)
         requests = ground.server.requests(ACCOUNT, since=mark)
         # The audit log may receive earlier requests late.
         asked = len([request for request in requests if request.name == node and request.received >= began])
@@ -101,7 +101,8 @@ def idle(ground: Ground) -> list[Row]:
     ]
 
 
-def _rest(daemon: Daemon, seconds: float) -> tuple[Work, float]:
+def rest(daemon: Daemon, seconds: float) -> tuple[Work, float]:
+    """Let the daemon be; return its work, and the seconds that have passed."""
     before, began = Work.of(daemon.process.pid), time.monotonic()
     time.sleep(seconds)
     return Work.of(daemon.process.pid).since(before), time.monotonic() - began

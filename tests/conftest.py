@@ -42,6 +42,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     return OneForTheMachine(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the tests of the image come last: `.ci/run` builds it meanwhile."""
+    items.sort(key=lambda item: item.nodeid.startswith("tests/system/test_container.py"))
+
+
 def pytest_collection_finish() -> None:
     """Spare the tests, which collect garbage often, the walk over all that lives until the end anyway."""
     gc.freeze()

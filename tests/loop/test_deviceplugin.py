@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -774,6 +775,61 @@ async def test_a_quiet_hour_costs_no_request_beyond_the_resync_and_no_cycle_beyo
         await asyncio.sleep(HOUR)
         assert one.server.writes == []
         assert len(one.cycles) <= HOUR / 10 + HOUR / 50 * 2 + 10
+
+
+SERIALS = [
+    "../../etc/passwd",
+    "a\nb",
+    "\x00",
+    "\udcff\udcfe",
+    "x" * 5000,
+    "\N{SNOWMAN}",
+    "$(reboot); rm -rf /",
+    '{"a":[',
+    "-",
+    " ",
+]
+
+
+@pytest.mark.parametrize("serial", SERIALS, ids=range(len(SERIALS)))
+def test_a_stick_with_any_serial_is_handed_over_and_keeps_its_id(serial: str) -> None:
+    """Anyone can make a stick that says anything of itself."""
+
+    @virtual
+    async def handed_over() -> None:
+        async with site() as one:
+            one.host.plug("0001", USB0, serial=serial)
+            await asyncio.sleep(5)
+            one.check_agreement(1)
+            (name,) = one.taken.ids
+            assert re.fullmatch(r"[a-z0-9][-a-z0-9]{0,61}[a-z0-9]", name)
+            assert one.kubelet.links.made == {name: USB0}
+            await one.restart()
+            await asyncio.sleep(30)
+            assert one.taken.healthy == {name}
+            one.host.unplug(USB0)
+            one.host.plug("0001", USB1, serial=serial)
+            await asyncio.sleep(5)
+            one.check_agreement(1)
+            assert one.kubelet.links.made == dict.fromkeys(one.taken.healthy, USB1)
+
+    handed_over()
+
+
+@virtual
+async def test_a_folder_that_takes_no_socket_is_one_line_and_nothing_is_lost() -> None:
+    """A full disk, say: the links are there, and the sockets are not."""
+    async with site(USB0) as one:
+        one.kubelet.unwritable = KubeletError("/plugins/x.sock: No space left on device")
+        await stream_ends(one)
+        await asyncio.sleep(HOUR)
+        assert one.server.shows(ZIGBEE) == ("1", "0")
+        assert set(one.lost()) == {"the kubelet has ended the stream", "/plugins/x.sock: No space left on device"}
+        assert len(one.lost()) < 15
+        assert one.ready()[1].endswith("No space left on device")
+        one.kubelet.unwritable = None
+        await asyncio.sleep(30)
+        one.check_agreement(1)
 
 
 # -- held

@@ -334,6 +334,25 @@ async def test_a_stick_that_went_to_another_resource_is_not_offered_after_a_rest
 
 
 @virtual
+@pytest.mark.parametrize("renaming", [True, False], ids=["renamed", "moved to another resource"])
+async def test_a_stick_is_free_only_once_the_kubelet_cannot_give_it_away_under_its_former_name(
+    *, renaming: bool
+) -> None:
+    """It has not taken over the list without the stick yet, and gives it to a pod that was bound before."""
+    first = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin}}\n"
+    other = f"- {{name: {ZWAVE}, match: [{{vendor: '0001'}}], publish: devicePlugin}}\n"
+    async with site(USB0, used=parse(f"resources:\n{first}".encode(), file="config.yaml")) as one:
+        name = id_of(one, USB0)
+        one.kubelet.latency = 1.5
+        one.use(parse(f"resources:\n{other}{'' if renaming else first}".encode(), file="config.yaml"))
+        await asyncio.sleep(1)
+        one.workload.run(pod("p"))
+        holds(one, "p", name)
+        await asyncio.sleep(600)
+        assert one.server.shows(ZWAVE) == ("0", "0")
+
+
+@virtual
 async def test_a_renamed_stick_waits_while_it_is_unknown_whether_a_pod_has_it() -> None:
     """The kubelet does not say."""
     async with site(USB0) as one:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
 
 from devwatch.config.schema import parse
 from devwatch.kubelet.node import Kubelet
@@ -110,3 +114,38 @@ async def test_the_kubelet_sees_the_end_of_a_resource_and_of_the_daemon(tmp_path
         assert plugin.ended
         assert list(kubelet.device_plugins.glob("devwatch-*.sock")) == []
         assert len(list((kubelet.device_plugins / "devwatch").iterdir())) == 1
+
+
+@quiet
+@pytest.mark.parametrize("place", ["nothing", "a file"])
+async def test_a_folder_of_the_plugins_that_is_not_there_is_one_line(place: str, tmp_path: Path) -> None:
+    """However long; nothing is allocatable meanwhile, and all is well when it is back."""
+    async with node(tmp_path) as (home, kubelet):
+        await kubelet.stop()
+        shutil.rmtree(kubelet.device_plugins)
+        if place == "a file":
+            kubelet.device_plugins.touch()
+        await asyncio.sleep(600)
+        (line,) = home.log.of("host.limited")
+        assert str(kubelet.device_plugins) in str(line.fields["reason"])
+        assert not home.ready()[0]
+        assert home.server.shows(ZIGBEE) == ("1", "0")
+        kubelet.device_plugins.unlink(missing_ok=True)
+        await kubelet.start()
+        await asyncio.sleep(15)
+        assert home.server.shows(ZIGBEE) == ("1", "1")
+        assert home.ready() == (True, "ok")
+
+
+@quiet
+async def test_a_socket_that_a_killed_daemon_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    """It has the name of the next one's."""
+    async with node(tmp_path) as (home, kubelet):
+        (path,) = kubelet.device_plugins.glob("devwatch-*.sock")
+        await home.kill()
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))
+        home.start(config())
+        await asyncio.sleep(20)
+        assert home.server.shows(ZIGBEE) == ("1", "1")
+        assert not home.log.of("host.limited")

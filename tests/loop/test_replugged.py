@@ -544,6 +544,29 @@ async def test_a_container_that_healed_at_the_first_of_two_returns_has_a_good_fi
         assert one.evicted == ["dead"]
 
 
+@pytest.mark.parametrize("stays", [True, False])
+@virtual
+async def test_a_container_that_started_on_another_stick_is_not_evicted_for_a_later_return_either(
+    stays: bool,  # noqa: FBT001 - a parameter of pytest
+) -> None:
+    """It came while the stick was away, and has mounted what had its name then."""
+    async with home(used=config(names=(ZIGBEE, ZWAVE))) as one:
+        one.host.unplug()
+        await asyncio.sleep(1)
+        one.host.plug("0002", USB0, serial="T0", number=7)
+        await asyncio.sleep(5)
+        one.workload.run(holder("p", path=USB0, started=now()))
+        await asyncio.sleep(5)
+        if not stays:
+            one.host.unplug(USB0)
+        for number in (8, 9):
+            renumber(one, devnode=USB1, number=number)
+            await asyncio.sleep(AFTER + 50)
+            assert not one.workload.tried
+            one.host.unplug(USB1)
+            await asyncio.sleep(1)
+
+
 @virtual
 async def test_a_database_of_udev_that_is_made_anew_does_not_make_a_device_younger() -> None:
     """It dates every device anew; the container has opened this one before, and holds a dead file after a return."""

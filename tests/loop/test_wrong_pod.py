@@ -10,6 +10,7 @@ import pytest
 
 from devwatch.config.schema import parse
 from devwatch.core.errors import Refused, Retry
+from devwatch.core.listing import MAX_LINKS
 from devwatch.core.node import Writer
 from support.build import ZIGBEE, ZWAVE
 from support.fakes import date
@@ -207,6 +208,24 @@ async def test_what_twins_shared_is_known_to_the_next_daemon() -> None:
         await asyncio.sleep(500)
         assert not one.workload.tried
         assert all(str(line["reason"]).startswith("ambiguous") for line in one.refusals())
+
+
+@virtual
+async def test_what_twins_shared_is_known_to_the_next_daemon_also_where_the_annotation_cannot_list_all_of_it() -> None:
+    """It lists eight links: with more, only those that it lists as the device's own are."""
+    links = tuple(f"/dev/twins/{number}" for number in range(MAX_LINKS + 1))
+    async with home(pod(paths=(links[-1],)), sticks=("/dev/ttyUSB7",)) as one:
+        for devnode in (USB0, USB1):
+            one.host.plug("0001", devnode, links=links, properties={"DEVLINKS": " ".join(links)})
+        await asyncio.sleep(10)
+        one.host.unplug(USB1)
+        await asyncio.sleep(500)
+        await one.kill()
+        one.start(config())
+        await asyncio.sleep(60)
+        one.host.unplug(USB0)
+        await asyncio.sleep(500)
+        assert not one.workload.tried
 
 
 @virtual

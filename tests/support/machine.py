@@ -22,6 +22,14 @@ the kernel looks like udevd to every daemon here.
 """
 
 
+SERVERS = tuple(f"tests/system/test_{name}.py" for name in ("admin", "admission", "deploy", "faulty_proxy", "kube"))
+"""The files among them whose tests need an API server at most, and no udevd and no daemon: another worker runs them, with a server of its
+own.
+"""
+
+
 def scope_of(nodeid: str) -> str:
-    """Return the name of what one worker runs in one piece: the tests above are one piece, every other test is its own."""
+    """Return the name of what one worker runs in one piece: the tests above are two pieces, every other test is its own."""
+    if nodeid.startswith(SERVERS):
+        return "API server"
     return "machine" if nodeid.startswith(ALONE) else nodeid

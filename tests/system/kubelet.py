@@ -14,11 +14,12 @@ import shutil
 import signal
 import subprocess
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from system import busybox
-from system.apiserver import LOOPBACK, NAMESPACE, free_ports
+from system.apiserver import LOOPBACK, NAMESPACE, STRATEGIC_MERGE, free_ports
 from system.process import Process
 from system.waiting import eventually
 
@@ -120,8 +121,8 @@ class Kubelet:
             self.start("containerd")
             self._import_image()
             self.start("kubelet")
+            self._await("kubelet", self._accepted)
             self._await_ready(began)
-            self._apiserver.untaint_node(self.node)
         except BaseException:
             self.close()
             raise
@@ -167,14 +168,24 @@ class Kubelet:
 
     def output(self, pod: Object, container: str, restart: int = 0) -> list[str]:
         """Return the complete lines that a container has written so far, none if it has not started."""
+        return [text for _, text in self._lines(pod, container, restart)]
+
+    def first_line(self, pod: Object, container: str) -> tuple[datetime, str] | None:
+        """Return the first line that a container has written, and when; None if it has written none yet."""
+        found = next(self._lines(pod, container, 0), None)
+        return (datetime.fromisoformat(found[0]), found[1]) if found else None
+
+    def _lines(self, pod: Object, container: str, restart: int) -> Iterator[tuple[str, str]]:
+        """Yield time (RFC 3339) and text of each complete line."""
         metadata = pod["metadata"]
         folder = LOGS / f"{metadata['namespace']}_{metadata['name']}_{metadata['uid']}"
         try:
             text = (folder / container / f"{restart}.log").read_text("utf-8")
         except FileNotFoundError:
-            return []
-        # Time, stream and a tag, separated by blanks, precede each line.
-        return [line.split(" ", 3)[3] for line in text.rpartition("\n")[0].splitlines()]
+            return
+        for line in text.rpartition("\n")[0].splitlines():
+            when, _stream, _tag, content = line.split(" ", 3)
+            yield when, content
 
     def has_processes(self, pod: Object) -> bool:
         """Return whether a process of the pod is left."""
@@ -228,6 +239,16 @@ class Kubelet:
         done = _ctr("images", "import", str(archive))
         if done.returncode:
             raise KubeletError(f"ctr images import: {done.stderr.strip()}")
+
+    def _accepted(self) -> bool:
+        """Do what controllers do for a Node that the kubelet has registered. Return whether it has.
+
+        Once it has addresses for pods, a kubelet reports that it is ready without the pause of 10 s between two reports.
+        """
+        addresses = "10.1.0.0/24"
+        body = {"spec": {"taints": None, "podCIDR": addresses, "podCIDRs": [addresses]}}
+        path = f"/api/v1/nodes/{self.node}"
+        return self._apiserver.request("PATCH", path, body, content_type=STRATEGIC_MERGE)[0] == HTTPStatus.OK
 
     def _await_ready(self, began: datetime) -> None:
         def ready() -> bool:
@@ -338,9 +359,15 @@ def _mount_points() -> Iterator[str]:
 def _remove_bundle(bundle: Path) -> None:
     """Remove what the shim of a container has outside of the bundle: its socket, and the state of runc."""
     with contextlib.suppress(FileNotFoundError):
-        address = (bundle / "address").read_text("ascii").strip()
-        Path(address.removeprefix("unix://")).unlink(missing_ok=True)
+        Path(_shim_address(bundle).removeprefix("unix://")).unlink(missing_ok=True)
     shutil.rmtree(_RUNC / bundle.name, ignore_errors=True)
+
+
+def _shim_address(bundle: Path) -> str:
+    """Return where the shim listens. containerd 2 has it in bootstrap.json, containerd 1 in a file of its own."""
+    with contextlib.suppress(FileNotFoundError):
+        return str(json.loads((bundle / "bootstrap.json").read_bytes())["address"])
+    return (bundle / "address").read_text("ascii").strip()
 
 
 def _processes(cgroup: Path) -> list[int]:

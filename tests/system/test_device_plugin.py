@@ -3,293 +3,89 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
-import uuid
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import termios
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import pytest
 
-from system.apiserver import NAMESPACE, PATCH_ONLY, WATCH
-from system.busybox import IMAGE
+from system.apiserver import PATCH_ONLY, WATCH
 from system.evictionproxy import evicting_url
+from system.handover import PODS, SOME_USER, HandingOver, Site, title_of, uid_of
 from system.test_journey import EVICT
-from system.udevd import SYS
+from system.udevd import DEV, serial_port
 from system.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from system.apiserver import ApiServer, Object
-    from system.daemon import Daemon
     from system.kubelet import Kubelet
     from system.udevd import Sticks
 
-    StartDaemon = Callable[..., Daemon]
-
 pytestmark = pytest.mark.system
-
-CONFIG = """
-resources:
-  - name: %(prefix)s.example/zstick
-    match: [{vendor: "0658", product: "0200"}]
-    publish: devicePlugin
-    removalGrace: 500ms%(evict)s
-  - name: %(prefix)s.example/witness
-    match: [{vendor: 10c4, product: ea60}]
-    publish: devicePlugin
-    removalGrace: 500ms
-sweep: 2s
-"""
-SCRIPT = """
-trap 'exit 0' TERM
-exec 3<>/dev/zstick && stty -icanon min 7 <&3 &&
-    echo opened $(stat -c %%t:%%T /dev/zstick) $(stty -a <&3 | grep -o 'min = [0-9]*') $DEVICE_%s_EXAMPLE_ZSTICK
-sleep 2147483647 & wait
-"""
-"""Opens the stick, sets it up, and prints the number of the device, a setting and the variable.
-
-A virtual console takes any setting of termios(3) but the speed: it stays at 38400.
-"""
-NO_PRIVILEGE: Object = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "readOnlyRootFilesystem": True,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
-SOME_USER: Object = {"runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": True, "supplementalGroups": [20]}
-"""Devnodes of serial ports belong to group dialout, 20 on Debian."""
-PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
-WORKLOADS = f"/apis/apps/v1/namespaces/{NAMESPACE}"
-
-
-@dataclass(slots=True, kw_only=True)
-class Site:
-    """The Node of a real kubelet, with the daemon and the sticks of one test."""
-
-    apiserver: ApiServer
-    kubelet: Kubelet
-    sticks: Sticks
-    kubeconfig: Path
-    config: Path
-    start_daemon: StartDaemon
-    prefix: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:6]}")
-    """That of the names of the resources: a kubelet goes on with those of former tests for 5 minutes."""
-    made: list[str] = field(default_factory=list)
-    """The workloads of the test, by path."""
-
-    def start(self, *, evict: str = "") -> Daemon:
-        """Start the daemon, and wait until the kubelet has taken over its first list."""
-        eviction = f"\n    evict: {{after: {evict}}}" if evict else ""
-        self.config.write_text(CONFIG % {"prefix": self.prefix, "evict": eviction})
-        where = ("--config", str(self.config), "--node-name", self.kubelet.node, "--kubeconfig", str(self.kubeconfig))
-        daemon = self.start_daemon(*where, "--listen", "off", "--log-format", "json")
-        self.await_registered(daemon)
-        return daemon
-
-    def await_registered(self, daemon: Daemon, since: int = 0) -> None:
-        """Wait until the log says, from this record on, that the kubelet has taken over both resources."""
-        for name in ("zstick", "witness"):
-            daemon.wait_log("kubelet.registered", since=since, resource=f"{self.prefix}.example/{name}")
-
-    def plug(self, tty: str, serial: str | None, *, socket: int | None = None) -> None:
-        """Plug a stick of resource `zstick`; one without a serial is known by its socket."""
-        port = None if socket is None else f"pci-0000:00:14.0-usb-0:{socket}:1.0"
-        self.sticks.plug(tty, vendor="0658", product="0200", serial=serial, port=port)
-
-    # -- what the cluster shows
-
-    def figures(self, name: str = "zstick") -> tuple[str | None, str | None]:
-        """Return capacity and allocatable of a resource."""
-        name = f"{self.prefix}.example/{name}"
-        status = self.apiserver.node(self.kubelet.node)["status"]
-        return (status["capacity"].get(name), status["allocatable"].get(name))
-
-    def shows(self, capacity: int, allocatable: int, name: str = "zstick") -> bool:
-        """Return True; fail where the Node shows other figures."""
-        assert self.figures(name) == (str(capacity), str(allocatable))
-        return True
-
-    def pods(self) -> list[Object]:
-        """Return all pods of this test."""
-        items: list[Object] = _must(self.apiserver, "GET", f"{PODS}?labelSelector=test%3Ddevice-plugin")["items"]
-        return items
-
-    def phases(self) -> list[str]:
-        """Return the phases of all pods of this test."""
-        return sorted(pod["status"]["phase"] for pod in self.pods())
-
-    def none_failed(self) -> bool:
-        """Return True; fail with what the kubelet said of the pods that failed."""
-        failed = [pod["status"] for pod in self.pods() if pod["status"]["phase"] == "Failed"]
-        assert not failed, failed
-        return True
-
-    def read(self, pod: Object) -> Object | None:
-        """Return the pod as it is now, None where it is gone, also if another has its name."""
-        status, found = self.apiserver.request("GET", f"{PODS}/{pod['metadata']['name']}")
-        return found if status == 200 and _uid(found) == _uid(pod) else None
-
-    def stays(self, pod: Object, *, restarts: int = 0) -> bool:
-        """Return whether this very pod runs, its container restarted so many times, and is not asked to go."""
-        found = self.read(pod)
-        return (
-            found is not None
-            and "deletionTimestamp" not in found["metadata"]
-            and found["status"]["phase"] == "Running"
-            and [each["restartCount"] for each in found["status"]["containerStatuses"]] == [restarts]
-        )
-
-    # -- pods
-
-    def pod(self, *, user: Object | None = None, **spec: object) -> Object:
-        """Make a pod that opens its stick as `user`, and return it."""
-        return self._make(PODS, {**self.template(user=user, **spec), "metadata": _metadata()})
-
-    def replicas(self, count: int) -> Object:
-        """Make a ReplicaSet of such pods, and return it."""
-        return self._workload("replicasets", replicas=count)
-
-    def stateful(self) -> Object:
-        """Make a StatefulSet of one such pod, and return it."""
-        return self._workload("statefulsets", replicas=1, serviceName="none")
-
-    def template(self, *, user: Object | None = None, **spec: object) -> Object:
-        """Return the template of a pod that opens its stick as `user`."""
-        container = {
-            "name": "c",
-            "image": IMAGE,
-            "imagePullPolicy": "Never",
-            "command": ["sh", "-c", SCRIPT % self.prefix.upper()],
-            "resources": {"limits": {f"{self.prefix}.example/zstick": 1}},
-            "securityContext": NO_PRIVILEGE,
-        }
-        general = {
-            "nodeSelector": {"kubernetes.io/hostname": self.kubelet.node},
-            "hostNetwork": True,  # the machine has no other network for pods
-            "terminationGracePeriodSeconds": 1,
-            "automountServiceAccountToken": False,
-            "securityContext": user or {},
-            "containers": [container],
-        }
-        return {"spec": general | spec}
-
-    def _workload(self, kind: str, **spec: object) -> Object:
-        metadata = _metadata()
-        labels = metadata["labels"]
-        template = {"metadata": {"labels": labels}, **self.template()}
-        spec |= {"selector": {"matchLabels": labels}, "template": template}
-        return self._make(f"{WORKLOADS}/{kind}", {"metadata": metadata, "spec": spec})
-
-    def _make(self, path: str, body: Object) -> Object:
-        made = _must(self.apiserver, "POST", path, body)
-        self.made.append(f"{path}/{made['metadata']['name']}")
-        return made
-
-    def opened(self, pod: Object, tty: str, *, restart: int = 0) -> bool:
-        """Return whether the container has opened this stick, and no other."""
-        self.none_failed()
-        lines = self.kubelet.output(pod, "c", restart)
-        major, minor = (int(number) for number in (SYS / tty / "dev").read_text("ascii").split(":"))
-        assert lines in ([], [f"opened {major:x}:{minor:x} min = 7 /dev/zstick"])
-        return bool(lines)
-
-    def holder(self, daemon: Daemon, tty: str, **spec: Any) -> Object:  # noqa: ANN401 - as the Pod API has it
-        """Make a pod and return it once it has opened this stick and is seen to run."""
-        pod = self.pod(**spec)
-        self.await_opened(daemon, pod, tty)
-        return pod
-
-    def await_opened(self, daemon: Daemon, pod: Object, tty: str, *, restarts: int = 0) -> None:
-        """Wait until the pod has opened this stick, after so many restarts of its container, and is seen to run."""
-        daemon.wait_for(lambda: self.opened(pod, tty, restart=restarts), timeout=60, what="opened stick")
-        daemon.wait_for(lambda: self.stays(pod, restarts=restarts), what="running pod")
-
-    def restart_in_place(self, pod: Object) -> None:
-        """Kill the container of the pod."""
-        (status,) = (self.read(pod) or pod)["status"]["containerStatuses"]
-        self.kubelet.kill_container(status["containerID"].removeprefix("containerd://"))
-
-    def delete(self, *pods: Object) -> None:
-        """Delete the pods by force, and wait until the kubelet has ended them.
-
-        An orderly end takes old kubelets up to 10 s.
-        """
-        for pod in pods:
-            self.apiserver.request("DELETE", f"{PODS}/{pod['metadata']['name']}?gracePeriodSeconds=0")
-        eventually(lambda: not any(self.kubelet.has_processes(pod) for pod in pods))
-
-    def witness(self, daemon: Daemon) -> None:
-        """Plug and pull another stick, and wait until both have been processed: so has all that came before."""
-        self.sticks.plug("tty60", vendor="10c4", product="ea60", serial="WITNESS")
-        daemon.wait_for(lambda: self.shows(1, 1, "witness"), what="witness that arrived")
-        self.sticks.unplug("tty60")
-        daemon.wait_for(lambda: self.shows(0, 0, "witness"), what="witness that departed")
-
-    def forget(self) -> None:
-        """Remove the annotation, by which a daemon would go on with the devices of former tests."""
-        body = {"metadata": {"annotations": {"devwatch.io/devices": None}}}
-        path = f"/api/v1/nodes/{self.kubelet.node}"
-        self.apiserver.request("PATCH", path, body, content_type="application/merge-patch+json")
-
-    def clear(self) -> None:
-        """Remove the workloads and wait until the kubelet has ended their pods."""
-        for path in self.made:
-            self.apiserver.request("DELETE", f"{path}?propagationPolicy=Orphan")
-        eventually(self._cleared, timeout=60)
-
-    def _cleared(self) -> bool:
-        pods = self.pods()
-        self.delete(*pods)
-        return not pods
 
 
 @pytest.fixture(scope="module")
-def credentials(kubelet: Kubelet, control_plane: ApiServer) -> Iterator[Path]:  # noqa: ARG001 - its Node comes first
-    """Have a scheduler and a controller manager; return the kubeconfig of a daemon that may do all that it can use."""
+def handing(
+    kubelet: Kubelet, control_plane: ApiServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HandingOver]:
+    """Have a scheduler and a controller manager; return the daemon, which may do all that it can use."""
     control_plane.service_account("handing-over", rules=[*PATCH_ONLY, *WATCH, *EVICT])
     control_plane.start_scheduler()
     control_plane.start_controller_manager()
     with evicting_url(control_plane) as url:
-        yield control_plane.kubeconfig("handing-over", token=control_plane.token("handing-over"), server=url)
+        token = control_plane.token("handing-over")
+        made = HandingOver(
+            apiserver=control_plane,
+            kubelet=kubelet,
+            kubeconfig=control_plane.kubeconfig("handing-over", token=token, server=url),
+            home=tmp_path_factory.mktemp("handing-over"),
+        )
+        yield made
+        made.close()
     control_plane.stop_control()
 
 
 @pytest.fixture
-def site(  # noqa: PLR0913, PLR0917 - all the real parts
-    apiserver: ApiServer, kubelet: Kubelet, credentials: Path, tmp_path: Path, start_daemon: StartDaemon, sticks: Sticks
-) -> Iterator[Site]:
+def site(apiserver: ApiServer, kubelet: Kubelet, handing: HandingOver, sticks: Sticks) -> Iterator[Site]:
     """Return the Node of the kubelet, without pods and sticks."""
-    made = Site(
-        apiserver=apiserver,
-        kubelet=kubelet,
-        sticks=sticks,
-        kubeconfig=credentials,
-        config=tmp_path / "config.yaml",
-        start_daemon=start_daemon,
-    )
-    made.forget()
+    handing.rest()
+    made = Site(apiserver=apiserver, kubelet=kubelet, prefix=handing.prefix, handing=handing, sticks=sticks)
     yield made
     apiserver.start()
     kubelet.start("containerd")
     kubelet.start()
     made.clear()
+    assert handing.running is None or "Traceback" not in handing.running.stderr
 
 
-def _metadata() -> Object:
-    name = f"w-{uuid.uuid4().hex[:6]}"
-    return {"name": name, "labels": {"test": "device-plugin", "app": name}}
+@pytest.fixture
+def port() -> Iterator[str]:
+    """Return the serial port of the machine, with the settings that it had before; where it has none, a virtual console."""
+    found = serial_port()
+    if found is None:
+        yield "tty40"
+        return
+    descriptor = os.open(DEV / found, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    former = termios.tcgetattr(descriptor)
+    input_flags, output_flags, control, *rest = former
+    # Opening it waits for no carrier.
+    termios.tcsetattr(descriptor, termios.TCSANOW, [input_flags, output_flags, control | termios.CLOCAL, *rest])
+    yield found
+    termios.tcsetattr(descriptor, termios.TCSANOW, former)
+    os.close(descriptor)
 
 
-def test_a_pod_without_any_privilege_opens_its_stick(site: Site) -> None:
-    """`limits: {NAME: 1}` and nothing else: the stick is at `container.path`, and can be set up."""
+def test_a_pod_without_any_privilege_opens_its_stick(site: Site, port: str) -> None:
+    """`limits: {NAME: 1}` and nothing else: the stick is at `container.path`, and can be set up, its speed included."""
     daemon = site.start()
-    site.plug("tty40", "A")
-    pod = site.holder(daemon, "tty40")
+    site.plug(port, "A")
+    pod = site.holder(daemon, port)
     assert site.shows(1, 1)
     assert "volumes" not in pod["spec"]
-    assert "Traceback" not in daemon.stderr
 
 
 def test_two_pods_have_a_stick_each_and_a_user_needs_its_group(site: Site) -> None:
@@ -341,9 +137,11 @@ def test_a_container_that_restarts_never_opens_the_twin_of_its_stick(site: Site)
     site.plug("tty41", None, socket=2)
     daemon.wait_for(lambda: site.shows(2, 1), what="twin beside the lost one")
     site.restart_in_place(pod)
-    daemon.wait_for(lambda: _waiting_reason(site.read(pod)) == "CreateContainerError", what="container that waits")
+    waits = "CreateContainerError"
+    daemon.wait_for(lambda: site.hurry(pod) and _waiting_reason(site.read(pod)) == waits, what="container that waits")
     assert site.kubelet.output(pod, "c", 1) == []
     site.plug("tty42", None, socket=1)
+    daemon.wait_for(lambda: site.hurry(pod) and site.opened(pod, "tty42", restart=1), what="opened stick")
     site.await_opened(daemon, pod, "tty42", restarts=1)
     daemon.wait_for(lambda: site.shows(2, 2), what="both sticks")
 
@@ -359,7 +157,7 @@ def test_a_kubelet_that_is_killed_leaves_the_pod_its_stick(site: Site, *, pulled
     if pulled:
         site.sticks.unplug("tty40")
     site.kubelet.start()
-    site.await_registered(daemon, since)
+    site.handing.await_registered(daemon, since)
     daemon.wait_for(lambda: site.shows(1, 0 if pulled else 1), what="figures after the restart")
     if pulled:
         site.plug("tty41", "A")
@@ -375,11 +173,11 @@ def test_a_kubelet_that_starts_without_the_api_server_forgets_no_holder(site: Si
     pod = site.holder(daemon, "tty40")
     since = len(daemon.log)
     site.kubelet.kill()
-    site.apiserver.stop()
+    site.apiserver.freeze()
     site.sticks.unplug("tty40")
     site.kubelet.start()
-    site.await_registered(daemon, since)
-    site.apiserver.start()
+    site.handing.await_registered(daemon, since)
+    site.apiserver.thaw()
     daemon.wait_for(lambda: site.shows(1, 0), timeout=60, what="lost stick")
     site.witness(daemon)
     assert site.shows(1, 0)
@@ -399,7 +197,7 @@ def test_a_workload_has_its_stick_again_after_a_reboot_with_a_late_daemon(site: 
     site.kubelet.crash()
     site.kubelet.start("containerd")
     site.kubelet.start()
-    eventually(lambda: site.figures()[1] == "0", timeout=60)
+    eventually(lambda: site.handing.figures()[1] == "0", timeout=60)
     second = site.start()
     second.wait_for(lambda: "Running" in site.phases(), timeout=60, what="pod that runs again")
     (pod,) = (pod for pod in site.pods() if pod["status"]["phase"] == "Running")
@@ -468,7 +266,7 @@ def test_no_pod_of_a_waiting_replicaset_fails_when_a_stick_comes_and_goes(site: 
         site.plug("tty40", "A")
         daemon.wait_for(lambda: site.shows(1, 1), what="stick")
         site.sticks.unplug("tty40")
-        daemon.wait_for(lambda: site.figures() in {("1", "0"), ("0", "0")}, what="lost stick")
+        daemon.wait_for(lambda: site.handing.figures() in {("1", "0"), ("0", "0")}, what="lost stick")
         assert site.none_failed()
     site.plug("tty40", "A")
     daemon.wait_for(lambda: site.phases() == ["Pending", "Pending", "Running"], timeout=60, what="one pod that runs")
@@ -484,7 +282,7 @@ def test_the_successor_of_a_pod_that_was_deleted_by_force_gets_the_stick(site: S
     pod = eventually(lambda: next(iter(site.pods()), None))
     site.await_opened(daemon, pod, "tty40")
     site.apiserver.request("DELETE", f"{PODS}/{pod['metadata']['name']}?gracePeriodSeconds=0")
-    successor = eventually(lambda: next((other for other in site.pods() if _uid(other) != _uid(pod)), None))
+    successor = eventually(lambda: next((other for other in site.pods() if uid_of(other) != uid_of(pod)), None))
     assert successor["metadata"]["name"] == pod["metadata"]["name"]
     site.await_opened(daemon, successor, "tty40")
     assert site.shows(1, 1)
@@ -515,16 +313,99 @@ def test_the_pod_of_a_pulled_stick_is_evicted_and_no_other(site: Site) -> None:
     site.replicas(2)
     daemon.wait_for(lambda: site.phases() == ["Running", "Running"], what="two pods that run")
     holder, other = sorted(site.pods(), key=_output(site))
+    since = len(daemon.log)
     site.sticks.unplug("tty40")
-    evicted = daemon.wait_log("pod.evicted")
-    assert evicted["pod"] == f"{NAMESPACE}/{holder['metadata']['name']}"
-    daemon.wait_for(lambda: site.read(holder) is None, what="pod that is gone")
+    assert daemon.wait_log("pod.evicted", since=since)["pod"] == title_of(holder)
+    daemon.wait_for(lambda: site.hurry(holder) and site.read(holder) is None, what="pod that is gone")
     daemon.wait_for(lambda: site.phases() == ["Pending", "Running"], what="successor")
-    (successor,) = (pod for pod in site.pods() if _uid(pod) not in {_uid(holder), _uid(other)})
+    (successor,) = (pod for pod in site.pods() if uid_of(pod) not in {uid_of(holder), uid_of(other)})
     daemon.wait_for(lambda: site.shows(1, 1), what="one stick")
     site.plug("tty42", "A")
     site.await_opened(daemon, successor, "tty42")
     assert site.stays(other)
+
+
+def test_a_stick_that_returns_under_another_number_ends_who_has_the_dead_file(site: Site) -> None:
+    """Its pod goes, although the stick was away for a moment only, and its successor has the stick. Another pod stays."""
+    site.sticks.unplug("tty42")  # a console that is there is no new device when a rule makes it a stick
+    site.plug("tty40", "A")
+    site.plug("tty41", "B")
+    daemon = site.start(evict="2s")
+    daemon.wait_for(lambda: site.shows(2, 2), what="two sticks")
+    site.replicas(2)
+    daemon.wait_for(lambda: site.phases() == ["Running", "Running"], what="two pods that run")
+    holder, other = sorted(site.pods(), key=_output(site))
+    eventually(lambda: _started_before(site.read(holder)))
+    since = len(daemon.log)
+    site.sticks.unplug("tty40")
+    site.plug("tty42", "A")
+    evicted = daemon.wait_log("pod.evicted", since=since)
+    assert (evicted["pod"], evicted["reason"]) == (title_of(holder), "replugged")
+    daemon.wait_for(lambda: site.hurry(holder) and site.read(holder) is None, what="pod that is gone")
+    (successor,) = eventually(
+        lambda: [pod for pod in site.pods() if uid_of(pod) not in {uid_of(holder), uid_of(other)}]
+    )
+    site.await_opened(daemon, successor, "tty42")
+    assert site.stays(other)
+
+
+def test_a_resource_changes_its_way_when_the_last_pod_of_the_former_way_has_gone(site: Site) -> None:
+    """Until then nothing of it can be had, and the pod is named. Its successor, made anew once, has the stick from the kubelet."""
+    site.name = "mover"
+    daemon = site.start()
+    site.plug("tty40", "A")
+    daemon.wait_for(lambda: site.shows(1, 1), what="stick")
+    workload = site.replicas(1, site.privileged_template("tty40"))
+    daemon.wait_for(lambda: site.phases() == ["Running"], what="pod that runs")
+    (former,) = site.pods()
+    daemon.wait_for(lambda: site.opened(former, "tty40", given=False), what="opened stick")
+    since = len(daemon.log)
+    site.start(mover="devicePlugin")
+    daemon.wait_for(lambda: site.shows(0, 0), what="nothing to allocate")
+    daemon.wait_log("count.held", since=since, reason=f"waits for the end of {title_of(former)}")
+    assert f"waits for the end of {title_of(former)}" in site.handing.readiness()
+    (row,) = (line for line in site.handing.status().splitlines() if f"{site.prefix}.example/mover" in line)
+    assert former["metadata"]["name"] in row
+    site.change(workload, site.template())
+    site.witness(daemon)
+    assert site.shows(0, 0)
+    assert site.stays(former)
+    site.apiserver.request("DELETE", f"{PODS}/{former['metadata']['name']}")
+    daemon.wait_for(lambda: site.hurry(former) and site.read(former) is None, what="pod that is gone")
+    (successor,) = eventually(site.pods)
+    site.await_opened(daemon, successor, "tty40")
+    assert site.shows(1, 1)
+    assert "waits" not in site.handing.readiness()
+    assert [uid_of(pod) for pod in site.pods()] == [uid_of(successor)]
+
+
+def test_the_way_back_waits_until_the_kubelet_has_forgotten_the_plugin(site: Site) -> None:
+    """First for the pod, then for the kubelet; nothing can be had meanwhile. Who changes his mind has the stick at once."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    pod = site.holder(daemon, "tty40")
+    since = len(daemon.log)
+    site.start(zstick="nodeStatus")
+    daemon.wait_for(lambda: site.shows(0, 0), what="nothing to allocate")
+    daemon.wait_log("count.held", since=since, reason=f"waits for the end of {title_of(pod)}")
+    assert site.stays(pod)
+    site.delete(pod)
+    forgets = "waits for the kubelet to forget the plugin (5 min 20 s)"
+    daemon.wait_log("count.held", since=since, reason=forgets)
+    assert forgets in site.handing.readiness()
+    site.witness(daemon)
+    assert site.shows(0, 0)
+    site.start(zstick="devicePlugin")
+    site.holder(daemon, "tty40")
+    assert site.shows(1, 1)
+    assert "waits" not in site.handing.readiness()
+
+
+def _started_before(pod: Object | None) -> bool:
+    """Return whether the container started in an earlier second than this one: times in pods are whole seconds."""
+    (status,) = pod["status"]["containerStatuses"] if pod else [{}]
+    started: str = status["state"]["running"]["startedAt"]
+    return datetime.fromisoformat(started) < datetime.now(UTC).replace(microsecond=0)
 
 
 def _output(site: Site) -> Callable[[Object], list[str]]:
@@ -540,13 +421,3 @@ def _waiting_reason(pod: Object | None) -> str | None:
 def _unschedulable(pod: Object | None) -> bool:
     conditions = pod["status"].get("conditions", []) if pod else []
     return any(condition.get("reason") == "Unschedulable" for condition in conditions)
-
-
-def _uid(pod: Object) -> str:
-    return str(pod["metadata"]["uid"])
-
-
-def _must(apiserver: ApiServer, method: str, path: str, body: Object | None = None) -> Object:
-    status, answer = apiserver.request(method, path, body)
-    assert 200 <= status < 300, answer
-    return answer

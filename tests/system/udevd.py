@@ -33,6 +33,7 @@ RUN = Path("/run/udev")
 RULES = RUN / "rules.d" / "99-devwatch-test.rules"
 CONSOLES = tuple(f"tty{number}" for number in range(10, 64))
 """The virtual consoles that may be taken for sticks; those below are where people log in."""
+SERIAL_PORT = "ttyS0"
 MODE = 0o660
 
 _PROGRAMS = (Path("/lib/systemd/systemd-udevd"), Path("/usr/lib/systemd/systemd-udevd"))
@@ -53,6 +54,18 @@ def missing(uid: int) -> str | None:
     if not all((SYS / console / "uevent").exists() for console in CONSOLES):
         return "needs virtual consoles (tty10 to tty63) in /sys/class/tty"
     return None
+
+
+def serial_port() -> str | None:
+    """Return the first serial port of the machine, which may be taken for a stick too, None where it has no hardware for it.
+
+    Unlike a virtual console it takes a speed.
+    """
+    try:
+        kind = (SYS / SERIAL_PORT / "type").read_text("ascii").strip()
+    except OSError:
+        return None
+    return None if kind == "0" else SERIAL_PORT
 
 
 @contextlib.contextmanager
@@ -163,7 +176,7 @@ class Sticks:
     ) -> Path:
         """Plug a stick and return its devnode; a console that is plugged already gets the new properties.
 
-        `tty` is one of `CONSOLES`, else `ValueError`. `links` are relative to /dev. What is None is absent from the
+        `tty` is one of `CONSOLES` or `SERIAL_PORT`, else `ValueError`. `links` are relative to /dev. What is None is absent from the
         udev database. The kernel's event is sent on return, udev's comes when its rules have run: see `settle`.
         """
         self._remember(tty)
@@ -203,8 +216,8 @@ class Sticks:
         return "\n".join([_text(RULES), *(_account(tty) for tty in self._found)])
 
     def _remember(self, tty: str) -> None:
-        if tty not in CONSOLES:
-            raise ValueError(f"{tty!r} is none of {CONSOLES[0]} to {CONSOLES[-1]}")
+        if tty not in {*CONSOLES, SERIAL_PORT}:
+            raise ValueError(f"{tty!r} is none of {CONSOLES[0]} to {CONSOLES[-1]} and {SERIAL_PORT}")
         if tty not in self._found:
             self._found[tty] = Node.of(DEV / tty)
 

@@ -76,9 +76,8 @@ class Changeover:
         gone = former.keys() - {rule.name for rule in rules}
         if pending - self._changes:
             self._read_at = now
-        if pending - self._changes or gone - self._leaving:
-            self._kubelet_began = (self.kubelet(), now)
-        elif (pending or gone) and (socket := self.kubelet()) != self._kubelet_began[0]:
+        socket = self.kubelet() if pending or gone else None
+        if pending - self._changes or gone - self._leaving or socket != self._kubelet_began[0]:
             self._kubelet_began = (socket, now)
         self._leaving = frozenset(gone)
         self._changes, self._free = pending, self._free & pending

@@ -80,13 +80,14 @@ class DevicePlugins:
         for name in self._registrations.keys() - mine.keys():
             self._leaving.setdefault(name, self._clock.now() + LEAVE_TIMEOUT)
         self._leaving = {name: at for name, at in self._leaving.items() if name not in mine}
-        kubelet = self._reach() if mine else None
-        for name, rule in mine.items() if kubelet else ():
+        self._leave(observed, self._clock.now())
+        if not mine or (kubelet := self._reach()) is None:
+            return
+        for name, rule in mine.items():
             if name in self._registrations:
                 self._registrations[name].rule = rule
-            elif kubelet:
+            else:
                 self._add(rule, kubelet)
-        self._leave(observed, self._clock.now())
 
     def socket(self) -> object:
         """Return what tells a start of the kubelet from the next, None where it is not to be reached."""
@@ -142,7 +143,7 @@ class DevicePlugins:
             offer = registration.offer(own, waiting, held[name], self._linked)
             amounts = registration.update(offer, observed or NodeState(), self._clock.now())
             shown[name] = replace(shown[name], amounts=amounts)
-            held[name] = {own: former for own, former in held[name].items() if own not in offer.ids}
+            held[name] = {key: before for key, before in held[name].items() if key not in offer.ids}
         self.report.state({name: self._registrations[name] for name in slots})
         return shown
 

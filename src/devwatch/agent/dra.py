@@ -118,7 +118,7 @@ class Dra:
 
     def can_allocate(self, ids: frozenset[str]) -> bool:
         """Return whether the scheduler may still allocate one of these devices."""
-        return self._parts is None or not all(map(self._parts.slices.cut, ids))
+        return self._parts is not None and not all(map(self._parts.slices.cut, ids & self._known))
 
     def spared(self, ids: frozenset[str]) -> frozenset[tuple[str, str]]:
         """Return the claims, by namespace and name, that tolerate the loss of each of these devices that they have."""

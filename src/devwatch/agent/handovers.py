@@ -55,7 +55,14 @@ class Handovers:
         self._report = plugins.report
         self._resources: dict[str, str] = {}
         """By ID: the resource that the device belongs to, or belonged to."""
-        self._held = HeldDevices(holdings=self.holdings, claimed=dra.claimed, pods=pods, log=telemetry.log, clock=clock)
+        self._held = HeldDevices(
+            holdings=self.holdings,
+            claimed=dra.claimed,
+            pods=pods,
+            can_allocate=self.can_allocate,
+            log=telemetry.log,
+            clock=clock,
+        )
         self._changeover = Changeover(
             pods=pods, holdings=self.holdings, telemetry=telemetry, clock=clock, kubelet=plugins.socket
         )
@@ -143,9 +150,7 @@ class Handovers:
 
     def can_allocate(self, resource: str, ids: frozenset[str]) -> bool:
         """Return whether one of these devices may still be given to a pod."""
-        if resource in self._dra.names:
-            return self._dra.can_allocate(ids)
-        return self._plugins.can_allocate(resource, ids)
+        return self._dra.can_allocate(ids) or self._plugins.can_allocate(resource, ids)
 
     def spared(self, ids: frozenset[str]) -> frozenset[tuple[str, str]]:
         """Return the claims, by namespace and name, that tolerate the loss of these devices."""

@@ -107,6 +107,8 @@ class HeldDevices:
     """Returns those of these devices that a prepared claim has."""
     pods: Callable[[], Awaitable[Sequence[Pod]]]
     """Lists the pods of the node, and raises an `ApiError`."""
+    can_allocate: Callable[[str, frozenset[str]], bool]
+    """Returns whether the kubelet may still give one of these devices of a resource to a pod."""
     log: Log
     clock: Clock
     free: frozenset[str] = frozenset()
@@ -114,13 +116,14 @@ class HeldDevices:
     _absent: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """By resource: the IDs of the absent devices."""
     _lost: frozenset[str] = frozenset()
-    """The IDs of those that are not offered any more, so that no pod gets them after a reading."""
+    """The IDs of those that are not offered any more."""
     _asked: frozenset[str] = frozenset()
-    """The IDs that the reading tells of: a reading from before a device was absent does not tell who has it."""
+    """The IDs that the reading tells of: one from before a device was absent does not tell who has it, nor does one from before the kubelet
+    has taken over that it is not offered any more."""
     _last: Sequence[Holding] = ()
     """The last reading."""
     _doubt: str = ""
-    """Why the last reading does not tell of every device; empty before the first."""
+    """Why the last reading does not tell of every device, empty where it does."""
     _read_at: float = math.inf
     _by_claim: Container[str] = ()
 
@@ -167,7 +170,7 @@ class HeldDevices:
         return {name: "; ".join(texts) for name, texts in lines.items() if texts}
 
     def _describe(self, resource: str, name: str) -> str:
-        """Return which pod has to end before the device with this ID is free, else why one may have it; empty before the first reading."""
+        """Return which pod has to end before the device with this ID is free, else why one may have it; empty before a reading tells."""
         mine = (each for each in self._last if each.resource == resource and name in each.ids)
         pods = sorted(f"{each.namespace}/{each.pod}" for each in mine)
         return (
@@ -184,7 +187,13 @@ class HeldDevices:
         return self._read_at if _all(self._absent.values()) - (self.free & self._lost) else None
 
     async def _read(self) -> None:
-        self._read_at, self._asked = self.clock.now() + READ_INTERVAL, _all(self._absent.values())
+        self._read_at = self.clock.now() + READ_INTERVAL
+        self._asked = frozenset(
+            each
+            for name, ids in self._absent.items()
+            for each in ids
+            if each not in self._lost or not self.can_allocate(name, frozenset({each}))
+        )
         try:
             free = await self._unheld()
         except (KubeletError, ApiError) as error:
@@ -195,12 +204,13 @@ class HeldDevices:
     async def _unheld(self) -> frozenset[str]:
         """Read the holders. The list of pods that follows shows whether the kubelet has accounted for every pod."""
         absent, holdings = self._absent, await self.holdings()
-        self._last, self._doubt = holdings, UNACCOUNTED
+        self._last, self._doubt = holdings, ""
         # That a pod has a device needs no list: it may live for days with a lost one.
         if self._asked <= _all(each.ids for each in holdings):
             return frozenset()
         pods = await self.pods()
         held = {name: held_ids(name, holdings, pods, claimed=name in self._by_claim) for name in absent}
+        self._doubt = UNACCOUNTED if None in held.values() else ""
         return _all(absent[name] - ids for name, ids in held.items() if ids is not None)
 
 

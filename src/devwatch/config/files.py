@@ -11,7 +11,7 @@ import time
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from devwatch.config.resolver import Resolver
+from devwatch.config.resolver import Resolver, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,15 +82,16 @@ def within(seconds: float | None, function: Callable[[], T]) -> T:
 
 
 class Reader(Generic[T]):
-    """Runs functions that may block forever in threads, for a loop that must not block.
+    """Runs functions that may block forever in a thread, for a loop that must not block.
 
-    While a thread does not return, the next call waits for that thread instead of starting another: a mount that hangs for days
-    must not accumulate threads.
+    While the thread does not return, the next call waits for it instead of starting another: a mount that hangs for days must not
+    accumulate threads.
     """
 
     def __init__(self, patience: float = PATIENCE + MARGIN) -> None:
         """Wait for `patience` seconds in each call."""
         self._patience = patience
+        self._worker = Worker()
         self._running: Future[T] | None = None
 
     async def run(self, function: Callable[[], T], *, afresh: bool = False) -> T:
@@ -98,9 +99,12 @@ class Reader(Generic[T]):
 
         Raises `TimeoutError` where there is no result in time, and what the function itself raises.
         """
-        if afresh or self._running is None or self._running.done():
-            self._running = Resolver().submit(function)
-        running, returned, loop = self._running, asyncio.Event(), asyncio.get_running_loop()
+        running = None if self._running is None or self._running.done() else self._running
+        if running is not None and afresh:
+            self._worker, running = Worker(), None
+        if running is None:
+            running = self._running = self._worker.submit(function)
+        returned, loop = asyncio.Event(), asyncio.get_running_loop()
         running.add_done_callback(lambda _: _set_from_thread(loop, returned))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._patience):

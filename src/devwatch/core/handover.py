@@ -102,7 +102,7 @@ class Handover:
 
     def can_allocate(self, ids: frozenset[str]) -> bool:
         """Return whether the kubelet may still give one of these devices to a pod."""
-        return self.acked is not None and (not self.confirmed or bool(self.acked.healthy & ids))
+        return self.sent is not None and (not self.confirmed or bool(self.sent.healthy & ids))
 
     def closed(self, now: float) -> None:
         """Record that the stream has ended. One that was never acknowledged is no more than a failed attempt."""

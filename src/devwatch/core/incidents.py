@@ -56,6 +56,10 @@ class Registration:
     """The device number."""
     paths: frozenset[str]
     """The paths that named only this device."""
+    left: int = 0
+    """The earliest second at which it can have ended: the last certain scan that found it. 0 where not observed."""
+    taken: frozenset[str] = frozenset()
+    """The paths that led to another device between it and the next one: a container that started then has mounted that device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +80,10 @@ class Return:
     of one comes back, a file opened by it works again."""
     recent: bool = False
     """Whether a pod was evicted for a return of the device within `REPLUG_PEACE` seconds before."""
-    left: int = 0
-    """The earliest second at which it can have departed (Unix seconds): the last certain scan that found it. 0 where not observed."""
     shared: frozenset[str] = frozenset()
     """The paths that also name another device, or lead to another one of the resource by now: a pod may use that device instead."""
     taken: frozenset[str] = frozenset()
-    """The paths that have led to another device since the departure: a container that started while this one was away has mounted that."""
+    """The paths that lead to another device by now."""
 
     @property
     def ids(self) -> frozenset[str]:

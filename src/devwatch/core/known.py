@@ -159,7 +159,10 @@ class KnownDevices:
                 self.gone[entry].maybe = device.key
                 continue
             if self.gone[entry].device is None and entry.rdev == device.number:
-                paths.recall(device.key, entry.shared)
+                # A full list may be cut: then only the paths that are listed as the device's own are certainly its own.
+                had = paths.by_device.get(device.key, frozenset())
+                cut = len(entry.shared) >= MAX_LINKS
+                paths.recall(device.key, had - entry.paths if cut else entry.shared)
             known = returned.get(device.key) or self.here.get(device.key) or PresentDevice(entry=entry)
             returned[device.key] = self._end_departure(entry, device, known, rule, scene)
         for key in open_ & self.here.keys():  # a former return is forgotten as well
@@ -242,22 +245,22 @@ def _first_registrations(device: Device, scene: Scene, before: PreviousScan) -> 
 
     It is dated now: where udev's database is made anew, its time there is too late for the containers that have opened the device since.
     """
-    return () if initialized_at(device) is None else (_registration(device, frozenset(), scene, before),)
+    return () if initialized_at(device) is None else (_registration(device, scene, before),)
 
 
 def _last_registration(
     device: Device, known: PresentDevice, entry: Entry, scene: Scene, before: PreviousScan
 ) -> Registration:
     """Return the registration that ends with a departure, with the paths of the departed entry."""
-    last = known.registrations[-1:] or (_registration(device, entry.paths, scene, before),)
-    return replace(last[0], number=device.number, paths=entry.paths)
+    last, *_ = known.registrations[-1:] or (_registration(device, scene, before),)
+    return replace(last, number=device.number, paths=entry.paths, left=scene.second(before.at))
 
 
-def _registration(device: Device, paths: frozenset[str], scene: Scene, before: PreviousScan) -> Registration:
+def _registration(device: Device, scene: Scene, before: PreviousScan) -> Registration:
     first = initialized_at(device)
     # For a device that was plugged before the daemon began, a Unix time is not computed: the clock may have been set since.
     came = scene.second(first) if first is not None and first > before.began else 0
-    return Registration(second=came, number=device.number, paths=paths)
+    return Registration(second=came, number=device.number, paths=frozenset())
 
 
 def _return_of(entry: Entry, device: Device, departure: Departure, rule: ResourceRule, scene: Scene) -> Return | None:
@@ -279,6 +282,7 @@ def _return_of(entry: Entry, device: Device, departure: Departure, rule: Resourc
             return None
         if former[-1].number == device.number and abs(former[-1].second - second) <= 1:
             former = former[:-1]  # the former daemon has already listed the present registration
+    former = (*former[:-1], *(replace(last, taken=departure.taken) for last in former[-1:]))
     now = Registration(second=second, number=device.number, paths=frozenset())
     return Return(
         resource=rule.name,
@@ -287,8 +291,6 @@ def _return_of(entry: Entry, device: Device, departure: Departure, rule: Resourc
         second=second,
         due=at + (rule.evict_after or 0.0),
         registrations=(*former, now)[-MAX_NUMBERS:],
-        left=scene.second(departure.seen) if departure.device is not None else 0,
-        taken=departure.taken,
     )
 
 

@@ -108,7 +108,7 @@ class Losses:
         return replace(
             back,
             shared=self._paths.shared(key).union(equals),
-            taken=back.taken.union(*taken.values()),
+            taken=frozenset().union(*taken.values()),
         )
 
     def listing(self, figures: Figures) -> Listing:

@@ -207,7 +207,8 @@ def _disposition_after_return(container: Container, back: Return) -> Disposition
 
     `opened` are the former registrations that the container can have opened, by its start. `own` are the paths that named only this device
     then; a path in `shared` also named, or by now leads to, another device. Unless the container certainly started
-    before the departure, the paths that have led to another device since (`taken`) count as shared: it may have mounted that device.
+    before the registration that it can have opened ended, the paths that have led to another device since (`taken`) count as shared: it
+    may have mounted that device.
 
     The cases, in this order:
 
@@ -220,8 +221,8 @@ def _disposition_after_return(container: Container, back: Return) -> Disposition
     6. Else `AMBIGUOUS`: the path may have led to another device, or the container started before the device was present.
     """
     paths, opened = {listed_path(path) for path in container.mounts}, back.opened(container.started)
-    stayed = container.started is not None and container.started < back.left
-    shared = back.shared if stayed else back.shared | back.taken
+    stayed = container.started is not None and any(container.started < each.left for each in opened)
+    shared = back.shared if stayed else back.shared.union(back.taken, *(each.taken for each in back.former))
     own = frozenset(path for each in opened or back.former for path in each.paths) - shared
     above = any(_is_directory_above(folder, path) for folder in paths for path in own)
     over = container.phase is Phase.FINISHED or _has_healed(container, back)

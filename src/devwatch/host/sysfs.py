@@ -75,7 +75,7 @@ class Registrations:
         An entry that cannot be followed is gone if the entry itself has vanished as well; one that is still there is an error.
         """
         known = self._known.get(name)
-        if known is not None and known.entry == entry and known.bare.virtual and name not in KERNEL_TTYS:
+        if known is not None and known.plain and known.entry == entry and name not in KERNEL_TTYS:
             return known
         path = f"{self.roots.sys}/class/tty/{name}"
         try:

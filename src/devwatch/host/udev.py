@@ -8,7 +8,6 @@ import errno
 import os
 import socket
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pyudev
@@ -39,7 +38,7 @@ _NO_UDEVD_HERE = (
 )
 _PROCESSING = "ID_PROCESSING"
 """A property that udevd of systemd 255 and later adds while it handles an event; it does not describe the device."""
-_PROTOCOL = "15"
+_PROTOCOL = b"15"
 """NETLINK_KOBJECT_UEVENT (include/uapi/linux/netlink.h), as /proc/net/netlink prints it."""
 _KERNEL_GROUP = 1
 """The multicast group of the kernel's uevents; udevd sends its own to group 2 (systemd, `sd-device/device-monitor.c`)."""
@@ -88,8 +87,8 @@ class _Netlink:
 
     @classmethod
     def read(cls, table: str) -> _Netlink:
-        with Path(table).open(encoding="ascii") as file:
-            rows = [row.split() for row in file]
+        with open(table, "rb", buffering=0) as file:
+            rows = [row.split() for row in file.read().splitlines()]
         return cls(groups={int(row[9]): int(row[3], 16) for row in rows[1:] if row[1] == _PROTOCOL})
 
     def receives_nothing(self, inode: int) -> bool:

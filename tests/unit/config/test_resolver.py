@@ -8,13 +8,19 @@ import sys
 from concurrent.futures import Future
 from threading import Event, current_thread
 from threading import enumerate as enumerate_threads
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from devwatch.cli import admin
-from devwatch.config.resolver import Resolver
+from devwatch.config.resolver import Resolver, Worker
 from devwatch.kube.client import Connection
 from devwatch.kube.credentials import Credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 
 def test_no_exit_waits_for_a_name_server() -> None:
@@ -31,7 +37,7 @@ def test_no_exit_waits_for_a_name_server() -> None:
 
 def test_an_answer_that_nobody_waits_for_any_more_is_dropped() -> None:
     """A daemon that ended while a name server was asked prints no traceback when the answer comes at last."""
-    resolver, release, over = Resolver(), Event(), Event()
+    resolver, release, over, before = Resolver(), Event(), Event(), enumerate_threads()
 
     def late() -> None:
         release.wait(30)
@@ -41,9 +47,8 @@ def test_an_answer_that_nobody_waits_for_any_more_is_dropped() -> None:
     asked.cancel()
     release.set()
     assert over.wait(30)
-    for thread in enumerate_threads():
-        if thread is not current_thread():
-            thread.join(30)
+    for thread in set(enumerate_threads()) - set(before):
+        thread.join(30)
 
 
 def test_no_thread_that_can_be_started_is_an_error_of_the_system() -> None:
@@ -68,6 +73,36 @@ async def main():
 with asyncio.Runner(loop_factory=new_loop) as runner:
     runner.run(main())
 """
+
+
+class Exhausted(Resolver):
+    """Cannot start a thread, once."""
+
+    failures = 1
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **more: Any) -> Future[T]:  # noqa: ANN401 - as the base class
+        """Fail, and not the next time."""
+        if not self.failures:
+            return super().submit(function, *args, **more)
+        self.failures -= 1
+        failed: Future[T] = Future()
+        failed.set_exception(OSError("no thread can be started"))
+        return failed
+
+
+def test_a_worker_has_one_thread_which_ends_with_it() -> None:
+    """Also after a call that fails; without a thread the call fails, and the next one may find one."""
+    worker = Worker(Exhausted())
+    with pytest.raises(OSError, match="no thread can be started"):
+        worker.submit(current_thread).result(timeout=30)
+    thread = worker.submit(current_thread).result(timeout=30)
+    with pytest.raises(ZeroDivisionError):
+        worker.submit(lambda: 1 / 0).result(timeout=30)
+    assert worker.submit(current_thread).result(timeout=30) is thread
+    assert thread.daemon
+    del worker
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_too_few_descriptors_for_a_loop_leave_none_half_made() -> None:

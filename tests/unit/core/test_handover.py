@@ -377,3 +377,7 @@ def test_a_lost_device_can_be_allocated_until_the_kubelet_has_the_list_without_i
     assert not handover.can_allocate(frozenset("b"))
     handover.closed(1)
     assert not handover.can_allocate(frozenset("a"))
+    handover.record_sent(without)
+    assert handover.can_allocate(frozenset("b")), (
+        "whether the kubelet has taken over anything of this stream is unknown"
+    )

@@ -179,8 +179,8 @@ async def test_a_watch_begins_with_a_list_and_continues_where_the_server_ended_i
     first = asyncio.create_task(_events(watch, seen))
     await asyncio.sleep(1)
     objects.put(SLICES, slice_("t"))
-    objects.put(SLICES, slice_("other", node="n2"))
     objects.delete_all(SLICES, "metadata.name=s")
+    objects.put(SLICES, slice_("other", node="n2"))
     await asyncio.sleep(70)
     objects.compact()
     assert objects.watches == 1

@@ -395,11 +395,13 @@ async def test_a_late_event_does_not_bring_an_old_state_back() -> None:
     """An answer is newer: what the watch reports afterwards of earlier changes is ignored."""
     async with publishing(slot("a")) as site:
         site.server.calls.clear()
+        site.server.lag = 5
         for name in "bcd":
             site.show(slot(name))
-            await asyncio.sleep(0.006)
-        await asyncio.sleep(1)
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(30)
         assert site.devices == {"d": False}
+        assert len(site.writes) == 3
         assert site.log.of("slice.refused") == []
 
 
@@ -498,6 +500,24 @@ async def test_a_server_that_drops_taints_has_no_lost_device() -> None:
         await asyncio.sleep(0.1)
         assert site.devices == {"a": False}
         assert len(site.log.of("slice.refused")) == 1
+
+
+@virtual
+async def test_another_server_is_tried_anew_and_the_same_one_is_not_reported_each_time() -> None:
+    """After the end of a watch it may be one that stores taints."""
+    async with publishing(slot("a"), taints=False) as site:
+        for _ in range(3):
+            site.show(slot("a", HELD))
+            await asyncio.sleep(1)
+            assert site.devices == {}
+            site.server.end_watches(Retry("restarted"))
+            site.show(slot("a"))
+            await asyncio.sleep(20)
+        assert len(site.log.of("slice.refused")) == 2
+        site.server.taints = True
+        site.show(slot("a", HELD))
+        await asyncio.sleep(1)
+        assert site.devices == {"a": True}
 
 
 @virtual

@@ -66,6 +66,8 @@ class ObjectServer:
     """Whether a write is stored and its response is lost (an error of `fail`)."""
     change: Callable[[Object], None] = lambda _: None
     """What an admission webhook does to an object that is written."""
+    lag: float = 0.0
+    """Seconds by which each event of a watch is late."""
     mute: bool = False
     """Whether watches are silent for ever; else a bookmark is sent once a minute."""
     calls: list[Call] = field(default_factory=list)
@@ -113,6 +115,7 @@ class ObjectServer:
                     return
                 if not isinstance(event, dict):
                     raise event
+                await asyncio.sleep(self.lag)
                 yield copy.deepcopy(event)
         finally:
             del self._queues[queue]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
+import sys
 import termios
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -243,6 +245,37 @@ def test_a_daemon_that_ends_leaves_nothing_to_allocate(site: Site) -> None:
     second = site.start()
     site.await_opened(second, waiting, "tty41")
     assert site.stays(pod)
+
+
+def test_a_purge_names_what_the_kubelet_writes_again(site: Site) -> None:
+    """It remembers the plugin for 5 minutes. The annotation stays, so that a later purge can remove it."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    daemon.wait_for(lambda: site.shows(1, 1), what="stick")
+    assert daemon.terminate() == 0
+    options = ("--node", site.kubelet.node, "--yes", "--kubeconfig", str(site.apiserver.admin_kubeconfig))
+    command = [sys.executable, "-m", "devwatch", "purge", *options]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done
+    assert f"{site.handing.prefix}.example/zstick" in done.stderr
+    assert "the kubelet has written" in done.stderr
+    assert "devwatch.io/devices" in site.apiserver.node(site.kubelet.node)["metadata"]["annotations"]
+
+
+def test_a_renamed_resource_offers_a_stick_when_its_pod_has_ended(site: Site) -> None:
+    """Until then it would be given to a second pod."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    pod = site.holder(daemon, "tty40")
+    config = site.handing.home / "config.yaml"
+    config.write_text(config.read_text().replace("/zstick", "/renamed"))
+    daemon.wait_for(lambda: site.shows(0, 0), what="former name without devices")
+    reason = daemon.wait_log("count.held", resource=f"{site.handing.prefix}.example/renamed")["reason"]
+    assert pod["metadata"]["name"] in reason
+    daemon.wait_for(lambda: site.shows(0, 0, "renamed"), what="new name without devices")
+    assert site.stays(pod)
+    site.delete(pod)
+    daemon.wait_for(lambda: site.shows(1, 1, "renamed"), what="stick under its new name")
 
 
 def test_a_containerd_that_is_killed_leaves_the_pod_its_stick(site: Site) -> None:

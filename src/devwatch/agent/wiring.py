@@ -45,20 +45,15 @@ def build_agent(  # noqa: PLR0913 - the parts of the loop, by keyword
     dry_run: bool = False,
     **pace: Unpack[Pace],
 ) -> Reconciler:
-    """Return the loop.
-
-    Without a `workload` it evicts no pod and writes no Event; without a `kubelet` it hands over no device, without `dra` none by claims.
-    """
+    """Return the loop. Without a `workload` it evicts no pod and writes no Event; without a `kubelet` it hands over no device."""
     log, metrics, health, outage = telemetry.log, telemetry.metrics, telemetry.health, Backoff()
     reporter = Reporter(log=log, metrics=metrics, health=health)
     node_reporter = NodeReporter(log=log, metrics=metrics, health=health, node=node, devices=reporter, dry_run=dry_run)
     publisher = NodeStatus(api=api, watch=watch, reporter=node_reporter, outage=outage, clock=clock)
-    evictor, handovers = _build_evictor(workload, telemetry, clock, node) if workload else None, None
+    evictor = _build_evictor(workload, telemetry, clock, node) if workload else None
+    handovers = _build_handovers(kubelet, dra or Dra(), workload, telemetry, clock) if workload and kubelet else None
     if evictor is not None:
         reporter.record, publisher.sending = evictor.recorder.device, evictor.losses.send
-    if workload and evictor and kubelet:
-        plugins = DevicePlugins(kubelet, telemetry=telemetry, clock=clock)
-        handovers = Handovers(plugins, dra or Dra(), pods=workload.pods, telemetry=telemetry, clock=clock)
         evictor.holders.kubelet = handovers
     return Reconciler(
         node=node,
@@ -73,6 +68,13 @@ def build_agent(  # noqa: PLR0913 - the parts of the loop, by keyword
         clock=clock,
         **pace,
     )
+
+
+def _build_handovers(
+    kubelet: Callable[[], KubeletApi], dra: Dra, workload: Workload, telemetry: Telemetry, clock: Clock
+) -> Handovers:
+    plugins = DevicePlugins(kubelet, telemetry=telemetry, clock=clock)
+    return Handovers(plugins, dra, pods=workload.pods, telemetry=telemetry, clock=clock)
 
 
 def _build_evictor(workload: Workload, telemetry: Telemetry, clock: Clock, node: str) -> Evictor:

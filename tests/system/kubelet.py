@@ -243,8 +243,11 @@ class Kubelet:
     def _accepted(self) -> bool:
         """Do what controllers do for a Node that the kubelet has registered. Return whether it has.
 
-        Once it has addresses for pods, a kubelet reports that it is ready without the pause of 10 s between two reports.
+        Once it has addresses for pods, an old kubelet reports that it is ready without the pause of 10 s between two reports, if it is by
+        then: hence the wait for the socket, which it makes when it has reached containerd.
         """
+        if not (FOLDER / "device-plugins" / "kubelet.sock").exists():
+            return False
         addresses = "10.1.0.0/24"
         body = {"spec": {"taints": None, "podCIDR": addresses, "podCIDRs": [addresses]}}
         path = f"/api/v1/nodes/{self.node}"

@@ -238,6 +238,85 @@ async def test_a_lost_device_is_not_offered_after_a_restart() -> None:
 
 
 @virtual
+async def test_a_lost_device_is_not_offered_while_scans_are_uncertain() -> None:
+    """Nor is its link made again: by now another stick may have its devnode."""
+    async with site(USB0, USB1) as one:
+        one.workload.run(pod("b"))
+        holds(one, "b", id_of(one, USB1))
+        one.host.unplug(USB1)
+        await asyncio.sleep(20)
+        one.forget()
+        one.host.doubts = ("no spare file descriptor",)
+        one.host.wake("uevent")
+        await asyncio.sleep(30)
+        assert one.server.shows(ZIGBEE) == ("2", "1")
+        assert list(one.kubelet.links.made.values()) == [USB0]
+        assert one.lists() == []
+
+
+@virtual
+async def test_a_stick_whose_socket_is_unknown_after_a_restart_is_not_offered_under_another_id() -> None:
+    """Without a serial the socket is its identity, which only udev's record tells; a pod may have the stick."""
+    async with site() as one:
+        one.host.plug("0001", USB0)
+        one.host.change(USB0, port="pci-0000:00:14.0-usb-0:1:1.0")
+        await asyncio.sleep(5)
+        ids = one.taken.healthy
+        one.workload.run(pod("p"))
+        holds(one, "p", *ids)
+        await one.kill()
+        one.host.change(USB0, port=None, properties=None)
+        one.start(one.settings_now)
+        await asyncio.sleep(60)
+        assert one.taken.ids == ids
+        one.host.change(USB0, port="pci-0000:00:14.0-usb-0:1:1.0", properties={})
+        await asyncio.sleep(5)
+        one.check_agreement(1)
+        assert one.taken.healthy == ids
+
+
+@virtual
+async def test_a_stick_whose_link_could_not_be_made_is_not_offered_once_it_is_pulled() -> None:
+    """Its grace is that of a device that a pod may have."""
+    async with site(USB0) as one:
+        one.kubelet.links.error = KubeletError("/links/x: No space left on device")
+        one.host.plug("0001", USB1, serial="S1")
+        await asyncio.sleep(5)
+        one.forget()
+        one.host.unplug(USB1)
+        await asyncio.sleep(GRACE + 5)
+        assert one.lists() == []
+
+
+@virtual
+async def test_another_stick_in_the_socket_of_the_lost_one_is_not_that_one() -> None:
+    """It has a serial, and an ID of its own: who holds the former one, which has none, is evicted."""
+    async with site(used=EVICTING) as one:
+        one.host.plug("0001", USB0)
+        await asyncio.sleep(5)
+        one.workload.run(pod("p"))
+        holds(one, "p", id_of(one, USB0))
+        one.host.unplug(USB0)
+        await asyncio.sleep(2.5)
+        one.host.plug("0001", USB0, serial="S0")
+        await asyncio.sleep(30)
+        assert evicted(one) == ["home/p"]
+
+
+@virtual
+async def test_after_a_restart_a_stick_that_is_known_by_its_id_is_not_the_lost_one_whose_devnode_it_has() -> None:
+    """Both are of one model, and one of them has gone while no daemon ran."""
+    async with two_holders() as one:
+        await one.kill()
+        one.host.unplug(USB1)
+        one.host.unplug(USB0)
+        one.host.plug("0001", USB1, serial="S0", number=1)
+        one.start(EVICTING)
+        await asyncio.sleep(60)
+        assert evicted(one) == ["home/b"]
+
+
+@virtual
 async def test_a_reading_from_before_a_device_was_pulled_does_not_tell_who_has_it() -> None:
     """The kubelet has given it to a pod since, and does not answer now: the device stays listed as lost."""
     async with site(USB0, USB1) as one:

@@ -179,7 +179,7 @@ class DevicePlugins:
     def _update_links(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> None:
         """Make the links of the present devices.
 
-        After an uncertain scan the link of a device that it did not find stays, unless another device has the devnode by now.
+        After an uncertain scan a link that was right before stays for a device that it did not find, unless another has its devnode by now.
         """
         if self._kubelet is None:
             return
@@ -189,7 +189,8 @@ class DevicePlugins:
             if slot.state is SlotState.PRESENT:
                 wanted |= link_names(slot)
             elif inventory.doubts:
-                wanted |= {name: devnode for name, devnode in link_names(slot) if devnode not in taken}
+                kept = self._linked.items() & set(link_names(slot))
+                wanted |= {name: devnode for name, devnode in kept if devnode not in taken}
         try:
             self._kubelet.links.update(wanted)
         except KubeletError as error:

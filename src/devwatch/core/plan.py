@@ -207,7 +207,7 @@ class Tally:
         self._last[rule.name] = max(counts.largest(now, grace), start, before)
         away = devnodes.largest(now, grace) > len(devices)
         # Not stored in `_last`: a figure that another client wrote is held only while the Node shows it.
-        shown = observed.count(rule.name) if held and observed else 0
+        shown = _usable(rule, observed) if held and observed else 0
         dues = (counts.due(grace), devnodes.due(grace), until)
         present = quantity_of(rule, devices)
         return Figure(

@@ -329,6 +329,27 @@ async def test_no_resource_registers_before_the_links_are_right() -> None:
         one.check_agreement(1)
 
 
+@virtual
+async def test_no_link_is_made_before_the_ids_of_a_former_daemon_are_known() -> None:
+    """Twins have the same serial: only the annotation tells which of them has which ID. A link that is right stays meanwhile."""
+    async with site(USB2, before=lambda one: one.host.change(USB2, serial="S")) as one:
+        one.host.plug("0001", USB1, serial="S")
+        await asyncio.sleep(5)
+        first, second = (
+            next(name for name, at in one.kubelet.links.made.items() if at == each) for each in (USB2, USB1)
+        )
+        await one.kill()
+        one.host.unplug(USB1)
+        one.host.plug("0001", USB0, serial="S")
+        one.server.latency = 5
+        one.start(one.settings_now)
+        await asyncio.sleep(4)
+        assert one.kubelet.links.made.get(first) in {USB2, None}
+        assert second not in one.kubelet.links.made
+        await asyncio.sleep(30)
+        assert one.kubelet.links.made[first] == USB2
+
+
 # -- level, not edge
 
 

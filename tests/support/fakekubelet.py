@@ -29,12 +29,15 @@ class FakeLinks:
     error: KubeletError | None = None
     made: dict[str, str] = field(default_factory=dict)
 
-    def update(self, wanted: Mapping[str, str]) -> None:
-        """Have these links. Without a disk to write to, what no longer leads to its device is removed all the same."""
+    def update(self, wanted: Mapping[str, str], *, make: bool = True) -> None:
+        """Have these links, or without `make` no others.
+
+        Without a disk to write to, what no longer leads to its device is removed all the same.
+        """
         self.made = {name: devnode for name, devnode in self.made.items() if wanted.get(name) == devnode}
         if self.error is not None:
             raise self.error.with_traceback(None)
-        self.made = dict(wanted)
+        self.made = dict(wanted) if make else self.made
 
 
 class FakePlugin:

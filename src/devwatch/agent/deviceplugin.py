@@ -131,7 +131,7 @@ class DevicePlugins:
         `held` are by resource the devices that a pod may have under another name; those that are offered all the same are removed from it.
         """
         slots = {name: figures[name].slots for name in self.names & self._registrations.keys()}
-        self._update_links(slots, inventory)
+        self._update_links(slots, inventory, known=observed is not None)
         if not self.report.fault and observed is not None and not inventory.doubts:
             self._ready.set()
         waiting = {device.body for device in inventory.pending}
@@ -176,8 +176,8 @@ class DevicePlugins:
 
     # -- the links
 
-    def _update_links(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> None:
-        """Make the links of the present devices.
+    def _update_links(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory, *, known: bool) -> None:
+        """Make the links of the present devices; until the IDs of a former daemon are `known`, none is made, and what is wrong is removed.
 
         After an uncertain scan a link that was right before stays for a device that it did not find, unless another has its devnode by now.
         """
@@ -192,12 +192,12 @@ class DevicePlugins:
                 kept = self._linked.items() & set(link_names(slot))
                 wanted |= {name: devnode for name, devnode in kept if devnode not in taken}
         try:
-            self._kubelet.links.update(wanted)
+            self._kubelet.links.update(wanted, make=known)
         except KubeletError as error:
             self._linked = {name: devnode for name, devnode in self._linked.items() if wanted.get(name) == devnode}
             self.report.limited(error)
         else:
-            self._linked = wanted
+            self._linked = wanted if known else {}
             self.report.linked()
 
     def can_allocate(self, resource: str, ids: frozenset[str]) -> bool:

@@ -57,8 +57,8 @@ class Server(Protocol):
 class Links(Protocol):
     """The links that containers open."""
 
-    def update(self, wanted: Mapping[str, str]) -> None:
-        """Make exactly these links. Raises `KubeletError`."""
+    def update(self, wanted: Mapping[str, str], *, make: bool = True) -> None:
+        """Make exactly these links; without `make` only remove all others. Raises `KubeletError`."""
 
 
 class KubeletApi(Protocol):

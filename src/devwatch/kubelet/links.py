@@ -63,8 +63,8 @@ class DeviceLinks:
         self.folder = folder / FOLDER
         self._made: dict[str, str] | None = None
 
-    def update(self, wanted: Mapping[str, str]) -> None:
-        """Make exactly these links, by name with the devnode. Raises `KubeletError`.
+    def update(self, wanted: Mapping[str, str], *, make: bool = True) -> None:
+        """Make exactly these links, by name with the devnode; without `make` only remove all others. Raises `KubeletError`.
 
         Each that is to lead elsewhere is removed before any is made, so that no two lead to one device even for a moment. One that cannot
         be removed does not keep the others.
@@ -76,14 +76,14 @@ class DeviceLinks:
             failed = [self._remove(name) for name, devnode in made.items() if wanted.get(name) != devnode]
             for error in filter(None, failed):
                 raise error
-            for name, devnode in wanted.items():
+            for name, devnode in wanted.items() if make else ():
                 if made.get(name) != devnode:
                     (self.folder / name).symlink_to(devnode)
         except OSError as error:
             path = error.filename2 or error.filename or self.folder
             hint = _CURES.get(error.errno or 0, "")
             raise KubeletError(f"{path}: {error.strerror or error}", hint=hint) from error
-        self._made = dict(wanted)
+        self._made = dict(wanted) if make else None
 
     def _leads_to(self, name: str) -> str | None:
         """Return the target of a link; whoever may write here can change it."""

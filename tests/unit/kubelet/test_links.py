@@ -56,6 +56,17 @@ def test_what_a_former_daemon_left_is_put_right_at_once(tmp_path: Path) -> None:
     assert content(tmp_path) == {"a": USB1, "c": USB0}
 
 
+def test_links_are_only_removed_where_none_is_to_be_made(tmp_path: Path) -> None:
+    """What is right stays, until it is known which other ones are."""
+    links = DeviceLinks(tmp_path)
+    links.update({"a": USB0, "b": USB1})
+    for _ in range(2):
+        links.update({"a": USB0, "b": USB0, "c": USB1}, make=False)
+        assert content(tmp_path) == {"a": USB0}
+    links.update({"a": USB0, "c": USB1})
+    assert content(tmp_path) == {"a": USB0, "c": USB1}
+
+
 names = st.sampled_from(["a", "b", "c"])
 targets = st.dictionaries(names, st.sampled_from([USB0, USB1, "/dev/ttyUSB2"]))
 

@@ -774,6 +774,31 @@ async def test_a_resource_that_is_refused_leaves_the_others_alone() -> None:
 
 
 @virtual
+async def test_a_kubelet_that_hangs_acknowledges_nothing() -> None:
+    """A pod that is bound meanwhile would find no device if the stick is pulled before the kubelet goes on."""
+    async with site(USB0) as one:
+        one.kubelet.hanging = True
+        one.host.plug("0001", USB1, serial="S1")
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+        one.kubelet.hanging = False
+        await asyncio.sleep(3)
+        one.check_agreement(2)
+
+
+@virtual
+async def test_a_kubelet_that_hangs_until_it_is_killed_is_registered_with_again() -> None:
+    """What it had not acknowledged by then counts for nothing."""
+    async with site(USB0) as one:
+        one.kubelet.hanging = True
+        one.host.plug("0001", USB1, serial="S1")
+        await asyncio.sleep(60)
+        await kubelet_starts_again(one)
+        await asyncio.sleep(3)
+        one.check_agreement(2)
+
+
+@virtual
 async def test_a_kubelet_that_hangs_stops_no_patch() -> None:
     """Neither of another resource nor of its own."""
     async with site(USB0, USB1) as one:

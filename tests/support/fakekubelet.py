@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from devwatch.core.errors import KubeletError, NotServed
+from devwatch.core.errors import KubeletError, NotAnswered, NotServed
 from devwatch.core.handover import Offer
 from devwatch.core.node import Amounts
 
@@ -229,5 +229,7 @@ class FakeKubelet:
 
     async def _answer(self) -> None:
         await asyncio.sleep(2 if self.hanging else 0.001)
-        if self.hanging or not self.running:
-            raise KubeletError("the kubelet does not answer")
+        if self.hanging:
+            raise NotAnswered("the kubelet does not answer")
+        if not self.running:
+            raise KubeletError("the kubelet refuses connections")

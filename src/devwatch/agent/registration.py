@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from devwatch.core.backoff import Backoff
-from devwatch.core.errors import KubeletError
+from devwatch.core.errors import KubeletError, NotAnswered
 from devwatch.core.handover import Allocation, Handover, Offer, allocate, links_of, offer_of, ready_ids
 
 if TYPE_CHECKING:
@@ -257,11 +257,15 @@ class Registration:
         return False
 
     async def _taken_over(self) -> frozenset[str] | None:
-        """Return the IDs that the kubelet lists for the resource, None where it cannot say so."""
-        try:
-            return (await self.kubelet.allocatable()).get(self.rule.name, frozenset())
-        except KubeletError:
-            return None
+        """Return the IDs that the kubelet lists for the resource, None where it cannot say so; one that hangs is waited for."""
+        while not self._ended:
+            try:
+                return (await self.kubelet.allocatable()).get(self.rule.name, frozenset())
+            except NotAnswered:  # it has taken over no list either
+                continue
+            except KubeletError:
+                break
+        return None
 
     def _acknowledged(self, offer: Offer) -> None:
         first, self.failure = not self.handover.registered, ""

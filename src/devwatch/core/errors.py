@@ -68,6 +68,10 @@ class KubeletError(DevwatchError):
         self.hint = hint
 
 
+class NotAnswered(KubeletError):
+    """The kubelet has a socket and does not answer: it hangs, or is busy."""
+
+
 class NotServed(KubeletError):
     """The kubelet does not serve this method: it is too old (gRPC UNIMPLEMENTED)."""
 

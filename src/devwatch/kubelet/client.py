@@ -12,7 +12,7 @@ from grpclib.client import UnaryUnaryMethod
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from devwatch.core.errors import KubeletError, NotServed
+from devwatch.core.errors import KubeletError, NotAnswered, NotServed
 from devwatch.core.holders import Holding
 from devwatch.core.names import DRIVER
 from devwatch.kubelet import kubelet_pb2 as pb
@@ -105,7 +105,7 @@ async def _call(path: Path, method: str, request: Message, reply: type[Reply], *
         kind = NotServed if error.status is Status.UNIMPLEMENTED else KubeletError
         raise kind(f"the kubelet refuses {name}: {error.message or error.status.name}") from error
     except TimeoutError as error:
-        raise KubeletError(f"the kubelet does not answer {name} within {within:.0f} s") from error
+        raise NotAnswered(f"the kubelet does not answer {name} within {within:.0f} s") from error
     except OSError as error:
         raise KubeletError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # grpclib raises whatever an unexpected answer leads to, down to AssertionError

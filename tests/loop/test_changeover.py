@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from devwatch.core.errors import Forbidden, KubeletError
+from devwatch.core.handover import Offer
 from devwatch.core.holders import Holding
 from loop.test_deviceplugin import USB0, Site, config, site
 from support.build import ZIGBEE
@@ -39,6 +40,40 @@ async def test_the_new_way_begins_when_no_pod_has_the_resource_in_the_former_way
         await asyncio.sleep(10)
         one.check_agreement(1)
         assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_a_change_that_is_taken_back_does_not_forget_who_holds_a_lost_device() -> None:
+    """It was pulled while the change waited; without it in the list, the kubelet would report the pod's device as healthy."""
+    async with site(USB0) as one:
+        ids = one.taken.healthy
+        one.workload.run(pod("p"))
+        one.kubelet.held = (Holding(namespace="home", pod="p", container="c", resource=ZIGBEE, ids=ids),)
+        one.use(NODE_STATUS)
+        await asyncio.sleep(10)
+        one.host.unplug(USB0)
+        await asyncio.sleep(10)
+        one.use(HANDED_OVER)
+        await asyncio.sleep(30)
+        assert one.taken == Offer(unhealthy=ids)
+        assert one.server.shows(ZIGBEE) == ("1", "0")
+
+
+@virtual
+async def test_a_lost_device_leaves_the_list_before_the_stream_ends() -> None:
+    """The kubelet lists no lost device, so its answer does not prove that. Otherwise it writes the device for 5 minutes."""
+    async with site(USB0) as one:
+        ids = one.taken.healthy
+        one.workload.run(pod("p"))
+        one.kubelet.held = (Holding(namespace="home", pod="p", container="c", resource=ZIGBEE, ids=ids),)
+        one.host.unplug(USB0)
+        await asyncio.sleep(10)
+        assert one.taken == Offer(unhealthy=ids)
+        one.kubelet.latency = 0.5
+        one.use(NODE_STATUS)
+        await asyncio.sleep(60)
+        assert one.taken == Offer()
+        assert one.server.shows(ZIGBEE) == ("0", "0")
 
 
 @virtual

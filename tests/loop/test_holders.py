@@ -13,7 +13,7 @@ from devwatch.config.schema import parse
 from devwatch.core.errors import KubeletError
 from devwatch.core.holders import Holding
 from devwatch.core.pods import Container, Phase
-from loop.test_deviceplugin import USB0, USB1, USB2, Site, site
+from loop.test_deviceplugin import GRACE, USB0, USB1, USB2, Site, site
 from support.build import ZIGBEE, ZWAVE
 from support.fakes import EPOCH, date
 from support.harness import now

@@ -15,7 +15,7 @@ from devwatch.core.way import way_of
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.deviceplugin import DevicePlugins
@@ -89,6 +89,11 @@ class Handovers:
     def free(self) -> frozenset[str]:
         """The IDs of the absent devices that certainly no pod has."""
         return self._held.free
+
+    @property
+    def waiting(self) -> Collection[str]:
+        """The resources whose way of publishing changes, while pods may have them in the former one."""
+        return self._changeover.waiting.keys()
 
     def update(self, figures: Figures, inventory: Inventory, observed: NodeState | None, now: float) -> Figures:
         """Set what is handed over, and return the figures with those that the Node should show."""

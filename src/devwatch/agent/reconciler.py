@@ -183,8 +183,9 @@ class Reconciler:
     def _count(self, now: float) -> Figures:
         """Count the devices. Links of those that are away are removed here, before anything is written to the API server."""
         observed, handovers = self.publisher.observed, self._handovers
-        free, date = handovers.free if handovers else frozenset(), self.publisher.date
-        figures = self._tally.count(self._inventory, observed, now, free=free, date=date)
+        free, waiting = (handovers.free, handovers.waiting) if handovers else (frozenset[str](), ())
+        date = self.publisher.date
+        figures = self._tally.count(self._inventory, observed, now, free=free, waiting=waiting, date=date)
         return handovers.update(figures, self._inventory, observed, now) if handovers else figures
 
     def _begin(self, now: float) -> None:

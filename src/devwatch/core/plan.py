@@ -157,11 +157,13 @@ class Tally:
         now: float,
         *,
         free: AbstractSet[str] = frozenset(),
+        waiting: Collection[str] = (),
         date: str = "",
     ) -> Figures:
         """Process the last scan and return the counts.
 
-        `free` are the IDs of which certainly no pod has the device from the kubelet, `date` is the API server's time in its last response.
+        `free` are the IDs of which certainly no pod has the device from the kubelet; `waiting` are the resources that may still be handed over
+        in a former way. `date` is the API server's time in its last response.
         """
         claims = self._claims.judge((*inventory.present, *inventory.pending))
         owned: dict[str, list[Device]] = {rule.name: [] for rule in self._claims.rules}
@@ -177,7 +179,7 @@ class Tally:
             self._push_counts(rule, devices, now, certain=certain)
             figure = self._figure_of(rule, devices, observed, now, held=rule.name in open_)
             slots = self._slots.setdefault(rule.name, Slots(rule.name, rule.count))
-            unheld = free if rule.publish.hands_over else None
+            unheld = free if rule.publish.hands_over or rule.name in waiting else None
             offered = slots.update(devices, figure.advertised, certain=certain, free=unheld, date=date)
             figures[rule.name] = replace(figure, slots=offered)
         return Figures(by_name=figures, claims=claims, left_out=self._left_out)

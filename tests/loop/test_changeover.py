@@ -69,7 +69,7 @@ async def test_a_lost_device_leaves_the_list_before_the_stream_ends() -> None:
         one.host.unplug(USB0)
         await asyncio.sleep(10)
         assert one.taken == Offer(unhealthy=ids)
-        one.kubelet.latency = 0.5
+        one.kubelet.latency = 1.5
         one.use(NODE_STATUS)
         await asyncio.sleep(60)
         assert one.taken == Offer()

@@ -156,7 +156,7 @@ class DevicePlugins:
             registration = self._registrations[name]
             registration.update(Offer(), observed, now)
             handover = registration.handover
-            gone = handover.confirmed and handover.sent == Offer()
+            gone = handover.confirmed and handover.provable and handover.sent == Offer()
             if gone or not handover.registered or now >= limit:
                 del self._registrations[name], self._leaving[name]
                 if name in self._tasks:

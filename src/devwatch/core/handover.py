@@ -76,6 +76,8 @@ class Handover:
     """What the kubelet has of all lists since the last one that it acknowledged, whichever of them it has taken over."""
     confirmed: bool = False
     """Whether the kubelet has taken over the last list."""
+    provable: bool = True
+    """Whether the healthy devices, which are all that the kubelet lists, tell the last list from the one before."""
     lost_at: float = float("-inf")
     """When the resource was registered last, or the attempts began; monotonic seconds."""
     contested: bool = False
@@ -93,6 +95,8 @@ class Handover:
 
     def record_sent(self, offer: Offer) -> None:
         """Record that a list was sent on the stream."""
+        before = self.sent or Offer()
+        self.provable = offer.healthy != before.healthy or offer.ids == before.ids
         self.sent, self.confirmed = offer, False
         self.acked = None if self.acked is None else self.acked & offer
 

@@ -171,13 +171,13 @@ def ready_ids(
 ) -> set[str]:
     """Return the devices that can be handed out: of the present ones those whose links are right (`linked`).
 
-    A new device waits while another devnode of it has not arrived (`waiting`, by physical device), and while a pod may have it under
-    another name (`held`, by ID; see `held_elsewhere`).
+    Of the others those that were `listed` before, maybe by a former daemon. A new device waits while another devnode of it has not arrived
+    (`waiting`, by physical device), and while a pod may have it under another name (`held`, by ID; see `held_elsewhere`).
     """
     return {
         slot.id
         for slot in slots
-        if (slot.state is not SlotState.PRESENT or dict(link_names(slot)).items() <= linked.items())
+        if _is_usable(slot, listed, linked)
         and (slot.id in listed or not (slot.id in held or any(each.body in waiting for each in slot.devices)))
     }
 
@@ -190,6 +190,12 @@ def held_elsewhere(slots: Iterable[Slot], others: Iterable[tuple[str, Slot]]) ->
     """
     present = [slot for slot in slots if slot.state is SlotState.PRESENT]
     return {slot.id: (name, other.id) for name, other in others for slot in present if other.is_among(slot.devices)}
+
+
+def _is_usable(slot: Slot, listed: AbstractSet[str], linked: Mapping[str, str]) -> bool:
+    if slot.state is SlotState.PRESENT:
+        return dict(link_names(slot)).items() <= linked.items()
+    return slot.id in listed or not slot.devices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

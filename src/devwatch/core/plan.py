@@ -150,7 +150,7 @@ class Tally:
             if known := {slot.id: slot for slot in recalled.get(rule.name, ())} | listed:
                 self._slots[rule.name] = Slots(rule.name, rule.count, known.values())
 
-    def count(
+    def count(  # noqa: PLR0913 - what is known besides the scan, by keyword
         self,
         inventory: Inventory,
         observed: NodeState | None,
@@ -162,8 +162,8 @@ class Tally:
     ) -> Figures:
         """Process the last scan and return the counts.
 
-        `free` are the IDs of which certainly no pod has the device from the kubelet; `waiting` are the resources that may still be handed over
-        in a former way. `date` is the API server's time in its last response.
+        `free` are the IDs of which certainly no pod has the device from the kubelet; `waiting` are the resources of which pods may have
+        devices in a former way. `date` is the API server's time in its last response.
         """
         claims = self._claims.judge((*inventory.present, *inventory.pending))
         owned: dict[str, list[Device]] = {rule.name: [] for rule in self._claims.rules}

@@ -153,8 +153,9 @@ class Slots:
     2. has the same model with a serial, is the only newcomer that has, and no present device has it; the slot is the only such one, and
        its ID does not belong to a socket.
 
-    Otherwise it gets a new ID, which belongs to its socket if there is no serial or another known device has the same model: the newcomer's
-    ID, never that of the older device.
+    A newcomer whose socket is unknown and that may be the device of an absent slot has no slot: under another ID it would be given to a
+    second pod. Otherwise it gets a new ID, which belongs to its socket if there is no serial or another known device has the same model:
+    the newcomer's ID, never that of the older device.
     """
 
     def __init__(self, resource: str, unit: Count, recalled: Iterable[Slot] = ()) -> None:
@@ -198,7 +199,7 @@ class Slots:
             known = replace(self._known[name], devices=unit, identity=units[unit], state=SlotState.PRESENT)
             self._known[name] = replace(known, entries=(), lost=None)
         for unit, identity in new.items():
-            if unit not in ids:
+            if unit not in ids and not self._may_be_known(unit, identity):
                 self._add(unit, identity)
 
     def _depart(self, absent: Iterable[Slot]) -> None:
@@ -227,6 +228,12 @@ class Slots:
             if len(fits) == models.count(identity.model) == 1:
                 found[unit] = fits[0]
         return found
+
+    def _may_be_known(self, unit: _Unit, identity: Identity) -> bool:
+        """Return whether a newcomer without a udev record may be the device of an absent slot, whose socket only its record can tell."""
+        absent = (slot for slot in self._known.values() if slot.state is not SlotState.PRESENT)
+        sockets = [slot.identity.socket for slot in absent if slot.identity.model == identity.model]
+        return not unit[0].complete and any(not socket.startswith("/") for socket in sockets)
 
     def _add(self, unit: _Unit, identity: Identity) -> None:
         twins = any(slot.identity.model == identity.model for slot in self._known.values())

@@ -40,7 +40,8 @@ class Finder:
            have the same ids, register one after another, and take over each other's names, so ids and name prove nothing here: a device
            of another resource is a departed one only if it has one of its links, as far as the links of both are known.
 
-        A device is never a departed one that it was present beside, nor one that udev had handled before that one departed (`excluded`).
+        A device is never a departed one that it was present beside, nor one that udev had handled before that one departed (`excluded`),
+        nor one that the kubelet has under another ID.
         """
         if not self.gone:
             return {}
@@ -49,11 +50,21 @@ class Finder:
         for devices in (own, foreign):
             rest = [device for device in devices if device not in found.values()]
             left = {entry: each for entry, each in self.gone.items() if entry not in found}
-            excluded = {entry: each.excluded(rest) for entry, each in left.items()}
+            excluded = {entry: each.excluded(rest) | self._with_other_id(entry) for entry, each in left.items()}
             if devices is foreign:
                 excluded = {entry: excluded[entry] | each.unlinked(rest) for entry, each in left.items()}
             found |= self._match_departed(excluded, rest)
         return found
+
+    def _with_other_id(self, entry: Entry) -> set[Key]:
+        """Return the devices that the kubelet has under another ID than a departed one: certainly others, where their IDs are known.
+
+        An entry of a former daemon may be a device that got a new ID because udev reports another serial now.
+        """
+        slots, listed = self.scene.slots(self.name) if entry.id else {}, {each.id for each in self.gone}
+        observed = self.gone[entry].device is not None
+        others = {key: slot.id for key, slot in slots.items() if slot.id != entry.id}
+        return {key for key, name in others.items() if observed or name in listed or key in self.here}
 
     def _match_departed(
         self, excluded: Mapping[Entry, AbstractSet[Key]], devices: Sequence[Device]
@@ -73,7 +84,7 @@ class Finder:
             if device.complete or device.key in claimed | open_ or ids_of(entry) == ids_of(Entry.of(device))
         }
         rest = (entry for entry in excluded if self.gone[entry].device is None and entry not in found)
-        return found | match_remembered(rest, devices)
+        return found | match_remembered({entry: excluded[entry] for entry in rest}, devices)
 
     def _still_registered(self) -> dict[Entry, Device]:
         """Return the departed devices whose registration is still present: udev, as far as known, has not handled it a second time."""

@@ -147,13 +147,16 @@ def ids_of(entry: Entry) -> Ids:
     return (entry.vendor, entry.product, entry.serial)
 
 
-def match_remembered(entries: Iterable[Entry], devices: Sequence[Device]) -> dict[Entry, Device]:
+def match_remembered(gone: Mapping[Entry, AbstractSet[Key]], devices: Sequence[Device]) -> dict[Entry, Device]:
     """Match entries of a former daemon to the devices that their devnode or a link leads to, with the same vendor and product.
 
-    The serial is not compared: it may read differently after an update of udev's rules. Several entries may match one device; an entry with
-    a match is never lost.
+    `gone` is as at `match_replugged`. The serial is not compared: it may read differently after an update of udev's rules. Several entries
+    may match one device; an entry with a match is never lost.
     """
-    matches = ((entry, [device for device in devices if leads_to(entry, device)]) for entry in entries)
+    matches = (
+        (entry, [device for device in devices if device.key not in excluded and leads_to(entry, device)])
+        for entry, excluded in gone.items()
+    )
     # The device at the same devnode is preferred: the link may have moved to its twin.
     return {entry: min(found, key=lambda device: device.devnode != entry.devnode) for entry, found in matches if found}
 

@@ -442,7 +442,7 @@ def test_a_resource_that_evicts_no_more_forgets_what_it_lost() -> None:
 def test_a_listed_device_is_the_one_to_which_its_devnode_or_a_link_leads(entry: Entry, found: bool) -> None:  # noqa: FBT001 - a parameter of pytest
     """With the same vendor and product; what its serial reads does not count."""
     here = device("ttyUSB0", serial="S0", links=("/dev/zigbee", "/dev/by-path"))
-    assert (entry in match_remembered([entry], (here,))) is found
+    assert (entry in match_remembered({entry: frozenset()}, (here,))) is found
 
 
 def test_before_the_first_certain_scan_the_annotation_lists_what_it_did() -> None:
@@ -555,7 +555,7 @@ def test_a_device_that_returns_under_its_own_registration_is_not_lost() -> None:
 def test_a_cut_link_is_not_taken_for_another_with_the_same_beginning() -> None:
     """Links of 200 characters that differ at their end stay different in the annotation."""
     one, other = (device(name, links=("/dev/" + "x" * 190 + name,)) for name in ("ttyUSB0", "ttyUSB1"))
-    assert match_remembered([Entry.of(one)], [other]) == {}
+    assert match_remembered({Entry.of(one): frozenset()}, [other]) == {}
 
 
 def test_a_twin_that_udev_has_not_read_takes_nobodys_place() -> None:

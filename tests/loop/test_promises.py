@@ -76,6 +76,7 @@ from support.model_pods import ZIGBEE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from enum import Enum
 
 pytestmark = pytest.mark.no_cover
 """Tracing doubles what a history costs, and what is played at random should not be the only test of a line."""
@@ -836,7 +837,7 @@ def world() -> Iterator[World]:
     world.close()
 
 
-def verdicts(world: World) -> set[Promise]:
+def verdicts(world: World) -> set[Enum]:
     """Return the promises that were found broken."""
     return {promise for promise, _ in world.broken}
 

@@ -164,6 +164,8 @@ class FakeServer:
         self.watch_latency = 0.0
         """Seconds by which the watch is late."""
         self.date = ""
+        self.stored: Callable[[], None] = lambda: None
+        """Called after each change of the Node."""
         self._viewers: list[asyncio.Queue[Told]] = []
         self._writers: dict[str, dict[str, Writer]] = {}
         """By resource, and `ANNOTATION_PART` for the annotation: who wrote it in which map."""
@@ -349,6 +351,7 @@ class FakeServer:
         self._version += 1
         self._there()["metadata"]["resourceVersion"] = str(self._version)
         self.show(self.state)
+        self.stored()
 
 
 def _merged_writers(parts: dict[str, Writer]) -> tuple[Writer, ...]:

@@ -10,7 +10,7 @@ import os
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from devwatch.agent.clock import Clock
 from devwatch.agent.listener import MonitorListener
@@ -492,37 +492,38 @@ class Loop(VirtualTimeLoop):
         self._virtual.now += seconds
 
 
-class World:
-    """Everything around the daemons of one node, and the time in it."""
+class Process(Protocol):
+    """A daemon that runs."""
+
+    task: asyncio.Task[None]
+    listener: MonitorListener
+
+
+Runner = TypeVar("Runner", bound=Process)
+
+
+class Surroundings(Generic[Runner]):
+    """The time, the sticks and the API server around daemons, whatever these are to do."""
 
     def __init__(self, metrics: Metrics) -> None:
-        """Have no stick, an untouched Node, and one daemon."""
+        """Have no stick, an untouched Node and no daemon."""
         self.metrics = metrics
         self.loop = Loop(end=1e6)
-        self.name = f"model-{os.getpid()}-{id(self)}"
         self.host, self.hearing = Host(clock=self.loop.time), Hearing.ONCE
         self.server = FakeServer(self.loop.time)
-        self.town = Town(self.loop, self.server, self.host)
-        self.ledger = Ledger(host=self.host, town=self.town)
-        self.plan = PLANS[0]
         self.jitter = 0.5
         self.apart = 0.0
         """Seconds between the devnodes of a stick that is plugged."""
         self.faults: deque[Fault] = deque()
         self.climate: Fault | None = None
-        self.deaf = self.watched = False
-        self.history: list[NodeState] = []
-        self.broken: list[tuple[Promise, str]] = []
-        self.daemons: list[Daemon] = []
-        self.holder: Daemon | None = None
+        self.deaf = False
+        self.broken: list[tuple[Enum, str]] = []
+        self.daemons: list[Runner] = []
         self.served: set[asyncio.Task[Served]] = set()
         self.forbidden: Forbidden | None = None
         """Why nobody may watch the Node, for good: that is no fault."""
         self.meddled = False
         """Whether anybody but the daemon writes, or is in the way when it writes everything at once."""
-        self.tampered = False
-        """Whether a stranger wrote what cannot be told from ours."""
-        self.begin()
 
     # -- time
 
@@ -558,6 +559,49 @@ class World:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
 
+    def hear(self) -> None:
+        """Let uevents come, or not."""
+        for daemon in self.daemons:
+            for _ in range({Hearing.NEVER: 0, Hearing.TWICE: 2}.get(self.hearing, 1)):
+                self.loop.call_later(3 if self.hearing is Hearing.LATE else 0, daemon.listener.uevents, ["add"])
+
+    def relieve(self) -> None:
+        """Let the API server be well again; a connection that was dead is found to be so."""
+        self.faults.clear()
+        self.climate = None
+        self.server.refused.clear()
+        self.server.undone.clear()
+        self.server.watch_error, self.server.watch_latency, self.server.stream_error = self.forbidden, 0.0, None
+        if self.deaf:
+            self.deaf = False
+            self.server.show(Retry("the connection was dead"))
+
+    def close(self) -> None:
+        """End everything."""
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.run_until_complete(asyncio.sleep(0.001))
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+
+class World(Surroundings[Daemon]):
+    """Everything around the daemons of one node, and the time in it."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        """Have no stick, an untouched Node, and one daemon."""
+        super().__init__(metrics)
+        self.name = f"model-{os.getpid()}-{id(self)}"
+        self.town = Town(self.loop, self.server, self.host)
+        self.ledger = Ledger(host=self.host, town=self.town)
+        self.plan = PLANS[0]
+        self.watched = False
+        self.history: list[NodeState] = []
+        self.holder: Daemon | None = None
+        self.tampered = False
+        """Whether a stranger wrote what cannot be told from ours."""
+        self.begin()
+
     # -- the daemons
 
     def begin(self) -> None:
@@ -577,12 +621,6 @@ class World:
         self.plan = plan
         for daemon in self.daemons:
             daemon.file.settings.write(plan.config)
-
-    def hear(self) -> None:
-        """Let uevents come, or not."""
-        for daemon in self.daemons:
-            for _ in range({Hearing.NEVER: 0, Hearing.TWICE: 2}.get(self.hearing, 1)):
-                self.loop.call_later(3 if self.hearing is Hearing.LATE else 0, daemon.listener.uevents, ["add"])
 
     # -- the API server
 
@@ -634,17 +672,6 @@ class World:
         if self.server.exists:
             self.tampered = True
             self.server.annotate(text, writer=writer)
-
-    def relieve(self) -> None:
-        """Let the API server be well again; a connection that was dead is found to be so."""
-        self.faults.clear()
-        self.climate = None
-        self.server.refused.clear()
-        self.server.undone.clear()
-        self.server.watch_error, self.server.watch_latency, self.server.stream_error = self.forbidden, 0.0, None
-        if self.deaf:
-            self.deaf = False
-            self.server.show(Retry("the connection was dead"))
 
     # -- the end
 
@@ -715,11 +742,3 @@ class World:
             listed = {str(entry.get("devnode")) for entry in content.get(want.name, ())}
             if here != listed and (want.evict is None or not here <= listed):
                 self.broken.append((Promise.CONVERGES, f"{want.name} lists {sorted(listed)}, not {sorted(here)}"))
-
-    def close(self) -> None:
-        """End everything."""
-        for task in asyncio.all_tasks(self.loop):
-            task.cancel()
-        self.loop.run_until_complete(asyncio.sleep(0.001))
-        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        self.loop.close()

@@ -98,6 +98,8 @@ class Want:
     per_devnode: bool = False
     grace: float = 2.0
     evict: float | None = None
+    publish: str = ""
+    """How it is published, empty for the default."""
 
     def verdict(self, tty: Tty) -> bool | None:
         """Whether the resource wants the tty, None while that is unknown."""
@@ -117,6 +119,7 @@ class Want:
         more = f", exclude: [{{port: '{self.not_in}'}}]" if self.not_in else ""
         more += f", evict: {{after: {self.evict:g}s}}" if self.evict is not None else ""
         more += ", count: devnode" if self.per_devnode else ""
+        more += f", publish: {self.publish}" if self.publish else ""
         return f"- {{name: {self.name}, match: [{', '.join(match)}], removalGrace: {self.grace:g}s{more}}}"
 
 

@@ -6,14 +6,14 @@ import json
 import os
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
 from devwatch.core.errors import ApiError, Forbidden, Gone, Refused, Retry
 from devwatch.core.node import ANNOTATION_PART, MAPS, Writer
 from support.fakes import RIGHTS
-from support.model import FAULTS, NAMES, PLANS, STRANGER, Hearing, Promise, World
+from support.model import FAULTS, NAMES, PLANS, STRANGER, Hearing, Surroundings, World
 from support.model_eviction import listing
 from support.model_host import FILE, GONE, KINDS, UNSURE
 from support.model_pods import SPARE, TEMPLATES, ZIGBEE, Placing
@@ -21,10 +21,12 @@ from support.model_pods import SPARE, TEMPLATES, ZIGBEE, Placing
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from collections.abc import Set as AbstractSet
+    from enum import Enum
 
     from devwatch.observe.metrics import Metrics
     from support.model_pods import Life
 
+AnyWorld = Surroundings[Any]
 Argument = str | float | bool | tuple[str, ...] | None
 MOMENTS = (0.0, 0.001, 0.05, 0.5, 1.5, 2.5, 6.0, 6.0, 11.0, 11.0, 35.0, 65.0)
 ENDS: dict[str, ApiError | None] = {
@@ -37,19 +39,19 @@ MAPS_CHOICES = (MAPS, *((part,) for part in MAPS))
 TEXTS = ("", "{", "[]", "{}", f'{{"{ZIGBEE}":[]}}', f'{{"{ZIGBEE}":[{{"devnode":"/dev/ttyUSB7"}}],"{SPARE}":[]}}')
 
 
-def nothing(_world: World) -> None:
+def nothing(_world: AnyWorld) -> None:
     """Let only time pass."""
 
 
 # -- the daemons
 
 
-def step(world: World, times: int) -> None:
+def step(world: AnyWorld, times: int) -> None:
     """Let the loop turn a few times."""
     world.step(times)
 
 
-def freeze(world: World, seconds: float) -> None:
+def freeze(world: AnyWorld, seconds: float) -> None:
     """Let time pass without the daemon."""
     world.freeze(seconds)
 
@@ -84,12 +86,12 @@ def plug(world: World, kind: str, socket: str, number: int, record: bool) -> Non
         arrive(world, before)
 
 
-def apart(world: World, seconds: float) -> None:
+def apart(world: AnyWorld, seconds: float) -> None:
     """Let the kernel register the devnodes of a stick one after the other from now on, as it does."""
     world.apart = seconds
 
 
-def arrive(world: World, before: AbstractSet[int]) -> None:
+def arrive(world: AnyWorld, before: AbstractSet[int]) -> None:
     """Announce what was plugged since."""
     _, *later = (tty for tty in world.host.ttys.values() if tty.birth not in before)
     for tty in later if world.apart else ():
@@ -103,7 +105,7 @@ def arrive(world: World, before: AbstractSet[int]) -> None:
         world.hear()
 
 
-def finish(world: World) -> None:
+def finish(world: AnyWorld) -> None:
     """Let udev complete its records."""
     world.host.finish()
     world.hear()
@@ -176,29 +178,29 @@ def furnish(world: World, *names: str) -> None:
     world.wait(2)
 
 
-def hearing(world: World, how: str) -> None:
+def hearing(world: AnyWorld, how: str) -> None:
     """Lose uevents, deliver them twice, or late."""
     world.hearing = Hearing(how)
 
 
-def overflow(world: World) -> None:
+def overflow(world: AnyWorld) -> None:
     """Let the monitor overflow."""
     for daemon in world.daemons:
         daemon.listener.overflowed()
 
 
-def blind(world: World, blinded: bool) -> None:  # noqa: FBT001 - an argument of a move
+def blind(world: AnyWorld, blinded: bool) -> None:  # noqa: FBT001 - an argument of a move
     """Let listings come out empty."""
     world.host.blind = blinded
 
 
-def devnode(world: World, index: int, number: int) -> None:
+def devnode(world: AnyWorld, index: int, number: int) -> None:
     """Let `stat` of a devnode fail, or find a file there; 0 puts it right."""
     if names := sorted(world.host.ttys):
         world.host.nodes[names[index % len(names)]] = number
 
 
-def records(world: World, hidden: bool) -> None:  # noqa: FBT001 - an argument of a move
+def records(world: AnyWorld, hidden: bool) -> None:  # noqa: FBT001 - an argument of a move
     """Hide `/run/udev`, or show it again."""
     world.host.hidden = hidden
 
@@ -504,24 +506,27 @@ class Move:
         """Write it as Python, to be tried again."""
         return f"Move({self.function.__name__}, {self.arguments}, {self.then})"
 
-    def make(self, world: World) -> None:
+    def make(self, world: AnyWorld) -> None:
         """Let it happen."""
         world.meddled |= self.function in MEDDLING
         self.function(world, *self.arguments)
         world.wait(self.then)
 
 
-def moves(*favoured: Callable[..., None]) -> st.SearchStrategy[Move]:
+Functions = tuple[tuple["Callable[..., None]", int, tuple["Sequence[Argument]", ...]], ...]
+
+
+def moves(*favoured: Callable[..., None], functions: Functions = FUNCTIONS) -> st.SearchStrategy[Move]:
     """Return every move, as often as it is to come; those in favour come three times as often."""
     kinds = [
         st.builds(Move, st.just(function), st.sampled_from(tuple(product(*choices))), st.sampled_from(MOMENTS))
-        for function, weight, choices in FUNCTIONS
+        for function, weight, choices in functions
         for _ in range(3 * weight if function in favoured else weight)
     ]
     return st.one_of(kinds)
 
 
-def play(history: Sequence[Move], metrics: Metrics) -> list[tuple[Promise, str]]:
+def play(history: Sequence[Move], metrics: Metrics) -> list[tuple[Enum, str]]:
     """Let a history happen, end every fault, and return what was not promised so."""
     world = World(metrics)
     try:

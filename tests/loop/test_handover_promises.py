@@ -1,0 +1,239 @@
+"""What devwatch promises where the kubelet hands devices over, through any history of its world: see `test_promises.py`.
+
+`DEVWATCH_HANDOVERS=100000` plays so many, `DEVWATCH_SEED=7` others. A history that fails is printed as Python; put into `KNOWN` it is
+played for ever.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from devwatch.core.handover import Offer
+from devwatch.core.node import Amounts, NodePatch
+from support.model import Uncounted
+from support.model_handover import HandoverWorld, Promise
+from support.model_handover_moves import (
+    FUNCTIONS,
+    bounce,
+    configure,
+    cross,
+    delete,
+    found,
+    furnish,
+    kill,
+    kubelet_dies,
+    kubelet_hangs,
+    kubelet_restarts,
+    kubelet_slow,
+    play,
+    plug,
+    pod,
+    pods,
+    pull,
+    restart,
+    roll_out,
+    stop,
+    swap,
+)
+from support.model_moves import Move, blind, moves
+from support.model_pods import ZIGBEE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from enum import Enum
+
+pytestmark = pytest.mark.no_cover
+"""As in `test_promises.py`."""
+HISTORIES = int(os.environ.get("DEVWATCH_HANDOVERS", "30"))
+SEED = int(os.environ.get("DEVWATCH_SEED", "0"))
+METRICS = Uncounted("0")
+
+
+@seed(SEED)
+@settings(
+    max_examples=HISTORIES,
+    deadline=None,
+    database=None,
+    phases=(Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),  # they are about the time that a history takes
+)
+@given(st.lists(moves(furnish, pull, bounce, kubelet_restarts, kill, functions=FUNCTIONS), min_size=10, max_size=30))
+def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None:
+    """Those of `Promise`."""
+    assert play(history, METRICS) == []
+
+
+KNOWN = {
+    "a stick that moves takes its holder along": (
+        Move(furnish, ()),
+        Move(bounce, (0, 1, 1.9, "socket-4"), 11.0),
+        Move(restart, (1, 1.0), 11.0),
+    ),
+    "a stick without a serial that moves is another one": (
+        Move(furnish, ()),
+        Move(bounce, (2, 1, 0.5, "socket-4"), 11.0),
+        Move(restart, (0, 1.0), 11.0),
+    ),
+    "the new way waits for the pods of the former one": (
+        Move(found, (1,)),
+        Move(furnish, ()),
+        Move(configure, (0, True), 1.5),
+        Move(plug, ("other", "socket-4", 0, True), 35.0),
+        Move(pods, (), 11.0),
+    ),
+    "the way back waits for the kubelet to forget the plugin": (
+        Move(furnish, ()),
+        Move(configure, (1, True), 1.5),
+        Move(roll_out, (), 65.0),
+    ),
+    "a successor of the same name is spared": (
+        Move(furnish, ()),
+        Move(plug, ("composite", "socket-4", 0, True), 11.0),
+        Move(pull, (1,), 5.9),
+        Move(delete, (2, True), 11.0),
+    ),
+    "a kubelet that has just started does not tell who holds a lost device": (
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(pod, (5,), 11.0),
+        Move(pull, (0,), 11.0),
+        Move(kubelet_restarts, (0.0,), 35.0),
+    ),
+    "nothing is allocatable while no kubelet runs": (
+        Move(furnish, ()),
+        Move(kubelet_dies, (), 6.0),
+    ),
+    "the figures are 0 before the streams end": (
+        Move(furnish, ()),
+        Move(stop, (), 11.0),
+        Move(pods, (), 11.0),
+    ),
+    "another stick in the socket of the lost one is not that one": (
+        Move(furnish, ()),
+        Move(swap, (0, "modem", 0.0)),
+        Move(swap, (3, "twin", 0.5)),
+        Move(swap, (3, "zigbee", 2.5)),
+    ),
+    "a kubelet that hangs has taken over no list": (
+        Move(kubelet_hangs, (True,)),
+        Move(furnish, ()),
+        Move(swap, (1, "twin", 2.5)),
+    ),
+    "a lost device is not offered while scans are uncertain": (
+        Move(pods, (), 65.0),
+        Move(plug, ("twin", "socket-2", 1, True), 1.5),
+        Move(plug, ("other", "socket-2", 2, True), 0.5),
+        Move(pull, (3,)),
+        Move(kubelet_slow, (0.3,), 0.5),
+        Move(restart, (0, 5.0), 6.0),
+        Move(blind, (True,)),
+        Move(kubelet_restarts, (0.0,), 2.5),
+    ),
+    "twins keep their IDs over a restart": (
+        Move(furnish, ()),
+        Move(swap, (2, "twin", 0.0)),
+        Move(stop, ()),
+        Move(bounce, (3, 1, 1.9, "")),
+    ),
+    "a change that is taken back forgets no lost device": (
+        Move(furnish, ()),
+        Move(configure, (2, False), 11.0),
+        Move(pull, (1,), 6.0),
+        Move(configure, (0, False), 2.5),
+    ),
+    "two sticks that change their places": (
+        Move(furnish, ()),
+        Move(cross, (), 1.5),
+        Move(restart, (0, 0.0)),
+        Move(restart, (1, 0.0), 11.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("history", [pytest.param(history, id=name) for name, history in KNOWN.items()])
+def test_a_history_that_has_failed_before(history: Sequence[Move]) -> None:
+    """Each failed once, or fails as soon as one of the promises is broken."""
+    assert play(history, METRICS) == []
+
+
+# -- the judge itself
+
+
+@pytest.fixture
+def world() -> Iterator[HandoverWorld]:
+    """Have a node on which pods have their sticks."""
+    one = HandoverWorld(METRICS)
+    furnish(one)
+    yield one
+    one.close()
+
+
+def verdicts(world: HandoverWorld) -> set[Enum]:
+    """Return the promises that were found broken."""
+    return {promise for promise, _ in world.broken}
+
+
+def test_the_judge_sees_a_figure_that_rises_too_early(world: HandoverWorld) -> None:
+    """The kubelet has two."""
+    world.judge.sent(NodePatch(counts={ZIGBEE: Amounts.of(3)}))
+    assert verdicts(world) == {Promise.RISE}
+
+
+def test_the_judge_sees_a_list_that_falls_too_early(world: HandoverWorld) -> None:
+    """The Node shows two."""
+    world.host.pull(world.host.sticks[0])
+    world.judge.listed(ZIGBEE, world.kubelet.taken[ZIGBEE], Offer())
+    assert verdicts(world) == {Promise.FALL}
+
+
+def test_the_judge_sees_a_link_that_leads_to_another_stick(world: HandoverWorld) -> None:
+    """Two links are exchanged."""
+    first, second, *_ = (link for link in world.kubelet.links.made if link.startswith("0001"))
+    made = world.kubelet.links.made
+    made[first], made[second] = made[second], made[first]
+    world.judge.cycled()
+    assert verdicts(world) == {Promise.OWN}
+
+
+def test_the_judge_sees_an_eviction_without_a_loss(world: HandoverWorld) -> None:
+    """All sticks are there."""
+    world.judge.evicts(world.cluster.here[0].pod)
+    assert verdicts(world) == {Promise.HOLDERS}
+
+
+def test_the_judge_sees_two_pods_with_one_stick(world: HandoverWorld) -> None:
+    """The second has opened the device of the first."""
+    first, second = world.cluster.here[:2]
+    second.opened = first.opened
+    world.judge.opened(second)
+    assert verdicts(world) == {Promise.ALONE}
+
+
+def test_the_judge_sees_a_pod_that_is_not_admitted(world: HandoverWorld) -> None:
+    """Everything has worked since long before it was bound."""
+    life = world.cluster.here[0]
+    world.wait(100)
+    life.bound = world.loop.time()
+    world.judge.failed(life, ZIGBEE, "none is free")
+    assert verdicts(world) == {Promise.ADMITTED}
+
+
+def test_the_judge_sees_a_device_beside_the_former_way(world: HandoverWorld) -> None:
+    """One of the pods has its stick by `hostPath`."""
+    first, second = world.cluster.here[:2]
+    first.ways[ZIGBEE] = "nodeStatus"
+    first.ids.clear()
+    world.judge.allocated(second, ZIGBEE)
+    assert verdicts(world) == {Promise.CHANGE}
+
+
+def test_the_judge_sees_a_holder_that_stays_and_figures_that_are_wrong(world: HandoverWorld) -> None:
+    """No daemon takes note that its stick is gone."""
+    world.kill()
+    world.host.pull(world.host.sticks[0])
+    world.judge.ended()
+    assert verdicts(world) >= {Promise.EVICTS, Promise.FIGURES}

@@ -1,0 +1,606 @@
+"""A world in which the kubelet hands devices over, and a judge of what becomes of the pods in it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from devwatch.agent.clock import Clock
+from devwatch.agent.listener import MonitorListener
+from devwatch.agent.report import Telemetry
+from devwatch.agent.wiring import build_agent
+from devwatch.core.errors import Retry
+from devwatch.core.handover import FALL_LIMIT, UNREGISTERED_LIMIT, Offer
+from devwatch.core.node import Amounts, quantity
+from devwatch.observe.health import Health
+from support.fakekubelet import MEMORY
+from support.fakes import RIGHTS, FakeSettings, RecordingLog, date
+from support.model import SOON, TIMEOUT, Eye, Fault, Hearing, Surroundings
+from support.model_contract import MOST_GRACE, Plan, Tty, Want
+from support.model_host import Kind
+from support.model_kubelet import Cluster, Life, PodKubelet, id_of
+from support.model_pods import METER, NODE, ZIGBEE, ZWAVE, host_date
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from devwatch.config.schema import Config
+    from devwatch.core.node import NodePatch, NodeState
+    from devwatch.core.pods import Pod
+    from devwatch.kube.pods import Event
+    from devwatch.observe.metrics import Metrics
+    from support.model import Served
+
+PLUGIN, STATUS = "devicePlugin", "nodeStatus"
+STICKS = {
+    "zigbee": Kind(vendor="0001", serial="Z1"),
+    "other": Kind(vendor="0001", serial="Z2"),
+    "twin": Kind(vendor="0001", serial="Z1"),
+    "nameless": Kind(vendor="0001"),
+    "composite": Kind(vendor="0002", interfaces=("00", "01"), serial="C1"),
+    "modem": Kind(vendor="0003", interfaces=("00", "01", "02"), serial="M1"),
+}
+_ZIGBEES, _ZWAVES, _METERS = (("0001", "*"),), (("0002", "*"),), (("0003", "*"),)
+PLANS = (
+    Plan(
+        wants=(
+            Want(name=ZIGBEE, ids=_ZIGBEES, evict=3, publish=PLUGIN),
+            Want(name=ZWAVE, ids=_ZWAVES, evict=6, grace=0, publish=PLUGIN),
+            Want(name=METER, ids=_METERS),
+        )
+    ),
+    Plan(
+        wants=(
+            Want(name=ZIGBEE, ids=_ZIGBEES, publish=STATUS),
+            Want(name=ZWAVE, ids=_ZWAVES, evict=6, grace=5, publish=PLUGIN),
+            Want(name=METER, ids=_METERS, per_devnode=True, publish=PLUGIN),
+        )
+    ),
+    Plan(
+        wants=(
+            Want(name=ZIGBEE, ids=_ZIGBEES, evict=0, grace=4, publish=PLUGIN),
+            Want(name=ZWAVE, ids=_ZWAVES, publish=STATUS),
+        )
+    ),
+)
+"""Configurations: each resource is published in the one way and in the other."""
+SETTLING = 90.0
+"""Seconds after the last fault in which everything is as it should be."""
+FORGETTING = MEMORY + 60.0
+"""Seconds for which a change of way may wait for the kubelet."""
+TROUBLED = 75.0
+"""Seconds after a fault of the API server for which the daemon may still wait before its next request."""
+
+
+class Promise(Enum):
+    """What `devicePlugin` promises."""
+
+    ALIVE = "whatever happens, the daemon goes on"
+    OWN = "no container gets another stick than the one it was given"
+    ALONE = "no stick is in the hands of two pods"
+    CHANGE = "no device is given in one way while a pod has one in the other"
+    HOLDERS = "evicts only who holds a lost device"
+    EVICTS = "evicts every holder in the end"
+    FIGURES = "in the end the Node shows what the kubelet has, and that is what is there"
+    RISE = "a figure rises only once the kubelet has the list"
+    FALL = "a figure falls before the list does"
+    ADMITTED = "no pod fails its admission"
+
+
+def differs(before: Tty, now: Tty) -> str:
+    """Return how the device that a link leads to differs from the one that it led to before; empty for one that may be the same."""
+    if (before.vendor, before.plain) != (now.vendor, now.plain):
+        return "another device"
+    if before.interface != now.interface:
+        return "another interface"
+    return "another socket" if before.plain is None and before.socket != now.socket else ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Truth:
+    """What is true of a node, and what its daemon can know of that."""
+
+    world: HandoverWorld
+    plan: Plan
+    known: list[NodeState] = field(default_factory=list)
+    """What the daemon may believe that the Node shows: the last answer, and what the watch has reported since."""
+    answered: bool = False
+    """Whether the daemon has had an answer."""
+    made: dict[str, str] = field(default_factory=dict)
+    """The links after the last cycle."""
+    led: dict[str, Tty] = field(default_factory=dict)
+    """By link: where it led last."""
+    seen: frozenset[int] = frozenset()
+    """By birth: what the last scan found; empty without a daemon."""
+    certain: bool = False
+    shown: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    """By resource: each allocatable figure of the Node, since when."""
+    proper: dict[str, set[int]] = field(default_factory=dict)
+    """By uid: what a container has opened that the daemon had seen by then."""
+    unread: bool = False
+    """Whether udev's records were away at a scan."""
+    configured_at: float = -math.inf
+    idle_at: dict[str, float] = field(default_factory=dict)
+    """By resource: when the configuration last did not evict for it, or the kubelet did not hand it over."""
+    began_at: float = 0.0
+    """When the daemon began."""
+    troubled_at: float = -math.inf
+    """When something last kept daemon, kubelet and API server from working together."""
+    fell_at: dict[str, float] = field(default_factory=dict)
+    """By resource: when a device left the list."""
+    closed_at: dict[str, float] = field(default_factory=dict)
+    """By resource: when its last stream ended."""
+    registered_at: dict[str, float] = field(default_factory=dict)
+    """By resource: since when the kubelet has its list."""
+
+    @property
+    def now(self) -> float:
+        """The time of the loop, in seconds."""
+        return self.world.loop.time()
+
+    def broken(self, promise: Promise, text: str) -> None:
+        """Take note of a promise that was not kept."""
+        self.world.broken.append((promise, f"at {self.now:.3f} s: {text}"))
+
+    def configure(self, plan: Plan) -> None:
+        """Take note that the daemon has read a configuration."""
+        for each in (self.plan, plan):
+            evicting = {want.name for want in each.wants if want.publish == PLUGIN and want.evict is not None}
+            self.idle_at |= dict.fromkeys({METER, ZIGBEE, ZWAVE} - evicting, self.now)
+        if plan is not self.plan:
+            self.plan, self.configured_at = plan, self.now
+
+    def scanned(self, seen: Sequence[Tty], _now: float, *, certain: bool) -> None:
+        """Take note of a scan."""
+        self.unread |= self.world.host.hidden
+        self.seen, self.certain = frozenset(tty.birth for tty in seen), certain
+
+    def saw(self, state: NodeState) -> None:
+        """Take note of what the watch reports."""
+        self.known.append(state)
+
+    def told(self, state: NodeState) -> None:
+        """Take note of an answer."""
+        self.answered = True
+        newer = [seen for seen in self.known[-1:] if seen.uid != state.uid or seen.version > state.version]
+        self.known = [state, *newer]
+
+    def here(self, link: str) -> Tty | None:
+        """Return the present device that is that of a link, None where it is lost."""
+        tty = self.led[link]
+        return next((each for each in self.world.host.present if self._is(tty, each)), None)
+
+    def _is(self, tty: Tty, other: Tty) -> bool:
+        if tty.birth == other.birth:
+            return True
+        twins = {each.stick for each in self.world.host.past.values() if each.looks == tty.looks}
+        moved = len(twins) > 1 and tty.socket != other.socket
+        return not differs(tty, other) and not moved
+
+    def taken(self, name: str, offer: Offer | None) -> None:
+        """Take note of a list that the kubelet has, or of the end of the stream."""
+        if offer is None:
+            self.registered_at.pop(name, None)
+            self.closed_at[name] = self.now
+        else:
+            self.registered_at.setdefault(name, self.now)
+
+    def left_at(self, name: str) -> float:
+        """Return when a device was pulled; for one that is there, when the configuration changed."""
+        links = [link for link in self.led if id_of(link) == name]
+        gone = [self.world.host.pulled.get(self.led[link].birth) for link in links if self.here(link) is None]
+        return max((at for at in gone if at is not None), default=self.configured_at)
+
+    def lowest(self, name: str, since: float) -> int:
+        """Return the lowest figure that the Node has shown since, as far as the moment goes."""
+        shown = self.shown.get(name, [])
+        before = [count for at, count in shown if at <= since][-1:]
+        return min([*before, *(count for at, count in shown if at > since)], default=0)
+
+    def noticed(self) -> None:
+        """Take note of what the Node shows now, and of which resources the kubelet has a list."""
+        state = self.world.server.state if self.world.server.exists else None
+        for name in (METER, ZIGBEE, ZWAVE):
+            count, shown = _count(state, name) if state else 0, self.shown.setdefault(name, [])
+            if not shown or shown[-1][1] != count:
+                shown.append((self.now, count))
+
+
+@dataclass(slots=True, kw_only=True)
+class Judge(Truth):
+    """Holds what the daemon does against what is true, by rules that know nothing of how it decides."""
+
+    def cycled(self) -> None:
+        """Judge where the links lead after a cycle of the daemon."""
+        made, self.made = self.made, dict(self.world.kubelet.links.made)
+        if not self.certain:
+            self._uncertain(made)
+            return
+        present = {tty.devnode: tty for tty in self.world.host.present}
+        held = {each for life in self.world.cluster.here for ids in life.ids.values() for each in ids}
+        for link, devnode in self.world.kubelet.links.made.items():
+            tty, before = present.get(devnode), self.led.get(link)
+            if tty is None:
+                self.broken(Promise.OWN, f"the link {link} leads to {devnode}, which is not there")
+                continue
+            if before is not None and before.birth != tty.birth:
+                how = differs(before, tty)
+                if not how and id_of(link) in held and before.birth in {each.birth for each in present.values()}:
+                    how = "another stick, while its own is there"
+                if how:
+                    self.broken(Promise.OWN, f"the link {link} leads to {how}: {devnode}")
+            if self.answered or before is None:  # until it has seen the Node, a daemon cannot tell twins apart
+                self.led[link] = tty
+
+    def _uncertain(self, before: Mapping[str, str]) -> None:
+        """Judge the links after an uncertain scan: it may keep links, and make some of what it found."""
+        found = {tty.devnode for tty in self.world.host.present if tty.birth in self.seen}
+        new = {link: devnode for link, devnode in self.made.items() if before.get(link) != devnode}
+        if wrong := [link for link, devnode in new.items() if devnode not in found]:
+            self.broken(Promise.OWN, f"the links {wrong} are made of what no scan has found")
+
+    def sent(self, patch: NodePatch) -> None:
+        """Judge a PATCH."""
+        for name, amounts in patch.counts.items():
+            want = self.plan.want(name)
+            shown = max((_count(state, name) for state in self.known), default=0)
+            if want is None or amounts is None or amounts.allocatable <= shown:
+                continue
+            text = f"raises {name} from {shown} to {amounts.allocatable}"
+            if want.publish == PLUGIN:
+                taken = self.world.kubelet.taken.get(name, Offer())
+                if self.world.kubelet.streaming(name) is None:
+                    self.broken(Promise.RISE, f"{text} without a stream")
+                elif amounts.allocatable > len(taken.healthy):
+                    self.broken(Promise.RISE, f"{text}, where the kubelet has {len(taken.healthy)}")
+            elif holders := [life.pod.name for life in self.world.cluster.here if name in life.ids]:
+                self.broken(Promise.CHANGE, f"{text} while {holders} have one from the kubelet")
+
+    def evicts(self, pod: Pod) -> None:
+        """Judge an eviction."""
+        life = self.world.cluster.lives[pod.uid]
+        faults = [self._wrongly(life, name, ids) for name, ids in life.ids.items()]
+        if "" not in faults:
+            self.broken(Promise.HOLDERS, f"evicts {pod.name}: {'; '.join(faults) or 'it holds nothing'}")
+        if not life.evictable:
+            self.broken(Promise.HOLDERS, f"evicts {pod.name}, which nobody replaces elsewhere")
+
+    def _wrongly(self, life: Life, name: str, ids: frozenset[str]) -> str:
+        """Return why a pod is not to be evicted for its devices of a resource; empty where it is."""
+        want = self.plan.want(name)
+        if want is None or want.evict is None:
+            return f"{name} never evicts"
+        for link, tty in self.led.items():
+            if id_of(link) not in ids:
+                continue
+            back = self.here(link)
+            if back is None and self.now >= self.world.host.pulled[tty.birth] + want.evict - SOON:
+                return ""
+            opened = life.opened.get(link)
+            dead = opened is not None and back is not None and opened.birth != back.birth
+            if dead and back is not None and self.now >= back.plugged + want.evict - SOON:
+                return ""
+        return f"its device of {name} is there"
+
+    def stopped(self) -> None:
+        """Judge what the Node shows when TERM is about to end the streams."""
+        names = [want.name for want in self.plan.wants if want.publish == PLUGIN]
+        left = [name for name in names if self.world.server.exists and _count(self.world.server.state, name)]
+        if left and self.now > self.troubled_at + TROUBLED:
+            self.broken(Promise.ADMITTED, f"TERM leaves {left} allocatable")
+
+    def waited(self) -> None:
+        """Judge that nothing is allocatable of what has not been registered for a while."""
+        since = max(self.began_at, self.configured_at, self.troubled_at + TROUBLED)
+        for want in self.plan.wants if self.seen and self.world.server.exists else ():
+            late = self.now > max(since, self.closed_at.get(want.name, 0.0)) + UNREGISTERED_LIMIT + 1
+            shown = _count(self.world.server.state, want.name)
+            if want.publish == PLUGIN and late and shown and self.world.kubelet.streaming(want.name) is None:
+                self.broken(Promise.RISE, f"{want.name} is {shown}, and not registered")
+
+    def clashed(self, name: str) -> None:
+        """Judge a second stream of a resource."""
+        self.broken(Promise.ALIVE, f"{name} is served while its former stream is open")
+
+    def listed(self, name: str, before: Offer | None, offer: Offer) -> None:
+        """Judge a list that is sent to the kubelet."""
+        gained = offer.healthy - before.healthy if before else set()
+        here = [tty for tty in self.world.host.present if tty.birth in self.seen]
+        pulled = self.world.host.pulled
+        known = {
+            id_of(link) for link, tty in self.led.items() if pulled.get(tty.birth, math.inf) < self.now - MOST_GRACE
+        }
+        there = {id_of(link) for link, tty in self.led.items() if not all(differs(tty, other) for other in here)}
+        if (away := gained & known - there) and self.world.kubelet.links.error is None:
+            self.broken(Promise.FIGURES, f"{name} lists {away} again, which no scan has found")
+        left = (before or Offer()).healthy - offer.healthy
+        if not left or before is None:
+            return
+        self.fell_at[name] = self.now
+        due = max(map(self.left_at, left))
+        limit, lowest = len(before.healthy & offer.healthy), self.lowest(name, due)
+        # While a request is unanswered, the daemon does not take what the watch reports for the Node's figures.
+        if self.troubled_at + TROUBLED < self.now < due + FALL_LIMIT - SOON and lowest > limit:
+            self.broken(Promise.FALL, f"{name} lists {sorted(left)} no longer while the Node shows {lowest}")
+        want = self.plan.want(name)
+        replaced = any(tty.plugged >= due for tty in self.world.host.past.values())
+        if want is None or want.publish != PLUGIN or replaced or due <= self.configured_at:
+            return
+        if self.now < due + want.grace - SOON:
+            self.broken(Promise.FALL, f"{name} lists {sorted(left)} no longer within the grace")
+
+    def allocated(self, life: Life, name: str) -> None:
+        """Judge a device that the kubelet gives to a pod."""
+        life.ways[name] = PLUGIN
+        others = [each for each in self.world.cluster.here if each.pod.started and name not in each.ids]
+        old = [each.pod.name for each in others if each.ways.get(name) == STATUS]
+        if old:
+            self.broken(Promise.CHANGE, f"{life.pod.name} is given one of {name}, beside {old} of the former way")
+
+    def failed(self, life: Life, name: str, why: str) -> None:
+        """Judge that a pod is not admitted: it has to be where everything works since before it was bound."""
+        want = self.plan.want(name)
+        plugin = want is not None and want.publish == PLUGIN
+        began = self.registered_at.get(name, math.inf) if plugin else self.world.kubelet.began
+        registered = max(began, self.fell_at.get(name, -math.inf)) < life.bound
+        if registered and life.bound > self.troubled_at + TROUBLED:
+            self.broken(Promise.ADMITTED, f"{life.pod.name} is not admitted: {why}")
+
+    def opened(self, life: Life) -> None:
+        """Judge that nobody else has what a container has opened, as far as the daemon can have seen what is there."""
+        mine = self.proper[life.pod.uid] = {tty.birth for tty in life.opened.values()} & self.seen
+        for other in self.world.cluster.here:
+            theirs = self.proper.get(other.pod.uid, set()) if other.opened else set()
+            if other is not life and mine & theirs:
+                self.broken(Promise.ALONE, f"{life.pod.name} and {other.pod.name} have the same stick")
+
+    def ended(self) -> None:
+        """Judge the end, when everything has worked for long enough."""
+        state = self.world.server.state
+        for want in self.plan.wants:
+            shown = Amounts(
+                capacity=quantity(state.capacity.get(want.name)) or 0,
+                allocatable=quantity(state.allocatable.get(want.name)) or 0,
+            )
+            if want.publish == PLUGIN:
+                self._handed_over(want, shown)
+            elif shown != Amounts.of(self.plan.counts(self.world.host.present)[want.name]):
+                self.broken(Promise.FIGURES, f"{want.name} is {shown}")
+        for life in self.world.cluster.here:
+            self._kept(life)
+
+    def _handed_over(self, want: Want, shown: Amounts) -> None:
+        taken = self.world.kubelet.taken.get(want.name, Offer())
+        if (shown.capacity, shown.allocatable) != (len(taken.ids), len(taken.healthy)):
+            self.broken(Promise.FIGURES, f"{want.name} is {shown}, and the kubelet has {taken}")
+        here = self.plan.counts(self.world.host.present)[want.name]
+        held = {each for life in self.world.cluster.here for each in life.ids.get(want.name, ())}
+        leads = {self.led[link].stick for link in self.world.kubelet.links.made if id_of(link) in taken.healthy}
+        if len(taken.healthy) != here or len(leads) != (here if not want.per_devnode else len(leads)):
+            self.broken(Promise.FIGURES, f"{want.name}: the kubelet has {taken}, but {here} are there: {leads}")
+        if not taken.unhealthy <= held <= taken.ids:
+            self.broken(Promise.FIGURES, f"{want.name}: the kubelet has {taken}, but pods have {held}")
+
+    def _kept(self, life: Life) -> None:
+        for name, ids in life.ids.items():
+            want = self.plan.want(name)
+            if want is None or want.evict is None or want.publish != PLUGIN or not life.evictable:
+                continue
+            gone = [link for link in self.led if id_of(link) in ids and self._is_surely_lost(link, name)]
+            if gone and not life.pod.terminating:
+                self.broken(Promise.EVICTS, f"{life.pod.name} keeps {gone}, which is lost")
+
+    def _is_surely_lost(self, link: str, name: str) -> bool:
+        """Return whether a device is lost that the daemon, or the one before, knew by then, with nothing that could be it."""
+        tty = self.led[link]
+        if self.here(link) is not None or self.world.host.pulled[tty.birth] <= self.idle_at.get(name, -math.inf):
+            return False
+        if tty.plain is None and self.unread:  # its socket, and so its identity, was not to be read
+            return False
+        places = {*tty.claims, tty.devnode}
+        alike = (each for each in self.world.host.present if each.vendor == tty.vendor and places & each.claims)
+        return self.world.host.pulled[tty.birth] > self.began_at or not any(alike)
+
+
+def _count(state: NodeState, name: str) -> int:
+    return quantity(state.allocatable.get(name)) or 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Line:
+    """The connection of one daemon to the API server."""
+
+    world: HandoverWorld
+    date: str = ""
+    """The API server's time in the last answer."""
+
+    async def patch(self, patch: NodePatch) -> NodeState:
+        """Send a patch. What is sent is sent: the server goes on with it, whatever becomes of the daemon."""
+        self.world.judge.sent(patch)
+        served = self.world.spawn(self.world.serve(patch))
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                state, self.date = await asyncio.shield(served)
+        except TimeoutError:
+            raise Retry("the API server did not answer in time") from None
+        self.world.judge.told(state)
+        return state
+
+    async def watch(self) -> AsyncIterator[NodeState | None]:
+        """Yield the Node, unless the connection is dead and nobody knows."""
+        async for state in self.world.server.watch():
+            if not self.world.deaf:
+                if state is not None:
+                    self.world.judge.saw(state)
+                yield state
+
+    async def pods(self) -> tuple[Pod, ...]:
+        """List the pods."""
+        found = await self.world.cluster.pods()
+        self.date = date(self.world.loop.time())
+        return found
+
+    async def evict(self, pod: Pod) -> None:
+        """Evict a pod."""
+        self.world.judge.evicts(pod)
+        await self.world.cluster.evict(pod)
+        self.date = date(self.world.loop.time())
+
+    async def record(self, event: Event) -> None:
+        """Write an Event."""
+        await self.world.cluster.record(event)
+
+
+class Daemon:
+    """One daemon, wired as `devwatch run` does it."""
+
+    def __init__(self, world: HandoverWorld) -> None:
+        """Begin to run."""
+        self.world = world
+        self.settings = FakeSettings(world.plan.config)
+        self.log = RecordingLog()
+        self.listener = MonitorListener(self.log, world.metrics)
+        self.health = Health(sweep=10, last_cycle=world.loop.time())
+        line = Line(world=world)
+        self.reconciler = build_agent(
+            source=Eye(world=world, judge=world.judge),  # type: ignore[arg-type]  # as far as they go
+            api=line,
+            watch=line.watch,
+            workload=line,
+            kubelet=lambda: world.kubelet,
+            settings=self,
+            config=world.plan.config,
+            node=NODE,
+            telemetry=Telemetry(log=self.log, metrics=world.metrics, health=self.health),
+            clock=Clock(now=world.loop.time, unix=lambda: host_date(world.loop.time()), jitter=lambda: world.jitter),
+            cycled=world.judge.cycled,
+        )
+        self.listener.wake = self.reconciler.wake
+        self.task = world.loop.create_task(self.reconciler.run())
+
+    def poll(self, *, force: bool) -> Config | None:
+        """Read the configuration again."""
+        config = self.settings.poll(force=force)
+        if config is not None:
+            self.world.judge.configure(next(plan for plan in PLANS if plan.config is config))
+        return config
+
+
+class HandoverWorld(Surroundings[Daemon]):
+    """Everything around the daemon of a node on which the kubelet hands devices over."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        """Have no stick and no pod, a kubelet and a daemon."""
+        super().__init__(metrics)
+        self.plan = PLANS[0]
+        self.judge = Judge(world=self, plan=self.plan)
+        self.cluster = Cluster(self.loop, self.server)
+        self.kubelet = PodKubelet(self.loop, self.server, self.cluster, self.host)
+        self.cluster.kubelet, self.cluster.plan, self.kubelet.observer = self.kubelet, self.plan, self.judge
+        self.server.stored = self._stored
+        self.kubelet.start()
+        self.begin()
+
+    def _stored(self) -> None:
+        self.judge.noticed()
+        self.cluster.schedule_soon()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        super().wait(seconds)
+        self.judge.waited()
+
+    # -- the daemon
+
+    def begin(self) -> None:
+        """Start a daemon, if none runs."""
+        if not self.daemons:
+            self.judge.known, self.judge.answered, self.judge.began_at = [], False, self.loop.time()
+            self.judge.configure(self.plan)
+            self.daemons.append(Daemon(self))
+
+    def kill(self) -> None:
+        """End the daemon wherever it is; the kernel ends its streams."""
+        ending, self.daemons = self.daemons, []
+        for daemon in ending:
+            daemon.task.cancel()
+            self._until(asyncio.wait([daemon.task]))  # type: ignore[arg-type]  # its result is not asked for
+            if not daemon.task.cancelled():
+                self.judge.broken(Promise.ALIVE, f"the daemon ended: {daemon.task}")
+        self.judge.seen, self.judge.certain = frozenset(), False
+        for plugin in self.kubelet.plugins.values():
+            plugin.end()
+
+    def stop(self) -> None:
+        """Send TERM to the daemon."""
+        for daemon in self.daemons:
+            ended: list[float] = []
+            daemon.reconciler.end(lambda ended=ended: ended.append(self.loop.time()))  # type: ignore[misc]  # bound now
+            self.wait(1.1)
+            if not ended:
+                self.judge.broken(Promise.ALIVE, "TERM does not end it")
+            self.judge.stopped()
+        self.kill()
+
+    def configure(self, plan: Plan) -> None:
+        """Put another file in place; users write their pods for it, from the next one on."""
+        self.plan = self.cluster.plan = plan
+        for daemon in self.daemons:
+            daemon.settings.write(plan.config)
+
+    def roll_out(self) -> None:
+        """Let users replace the pods that were written for another way, or have their devices in another one."""
+        wants = {want.name: want.publish or STATUS for want in self.plan.wants}
+        for life in list(self.cluster.lives.values()):
+            ways = life.ways.items()
+            written = any(wants.get(name, way) != way for name, way in ways)
+            given = life.lives and any(wants.get(name) == PLUGIN and name not in life.ids for name, _ in ways)
+            if not life.gone and (written or given):
+                self.cluster.delete(life)
+
+    # -- the API server
+
+    async def serve(self, patch: NodePatch) -> Served:
+        """Answer a request, or do to it what is to be done."""
+        fault = self.faults.popleft() if self.faults else self.climate or Fault()
+        if fault.error is not None or fault.before or fault.after or not fault.stored:
+            self.judge.troubled_at = self.loop.time()
+        await (asyncio.sleep(fault.before) if fault.before < math.inf else self.loop.create_future())
+        state = await self.server.patch(patch) if fault.stored else None
+        stamp = date(self.loop.time())
+        await asyncio.sleep(fault.after)
+        if fault.error is not None or state is None:
+            raise (fault.error or Retry("no answer")).with_traceback(None)
+        return state, stamp
+
+    # -- the end
+
+    def heal(self) -> None:
+        """Let every fault end, and everything run."""
+        self.host.heal()
+        self.hearing = Hearing.ONCE
+        self.relieve()
+        self.cluster.away, self.cluster.error, self.cluster.rights = False, None, set(RIGHTS)
+        self.cluster.budgets.clear()
+        self.kubelet.unheld, self.kubelet.latency, self.kubelet.links.error = None, 0.02, None
+        if not self.kubelet.running:
+            self.kubelet.start()
+        self.kubelet.hang(hanging=False)
+        self.begin()
+        self.hear()
+
+    def end(self) -> None:
+        """Judge the end: users have replaced the pods of another way, and everything has worked for long enough."""
+        self.heal()
+        self.wait(20)
+        for daemon in self.daemons:
+            daemon.listener.wake("config")
+        self.roll_out()
+        changing = self.loop.time() < self.judge.configured_at + FORGETTING
+        changing |= any(daemon.health.changing for daemon in self.daemons)
+        self.wait(FORGETTING if changing else SETTLING)
+        if not self.broken:
+            self.judge.ended()

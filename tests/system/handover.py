@@ -115,6 +115,8 @@ class HandingOver:
         for name, way in (*self.ways.items(), ("witness", "devicePlugin")):
             if way == "devicePlugin":
                 daemon.wait_log("kubelet.registered", since=since, resource=f"{self.prefix}.example/{name}")
+        if "dra" in self.ways.values():
+            daemon.wait_log("kubelet.registered", since=since, driver="devwatch.io")
 
     def figures(self, name: str = "zstick") -> tuple[str | None, str | None]:
         """Return capacity and allocatable of a resource."""

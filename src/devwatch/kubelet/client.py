@@ -69,6 +69,7 @@ async def allocatable(pod_resources: Path) -> Mapping[str, frozenset[str]]:
 async def holdings(pod_resources: Path) -> tuple[Holding, ...]:
     """Return which pods hold devices, by resource, and under the name of our driver those that a claim gives them. Raises `KubeletError`.
 
+    A claim that gives only devices of other drivers is reported without any: else it would count as one that may hold ours.
     For about a second after its start the kubelet answers with nothing, longer while the API server is away, although pods hold devices.
     """
     reply = await _call(
@@ -88,8 +89,7 @@ def _holdings_of(pod: pb.PodResources, container: pb.ContainerResources) -> Iter
         yield Holding(**names, resource=each.resource_name, ids=frozenset(each.device_ids))
     for claim in container.dynamic_resources:
         ids = frozenset(each.device_name for each in claim.claim_resources if each.driver_name == DRIVER)
-        if ids:
-            yield Holding(**names, resource=DRIVER, ids=ids, claim=claim.claim_name)
+        yield Holding(**names, resource=DRIVER, ids=ids, claim=claim.claim_name)
 
 
 async def _call(path: Path, method: str, request: Message, reply: type[Reply], *, within: float) -> Reply:

@@ -65,7 +65,7 @@ async def test_the_kubelet_is_asked_which_pods_hold_devices(tmp_path: Path) -> N
 
 @quiet
 async def test_the_kubelet_is_asked_which_pods_have_devices_by_a_claim(tmp_path: Path) -> None:
-    """Of our driver alone: under its name, since the kubelet does not know the resource."""
+    """Under the name of our driver, since the kubelet does not know the resource; that a claim has none of our devices is told too."""
 
     def given(claim: str, **devices: str) -> pb.DynamicResource:
         found = [
@@ -82,6 +82,7 @@ async def test_the_kubelet_is_asked_which_pods_have_devices_by_a_claim(tmp_path:
         assert await client.holdings(one.pod_resources) == (
             Holding(**held, resource=ZWAVE, ids=frozenset({"z"})),
             Holding(**held, resource="devwatch.io", ids=frozenset({"a", "b"}), claim="both"),
+            Holding(**held, resource="devwatch.io", ids=frozenset(), claim="other"),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import uuid
@@ -12,16 +13,19 @@ from typing import TYPE_CHECKING
 import yaml
 
 from system.apiserver import NAMESPACE
-from system.handover import CONFIG, Site, must
+from system.handover import CONFIG, Site, must, uid_of
+from system.waiting import eventually
 
 if TYPE_CHECKING:
     from system.apiserver import ApiServer, Object
+    from system.daemon import Daemon
 
 API = "resource.k8s.io/v1"
 """The version of the API that devwatch speaks, which servers have from 1.34 on."""
 SLICES, CLASSES = f"/apis/{API}/resourceslices", f"/apis/{API}/deviceclasses"
-CLAIMS = f"/apis/{API}/namespaces/{NAMESPACE}/resourceclaims"
 CDI = Path("/var/run/cdi")
+RECORD = Path("/var/lib/kubelet/plugins/devwatch.io/claims.json")
+"""The daemon's record of the prepared claims."""
 RIGHTS: list[Object] = [
     {
         "apiGroups": ["resource.k8s.io"],
@@ -30,8 +34,10 @@ RIGHTS: list[Object] = [
     },
     {"apiGroups": ["resource.k8s.io"], "resources": ["resourceclaims"], "verbs": ["get"]},
 ]
-NON_ROOT: Object = {"runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": True}
+USER: Object = {"runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": True}
 """A user without the group of serial ports: the devnode belongs to it."""
+
+_CLAIMS = f"/apis/{API}/namespaces/{NAMESPACE}"
 
 
 def missing(apiserver: ApiServer) -> str | None:
@@ -63,45 +69,86 @@ class ClaimingSite(Site):
         assert len(found) <= 1, found
         return found[0] if found else None
 
-    def offers(self, **sticks: bool) -> bool:
-        """Return True; fail where the slice has other sticks than these, by serial, or says otherwise whether one can be allocated."""
+    def replaced(self, before: Object | None) -> bool:
+        """Return whether there is a slice, and another one than before."""
         found = self.slice()
-        assert found is not None
-        name = f"{self.prefix}.example/{self.name}"
+        return found is not None and before is not None and uid_of(found) != uid_of(before)
+
+    def offered(self) -> dict[str, bool]:
+        """Return the sticks of the resource in the slice, by serial, and whether each can be allocated."""
+        found = self.slice() or {"spec": {}}
         devices = [
-            each for each in found["spec"].get("devices") or () if each["attributes"]["resource"]["string"] == name
+            (each["attributes"]["serial"]["string"], each)
+            for each in found["spec"].get("devices") or ()
+            if each["attributes"]["resource"]["string"] == f"{self.prefix}.example/{self.name}"
         ]
-        assert {each["attributes"]["serial"]["string"]: "taints" not in each for each in devices} == sticks
+        return {serial: "taints" not in each for serial, each in devices}
+
+    def offers(self, **sticks: bool) -> bool:
+        """Return True; fail where the slice has other sticks than these, or says otherwise whether one can be allocated."""
+        assert self.offered() == sticks
         return True
 
-    def claim(self, serial: str) -> str:
-        """Make a claim for the stick with this serial, and return its name."""
-        return str(self._make(CLAIMS, self._claim(serial))["metadata"]["name"])
+    def await_forgotten(self) -> None:
+        """Wait until the slice has no stick of former tests; where no daemon runs, delete it."""
+        if self.handing.running is None or self.handing.running.process.status is not None:
+            if (found := self.slice()) is not None:
+                self.apiserver.request("DELETE", f"{SLICES}/{found['metadata']['name']}")
+            return
+        eventually(lambda: not (self.slice() or {"spec": {}})["spec"].get("devices"))
 
-    def _claim(self, serial: str) -> Object:
-        expression = f"device.attributes['devwatch.io'].serial == '{serial}'"
-        exactly = {
-            "deviceClassName": f"{self.prefix}.example.{self.name}",
-            "selectors": [{"cel": {"expression": expression}}],
-        }
-        return {
-            "apiVersion": API,
-            "kind": "ResourceClaim",
-            "metadata": {"name": f"c-{uuid.uuid4().hex[:6]}"},
-            "spec": {"devices": {"requests": [{"name": "stick", "exactly": exactly}]}},
-        }
+    def purge(self) -> subprocess.CompletedProcess[str]:
+        """Run `devwatch purge` for the node."""
+        where = ("--node", self.kubelet.node, "--kubeconfig", str(self.apiserver.admin_kubeconfig))
+        command = [sys.executable, "-m", "devwatch", "purge", "--yes", *where]
+        return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
-    def spec_of(self, claim: str | None) -> Object:
-        """Return what the spec of an unprivileged pod has that asks by this claim, or by `limits`."""
-        (container,) = self.template()["spec"]["containers"]
-        if claim is None:
-            return {"containers": [container], "user": NON_ROOT}
-        container["resources"] = {"claims": [{"name": "stick"}]}
-        claims = [{"name": "stick", "resourceClaimName": claim}]
-        return {"containers": [container], "resourceClaims": claims, "user": NON_ROOT}
+    def claim(self, serial: str) -> Object:
+        """Make a claim for the stick with this serial, and return how a pod names it."""
+        made = self._make(f"{_CLAIMS}/resourceclaims", {"metadata": _metadata(), "spec": self._claim_spec(serial)})
+        return {"name": "stick", "resourceClaimName": made["metadata"]["name"]}
+
+    def claim_template(self, serial: str) -> Object:
+        """Make a template of claims for the stick with this serial, and return how a pod names it: each gets a claim of its own."""
+        body = {"metadata": _metadata(), "spec": {"spec": self._claim_spec(serial)}}
+        made = self._make(f"{_CLAIMS}/resourceclaimtemplates", body)
+        return {"name": "stick", "resourceClaimTemplateName": made["metadata"]["name"]}
+
+    def _claim_spec(self, serial: str) -> Object:
+        selector = {"cel": {"expression": f"device.attributes['devwatch.io'].serial == '{serial}'"}}
+        exactly = {"deviceClassName": f"{self.prefix}.example.{self.name}", "selectors": [selector]}
+        return {"devices": {"requests": [{"name": "stick", "exactly": exactly}]}}
+
+    def template_of(self, claim: Object | None) -> Object:
+        """Return the template of an unprivileged pod of `USER` that asks for its stick by this claim, or by `limits`."""
+        template = self.template(user=USER)
+        if claim is not None:
+            (container,) = template["spec"]["containers"]
+            container["resources"] = {"claims": [{"name": "stick"}]}
+            template["spec"]["resourceClaims"] = [claim]
+        return template
+
+    def holder_of(self, daemon: Daemon, tty: str, claim: Object | None) -> Object:
+        """Make such a pod, and return it once it has opened this stick and is seen to run."""
+        return self.holder(daemon, tty, **self.template_of(claim)["spec"])
+
+    def mine(self, workload: Object) -> list[Object]:
+        """Return the pods of a workload that are not asked to go."""
+        uid = uid_of(workload)
+        return [
+            pod
+            for pod in self.pods()
+            if [owner["uid"] for owner in pod["metadata"].get("ownerReferences", ())] == [uid]
+            and "deletionTimestamp" not in pod["metadata"]
+        ]
 
     def prepared(self) -> int:
-        """Return for how many claims there are CDI files."""
-        return len(list(CDI.glob("devwatch.io-claim_*.json")))
+        """Return how many claims the record of the daemon has."""
+        try:
+            return len(json.loads(RECORD.read_text())["claims"])
+        except FileNotFoundError:
+            return 0
 
 
+def _metadata() -> Object:
+    return {"name": f"c-{uuid.uuid4().hex[:6]}"}

@@ -370,6 +370,13 @@ def title_of(pod: Object) -> str:
     return f"{NAMESPACE}/{pod['metadata']['name']}"
 
 
+def waiting_reason(pod: Object | None) -> str | None:
+    """Return why the container of a pod waits, None where it does not."""
+    (status,) = pod["status"].get("containerStatuses", [{}]) if pod else [{}]
+    reason: str | None = status.get("state", {}).get("waiting", {}).get("reason")
+    return reason
+
+
 def must(apiserver: ApiServer, method: str, path: str, body: Object | None = None) -> Object:
     """Return the answer to a request of the administrator; fail where it is refused."""
     status, answer = apiserver.request(method, path, body)

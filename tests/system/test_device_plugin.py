@@ -15,7 +15,7 @@ import pytest
 
 from system.apiserver import PATCH_ONLY, WATCH
 from system.evictionproxy import evicting_url
-from system.handover import PODS, SOME_USER, HandingOver, Site, title_of, uid_of
+from system.handover import PODS, SOME_USER, HandingOver, Site, title_of, uid_of, waiting_reason
 from system.test_journey import EVICT
 from system.udevd import DEV, serial_port
 from system.waiting import eventually
@@ -140,7 +140,7 @@ def test_a_container_that_restarts_never_opens_the_twin_of_its_stick(site: Site)
     daemon.wait_for(lambda: site.shows(2, 1), what="twin beside the lost one")
     site.restart_in_place(pod)
     waits = "CreateContainerError"
-    daemon.wait_for(lambda: site.hurry(pod) and _waiting_reason(site.read(pod)) == waits, what="container that waits")
+    daemon.wait_for(lambda: site.hurry(pod) and waiting_reason(site.read(pod)) == waits, what="container that waits")
     assert site.kubelet.output(pod, "c", 1) == []
     site.plug("tty42", None, socket=1)
     daemon.wait_for(lambda: site.hurry(pod) and site.opened(pod, "tty42", restart=1), what="opened stick")
@@ -443,12 +443,6 @@ def _started_before(pod: Object | None) -> bool:
 
 def _output(site: Site) -> Callable[[Object], list[str]]:
     return functools.partial(site.kubelet.output, container="c")
-
-
-def _waiting_reason(pod: Object | None) -> str | None:
-    (status,) = pod["status"].get("containerStatuses", [{}]) if pod else [{}]
-    reason: str | None = status.get("state", {}).get("waiting", {}).get("reason")
-    return reason
 
 
 def _unschedulable(pod: Object | None) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
 from system import testbed
 from system.apiserver import PATCH_ONLY, WATCH
-from system.claiming import RIGHTS, ClaimingSite, apply_classes, missing
-from system.handover import HandingOver
+from system.claiming import CDI, RIGHTS, SLICES, ClaimingSite, apply_classes, missing
+from system.handover import PODS, HandingOver, title_of, uid_of, waiting_reason
+from system.kubelet import FOLDER as KUBELET
 from system.test_journey import EVICT
+from system.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +60,7 @@ def site(apiserver: ApiServer, kubelet: Kubelet, handing: HandingOver, sticks: S
     """Return the Node of the kubelet, without pods and sticks."""
     handing.rest()
     made = ClaimingSite(apiserver=apiserver, kubelet=kubelet, prefix=handing.prefix, handing=handing, sticks=sticks)
+    made.await_forgotten()
     yield made
     apiserver.start()
     kubelet.start("containerd")
@@ -65,15 +69,186 @@ def site(apiserver: ApiServer, kubelet: Kubelet, handing: HandingOver, sticks: S
     assert handing.running is None or "Traceback" not in handing.running.stderr
 
 
-@pytest.mark.parametrize("by_serial", [False, True], ids=["by limits", "by serial"])
-def test_a_pod_without_any_privilege_opens_its_stick(site: ClaimingSite, *, by_serial: bool) -> None:
-    """`limits: {NAME: 1}` or a claim, and nothing else: the stick is at `container.path`, and belongs to the user of the container."""
+def test_a_pod_without_any_privilege_opens_its_stick(site: ClaimingSite) -> None:
+    """`limits: {NAME: 1}` and nothing else: the stick is at `container.path`, and belongs to the user of the container."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    pod = site.holder_of(daemon, "tty40", None)
+    assert "volumes" not in pod["spec"]
+    assert site.offers(A=True)
+    assert site.shows(0, 0)
+    site.delete(pod)
+    daemon.wait_for(lambda: site.prepared() == 0, what="claim that has ended")
+
+
+def test_a_claim_has_the_stick_with_its_serial(site: ClaimingSite) -> None:
+    """CEL on the attributes of the device; the pod with `limits` has the other one."""
     site.plug("tty40", "A")
     site.plug("tty41", "B")
     daemon = site.start()
     daemon.wait_for(lambda: site.offers(A=True, B=True), what="slice with both")
-    pod = site.pod(**site.spec_of(site.claim("B") if by_serial else None))
-    daemon.wait_for(lambda: any(site.kubelet.output(pod, "c")), timeout=60, what="output")
-    tty = "tty41" if by_serial or "4:29" in site.kubelet.output(pod, "c")[0] else "tty40"
-    site.await_opened(daemon, pod, tty)
-    assert site.shows(0, 0)
+    site.holder_of(daemon, "tty41", site.claim("B"))
+    site.holder_of(daemon, "tty40", None)
+
+
+@pytest.mark.parametrize("by_claim", [False, True], ids=["limits", "claim"])
+def test_the_pod_of_a_pulled_stick_is_evicted_and_its_successor_waits_for_it(
+    site: ClaimingSite, *, by_claim: bool
+) -> None:
+    """Meanwhile the stick has a taint, and leaves the slice when the pod has ended. Another pod stays."""
+    site.plug("tty40", "A")
+    site.plug("tty41", "B")
+    daemon = site.start(evict="1s")
+    daemon.wait_for(lambda: site.offers(A=True, B=True), what="slice with both")
+    other = site.holder_of(daemon, "tty41", site.claim("B"))
+    workload = site.replicas(1, site.template_of(site.claim_template("A") if by_claim else None))
+    (holder,) = eventually(lambda: site.mine(workload))
+    site.await_opened(daemon, holder, "tty40")
+    since = len(daemon.log)
+    site.sticks.unplug("tty40")
+    daemon.wait_for(lambda: site.offers(A=False, B=True), what="taint")
+    assert daemon.wait_log("pod.evicted", since=since)["pod"] == title_of(holder)
+    daemon.wait_for(lambda: site.hurry(holder) and site.read(holder) is None, what="pod that is gone")
+    daemon.wait_for(lambda: site.offers(B=True), what="slice without it")
+    (successor,) = eventually(lambda: site.mine(workload))
+    site.plug("tty42", "A")
+    site.await_opened(daemon, successor, "tty42")
+    assert site.stays(other)
+
+
+@pytest.mark.parametrize("by_claim", [False, True], ids=["limits", "claim"])
+def test_a_container_that_restarts_opens_its_stick_under_its_new_name(site: ClaimingSite, *, by_claim: bool) -> None:
+    """While its stick is away it waits, although another one is free; a bare pod keeps the lost stick."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    daemon.wait_for(lambda: site.offers(A=True), what="slice")
+    pod = site.holder_of(daemon, "tty40", site.claim("A") if by_claim else None)
+    site.sticks.unplug("tty40")
+    site.plug("tty41", "B")
+    daemon.wait_for(lambda: site.offers(A=False, B=True), what="other stick beside the lost one")
+    site.restart_in_place(pod)
+    waits = "CreateContainerError"
+    daemon.wait_for(lambda: site.hurry(pod) and waiting_reason(site.read(pod)) == waits, what="container that waits")
+    assert site.kubelet.output(pod, "c", 1) == []
+    site.plug("tty42", "A")
+    daemon.wait_for(lambda: site.hurry(pod) and site.opened(pod, "tty42", restart=1), what="opened stick")
+    site.await_opened(daemon, pod, "tty42", restarts=1)
+    assert site.offers(A=True, B=True)
+
+
+def test_the_pods_of_one_claim_share_the_stick(site: ClaimingSite) -> None:
+    """Both are holders: both are evicted, and both have it again."""
+    site.plug("tty40", "A")
+    daemon = site.start(evict="1s")
+    daemon.wait_for(lambda: site.offers(A=True), what="slice")
+    workload = site.replicas(2, site.template_of(site.claim("A")))
+    first, second = eventually(lambda: pods if len(pods := site.mine(workload)) == 2 else None)
+    for pod in (first, second):
+        site.await_opened(daemon, pod, "tty40")
+    assert site.prepared() == 1
+    site.sticks.unplug("tty40")
+    for pod in (first, second):
+        daemon.wait_log("pod.evicted", pod=title_of(pod))
+    daemon.wait_for(lambda: not {uid_of(first), uid_of(second)} & set(map(uid_of, site.pods())), what="their end")
+    site.plug("tty41", "A")
+    for pod in eventually(lambda: pods if len(pods := site.mine(workload)) == 2 else None):
+        site.await_opened(daemon, pod, "tty41")
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+@pytest.mark.parametrize("pulled", [False, True], ids=["stick there", "stick pulled meanwhile"])
+def test_a_daemon_that_is_restarted_leaves_the_pod_its_stick(
+    site: ClaimingSite, end: signal.Signals, *, pulled: bool
+) -> None:
+    """What was pulled meanwhile is lost, and held; the container that restarts has it under its new name."""
+    site.plug("tty40", "A")
+    first = site.start()
+    pod = site.holder_of(first, "tty40", None)
+    first.signal(end)
+    first.wait()
+    assert site.prepared() == 1
+    if pulled:
+        site.sticks.unplug("tty40")
+    second = site.start()
+    if pulled:
+        second.wait_for(lambda: site.offers(A=False), what="taint")
+        site.witness(second)
+        assert site.offers(A=False)
+        site.plug("tty41", "A")
+    second.wait_for(lambda: site.offers(A=True), what="stick that is there")
+    assert site.stays(pod)
+    site.restart_in_place(pod)
+    site.await_opened(second, pod, "tty41" if pulled else "tty40", restarts=1)
+
+
+def test_a_kubelet_that_is_killed_leaves_the_pod_its_stick(site: ClaimingSite) -> None:
+    """It deletes the slice at its start, which is written again at once."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    pod = site.holder_of(daemon, "tty40", None)
+    before = site.slice()
+    site.kubelet.kill()
+    site.kubelet.start()
+    daemon.wait_for(
+        lambda: site.replaced(before) and site.offers(A=True), timeout=60, what="slice that is written again"
+    )
+    daemon.wait_for(lambda: site.stays(pod), what="pod that goes on")
+    site.restart_in_place(pod)
+    site.await_opened(daemon, pod, "tty40", restarts=1)
+    site.plug("tty41", "B")
+    site.holder_of(daemon, "tty41", None)
+
+
+def test_a_slice_that_is_deleted_is_written_again(site: ClaimingSite) -> None:
+    """At once, and nobody loses a stick for it."""
+    site.plug("tty40", "A")
+    daemon = site.start(evict="1s")
+    pod = site.holder_of(daemon, "tty40", None)
+    before = site.slice()
+    assert before is not None
+    site.apiserver.request("DELETE", f"{SLICES}/{before['metadata']['name']}")
+    daemon.wait_for(
+        lambda: site.replaced(before) and site.offers(A=True), timeout=5, what="slice that is written again"
+    )
+    assert site.stays(pod)
+
+
+def test_a_resource_changes_its_way_when_the_last_pod_of_the_former_way_has_gone(site: ClaimingSite) -> None:
+    """From `devicePlugin` to `dra` and back: nothing of it can be had until the pod has ended, and its successor has the same stick."""
+    site.name = "mover"
+    daemon = site.start()
+    site.plug("tty40", "A")
+    daemon.wait_for(lambda: site.shows(1, 1), what="stick")
+    workload = site.replicas(1)
+    (pod,) = eventually(lambda: site.mine(workload))
+    site.await_opened(daemon, pod, "tty40")
+    for way in ("dra", "devicePlugin"):
+        since = len(daemon.log)
+        site.start(mover=way)
+        daemon.wait_log("count.held", since=since, reason=f"waits for the end of {title_of(pod)}")
+        site.witness(daemon)
+        assert site.shows(0, 0)
+        assert not site.offered()
+        assert site.stays(pod)
+        former = pod
+        site.apiserver.request("DELETE", f"{PODS}/{former['metadata']['name']}")
+        daemon.wait_for(lambda: site.hurry(former) and site.read(former) is None, what="pod that is gone")  # noqa: B023
+        (pod,) = eventually(lambda: site.mine(workload))
+        site.await_opened(daemon, pod, "tty40")
+        assert site.offered() == ({"A": True} if way == "dra" else {})
+        assert site.shows(0, 0) if way == "dra" else site.shows(1, 1)
+
+
+def test_purge_leaves_nothing(site: ClaimingSite) -> None:
+    """Neither slice nor sockets nor files, once the pods have ended and the daemon has."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    pod = site.holder_of(daemon, "tty40", None)
+    site.delete(pod)
+    daemon.wait_for(lambda: site.prepared() == 0, what="claim that has ended")
+    assert daemon.terminate() == 0
+    done = site.purge()
+    assert done.returncode == 0, done
+    assert site.slice() is None
+    assert not list(CDI.glob("devwatch*"))
+    assert not (KUBELET / "plugins" / "devwatch.io").exists()

@@ -9,9 +9,8 @@ import pytest
 
 from system import testbed
 from system.apiserver import PATCH_ONLY, WATCH
-from system.claiming import CDI, RIGHTS, SLICES, ClaimingSite, apply_classes, missing
+from system.claiming import RIGHTS, SLICES, ClaimingSite, apply_classes, missing
 from system.handover import PODS, HandingOver, title_of, uid_of, waiting_reason
-from system.kubelet import FOLDER as KUBELET
 from system.test_journey import EVICT
 from system.waiting import eventually
 
@@ -237,18 +236,3 @@ def test_a_resource_changes_its_way_when_the_last_pod_of_the_former_way_has_gone
         site.await_opened(daemon, pod, "tty40")
         assert site.offered() == ({"A": True} if way == "dra" else {})
         assert site.shows(0, 0) if way == "dra" else site.shows(1, 1)
-
-
-def test_purge_leaves_nothing(site: ClaimingSite) -> None:
-    """Neither slice nor sockets nor files, once the pods have ended and the daemon has."""
-    site.plug("tty40", "A")
-    daemon = site.start()
-    pod = site.holder_of(daemon, "tty40", None)
-    site.delete(pod)
-    daemon.wait_for(lambda: site.prepared() == 0, what="claim that has ended")
-    assert daemon.terminate() == 0
-    done = site.purge()
-    assert done.returncode == 0, done
-    assert site.slice() is None
-    assert not list(CDI.glob("devwatch*"))
-    assert not (KUBELET / "plugins" / "devwatch.io").exists()

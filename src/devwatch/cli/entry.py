@@ -68,7 +68,7 @@ why is a device claimed, or not?
 Explains rule by rule and key by key why a device is claimed or not, and what is unknown on this host.
 examples:
   devwatch explain /dev/ttyUSB0
-  devwatch explain /dev/serial/by-id/usb-FTDI_FT232R_USB_UART_A50285BI-if00-port0
+  devwatch explain /dev/serial/by-id/usb-FTDI_FT232R_USB_UART_AB0K1ZQ7-if00-port0
   devwatch explain /sys/bus/usb/devices/1-1.4"""
 _CHECK_HELP = """\
 is a configuration valid?

@@ -12,6 +12,7 @@ from devwatch.config.schema import spelling
 from devwatch.core.device import Device, natural
 from devwatch.core.names import resource_name_fault
 from devwatch.core.rules import Claim, Finding, Matcher, ResourceRule, Verdict, claim
+from devwatch.core.serials import is_shared
 from devwatch.core.sticks import recognise
 
 if TYPE_CHECKING:
@@ -218,21 +219,25 @@ def _identifying_keys(group: Sequence[Device], others: Sequence[Device]) -> tupl
     """Return the fewest keys that match the whole group and nothing else, and a note about their limits.
 
     Keys that follow the stick come before the port. Without a serial the model is added: the ids of a bridge chip alone would claim any
-    other cable with it. A value that a configuration cannot spell is not used. The devnode is the last resort.
+    other cable with it. In place of a serial that many devices share the port is added. A value that a configuration cannot spell is not
+    used. The devnode is the last resort.
     """
     keys: dict[str, tuple[str, ...]] = {}
+    shared = any(is_shared(device.serial) for device in group)
     for key in ("vendor", "product", "serial", "model", "interface", "port"):
         values = tuple(sorted({value for device in group if (value := _value(device, key))}))
         whole = all(_value(device, key) for device in group) and all(spelling(key, value) for value in values)
         needed = (
             key in {"vendor", "product", "serial"}
             or (key == "model" and "serial" not in keys)
+            or (key == "port" and shared)
             or _match_any(keys, others)
         )
         if values and whole and needed and (len(values) == 1 or key in {"interface", "port"}):
             keys[key] = values
     if keys and not _match_any(keys, others):
-        return keys, "only the socket identifies it: it has a twin, so leave it in this one" if "port" in keys else ""
+        why = "its serial is that of many devices" if shared else "it has a twin"
+        return keys, f"only the socket identifies it: {why}, so leave it in this one" if "port" in keys else ""
     return {"path": tuple(device.devnode for device in group)}, "nothing identifies it but its name, which may change"
 
 
@@ -240,7 +245,7 @@ def _value(device: Device, key: str) -> str | None:
     if key == "model":
         return (device.properties or {}).get("ID_MODEL")
     value: str | None = getattr(device, key)
-    return value
+    return None if key == "serial" and is_shared(value) else value
 
 
 def _match_any(keys: Mapping[str, tuple[str, ...]], devices: Iterable[Device]) -> bool:

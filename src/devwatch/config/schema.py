@@ -20,6 +20,7 @@ from devwatch.core.handover import variable_of
 from devwatch.core.keys import KEYS, MatchKey
 from devwatch.core.names import resource_name_fault
 from devwatch.core.rules import Count, KeyTest, Matcher, Pattern, Publish, ResourceRule, is_glob
+from devwatch.core.serials import SHARED_SERIALS
 from devwatch.core.slices import MAX_ATTRIBUTE
 from devwatch.core.text import quote
 
@@ -207,6 +208,27 @@ def _properties(node: Node, at: Place) -> _Tests:
     return tuple(chain.from_iterable(test or () for test in tests))
 
 
+def _entry(node: Node, at: Place) -> Matcher | None:
+    matcher = _record(node, at, keys=_MATCHER, make=lambda **tests: Matcher(tests=tuple(chain(*tests.values()))))
+    if matcher and not any(test.key == "port" for test in matcher.tests):
+        for test in matcher.tests:
+            for serial in filter(partial(_names_serial, test), SHARED_SERIALS):
+                message = (
+                    f"many devices have the serial {serial} ({SHARED_SERIALS[serial]}): add the port to tell them apart"
+                )
+                value = _entries(node, Place())[test.key][1]
+                replace(at, faults=at.warnings).key(test.key).fault(value, message)
+    return matcher
+
+
+def _names_serial(test: KeyTest, serial: str) -> bool:
+    """Return whether a test names a serial, alone or in a link of /dev/serial/by-id."""
+    texts = [pattern.text for pattern in test.patterns]
+    if test.key == "path":
+        return any(f"_{serial}-if" in text for text in texts)
+    return test.key == "serial" and serial in texts
+
+
 def _resource(node: Node, at: Place) -> ResourceRule | None:
     before = len(at.faults)
     rule = _record(node, at, keys=_RESOURCE, make=ResourceRule)
@@ -308,12 +330,11 @@ _MATCHER = {
     )
     for name, key in KEYS.items()
 }
-_ENTRY = partial(_record, keys=_MATCHER, make=lambda **tests: Matcher(tests=tuple(chain(*tests.values()))))
 _EVICT = {"after": _Key(field="after", read=partial(_duration, least="0s", most="24h"), required=True)}
 _RESOURCE = {
     "name": _Key(field="name", read=_NAME, required=True),
-    "match": _Key(field="match", read=partial(_list, read=_ENTRY), required=True),
-    "exclude": _Key(field="exclude", read=partial(_list, read=_ENTRY, least=0)),
+    "match": _Key(field="match", read=partial(_list, read=_entry), required=True),
+    "exclude": _Key(field="exclude", read=partial(_list, read=_entry, least=0)),
     "count": _Key(field="count", read=_COUNT),
     "publish": _Key(field="publish", read=_PUBLISH),
     "container": _Key(field="container", read=partial(_record, keys=_CONTAINER, make=lambda *, path: path)),

@@ -13,6 +13,7 @@ from devwatch.core.device import natural
 from devwatch.core.listing import MAX_TEXT, Entry
 from devwatch.core.matching import ids_of, leads_to
 from devwatch.core.rules import Count
+from devwatch.core.serials import is_shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -63,6 +64,11 @@ class Identity:
     def model(self) -> tuple[str | None, ...]:
         """Everything but the socket, as far as the annotation lists it: equal for twins."""
         return tuple(text and text[:MAX_TEXT] for text in (self.vendor, self.product, self.serial, self.place))
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether the device is known again in another socket: it has a serial, and not one that many devices share."""
+        return bool(self.serial) and not is_shared(self.serial)
 
     def is_in_place(self, other: Identity) -> bool:
         """Return whether another device with the same model is in the same socket."""
@@ -151,7 +157,7 @@ class Slots:
 
     1. has the same model in the same socket, or
     2. has the same model with a serial, is the only newcomer that has, and no present device has it; the slot is the only such one, and
-       its ID does not belong to a socket.
+       its ID does not belong to a socket. A serial that many devices share is none.
 
     A newcomer whose socket is unknown and that may be the device of an absent slot has no slot: under another ID it would be given to a
     second pod. Otherwise it gets a new ID, which belongs to its socket if there is no serial or another known device has the same model:
@@ -221,7 +227,7 @@ class Slots:
         gone = {slot.id for slot in absent}
         taken = {slot.identity.model for name, slot in self._known.items() if name not in gone}
         taken |= {new[unit].model for unit in found}
-        moved = {unit: identity for unit, identity in new.items() if identity.serial and unit not in found}
+        moved = {unit: identity for unit, identity in new.items() if identity.is_portable and unit not in found}
         models = [identity.model for identity in moved.values() if identity.model not in taken]
         for unit, identity in moved.items():
             fits = [name for name, slot in free.items() if slot.identity.model == identity.model and not slot.in_socket]
@@ -237,7 +243,7 @@ class Slots:
 
     def _add(self, unit: _Unit, identity: Identity) -> None:
         twins = any(slot.identity.model == identity.model for slot in self._known.values())
-        in_socket = twins or not identity.serial
+        in_socket = twins or not identity.is_portable
         ids = (identity.id(self._resource, in_socket=in_socket, salt=salt) for salt in itertools.count())
         name = next(name for name in ids if name not in self._known)
         self._known[name] = Slot(id=name, identity=identity, devices=unit, state=SlotState.PRESENT, in_socket=in_socket)

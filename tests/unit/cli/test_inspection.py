@@ -189,6 +189,7 @@ def test_a_suggestion_claims_exactly_its_devices(devices: list[Device]) -> None:
 CABLE = {"vendor": "0403", "product": "6001", "properties": {"ID_MODEL": "FT232R"}}
 IDS_OF_CABLE = {"vendor": ("0403",), "product": ("6001",)}
 MODEL = {"model": ("FT232R",)}
+SHARED = "only the socket identifies it: its serial is that of many devices"
 
 
 def _cable(name: str = "ttyUSB0", **fields: Any) -> Device:  # noqa: ANN401  any field of a Device
@@ -203,6 +204,13 @@ def _cable(name: str = "ttyUSB0", **fields: Any) -> Device:  # noqa: ANN401  any
         ([_cable()], IDS_OF_CABLE | MODEL, ""),
         ([_cable(), _cable("ttyUSB1", properties={"ID_MODEL": "x"})], IDS_OF_CABLE | MODEL, ""),
         ([_cable(properties=None)], IDS_OF_CABLE, ""),
+        ([_cable(serial="A50285BI")], IDS_OF_CABLE | MODEL | {"port": ("of ttyUSB0",)}, SHARED),
+        (
+            [_cable(serial="0001"), _cable("ttyUSB1", serial="0001")],
+            IDS_OF_CABLE | MODEL | {"port": ("of ttyUSB0",)},
+            SHARED,
+        ),
+        ([_cable(serial="0001", port=None)], IDS_OF_CABLE | MODEL, ""),
         ([_cable(), _cable("ttyUSB1")], IDS_OF_CABLE | MODEL | {"port": ("of ttyUSB0",)}, "only the socket"),
         ([_cable(port=None), _cable("ttyUSB1")], {"path": ("/dev/ttyUSB0",)}, "nothing identifies it but its name"),
         ([_cable(physical="b"), _cable("ttyUSB1", physical="b")], IDS_OF_CABLE | MODEL, ""),
@@ -223,7 +231,10 @@ def _cable(name: str = "ttyUSB0", **fields: Any) -> Device:  # noqa: ANN401  any
 def test_a_suggestion_follows_the_stick_as_far_as_that_can_be_told(
     sticks: list[Device], keys: dict[str, tuple[str, ...]], note: str
 ) -> None:
-    """The first one's ids and its serial; without one its model; then its interfaces, its socket, and at last its name."""
+    """The first one's ids and its serial; without one its model; then its interfaces, its socket, and at last its name.
+
+    A serial that many devices share is none; the socket takes its place.
+    """
     suggestion, *_ = suggest(sticks, ())
     assert suggestion.keys == keys
     assert suggestion.note.startswith(note)

@@ -591,6 +591,25 @@ def test_paths_meet_only_where_the_kubelet_hands_over(ways: tuple[str, str]) -> 
     assert _config("resources:\n" + "".join(lines)).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("entry", "where"),
+    [
+        ("serial: '0001'", "4:17: resources[0].match[0].serial"),
+        ("{vendor: 10c4, serial: ['0001', mine]}", "4:32: resources[0].match[0].serial"),
+        ("path: /dev/serial/by-id/usb-Silicon_Labs_CP2102_0001-if00-port0", "4:15: resources[0].match[0].path"),
+        ("{serial: '0001', port: '*-usb-0:1:*'}", ""),
+        ("serial: '00010'", ""),
+        ("path: /dev/serial/by-id/usb-X_A0001-if00-port0", ""),
+        ("properties: {ID_MODEL: '0001'}", ""),
+    ],
+)
+def test_a_serial_of_many_devices_is_a_warning(entry: str, where: str) -> None:
+    """It is in the rule to tell one device from all others, which it does not; with the port beside it nothing depends on it."""
+    warnings = [warning.render("c.yaml") for warning in _config(_entry(entry)).warnings]
+    start = f"c.yaml:{where}: many devices have the serial 0001 (bridge chips CP2102"
+    assert [warning[: len(start)] for warning in warnings] == ([start] if where else [])
+
+
 def test_a_key_under_properties_is_no_warning() -> None:
     """Whoever writes ID_VENDOR_ID as a property means it."""
     assert _config(_entry("properties: {ID_VENDOR_ID: 10c4}")).warnings == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -108,6 +109,28 @@ def test_a_device_keeps_its_id_under_another_name_and_in_another_socket() -> Non
     assert ids(first) == ids(away) == ids(back)
     assert [states(slots) for slots in (first, away, back)] == [[PRESENT], [LINGERING], [PRESENT]]
     assert back[0].devices == (stick("ttyUSB3", socket="2"),)
+
+
+@pytest.mark.parametrize("serial", [None, "533D004242", "0001"])
+def test_without_a_serial_of_its_own_the_socket_is_the_identity(serial: str | None) -> None:
+    """Moved to another socket it is another device, and back in its own it is the same; so it is with a serial that many devices share."""
+    story = Story()
+    first = story.see(stick("ttyUSB0", serial, socket="1"))
+    moved = story.see(stick("ttyUSB1", serial, socket="2"), counted=2)
+    back = story.see(stick("ttyUSB2", serial, socket="1"), stick("ttyUSB3", serial, socket="2"))
+    assert len({*ids(first), *ids(moved)}) == len(ids(back)) == 2
+    assert ids(back)[0] == ids(first)[0]
+    (alone,) = Story().see(stick("ttyUSB3", serial, socket="2"))
+    assert alone.id == ids(back)[1] != ids(first)[0]
+
+
+def test_a_device_with_a_shared_serial_keeps_the_id_of_a_former_daemon() -> None:
+    """One that took the serial for its own made the ID without the socket; in its socket the device keeps it, elsewhere it is another."""
+    here, away = stick(serial="0001", socket="1"), stick("ttyUSB1", serial="0001", socket="2")
+    (slot,) = Story().see(here)
+    former = replace(stored(slot.identity.id(ZIGBEE, in_socket=False), here), in_socket=False)
+    assert ids(Story(former).see(here)) == [former.id]
+    assert former.id not in ids(Story(former).see(away))
 
 
 def test_a_device_that_udev_renames_in_place_keeps_its_id() -> None:

@@ -1,4 +1,4 @@
-"""An API server as far as Nodes go, over real HTTP on loopback: it lists them and pods, merges patches of status, refuses on request."""
+"""An API server over real HTTP on loopback: it lists Nodes, pods, claims and slices, merges patches of status, refuses on request."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from devwatch.core.node import ANNOTATION
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RESOURCE = "a.io/stick"
+_DYNAMIC = "/apis/resource.k8s.io/v1/"
 Node = dict[str, Any]
 
 
@@ -31,6 +33,14 @@ class Site:
     """The pods of the cluster."""
     unlisted: str = ""
     """The message by which a list of the pods is refused, empty where it is answered."""
+    objects: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """By resource of resource.k8s.io/v1 the objects by name. A resource that is not here is not served."""
+    forbidden: dict[tuple[str, str], str] = field(default_factory=dict)
+    """By method and resource of resource.k8s.io/v1: the message by which it is refused."""
+    deleted: list[str] = field(default_factory=list)
+    """The objects of resource.k8s.io/v1 that were to be deleted, dry runs included, in this order."""
+    at_deletion: Callable[[str], None] = lambda _name: None
+    """Called with the name of an object after it was deleted."""
     removed: list[str] = field(default_factory=list)
     """The Nodes that were written, in this order."""
     asked: list[str] = field(default_factory=list)
@@ -43,6 +53,8 @@ class Site:
         route, _, query = path.partition("?")
         if route == "/api/v1/pods":
             return (403, _status(403, self.unlisted)) if self.unlisted else (200, {"metadata": {}, "items": self.pods})
+        if route.startswith(_DYNAMIC):
+            return self._answer_dynamic(method, route.removeprefix(_DYNAMIC), unquote(query), body)
         if method == "GET":
             return 200, {"kind": "NodeList", "metadata": {}, "items": list(self.nodes.values())}
         name = route.split("/")[4]
@@ -52,6 +64,26 @@ class Site:
         if body and name in self.refusals:
             return self.refusals[name][0], _status(*self.refusals[name])
         return 200, self._merged(name, body, keep="dryRun=All" not in query)
+
+    def _answer_dynamic(self, method: str, route: str, query: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        kind, _, name = route.partition("/")
+        if kind not in self.objects:
+            return 404, {}
+        if message := self.forbidden.get((method, kind)):
+            return 403, _status(403, message)
+        found = self.objects[kind]
+        if method == "GET":
+            items = [each for each in found.values() if _is_selected(each, query)]
+            return 200, {"metadata": {}, "items": items}
+        self.deleted.append(name)
+        if name not in found:
+            return 404, _status(404, f"{name} not found", "NotFound")
+        if found[name]["metadata"]["uid"] != body["preconditions"]["uid"]:
+            return 409, _status(409, "the UID in the precondition differs", "Conflict")
+        if body.get("dryRun") != ["All"]:
+            del found[name]
+            self.at_deletion(name)
+        return 200, _status(200, "")
 
     def _merged(self, name: str, body: dict[str, Any], *, keep: bool) -> Node:
         before = self.nodes[name]
@@ -63,6 +95,13 @@ class Site:
             self.removed.append(name)
             self.at_removal(name)
         return {"kind": "Node", **after}
+
+
+def _is_selected(item: dict[str, Any], query: str) -> bool:
+    """Return whether the field selector of a query selects an object."""
+    (selector,) = [part.partition("=")[2] for part in query.split("&") if part.startswith("fieldSelector=")] or [""]
+    pairs = (term.split("=") for term in selector.split(",") if term)
+    return all(item["spec"].get(path.removeprefix("spec.")) == value for path, value in pairs)
 
 
 def _status(code: int, message: str, reason: str = "") -> dict[str, Any]:
@@ -123,7 +162,7 @@ def site(folder: Path, *names: str) -> Iterator[Site]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as it is there
             """Write nothing."""
 
-        do_GET = do_PATCH = _answer  # noqa: N815 - the names that http.server calls
+        do_GET = do_PATCH = do_DELETE = _answer  # noqa: N815 - the names that http.server calls
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -69,7 +69,9 @@ async def status(connection: Connection, screen: Screen, remarks: Screen, *, for
         _show(screen, seen.resources, wide=form == "wide")
     if form not in {"json", "yaml"} and not any(row.owned for row in seen.resources):
         remarks.line("devwatch advertises nothing in this cluster")
-    hidden = (f"the pods are not shown: {seen.hidden}",) if seen.hidden else ()
+    hidden = [f"the pods are not shown: {seen.hidden}"] if seen.hidden else []
+    if seen.unclaimed:
+        hidden.append(f"the holders of devices with publish: {Publish.DRA.value} are not shown: {seen.unclaimed}")
     warnings = (text for row in seen.resources for text in row.warnings())
     for warning in dict.fromkeys((*hidden, *warnings)):
         remarks.line(f"warning: {escape(warning)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from devwatch.core.node import FIELD_MANAGER
 from devwatch.core.rules import Publish
+from devwatch.core.slices import slice_name
 from devwatch.core.way import joined, way_of
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from devwatch.core.pods import Pod
 
     PodsByNode = Mapping[str | None, Sequence[Pod]]
+    Reservations = Mapping[tuple[str, str], AbstractSet[str]]
+    """By pool and ID of a device that a ResourceClaim has: the pods that the claim is reserved for, as `NAMESPACE/NAME`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,9 @@ class ResourceStatus:
     summary: NodeSummary | None
     resource: str
     pods: tuple[Pod, ...] | None
-    """The unfinished pods that request it, None without the permission to list pods."""
+    """The unfinished pods that request it, or have it through a claim, None without the permission to list pods."""
+    reserved: Mapping[str, AbstractSet[str]] | None = None
+    """With `dra`, by ID: the pods that a claim reserves the device for, None where the claims are unknown."""
     waiting: tuple[Pod, ...] = ()
     """The pods that request it and are not bound to any Node."""
     mixed: str = ""
@@ -74,8 +79,11 @@ class ResourceStatus:
 
     @property
     def requested(self) -> int | None:
-        """The sum of the pods' requests, None without the permission to list pods."""
-        return None if self.pods is None else sum(pod.requests[self.resource] for pod in self.pods)
+        """The requests, and the devices of pods that have some only through a claim; None without the permission to list pods."""
+        if self.pods is None:
+            return None
+        claiming = [self.ids(pod) for pod in self.pods if self.resource not in pod.requests]
+        return sum(pod.requests.get(self.resource, 0) for pod in self.pods) + len(frozenset().union(*claiming))
 
     @property
     def owned(self) -> bool:
@@ -104,14 +112,21 @@ class ResourceStatus:
         return max((writer.time for writer in writers if writer.manager == FIELD_MANAGER), default=None)
 
     def holders(self, entry: Entry) -> tuple[str, ...] | None:
-        """Return the pods whose status names the device, None where that is unknown: kubelets before 1.36 do not name it."""
+        """Return the pods that hold the device, None where that is unknown.
+
+        With `dra` the claims say it, else the status of each pod, in which kubelets before 1.36 do not name its devices.
+        """
+        if self._is_dra:
+            return None if self.reserved is None else tuple(sorted(self.reserved.get(entry.id or "", ())))
         if entry.id is None or self.pods is None:
             return None
         named = tuple(pod.title for pod in self.pods if entry.id in self.ids(pod))
         return named if named or all(map(self.ids, self.pods)) else None
 
     def ids(self, pod: Pod) -> frozenset[str]:
-        """Return the IDs of devices of this resource that the status of a pod names."""
+        """Return the IDs of devices of this resource that the status of a pod names, or with `dra` its claims."""
+        if self._is_dra:
+            return frozenset(name for name, titles in (self.reserved or {}).items() if pod.title in titles)
         return pod.devices.get(self.resource, frozenset())
 
     def warnings(self) -> tuple[str, ...]:
@@ -128,6 +143,9 @@ class ResourceStatus:
             yield f"node {node.name} is not Ready: its figures may be old"
         if self.mixed:
             yield self.mixed
+        if self._is_dra:  # its devices are in a ResourceSlice, and both figures are 0
+            yield from (f"{where}: {kept}" for kept in self._kept_by_claims())
+            return
         if self.capacity != self.allocatable and not (handed_over and amounts.capacity >= amounts.allocatable):
             text = f"allocatable {self.allocatable} differs from capacity {self.capacity}; the kubelet will settle it"
             yield f"{where}: {text}"
@@ -178,6 +196,13 @@ class ResourceStatus:
         keepers = self._keepers(named.keys(), kept)
         return f"{what} lost and kept by {keepers}{blocks}: end that pod, or plug the device in again"
 
+    def _kept_by_claims(self) -> Iterator[str]:
+        """Yield which lost devices pods keep. They block no present one: each claim is for certain devices."""
+        for entry in self.distinct:
+            if entry.lost and (keepers := self.holders(entry)):
+                end = "end that pod" if len(keepers) == 1 else "end these pods"
+                yield f"{label(entry)} is lost and kept by {joined(keepers)}: {end}, or plug the device in again"
+
     def _keepers(self, lost: AbstractSet[str], kept: int) -> str:
         """Name the pods that keep lost devices: those whose status names one of `lost`, else those that may."""
         if not self.pods:
@@ -186,6 +211,10 @@ class ResourceStatus:
         silent = [pod for pod in self.pods if not self.ids(pod)]
         pods = named or silent or self.pods
         return f"{'one of ' if len(pods) > kept else ''}{_titles(pods)}"
+
+    @property
+    def _is_dra(self) -> bool:
+        return self.publish == Publish.DRA.value
 
     @property
     def _entries(self) -> tuple[Entry, ...]:
@@ -214,17 +243,23 @@ def _number(count: int) -> str:
     return "1 device is" if count == 1 else f"{count} devices are"
 
 
-def resource_statuses(nodes: Mapping[str, NodeSummary], pods: PodsByNode | None) -> tuple[ResourceStatus, ...]:
+def resource_statuses(
+    nodes: Mapping[str, NodeSummary], pods: PodsByNode | None, reservations: Reservations | None = None
+) -> tuple[ResourceStatus, ...]:
     """Return every resource that devwatch advertises on these Nodes, and the requests of pods for it or for what no Node has.
 
-    They are in the order of node and name; those without a node come last. `pods` are the unfinished ones, None where they are unknown.
+    They are in the order of node and name; those without a node come last. `pods` are the unfinished ones, None where they are unknown;
+    likewise the `reservations` of claims.
     """
     owned = {name for node in nodes.values() for name in node.owned}
     shown = owned.union(*(node.shown for node in nodes.values()))
     rows: dict[tuple[str, str], list[Pod]] = {(node, name): [] for node in nodes for name in nodes[node].owned}
+    reserved = {(node, name): _reserved(nodes[node], name, reservations) for node, name in rows}
     for node in (None, *nodes):
         for pod in (pods or {}).get(node, ()):
-            for name in _relevant_requests(pod, nodes[node] if node else None, owned, shown):
+            requests = _relevant_requests(pod, nodes[node] if node else None, owned, shown)
+            claimed = (row[1] for row, found in reserved.items() if row[0] == node and _has_any(pod, found))
+            for name in dict.fromkeys((*requests, *claimed)):
                 rows.setdefault((node or "", name), []).append(pod)
     mixed = {name: _mixed(name, nodes.values()) for name in owned}
     return tuple(
@@ -232,6 +267,7 @@ def resource_statuses(nodes: Mapping[str, NodeSummary], pods: PodsByNode | None)
             summary=nodes.get(node),
             resource=name,
             pods=None if pods is None else tuple(requesting),
+            reserved=reserved.get((node, name)),
             waiting=tuple(rows.get(("", name), ())),
             mixed=mixed.get(name, ""),
             unadvertised=name not in shown,
@@ -239,6 +275,18 @@ def resource_statuses(nodes: Mapping[str, NodeSummary], pods: PodsByNode | None)
         )
         for (node, name), requesting in sorted(rows.items(), key=lambda row: (not row[0][0], row[0]))
     )
+
+
+def _reserved(node: NodeSummary, name: str, reservations: Reservations | None) -> Mapping[str, AbstractSet[str]] | None:
+    """Return by ID the pods that the devices of a resource are reserved for, None where that is unknown."""
+    if reservations is None:
+        return None
+    ids = {entry.id for entry in node.state.listing()[name] if entry.id and entry.publish == Publish.DRA.value}
+    return {each: reservations.get((slice_name(node.name), each), frozenset()) for each in sorted(ids)}
+
+
+def _has_any(pod: Pod, reserved: Mapping[str, AbstractSet[str]] | None) -> bool:
+    return any(pod.title in titles for titles in (reserved or {}).values())
 
 
 def _mixed(name: str, nodes: Iterable[NodeSummary]) -> str:

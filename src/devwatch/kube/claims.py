@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from devwatch.core.claims import AllocatedDevice, ClaimState, Toleration
-from devwatch.core.errors import Retry
+from devwatch.core.errors import Missing, Retry, Unserved
+from devwatch.core.names import DRIVER
+from devwatch.kube.pods import list_all
+from devwatch.kube.slices import unserved
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from devwatch.core.claims import ClaimReference
+    from devwatch.core.status import Reservations
     from devwatch.kube.pods import Requests
 
 
@@ -29,6 +33,45 @@ async def read_claim(requests: Requests, claim: ClaimReference) -> ClaimState:
         return _state_of(content)
     except (AttributeError, KeyError, TypeError) as error:
         raise Retry(f"unexpected response to GET {path}: malformed ({type(error).__name__})") from error
+
+
+async def list_reservations(requests: Requests) -> Reservations:
+    """Return the devices of this driver that claims of the cluster reserve for pods. Administrative access reserves none.
+
+    Raises an `ApiError`: `Forbidden` without the permission to list claims, `Unserved` where the server does not have them.
+    """
+    found: dict[tuple[str, str], set[str]] = {}
+    try:
+        async for item in list_all(requests, "/apis/resource.k8s.io/v1/resourceclaims"):
+            pods = set(_reserved_for(item))
+            for each in _devices_of(item):
+                found.setdefault((each.pool, each.device), set()).update(pods)
+    except (Missing, Unserved) as error:
+        raise unserved(error) from error
+    return found
+
+
+def _reserved_for(item: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the pods that may use a claim, as `NAMESPACE/NAME` (ResourceClaimStatus, `reservedFor`)."""
+    try:
+        for each in (item.get("status") or {}).get("reservedFor") or ():
+            if each["resource"] == "pods":
+                yield f"{item['metadata']['namespace']}/{each['name']}"
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _malformed(error) from error
+
+
+def _devices_of(item: Mapping[str, Any]) -> Iterator[AllocatedDevice]:
+    """Yield the devices of this driver that a claim holds."""
+    try:
+        devices = _state_of(item).devices
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _malformed(error) from error
+    return (each for each in devices if each.driver == DRIVER and not each.admin)
+
+
+def _malformed(error: Exception) -> Retry:
+    return Retry(f"unexpected response: an item is not a ResourceClaim ({type(error).__name__})")
 
 
 def _state_of(content: Mapping[str, Any]) -> ClaimState:

@@ -5,21 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from devwatch.core.errors import Forbidden, Retry
+from devwatch.core.errors import Forbidden, Retry, Unserved
 from devwatch.core.listing import render_listing
 from devwatch.core.node import NodePatch, NodeState
 from devwatch.core.rules import Publish
 from devwatch.core.status import NodeSummary, ResourceStatus, resource_statuses
 from devwatch.core.way import way_of
+from devwatch.kube.claims import list_reservations
 from devwatch.kube.nodes import node_state
 from devwatch.kube.pods import list_all, pod_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from devwatch.core.errors import ApiError
     from devwatch.core.listing import Entry
     from devwatch.core.pods import Pod
-    from devwatch.core.status import PodsByNode
+    from devwatch.core.status import PodsByNode, Reservations
     from devwatch.kube.client import Connection
 
 
@@ -31,6 +33,8 @@ class Overview:
     """By node and name; those without a node come last."""
     hidden: str = ""
     """Why the pods are not shown, empty where they are."""
+    unclaimed: str = ""
+    """Why it is unknown which devices claims hold, empty where it is known, or no resource has `publish: dra`."""
 
 
 async def summarize_nodes(connection: Connection) -> tuple[NodeSummary, ...]:
@@ -51,24 +55,35 @@ def _summarize(item: Mapping[str, Any], origin: str) -> NodeSummary:
 async def overview(connection: Connection) -> Overview:
     """Return every resource that devwatch advertises in the cluster, and the pods that request it. Raises an `ApiError`.
 
-    Without the permission to list pods, everything but the pods is returned.
+    Without the permission to list pods, or claims, everything else is returned.
     """
     nodes = await summarize_nodes(connection)
     pods: PodsByNode | None = None
-    hidden = ""
+    reservations: Reservations | None = None
+    hidden = unclaimed = ""
     try:
         pods = await _pods_by_node(connection)
     except Forbidden as error:
-        hidden = f"{error}; {error.hint}" if error.hint else str(error)
-    return Overview(resources=resource_statuses({node.name: node for node in nodes}, pods), hidden=hidden)
+        hidden = _reason(error)
+    if any(way_of(entries) is Publish.DRA for node in nodes for entries in node.state.listing().values()):
+        try:
+            reservations = await list_reservations(connection)
+        except (Forbidden, Unserved) as error:
+            unclaimed = _reason(error)
+    resources = resource_statuses({node.name: node for node in nodes}, pods, reservations)
+    return Overview(resources=resources, hidden=hidden, unclaimed=unclaimed)
+
+
+def _reason(error: ApiError) -> str:
+    return f"{error}; {error.hint}" if error.hint else str(error)
 
 
 async def _pods_by_node(connection: Connection) -> PodsByNode:
-    """Return the unfinished pods that request an extended resource, under None those that are not bound to a Node."""
+    """Return the unfinished pods that request an extended resource or have a claim, under None those that are not bound to a Node."""
     pods: dict[str | None, list[Pod]] = {}
     async for item in list_all(connection, "/api/v1/pods"):
         pod, node = pod_of(item), item["spec"].get("nodeName")
-        if pod.requests and not pod.finished:
+        if (pod.requests or pod.claims) and not pod.finished:
             pods.setdefault(node if node and isinstance(node, str) else None, []).append(pod)
     return pods
 
@@ -88,7 +103,7 @@ def removal(state: NodeState) -> NodePatch:
 
 
 def _is_removable(state: NodeState, name: str) -> bool:
-    return state.removable(name, kubelet=_is_registered(state.memory().get(name, ())))
+    return state.removable(name, kubelet=way_of(state.memory().get(name, ())).hands_over)
 
 
 def _is_registered(entries: Iterable[Entry]) -> bool:

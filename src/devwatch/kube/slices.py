@@ -52,14 +52,14 @@ class KubeSlices:
                     slices = tuple(slice_of(item) for item in items)
                     yield SliceReport(slices=slices, listed=kind == LISTED, deleted=kind == "DELETED")
         except (Missing, Unserved) as error:
-            raise _unserved(error) from error
+            raise unserved(error) from error
 
     async def create(self, wanted: Slice) -> Slice:
         """Create a slice and return what the server has stored. Raises an `ApiError`, `Conflict` where there is one of this name."""
         try:
             return slice_of(await self.server.request("POST", PATH, query=_QUERY, body=wanted.body()))
         except (Missing, Unserved) as error:
-            raise _unserved(error) from error
+            raise unserved(error) from error
 
     async def update(self, wanted: Slice) -> Slice:
         """Replace a slice and return what the server has stored.
@@ -78,7 +78,8 @@ def _path(name: str) -> str:
     return f"{PATH}/{quote(name, safe='')}"
 
 
-def _unserved(error: Exception) -> Unserved:
+def unserved(error: Exception) -> Unserved:
+    """Return the error for a server that has nothing at a path of resource.k8s.io/v1."""
     return Unserved(
         f"the API server does not serve resource.k8s.io/v1, which publish: dra needs (Kubernetes 1.34 or newer): {error}"
     )

@@ -11,6 +11,7 @@ import pytest
 
 from devwatch.cli import admin
 from devwatch.cli.display import Screen
+from devwatch.core.errors import Unavailable
 from devwatch.core.node import ANNOTATION
 from devwatch.kube.client import Connection
 from devwatch.kube.credentials import Credentials
@@ -354,3 +355,132 @@ def test_figures_that_differ_otherwise_are_told_as_they_are(alone: Site) -> None
             f"{WHERE}allocatable {allocatable} differs from capacity 1; the kubelet will settle it",
             f"{WHERE}3 requested, {allocatable} allocatable; a pod runs without its device",
         ]
+
+
+# -- dynamic resource allocation
+
+
+def dra_stick(number: int, *, lost: bool = False) -> dict[str, Any]:
+    """Return a device of a ResourceSlice, as the annotation lists it."""
+    return {**stick(number, lost=lost), "publish": "dra"}
+
+
+def claim(name: str, *pods: str, device: str = "dw1", node: str = "n1", **more: Any) -> dict[str, Any]:  # noqa: ANN401 - any value
+    """Return a ResourceClaim of a device of a node, with the pods that it is reserved for."""
+    result = {"request": "r", "driver": "devwatch.io", "pool": f"{node}-devwatch.io", "device": device, **more}
+    reserved = [{"resource": "pods", "name": each, "uid": f"uid-{each}"} for each in pods]
+    status = {"allocation": {"devices": {"results": [result]}}, "reservedFor": reserved}
+    return {"metadata": {"namespace": "default", "name": name, "uid": name}, "status": status}
+
+
+def claiming(name: str, *claims: str, node: str = "n1", phase: str = "Running") -> dict[str, Any]:
+    """Return a pod that has its devices through claims alone."""
+    made = pod(name, {}, node=node, phase=phase)
+    made["spec"]["resourceClaims"] = [{"name": each, "resourceClaimName": each} for each in claims]
+    return made
+
+
+def serve_claims(cluster: Site, *claims: dict[str, Any]) -> None:
+    """Let the cluster have these claims."""
+    cluster.objects["resourceclaims"] = {each["metadata"]["name"]: each for each in claims}
+
+
+def test_devices_in_a_slice_are_not_missed_in_the_figures(cluster: Site) -> None:
+    """Both figures are 0 on purpose, whatever the pods request: no warning says that none is advertised, or that a pod has none."""
+    for name in ("n1", "n2"):
+        advertise(cluster, name, [dra_stick(1), dra_stick(2, lost=True)], 0, 0)
+    serve_claims(cluster)
+    cluster.pods = [running("a")]
+    shown = status(cluster)
+    assert shown.rows[0] == ["n1", RESOURCE, "dra", "0", "0", "1", "default/a", "(Running)", "DW1,", "DW2", "(lost)"]
+    assert shown.err == []
+    devices = status(cluster, "json").resources[0]["devices"]
+    assert [(each["publish"], each["holders"]) for each in devices] == [("dra", [])] * 2
+
+
+def test_who_holds_a_device_of_a_slice_is_what_the_claims_say(cluster: Site) -> None:
+    """By node and device, for all pods of a shared claim. Administrative access, another driver and what is not allocated hold nothing."""
+    for name in ("n1", "n2"):
+        advertise(cluster, name, [dra_stick(1), dra_stick(2)], 0, 0)
+    foreign = claim("foreign", "x", driver="gpu.example.com")
+    unallocated = {"metadata": {"namespace": "default", "name": "new", "uid": "new"}}
+    by_other = claim("other", "b")
+    by_other["status"]["reservedFor"].append({"resource": "workloads", "name": "w", "uid": "w"})
+    mine = (claim("shared", "a", "b"), claim("own", "c", device="dw2", node="n2"), by_other)
+    serve_claims(cluster, *mine, claim("admin", "x", device="dw2", adminAccess=True), foreign, unallocated)
+    cluster.pods = [
+        pod("a", {RESOURCE: 1}, node="n1", phase="Running"),
+        claiming("b", "shared", "other"),
+        claiming("c", "own", node="n2", phase="Pending"),
+        claiming("d", "own"),
+        claiming("x", "admin", "foreign"),
+        claiming("e", "new", node="", phase="Pending"),
+    ]
+    shown = status(cluster)
+    assert [" ".join(row[5:]) for row in shown.rows] == [
+        "2 default/a (Running), default/b (Running) DW1 (held by default/a, default/b), DW2",
+        "1 default/c (Pending) DW1, DW2 (held by default/c)",
+    ]
+    assert shown.err == []
+    first, second = status(cluster, "json").resources
+    assert [each["holders"] for each in first["devices"]] == [["default/a", "default/b"], []]
+    assert [(each["name"], each["devices"]) for each in first["pods"]] == [("a", ["dw1"]), ("b", ["dw1"])]
+    assert [each["holders"] for each in second["devices"]] == [[], ["default/c"]]
+
+
+def test_a_lost_device_of_a_slice_names_who_keeps_it(alone: Site) -> None:
+    """All pods of a shared claim are to end. It blocks no other: a claim is for certain devices."""
+    advertise(
+        alone, "n1", [dra_stick(1, lost=True), dra_stick(2, lost=True), dra_stick(3), dra_stick(4, lost=True)], 0, 0
+    )
+    serve_claims(alone, claim("one", "a"), claim("two", "b", "a", device="dw2"), claim("three", "c", device="dw3"))
+    alone.pods = [claiming("a", "one", "two"), claiming("b", "two"), claiming("c", "three")]
+    assert status(alone).err == [
+        f"{WHERE}DW1 is lost and kept by default/a{CURE}",
+        f"{WHERE}DW2 is lost and kept by default/a, default/b: end these pods, or plug the device in again",
+    ]
+
+
+CLAIMS = 'resourceclaims.resource.k8s.io is forbidden: User "u" cannot list resource "resourceclaims" in API group "resource.k8s.io"'
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_without_claims_their_holders_are_unknown(served: bool, cluster: Site) -> None:  # noqa: FBT001 - a case
+    """One line says so, though two nodes have such devices: the permission is missing, or the server too old."""
+    for name in ("n1", "n2"):
+        advertise(cluster, name, [dra_stick(1, lost=True)], 0, 0)
+    if served:
+        serve_claims(cluster, claim("one", "a"))
+        cluster.forbidden["GET", "resourceclaims"] = f"{CLAIMS} at the cluster scope"
+    cluster.pods = [running("a")]
+    (line,) = status(cluster).err
+    assert line.startswith("warning: the holders of devices with publish: dra are not shown: ")
+    assert ("kubectl create clusterrole" if served else "does not serve resource.k8s.io/v1") in line
+    first, _ = status(cluster, "json").resources
+    assert ([each["holders"] for each in first["devices"]], first["pods"][0]["devices"]) == ([None], None)
+
+
+def test_claims_are_no_matter_without_such_a_resource(cluster: Site) -> None:
+    """Nobody needs a permission for what is not used."""
+    serve_claims(cluster)
+    cluster.forbidden["GET", "resourceclaims"] = CLAIMS
+    assert status(cluster).err == []
+
+
+def test_holders_are_known_from_claims_where_the_pods_are_not(alone: Site) -> None:
+    """A claim names its pods; what they request besides is unknown."""
+    advertise(alone, "n1", [dra_stick(1, lost=True)], 0, 0)
+    serve_claims(alone, claim("one", "a"))
+    alone.unlisted = LISTED
+    assert status(alone).err[1:] == [f"{WHERE}DW1 is lost and kept by default/a{CURE}"]
+    (row,) = status(alone, "json").resources
+    assert (row["requested"], row["pods"], row["devices"][0]["holders"]) == (None, None, ["default/a"])
+
+
+@pytest.mark.parametrize("broken", [{"status": {"reservedFor": [{"resource": "pods"}]}}, {"status": {"allocation": 1}}])
+def test_what_is_no_claim_is_not_taken_for_one(broken: dict[str, Any], alone: Site) -> None:
+    """A proxy may answer: the command fails with one line."""
+    advertise(alone, "n1", [dra_stick(1)], 0, 0)
+    alone.objects["resourceclaims"] = {"x": {"metadata": {"namespace": "default", "uid": "x"}, **broken}}
+    with pytest.raises(Unavailable, match="an item is not a ResourceClaim"):
+        status(alone)

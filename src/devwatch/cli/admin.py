@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devwatch.config.resolver import new_loop
 from devwatch.core import exitstatus
-from devwatch.core.errors import ApiError, KubeletError, NodeMissing, Unavailable
+from devwatch.core.errors import ApiError, KubeletError, Missing, NodeMissing, Unavailable
 from devwatch.core.node import NodePatch
 from devwatch.core.rules import Publish
 from devwatch.core.status import label
 from devwatch.core.text import escape
-from devwatch.core.way import way_of
+from devwatch.core.way import joined, way_of
 from devwatch.host.lock import NodeLock
 from devwatch.kube import cluster, nodes
+from devwatch.kube.slices import delete_slice, list_slices
+from devwatch.kubelet.driverfiles import find_driver_files
 from devwatch.kubelet.links import FOLDER, find_leftovers, remove_leftovers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from devwatch.cli.display import Screen
     from devwatch.core.listing import Entry
     from devwatch.core.node import NodeState
     from devwatch.core.pods import Pod
+    from devwatch.core.slices import Slice
     from devwatch.core.status import ResourceStatus
     from devwatch.host.lock import Holder
     from devwatch.kube.client import Connection
@@ -153,87 +158,219 @@ class Purge:
     sync: float = SYNC_DELAY
     """The pause in place of `pause` where the kubelet has handed over a resource."""
     here: str = ""
-    """The name of the node that this host is, of which the sockets and links are removed as well; empty for none."""
+    """The name of the node that this host is, of which the files are removed as well; empty for none."""
     plugins: Path = Path()
     """The folder in which the kubelet of this host accepts device plugins."""
+    kubelet: Path = Path()
+    """The root of the kubelet of this host."""
+    cdi: Path = Path("/var/run/cdi")
+    """The folder of the CDI files of this host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Removal:
+    """What is to be removed from one node."""
+
+    patch: NodePatch = field(default_factory=NodePatch)
+    slices: tuple[Slice, ...] = ()
+    files: tuple[Path, ...] = ()
+    kept: tuple[Path, ...] = ()
+    """The files that stay, since a claim is prepared."""
+
+    def __bool__(self) -> bool:
+        """Return whether it removes anything."""
+        return bool(self.patch or self.slices or self.files)
+
+
+_Failures = Mapping[str, str]
+"""By node: what could not be done, and why."""
 
 
 async def purge(connection: Connection, screen: Screen, remarks: Screen, task: Purge) -> int:
-    """Remove exactly what devwatch owns according to the annotations, and check whether it stays removed.
+    """Remove exactly what devwatch owns: by the annotations, its slices, its files on this host. Check whether it stays removed.
 
     A node that fails does not stop the others. Each failure is a line of the remarks, and the status is then 1.
     """
     daemon = None if task.node is None or task.dry_run else _daemon_on_this_host(task.node)
     states = await _states(connection, task.node)
-    removals = {name: patch for name, state in states.items() if (patch := cluster.removal(state))}
-    files, unknown = _leftovers(remarks, task, states)
-    names = [name for name in states if name in removals or (files and name == task.here)]
-    verb = "left" if daemon else "would remove" if task.dry_run else "removing"
-    for name in names:
-        _show_removal(screen, name, states[name], removals.get(name, NodePatch()), verb=verb)
-        _show_files(screen, files if name == task.here else ())
+    found, failures = await _find(connection, remarks, task, states)
+    for name, each in found.items():
+        verb = "left" if daemon or not each else "would remove" if task.dry_run else "removing"
+        _show_removal(screen, name, states[name], each, verb=verb)
     if daemon:
         raise Unavailable(_still_runs(task.node, daemon))
-    failures = [*unknown.items()]
-    if not names:
+    removals = {name: each for name, each in found.items() if each}
+    if not found:
         screen.line("there is nothing of devwatch to remove")
-    elif not task.dry_run and not task.confirmed(len(names)):
+    elif removals and not task.dry_run and not task.confirmed(len(removals)):
         screen.line("nothing was removed")
         return exitstatus.FAILED
-    elif task.dry_run != "client":
+    elif removals and task.dry_run != "client":
         await asyncio.sleep(0)  # a pending interrupt ends it here, and not after the first request
-        failures += (await _remove(connection, screen, task, removals, files)).items()
-    for name, reason in failures:
+        failures = _merge(failures, await _remove(connection, screen, task, removals))
+    for name, reason in failures.items():
         remarks.out.write(escape(f"devwatch: {name}: {' '.join(reason.split())}") + "\n")
     return exitstatus.FAILED if failures else exitstatus.DONE
 
 
-async def _remove(
-    connection: Connection, screen: Screen, task: Purge, removals: Mapping[str, NodePatch], files: Sequence[Path]
-) -> dict[str, str]:
-    """Remove, check after a pause, and show what was done. Return the failures by node."""
-    patched, failures = await _patch_each(connection, removals, dry_run=task.dry_run is not None)
-    for name in [name for name in removals if name not in {**patched, **failures}]:
+async def _find(
+    connection: Connection, remarks: Screen, task: Purge, states: Mapping[str, NodeState]
+) -> tuple[dict[str, _Removal], _Failures]:
+    """Return by node what is to be removed or kept, and why some of it is unknown or stays."""
+    slices, unlisted = await _find_slices(connection, remarks, task, states)
+    files, unread = _find_files(remarks, task, states)
+    found = {}
+    for name, state in states.items():
+        here = files if name == task.here else _Removal()
+        each = replace(here, patch=cluster.removal(state), slices=slices.get(name, ()))
+        if each or each.kept:
+            found[name] = each
+    return found, _merge(unlisted, unread)
+
+
+def _merge(*failures: _Failures) -> _Failures:
+    names = dict.fromkeys(chain(*failures))
+    return {name: "; ".join(each[name] for each in failures if name in each) for name in names}
+
+
+async def _remove(connection: Connection, screen: Screen, task: Purge, removals: Mapping[str, _Removal]) -> _Failures:
+    """Remove, check after a pause, and show what was done. Return the failures."""
+    dry_run, files = task.dry_run is not None, removals[task.here].files if task.here in removals else ()
+    deleted, failures = await _delete_slices(connection, removals, dry_run=dry_run)
+    patches = {name: each.patch for name, each in removals.items() if each.patch}
+    patched, unpatched = await _patch_each(connection, patches, dry_run=dry_run)
+    for name in [name for name in patches if name not in {**patched, **unpatched}]:
         screen.line(f"{name}: the Node was deleted meanwhile, so nothing is left to remove")
+    failures = _merge(failures, unpatched)
     if task.dry_run:
         return failures
     if fault := _remove_files(task.here, files):
-        failures[task.here] = "; ".join(filter(None, (failures.get(task.here), fault)))
-    handed_over = [name for name in patched if removals[name].annotation is not None]
-    await asyncio.sleep(task.sync if handed_over else task.pause if patched else 0)
-    again, unknown = await _patch_each(connection, {name: NodePatch() for name in patched})
-    failures |= {
-        name: f"removed, but whether it stays removed is unknown: {reason}" for name, reason in unknown.items()
-    }
-    for name, state in again.items():
-        if back := cluster.reappeared(state, removals[name]):
-            _show_removal(screen, name, state, back, verb="left")
-            failures[name] = _writes_again(name, state, back)
-    gone = {name: NodePatch(annotation=None) for name in handed_over if name in again.keys() - failures.keys()}
-    failures |= (await _patch_each(connection, gone))[1]
-    if done := len((patched.keys() | ({task.here} if files else set())) - failures.keys()):
+        failures = _merge(failures, {task.here: fault})
+    handed_over = [name for name in patched if patches[name].annotation is not None]
+    await asyncio.sleep(task.sync if handed_over else task.pause if patched or deleted else 0)
+    changed = dict.fromkeys((*patched, *deleted))
+    failures = _merge(failures, await _check(connection, screen, task, {name: removals[name] for name in changed}))
+    gone = {name: NodePatch(annotation=None) for name in handed_over if name not in failures}
+    failures = _merge(failures, (await _patch_each(connection, gone))[1])
+    if done := len({*changed, *([task.here] if files else [])} - failures.keys()):
         screen.line(f"removed from {done} node{'s' if done > 1 else ''}")
     return failures
 
 
-def _leftovers(
-    remarks: Screen, task: Purge, states: Mapping[str, NodeState]
-) -> tuple[tuple[Path, ...], dict[str, str]]:
-    """Return what a daemon left in the folder of the plugins if this host is one of the nodes, and by its name why that is unknown.
+async def _check(connection: Connection, screen: Screen, task: Purge, removed: Mapping[str, _Removal]) -> _Failures:
+    """Show what is there again of what was removed, and return by whom."""
+    again, unknown = await _patch_each(connection, dict.fromkeys(removed, NodePatch()))
+    slices: Mapping[str, tuple[Slice, ...]] = {}
+    try:
+        if any(each.slices for each in removed.values()):
+            slices = await _slices(connection, task)
+    except ApiError as error:
+        unlisted = {name: _with_hint(error) for name, each in removed.items() if each.slices}
+        unknown = {**unlisted, **unknown}
+    failures = {name: f"removed, but whether it stays removed is unknown: {reason}" for name, reason in unknown.items()}
+    for name, state in again.items():
+        back = _Removal(patch=cluster.reappeared(state, removed[name].patch), slices=slices.get(name, ()))
+        if back:
+            _show_removal(screen, name, state, back, verb="left")
+            failures[name] = _still_runs(name) if back.slices else _writes_again(name, state, back.patch)
+    return failures
+
+
+# -- slices
+
+
+async def _find_slices(
+    connection: Connection, remarks: Screen, task: Purge, states: Mapping[str, NodeState]
+) -> tuple[Mapping[str, tuple[Slice, ...]], _Failures]:
+    """Return the slices by node. That they are unknown is a failure of each Node that says that it has some, else a warning."""
+    try:
+        return await _slices(connection, task), {}
+    except ApiError as error:
+        why = f"the ResourceSlices of devwatch are unknown and stay: {_with_hint(error)}"
+        having = {name: why for name, state in states.items() if Publish.DRA in _ways(state)}
+        if not having:
+            remarks.line(f"warning: {escape(why)}")
+        return {}, having
+
+
+async def _slices(connection: Connection, task: Purge) -> Mapping[str, tuple[Slice, ...]]:
+    found: dict[str, tuple[Slice, ...]] = {}
+    for each in await list_slices(connection, task.node):
+        found[each.node] = (*found.get(each.node, ()), each)
+    return found
+
+
+async def _delete_slices(
+    connection: Connection, removals: Mapping[str, _Removal], *, dry_run: bool
+) -> tuple[Sequence[str], _Failures]:
+    """Delete each slice, also after a failure of another. Return the nodes that had some, and the failures."""
+    failures: _Failures = {}
+    for name, each in removals.items():
+        for unwanted in each.slices:
+            try:
+                await delete_slice(connection, unwanted, dry_run=dry_run)
+            except Missing:
+                continue
+            except ApiError as error:
+                failures = _merge(failures, {name: _with_hint(error)})
+    return [name for name, each in removals.items() if each.slices and name not in failures], failures
+
+
+def _ways(state: NodeState) -> frozenset[Publish]:
+    return frozenset(map(way_of, state.listing().values()))
+
+
+# -- files of this host
+
+
+def _find_files(remarks: Screen, task: Purge, states: Mapping[str, NodeState]) -> tuple[_Removal, _Failures]:
+    """Return what a daemon left in folders of this host if it is one of the nodes, and by its name why that is unknown or stays.
 
     It is a failure where the Node says that something is there. Otherwise it is a warning, or nothing where there is no such folder.
     """
+    files, failures = _Removal(), _merge()
     if task.here not in states:
-        return (), {}
-    try:
-        return find_leftovers(task.plugins), {}
-    except KubeletError as error:
-        why = f"{error}: sockets and links of devwatch that are there stay (--device-plugin-dir names the folder)"
-        if any(way_of(entries) is Publish.DEVICE_PLUGIN for entries in states[task.here].listing().values()):
-            return (), {task.here: why}
-        if not isinstance(error.__cause__, FileNotFoundError):
-            remarks.line(f"warning: {escape(why)}")
-    return (), {}
+        return files, failures
+    for way, find, stay in _PLACES:
+        try:
+            files, fault = find(task, files)
+        except KubeletError as error:
+            fault = f"{error}: {stay}"
+            if way not in _ways(states[task.here]):
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    remarks.line(f"warning: {escape(fault)}")
+                continue
+        failures = _merge(failures, {task.here: fault} if fault else {})
+    return files, failures
+
+
+def _find_plugin_files(task: Purge, files: _Removal) -> tuple[_Removal, str]:
+    return replace(files, files=(*files.files, *find_leftovers(task.plugins))), ""
+
+
+def _find_driver_files(task: Purge, files: _Removal) -> tuple[_Removal, str]:
+    """Return the files of the DRA driver. Those of a prepared claim stay: its pods need them, and the daemon, to start and to end."""
+    paths, claims = find_driver_files(task.kubelet, task.cdi)
+    if not claims:
+        return replace(files, files=(*files.files, *paths)), ""
+    titles = joined(sorted(claim.title for claim in claims))
+    cure = "end their pods while devwatch runs, then stop it and run devwatch purge once more"
+    return replace(files, kept=paths), f"claims are prepared here ({titles}), and their files stay: {cure}"
+
+
+_PLACES = (
+    (
+        Publish.DEVICE_PLUGIN,
+        _find_plugin_files,
+        "sockets and links of devwatch that are there stay (--device-plugin-dir names the folder)",
+    ),
+    (
+        Publish.DRA,
+        _find_driver_files,
+        "sockets, claims and CDI files of devwatch that are there stay (--kubelet-dir names the kubelet's root)",
+    ),
+)
+"""For each way of publishing that leaves files: how to find them, and what it means where they cannot be read."""
 
 
 def _remove_files(node: str, files: Sequence[Path]) -> str:
@@ -242,7 +379,7 @@ def _remove_files(node: str, files: Sequence[Path]) -> str:
     holder = lock.acquire_once() if files else None
     try:
         if holder is not None and holder.counts:
-            return f"{_still_runs(node, holder)}; its sockets and links stay"
+            return f"{_still_runs(node, holder)}; its files stay"
         remove_leftovers(files)
     except KubeletError as error:
         return str(error)
@@ -263,11 +400,6 @@ def _writes_again(node: str, state: NodeState, back: NodePatch) -> str:
     names = ", ".join(sorted(back.counts))
     when = "as it does for 5 minutes after the end of the plugin: run devwatch purge once more after that"
     return f"the kubelet has written {names} again, {when}"
-
-
-def _show_files(screen: Screen, files: Sequence[Path]) -> None:
-    for path in files:
-        screen.line(escape(f"- {path}{'/' if path.name == FOLDER else ''}"), indent=2)
 
 
 async def _patch_each(
@@ -304,12 +436,18 @@ async def _states(connection: Connection, node: str | None) -> dict[str, NodeSta
     return {node.name: node.state for node in await cluster.summarize_nodes(connection)}
 
 
-def _show_removal(screen: Screen, name: str, state: NodeState, patch: NodePatch, *, verb: str) -> None:
+def _show_removal(screen: Screen, name: str, state: NodeState, removal: _Removal, *, verb: str) -> None:
     screen.line(f"{name}: {verb}")
-    for resource in sorted(patch.counts):
+    for resource in sorted(removal.patch.counts):
         capacity, allocatable = (maps.get(resource, "none") for maps in (state.capacity, state.allocatable))
         screen.line(f"- {resource}: capacity {capacity}, allocatable {allocatable}", indent=2)
-    if patch.annotates:
+    if removal.patch.annotates:
         screen.line("- the annotation devwatch.io/devices", indent=2)
+    for each in removal.slices:
+        screen.line(escape(f"- the ResourceSlice {each.name}"), indent=2)
     for resource in cluster.not_removable(state):
         screen.line(f"{resource} is listed and left alone: its count is not devwatch's to remove", indent=2)
+    for path in removal.files:
+        screen.line(escape(f"- {path}{'/' if path.name == FOLDER else ''}"), indent=2)
+    for path in removal.kept:
+        screen.line(escape(f"{path} is left alone: a claim is prepared here"), indent=2)

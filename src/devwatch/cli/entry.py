@@ -92,7 +92,7 @@ examples:
   devwatch status -o json | jq '.resources[].devices[] | select(.holders == [])'"""
 _PURGE_HELP = """\
 remove what devwatch advertised
-Removes what devwatch advertised, as the Node's own annotation lists it; on this host also its sockets and links. Asks first.
+Removes what devwatch advertised (counts, annotation, slices); on this host also its sockets, links and CDI files. Asks first.
 examples:
   devwatch purge --dry-run               what would be removed from this node?
   devwatch purge --node nuc-1            after the daemon there was stopped
@@ -268,8 +268,7 @@ def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
     _add_dry_run_option(
         option, f"print each patch as JSON, store nothing; the kubelet is left alone; with --once {left_out}"
     )
-    option("--kubelet-dir", metavar="DIR", default=KUBELET_DIR, help="the kubelet's root, with pod-resources")
-    _add_device_plugin_dir_option(option)
+    _add_kubelet_dir_options(option)
     once = f"end when the Node shows what is present, status 1 if it does not within 30 s; {left_out}"
     option.flag("--once", help=once)
     listen = f"metrics and health, or off (default: {DEFAULT_LISTEN}; with --once off)"
@@ -318,7 +317,7 @@ def _add_purge(commands: _Commands, environ: Mapping[str, str]) -> None:
     option("--node", metavar="NAME", help="the Node (default: NODE_NAME, else the host name)")
     option.flag("--all-nodes", help="all Nodes of the cluster")
     _add_dry_run_option(option, "show the difference, remove nothing")
-    _add_device_plugin_dir_option(option)
+    _add_kubelet_dir_options(option)
     option.flag("--yes", help="do not ask; needed where there is no terminal")
 
 
@@ -340,7 +339,9 @@ def _add_dry_run_option(option: _Options, effect: str) -> None:
     option("--dry-run", choices=("client", "server"), const="client", help=effect)
 
 
-def _add_device_plugin_dir_option(option: _Options) -> None:
+def _add_kubelet_dir_options(option: _Options) -> None:
+    root = "the kubelet's root, with pod-resources, plugins and plugins_registry"
+    option("--kubelet-dir", metavar="DIR", default=KUBELET_DIR, help=root)
     plugins = "where the kubelet accepts device plugins, whatever its root"
     option("--device-plugin-dir", metavar="DIR", default=DEVICE_PLUGIN_DIR, help=plugins)
 
@@ -573,9 +574,13 @@ def _purge(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
             "there is no terminal to ask on: --yes removes without a question, --dry-run shows what would be removed"
         )
     confirmed = (lambda _count: True) if arguments.yes else _confirmed
-    plugins = Path(arguments.device_plugin_dir)
     task = admin.Purge(
-        node=node, dry_run=arguments.dry_run, confirmed=confirmed, here=_this_node(environ), plugins=plugins
+        node=node,
+        dry_run=arguments.dry_run,
+        confirmed=confirmed,
+        here=_this_node(environ),
+        plugins=Path(arguments.device_plugin_dir),
+        kubelet=Path(arguments.kubelet_dir),
     )
     (screen, remarks), connection = _screens(environ), _connection(arguments, environ)
     return admin.run(connection, admin.purge(connection, screen, remarks, task))

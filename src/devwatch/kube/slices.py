@@ -11,11 +11,14 @@ from devwatch.core.errors import Missing, Retry, Unserved
 from devwatch.core.names import DRIVER
 from devwatch.core.node import FIELD_MANAGER
 from devwatch.core.slices import Slice, SliceDevice, Taint
+from devwatch.kube.pods import list_all
 from devwatch.kube.responses import reason_of
 from devwatch.kube.watch import LISTED, ObjectWatch, Server, version_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping
+
+    from devwatch.kube.pods import Requests
 
 PATH = "/apis/resource.k8s.io/v1/resourceslices"
 _QUERY = (("fieldManager", FIELD_MANAGER),)
@@ -70,8 +73,23 @@ class KubeSlices:
 
     async def delete(self, unwanted: Slice) -> None:
         """Delete a slice, and never another of the same name. Raises an `ApiError`, `Missing` where there is none."""
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": unwanted.uid}}
-        await self.server.request("DELETE", _path(unwanted.name), body=options)
+        await delete_slice(self.server, unwanted)
+
+
+async def list_slices(requests: Requests, node: str | None) -> tuple[Slice, ...]:
+    """Return the slices of the driver on a node, on all nodes for None; none where the server does not have them. Raises an `ApiError`."""
+    selector = ",".join([f"spec.driver={DRIVER}", *([f"spec.nodeName={node}"] if node is not None else [])])
+    try:
+        return tuple([slice_of(item) async for item in list_all(requests, PATH, ("fieldSelector", selector))])
+    except (Missing, Unserved):
+        return ()
+
+
+async def delete_slice(requests: Requests, unwanted: Slice, *, dry_run: bool = False) -> None:
+    """Delete a slice, as `KubeSlices.delete` does; with `dry_run` the server only says whether it would."""
+    options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": unwanted.uid}}
+    only = {"dryRun": ["All"]} if dry_run else {}
+    await requests.request("DELETE", _path(unwanted.name), body={**options, **only})
 
 
 def _path(name: str) -> str:

@@ -56,12 +56,11 @@ class CdiFolder:
     def _read(self) -> Iterator[tuple[Path, str]]:
         """Yield our files with their content; that of one that cannot be read is empty."""
         self._folder.mkdir(mode=0o755, exist_ok=True)
-        for pattern in (_OURS, files.partial_of(self._folder / _OURS).name):
-            for path in self._folder.glob(pattern):
-                text = ""
-                with contextlib.suppress(OSError, ValueError):
-                    text = path.read_text("ascii") if path.is_file() else ""
-                yield path, text
+        for path in find_cdi_files(self._folder):
+            text = ""
+            with contextlib.suppress(OSError, ValueError):
+                text = path.read_text("ascii") if path.is_file() else ""
+            yield path, text
 
     def _remove(self, found: Mapping[Path, str], texts: Mapping[Path, str]) -> Iterator[tuple[Path, OSError]]:
         """Remove all that is to be different, and yield what failed."""
@@ -80,6 +79,15 @@ class CdiFolder:
                     files.write(path, text, mode=0o644)
             except OSError as error:
                 yield path, error
+
+
+def find_cdi_files(folder: Path) -> tuple[Path, ...]:
+    """Return our files in a folder, half-written ones included; none where there is no folder. Raises `OSError`."""
+    partial = files.partial_of(folder / _OURS).name
+    try:
+        return tuple(sorted(path for path in folder.iterdir() if path.match(_OURS) or path.match(partial)))
+    except FileNotFoundError:
+        return ()
 
 
 def _signature_of(path: Path) -> _Signature | None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _LIMIT = 4 * 1024 * 1024
 """Bytes of the largest record: 128 devices have far less."""
+_ASIDE = ".damaged"
+_DAMAGED = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""The errors of reading what is not a record."""
 
 
 class ClaimRecord:
@@ -26,18 +29,32 @@ class ClaimRecord:
         """Use a folder, which need not exist."""
         self._path = folder / "claims.json"
 
+    @property
+    def paths(self) -> tuple[Path, Path, Path]:
+        """The record, one that was set aside, and one that was not written to its end."""
+        return self._path, self._path.with_suffix(_ASIDE), files.partial_of(self._path)
+
+    def claims(self) -> tuple[PreparedClaim, ...]:
+        """Return the claims and leave a damaged record where it is: it has none. Raises `KubeletError` where it cannot be read."""
+        try:
+            return _claims_of(self._read_text() or b"")
+        except _DAMAGED:
+            return ()
+        except OSError as error:
+            raise files.error_of(error, self._path) from error
+
     def read(self) -> tuple[tuple[PreparedClaim, ...], str]:
         """Return the claims, and what is wrong with the record, empty where it is sound. Raises `KubeletError` where it cannot be read.
 
         A damaged record is set aside, so that the claims that follow can be written.
         """
-        aside = self._path.with_suffix(".damaged")
+        aside = self._path.with_suffix(_ASIDE)
         try:
             if (text := self._read_text()) is None:
                 return (), ""
             try:
-                return tuple(_claim_of(each) for each in json.loads(text)["claims"]), ""
-            except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+                return _claims_of(text), ""
+            except _DAMAGED as error:
                 self._path.replace(aside)
                 return (), f"{self._path} is damaged ({type(error).__name__}) and now {aside}"
         except OSError as error:
@@ -65,6 +82,11 @@ class ClaimRecord:
                 self._path.unlink(missing_ok=True)
         except OSError as error:
             raise files.error_of(error, self._path) from error
+
+
+def _claims_of(text: bytes) -> tuple[PreparedClaim, ...]:
+    """Return the claims in a record. Raises an error of `_DAMAGED`."""
+    return tuple(_claim_of(each) for each in json.loads(text)["claims"])
 
 
 def _claim_of(entry: Mapping[str, Any]) -> PreparedClaim:

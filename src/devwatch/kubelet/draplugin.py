@@ -12,6 +12,7 @@ from devwatch.core.claims import CDI_KIND, ClaimReference, PreparedClaim
 from devwatch.core.names import DRIVER
 from devwatch.kubelet import files
 from devwatch.kubelet import kubelet_pb2 as pb
+from devwatch.kubelet.driverfiles import driver_folder, driver_socket, registration_socket
 from devwatch.kubelet.protocol import KubeletServer, receive
 
 if TYPE_CHECKING:
@@ -53,11 +54,8 @@ class DriverServer:
     def __init__(self, kubelet: Path, claims: Claims) -> None:
         """Serve below the folder of the kubelet, once started."""
         self._claims = claims
-        self._folder = kubelet / "plugins" / DRIVER
-        self._driver_path, self._registry_path = (
-            self._folder / "dra.sock",
-            kubelet / "plugins_registry" / f"{DRIVER}-reg.sock",
-        )
+        self._folder = driver_folder(kubelet)
+        self._driver_path, self._registry_path = driver_socket(kubelet), registration_socket(kubelet)
         self._driver = KubeletServer([_Methods(self._driver_methods())], changed=claims.changed)
         self._registry = KubeletServer([_Methods(self._registry_methods())])
         self._listening: dict[Path, tuple[KubeletServer, _SocketFile | None]] = {}

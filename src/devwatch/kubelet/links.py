@@ -44,15 +44,24 @@ def find_leftovers(folder: Path) -> tuple[Path, ...]:
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:
-    """Remove what `find_leftovers` has found; what is gone meanwhile is no fault. Raises `KubeletError`."""
-    try:
-        for path in paths:
-            if path.name == FOLDER:
-                path.rmdir()
-            else:
-                path.unlink(missing_ok=True)
-    except OSError as error:
+    """Remove what `find_leftovers` has found; what is gone meanwhile is no fault.
+
+    Raises `KubeletError` for the first that cannot be removed, after all others.
+    """
+    for error in [error for path in paths if (error := _remove_leftover(path))]:
         raise KubeletError(f"{error.filename}: {error.strerror or error}") from error
+
+
+def _remove_leftover(path: Path) -> OSError | None:
+    """Remove a file, or the folder of the links, and return why that failed."""
+    try:
+        if path.name == FOLDER:
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        return error
+    return None
 
 
 class DeviceLinks:

@@ -452,7 +452,7 @@ def test_beside_a_daemon_of_this_host_its_files_stay(tmp_path: Path, plugins: Pa
             done = purge(both, here=name, plugins=plugins)
         finally:
             lock.release()
-    line = f"devwatch: {name}: a devwatch still runs on {name} (pid {os.getpid()}): stop it first; its sockets and links stay"
+    line = f"devwatch: {name}: a devwatch still runs on {name} (pid {os.getpid()}): stop it first; its files stay"
     assert (done.status, done.err, held(plugins)) == (1, [line], before)
 
 

@@ -39,7 +39,7 @@ class Site:
     """By method and resource of resource.k8s.io/v1: the message by which it is refused."""
     deleted: list[str] = field(default_factory=list)
     """The objects of resource.k8s.io/v1 that were to be deleted, dry runs included, in this order."""
-    at_deletion: Callable[[str], None] = lambda _name: None
+    at_deletion: Callable[[str], object] = lambda _name: None
     """Called with the name of an object after it was deleted."""
     removed: list[str] = field(default_factory=list)
     """The Nodes that were written, in this order."""

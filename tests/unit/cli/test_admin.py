@@ -22,18 +22,22 @@ import pytest
 from devwatch.cli import admin
 from devwatch.cli.display import Screen
 from devwatch.cli.entry import main
+from devwatch.core.claims import ClaimReference, PreparedClaim
+from devwatch.core.handover import Allocation
 from devwatch.core.node import ANNOTATION
 from devwatch.host.lock import NodeLock
 from devwatch.kube.client import Connection
 from devwatch.kube.credentials import Credentials
+from devwatch.kubelet.driver import Driver
 from devwatch.kubelet.node import Kubelet
 from support.nodesite import OURS, RESOURCE, node, site
 from system.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from devwatch.core.handover import Allocation, Offer
+    from devwatch.core.errors import ClaimRefused
+    from devwatch.core.handover import Offer
     from support.nodesite import Site
 
 RBAC = 'nodes "{}" is forbidden: User "u" cannot patch resource "nodes/status" in API group "" at the cluster scope'
@@ -55,18 +59,30 @@ class Done:
     err: list[str]
 
 
-def purge(
+def purge(  # noqa: PLR0913 - the options of the command
     cluster: Site,
     *,
+    node: str | None = None,
     dry_run: str | None = None,
     confirmed: Callable[[int], bool] = lambda _count: True,
     here: str = "",
     plugins: Path = Path("/nowhere"),
+    kubelet: Path = Path("/nowhere"),
 ) -> Done:
-    """Purge all nodes, and look again without a pause."""
+    """Purge a node, by default all, and look again without a pause."""
     connection = Connection(Credentials(kubeconfig=cluster.kubeconfig, environ={}), version="0")
     out, err = io.StringIO(), io.StringIO()
-    task = admin.Purge(node=None, dry_run=dry_run, confirmed=confirmed, pause=0, sync=0, here=here, plugins=plugins)
+    task = admin.Purge(
+        node=node,
+        dry_run=dry_run,
+        confirmed=confirmed,
+        pause=0,
+        sync=0,
+        here=here,
+        plugins=plugins,
+        kubelet=kubelet,
+        cdi=kubelet / "cdi",
+    )
     status = admin.run(connection, admin.purge(connection, Screen(out=out), Screen(out=err), task))
     return Done(status=status, out=out.getvalue().splitlines(), err=err.getvalue().splitlines())
 
@@ -454,6 +470,268 @@ def test_beside_a_daemon_of_this_host_its_files_stay(tmp_path: Path, plugins: Pa
             lock.release()
     line = f"devwatch: {name}: a devwatch still runs on {name} (pid {os.getpid()}): stop it first; its files stay"
     assert (done.status, done.err, held(plugins)) == (1, [line], before)
+
+
+# -- dynamic resource allocation
+
+
+@pytest.fixture
+def sliced(cluster: Site) -> Site:
+    """Return a cluster in which devwatch has published a ResourceSlice on n1 and n2, beside one of another driver."""
+    for name in ("n1", "n2"):
+        put_slice(cluster, f"{name}-devwatch.io", node=name)
+        publish_by_slice(cluster, name)
+    put_slice(cluster, "n1-gpu", node="n1", driver="gpu.example.com")
+    return cluster
+
+
+def put_slice(cluster: Site, name: str, *, node: str, driver: str = "devwatch.io", uid: str = "1") -> None:
+    """Let the API server have a slice."""
+    pool = {"name": name, "generation": 1, "resourceSliceCount": 1}
+    spec = {"driver": driver, "nodeName": node, "pool": pool, "devices": []}
+    found = {"metadata": {"name": name, "uid": uid, "resourceVersion": "7"}, "spec": spec}
+    cluster.objects.setdefault("resourceslices", {})[name] = found
+
+
+def publish_by_slice(cluster: Site, name: str) -> None:
+    """Let the annotation say so; both figures are 0 then."""
+    held = cluster.nodes[name]
+    held["metadata"]["annotations"][ANNOTATION] = json.dumps({RESOURCE: [{"publish": "dra"}]})
+    for part in ("capacity", "allocatable"):
+        held["status"][part][RESOURCE] = "0"
+
+
+def slices(cluster: Site) -> list[str]:
+    """Return the slices that there are."""
+    return sorted(cluster.objects["resourceslices"])
+
+
+def test_slices_are_removed_with_the_counts_and_the_annotation(sliced: Site) -> None:
+    """Whatever their names, and no other driver's. A dry run names them; the kubelet is not waited for."""
+    put_slice(sliced, "stray", node="n2")
+    for way in ("client", "server"):
+        shown = purge(sliced, dry_run=way)
+        assert shown.out[:7] == [
+            "n1: would remove",
+            f"  - {RESOURCE}: capacity 0, allocatable 0",
+            "  - the annotation devwatch.io/devices",
+            "  - the ResourceSlice n1-devwatch.io",
+            "n2: would remove",
+            f"  - {RESOURCE}: capacity 0, allocatable 0",
+            "  - the annotation devwatch.io/devices",
+        ]
+    assert slices(sliced) == ["n1-devwatch.io", "n1-gpu", "n2-devwatch.io", "stray"]
+    assert sliced.deleted == ["n1-devwatch.io", "n2-devwatch.io", "stray"], "the server was asked whether it would"
+    done = purge(sliced)
+    assert (done.status, done.err, done.out[-1]) == (0, [], "removed from 3 nodes")
+    assert (slices(sliced), advertising(sliced)) == (["n1-gpu"], [])
+    assert all(ANNOTATION not in held["metadata"]["annotations"] for held in sliced.nodes.values())
+    assert purge(sliced).out == ["there is nothing of devwatch to remove"]
+
+
+def test_a_slice_alone_is_removed(sliced: Site) -> None:
+    """From the node that is asked for, though the Node shows nothing of devwatch, and what is gone meanwhile is no failure."""
+    del sliced.nodes["n1"]["metadata"]["annotations"][ANNOTATION]
+    put_slice(sliced, "stray", node="n1")
+    sliced.at_deletion = lambda _name: sliced.objects["resourceslices"].pop("stray", None)
+    assert purge(sliced, node="n1").status == 0
+    assert (slices(sliced), sliced.deleted) == (["n1-gpu", "n2-devwatch.io"], ["n1-devwatch.io", "stray"])
+    assert advertising(sliced) == ALL
+
+
+def test_a_slice_that_is_there_again_is_a_daemon_that_runs(sliced: Site) -> None:
+    """It is named as left. So is one that another daemon has made in the place of the listed one: it is not deleted."""
+
+    def meddle(name: str) -> None:
+        if name == "n1-devwatch.io":
+            put_slice(sliced, name, node="n1", uid="2")
+            put_slice(sliced, "n2-devwatch.io", node="n2", uid="2")
+
+    sliced.at_deletion = meddle
+    done = purge(sliced)
+    assert done.status == 1
+    first, second = done.err
+    assert first.startswith("devwatch: n2: the UID in the precondition differs")
+    assert first.endswith("; a devwatch still runs on n2: stop it first")
+    assert second == "devwatch: n1: a devwatch still runs on n1: stop it first"
+    assert done.out[-5:] == [
+        "n1: left",
+        "  - the ResourceSlice n1-devwatch.io",
+        "n2: left",
+        "  - the ResourceSlice n2-devwatch.io",
+        "removed from 1 node",
+    ]
+
+
+SLICES = 'resourceslices.resource.k8s.io is forbidden: User "u" cannot {} resource "resourceslices" in API group "resource.k8s.io"'
+
+
+def test_slices_that_cannot_be_listed_are_told(sliced: Site) -> None:
+    """A failure of each node that says that it has one, and all else is done. A line, where none says so."""
+    sliced.forbidden["GET", "resourceslices"] = SLICES.format("list")
+    done = purge(sliced)
+    assert (done.status, advertising(sliced), sliced.deleted) == (1, [], [])
+    assert [line.partition(": the ResourceSlices of devwatch are unknown and stay: ")[0] for line in done.err] == [
+        "devwatch: n1",
+        "devwatch: n2",
+    ]
+    assert "kubectl create clusterrole" in done.err[0]
+    done = purge(sliced)
+    (line,) = done.err
+    assert (done.status, line.startswith("warning: the ResourceSlices of devwatch are unknown and stay: ")) == (0, True)
+
+
+def test_a_slice_that_cannot_be_deleted_keeps_nothing_else(sliced: Site) -> None:
+    """Each refusal is a failure of its node."""
+    sliced.forbidden["DELETE", "resourceslices"] = SLICES.format("delete")
+    done = purge(sliced)
+    assert (done.status, done.out[-1], advertising(sliced)) == (1, "removed from 1 node", [])
+    assert [line[: len("devwatch: n1: resourceslices")] for line in done.err] == [
+        f"devwatch: {name}: resourceslices" for name in ("n1", "n2")
+    ]
+
+
+def test_whether_slices_stay_away_may_be_unknown(sliced: Site) -> None:
+    """Of a node without any that is no matter."""
+
+    def forbid(name: str) -> None:
+        if name == "n2-devwatch.io":
+            sliced.forbidden["GET", "resourceslices"] = SLICES.format("list")
+
+    sliced.at_deletion = forbid
+    done = purge(sliced)
+    assert (done.status, done.out[-1], advertising(sliced)) == (1, "removed from 1 node", [])
+    unknown = "removed, but whether it stays removed is unknown: resourceslices"
+    assert [line[: len(unknown) + 14] for line in done.err] == [f"devwatch: {name}: {unknown}" for name in ("n1", "n2")]
+
+
+def test_zeros_that_the_kubelet_wrote_before_are_removed_with_the_rest(sliced: Site) -> None:
+    """Where the resource was handed over as devicePlugin before, they are its own."""
+    kubelet_writes(sliced, "n2", capacity="0", allocatable="0")
+    assert purge(sliced).status == 0
+    assert advertising(sliced) == []
+
+
+class NoClaims:
+    """A driver that nobody asks."""
+
+    async def prepare(self, claims: Sequence[ClaimReference]) -> Mapping[str, PreparedClaim | ClaimRefused]:
+        """Prepare nothing."""
+        raise NotImplementedError(claims)
+
+    async def unprepare(self, claims: Sequence[ClaimReference]) -> None:
+        """Forget nothing."""
+
+    def notified(self, error: str | None) -> None:
+        """Record nothing."""
+
+    def changed(self) -> None:
+        """Record nothing."""
+
+
+@pytest.fixture
+def kubelet(short_path: Path) -> Path:
+    """Return a kubelet's folder after a killed daemon: with the driver's sockets, a CDI file, and what others have there."""
+    for name in ("plugins", "plugins_registry"):
+        (short_path / name).mkdir()
+    driver = Driver(folder=short_path, cdi=short_path / "cdi")
+
+    async def serve() -> list[Path]:
+        server = driver.server(NoClaims())
+        await server.start()
+        made = list(short_path.rglob("*.sock"))  # noqa: ASYNC240 - nothing else runs meanwhile
+        await server.close()
+        return made
+
+    with asyncio.Runner() as runner:
+        made = runner.run(serve())
+    for path in (*made, short_path / "plugins_registry" / "gpu.sock"):
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))
+    driver.cdi.update({"1": {"1-r": Allocation(paths={"/dev/stick": "/dev/ttyUSB0"}, variables={})}})
+    (short_path / "cdi" / "gpu.json").touch()
+    return short_path
+
+
+def record(kubelet: Path, *names: str) -> None:
+    """Let these claims be prepared."""
+    claims = [
+        PreparedClaim(reference=ClaimReference(namespace="home", name=name, uid=name), devices=()) for name in names
+    ]
+    Driver(folder=kubelet, cdi=kubelet / "cdi").record.write(claims)
+
+
+def driver_files(kubelet: Path) -> list[str]:
+    """Return what is there, without folders and without what belongs to others."""
+    found = {str(path.relative_to(kubelet)) for path in kubelet.rglob("*") if not path.is_dir()}
+    assert found >= {"plugins_registry/gpu.sock", "cdi/gpu.json"}, "what belongs to others stays"
+    return sorted(found - {"plugins_registry/gpu.sock", "cdi/gpu.json"})
+
+
+LEFT = ["cdi/devwatch.io-claim_1.json", "plugins/devwatch.io/dra.sock", "plugins_registry/devwatch.io-reg.sock"]
+
+
+def test_on_its_own_node_the_files_of_the_driver_are_removed(sliced: Site, kubelet: Path) -> None:
+    """Sockets and CDI files, also half-written ones, and a record that is damaged. Each is named, and a dry run leaves it."""
+    own = kubelet / "plugins" / "devwatch.io"
+    (own / "claims.json").write_text("{")
+    (own / "claims.damaged").touch()
+    (own / ".claims.json.new").touch()
+    (kubelet / "cdi" / ".devwatch.io-claim_2.json.new").touch()
+    before = driver_files(kubelet)
+    shown = purge(sliced, here="n1", kubelet=kubelet, dry_run="server")
+    named = [line.removeprefix(f"  - {kubelet}/") for line in shown.out if line.startswith(f"  - {kubelet}/")]
+    assert (shown.status, sorted(named), driver_files(kubelet)) == (0, before, before)
+    assert len(before) == len(LEFT) + 4
+    done = purge(sliced, here="n1", kubelet=kubelet)
+    assert (done.status, done.err, driver_files(kubelet)) == (0, [], [])
+    assert purge(sliced, here="n1", kubelet=kubelet).out == ["there is nothing of devwatch to remove"]
+
+
+def test_what_a_prepared_claim_needs_is_left_and_named(sliced: Site, kubelet: Path) -> None:
+    """Its containers start again by the CDI file, and the next daemon goes on with the record. All else is removed; the status is 1."""
+    record(kubelet, "b", "a")
+    left = sorted([*LEFT, "plugins/devwatch.io/claims.json"])
+    line = "devwatch: n1: claims are prepared here (home/a, home/b), and their files stay: "
+    line += "end their pods while devwatch runs, then stop it and run devwatch purge once more"
+    for way in ("client", None):
+        done = purge(sliced, here="n1", kubelet=kubelet, dry_run=way)
+        stays = [f"  {kubelet}/{name} is left alone: a claim is prepared here" for name in left]
+        assert (done.status, done.err, sorted(done.out[4:8])) == (1, [line], stays)
+        assert driver_files(kubelet) == left
+    assert (slices(sliced), advertising(sliced)) == (["n1-gpu"], [])
+    done = purge(sliced, here="n1", kubelet=kubelet, confirmed=lambda _count: False)
+    assert (done.status, done.out[0], len(done.out)) == (1, "n1: left", 5)
+    record(kubelet)
+    assert purge(sliced, here="n1", kubelet=kubelet).status == 0
+    assert driver_files(kubelet) == []
+
+
+def test_files_of_the_driver_that_cannot_be_read_are_one_line(sliced: Site, kubelet: Path) -> None:
+    """A failure where the Node says that it has a slice; else a warning, or nothing where there is no kubelet."""
+    stay = "sockets, claims and CDI files of devwatch that are there stay (--kubelet-dir names the kubelet's root)"
+    missing = kubelet / "none"
+    failed = purge(sliced, here="n1", kubelet=missing, dry_run="client")
+    assert failed.err == [f"devwatch: n1: {missing}/plugins_registry: No such file or directory: {stay}"]
+    assert purge(sliced, here="n3", kubelet=missing, dry_run="client").err == []
+    (kubelet / "cdi").rename(kubelet / "aside")
+    (kubelet / "cdi").touch()
+    warned = purge(sliced, here="n3", kubelet=kubelet, dry_run="client")
+    assert (warned.status, warned.err) == (0, [f"warning: {kubelet}/cdi: Not a directory: {stay}"])
+    (kubelet / "cdi").unlink()
+    (kubelet / "plugins" / "devwatch.io" / "claims.json").symlink_to("claims.json")
+    unread = purge(sliced, here="n1", kubelet=kubelet, dry_run="client")
+    assert unread.err[0].startswith(f"devwatch: n1: {kubelet}/plugins/devwatch.io/claims.json: ")
+
+
+def test_the_root_of_the_kubelet_is_as_run_has_it(
+    sliced: Site, kubelet: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--kubelet-dir`, and its variable."""
+    argv = ["purge", "--dry-run", "--kubeconfig", sliced.kubeconfig, "--node", "n1"]
+    for options, variables in ((["--kubelet-dir", str(kubelet)], {}), ([], {"DEVWATCH_KUBELET_DIR": str(kubelet)})):
+        assert main([*argv, *options], {"NODE_NAME": "n1", **variables}) == 0
+        assert f"  - {kubelet}/plugins/devwatch.io/dra.sock" in capsys.readouterr().out.splitlines()
 
 
 # -- the question

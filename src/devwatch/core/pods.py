@@ -129,8 +129,8 @@ def was_there(pod: Pod, loss: Loss) -> bool:
 def on_loss(pod: Pod, loss: Loss, holders: Holders | None = None) -> Disposition | None:
     """Return the disposition of a pod when devices of a resource are lost; None where the loss does not concern it.
 
-    Where the kubelet hands the devices over, it says who the `holders` are, and the owner decides about each (`_disposition_by_owner`).
-    Nothing new is allocated to a lost device, so none of them is a successor.
+    Where the kubelet hands the devices over, it says who the `holders` are, and the owner decides about each (`_disposition_by_owner`),
+    whether it requests the resource or has a ResourceClaim. Nothing new is allocated to a lost device, so none of them is a successor.
 
     The cases, in this order:
 
@@ -141,7 +141,7 @@ def on_loss(pod: Pod, loss: Loss, holders: Holders | None = None) -> Disposition
     4. The pod was bound between the last response before the PATCH and the accepted count: `LATE`. It may be a successor.
     5. Else its owner decides (`_disposition_by_owner`).
     """
-    if pod.requests.get(loss.resource, 0) <= 0 or pod.finished or pod.terminating:
+    if not _may_use(pod, loss, holders):
         return None
     if holders is not None:
         return (
@@ -154,6 +154,15 @@ def on_loss(pod: Pod, loss: Loss, holders: Holders | None = None) -> Disposition
     if loss.left and not any(paths & entry.paths for entry in loss.entries):
         return None if paths & loss.others else Disposition.AMBIGUOUS
     return _disposition_by_owner(pod) if was_before else Disposition.LATE
+
+
+def _may_use(pod: Pod, incident: Loss | Return, holders: Holders | None) -> bool:
+    """Return whether a pod lives that may have a device of the incident.
+
+    Where the `holders` are known, they decide: a pod that has the device by a ResourceClaim does not request the resource.
+    """
+    asks = holders is not None or pod.requests.get(incident.resource, 0) > 0
+    return asks and not pod.finished and not pod.terminating
 
 
 def names_shared_path(pod: Pod, incident: Loss | Return) -> bool:
@@ -177,7 +186,7 @@ def on_return(pod: Pod, back: Return, holders: Holders | None = None) -> Disposi
     the pod; then its owner decides, and whether a pod was recently evicted for this device (`RECENT`). Where the kubelet hands the device
     over, it says which containers are its `holders`; otherwise it is one that mounts the file.
     """
-    if pod.requests.get(back.resource, 0) <= 0 or pod.finished or pod.terminating:
+    if not _may_use(pod, back, holders):
         return None
     if holders is None:
         found = [_disposition_after_return(container, back) for container in pod.containers]

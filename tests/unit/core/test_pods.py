@@ -96,6 +96,23 @@ def test_whom_a_lost_device_concerns(fields: dict[str, Any], left: int, what: Di
     assert on_loss(pod(**fields), replace(LOSS, left=left)) is what
 
 
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({}, Disposition.EVICT),
+        ({"requests": {}, "claims": frozenset({"c"})}, Disposition.EVICT),
+        ({"requests": {}, "owner": ""}, Disposition.BARE),
+        ({"requests": {}, "phase": "Failed"}, None),
+        ({"requests": {}, "terminating": True}, None),
+    ],
+)
+def test_a_holder_is_concerned_although_it_requests_nothing(fields: dict[str, Any], what: Disposition | None) -> None:
+    """A pod with a ResourceClaim has no request for the resource; another pod stays, whatever it requests."""
+    mine = pod(**fields)
+    assert on_loss(mine, LOSS, frozenset({(mine.namespace, mine.name, "c")})) is what
+    assert on_loss(mine, LOSS, frozenset({(mine.namespace, "q", "c")})) is None
+
+
 def test_a_pod_is_known_by_namespace_and_name() -> None:
     """As kubectl shows it."""
     assert pod().title == "home/p"

@@ -10,6 +10,7 @@ import time
 import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from system.apiserver import NAMESPACE
@@ -375,6 +376,13 @@ def waiting_reason(pod: Object | None) -> str | None:
     (status,) = pod["status"].get("containerStatuses", [{}]) if pod else [{}]
     reason: str | None = status.get("state", {}).get("waiting", {}).get("reason")
     return reason
+
+
+def started_before(pod: Object | None) -> bool:
+    """Return whether the container started in an earlier second than this one: times in pods are whole seconds."""
+    (status,) = pod["status"]["containerStatuses"] if pod else [{}]
+    started: str = status["state"]["running"]["startedAt"]
+    return datetime.fromisoformat(started) < datetime.now(UTC).replace(microsecond=0)
 
 
 def must(apiserver: ApiServer, method: str, path: str, body: Object | None = None) -> Object:

@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import termios
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from system.apiserver import PATCH_ONLY, WATCH
 from system.evictionproxy import evicting_url
-from system.handover import PODS, SOME_USER, HandingOver, Site, title_of, uid_of, waiting_reason
+from system.handover import PODS, SOME_USER, HandingOver, Site, started_before, title_of, uid_of, waiting_reason
 from system.test_journey import EVICT
 from system.udevd import DEV, serial_port
 from system.waiting import eventually
@@ -368,7 +367,7 @@ def test_a_stick_that_returns_under_another_number_ends_who_has_the_dead_file(si
     site.replicas(2)
     daemon.wait_for(lambda: site.phases() == ["Running", "Running"], what="two pods that run")
     holder, other = sorted(site.pods(), key=_output(site))
-    eventually(lambda: _started_before(site.read(holder)))
+    eventually(lambda: started_before(site.read(holder)))
     since = len(daemon.log)
     site.sticks.unplug("tty40")
     site.plug("tty42", "A")
@@ -432,13 +431,6 @@ def test_the_way_back_waits_until_the_kubelet_has_forgotten_the_plugin(site: Sit
     site.holder(daemon, "tty40")
     assert site.shows(1, 1)
     assert "waits" not in site.handing.readiness()
-
-
-def _started_before(pod: Object | None) -> bool:
-    """Return whether the container started in an earlier second than this one: times in pods are whole seconds."""
-    (status,) = pod["status"]["containerStatuses"] if pod else [{}]
-    started: str = status["state"]["running"]["startedAt"]
-    return datetime.fromisoformat(started) < datetime.now(UTC).replace(microsecond=0)
 
 
 def _output(site: Site) -> Callable[[Object], list[str]]:

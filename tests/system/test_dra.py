@@ -10,7 +10,7 @@ import pytest
 from system import testbed
 from system.apiserver import PATCH_ONLY, WATCH
 from system.claiming import RIGHTS, SLICES, ClaimingSite, apply_classes, missing
-from system.handover import PODS, HandingOver, title_of, uid_of, waiting_reason
+from system.handover import PODS, HandingOver, started_before, title_of, uid_of, waiting_reason
 from system.test_journey import EVICT
 from system.waiting import eventually
 
@@ -133,6 +133,29 @@ def test_a_container_that_restarts_opens_its_stick_under_its_new_name(site: Clai
     daemon.wait_for(lambda: site.hurry(pod) and site.opened(pod, "tty42", restart=1), what="opened stick")
     site.await_opened(daemon, pod, "tty42", restarts=1)
     assert site.offers(A=True, B=True)
+
+
+@pytest.mark.parametrize("by_claim", [False, True], ids=["limits", "claim"])
+def test_a_stick_that_returns_under_another_number_ends_who_has_the_dead_file(
+    site: ClaimingSite, *, by_claim: bool
+) -> None:
+    """Its pod goes, although the stick was away for a moment only, and its successor has the stick."""
+    site.sticks.unplug("tty42")  # a console that is there is no new device when a rule makes it a stick
+    site.plug("tty40", "A")
+    daemon = site.start(evict="2s")
+    daemon.wait_for(lambda: site.offers(A=True), what="slice")
+    workload = site.replicas(1, site.template_of(site.claim_template("A") if by_claim else None))
+    (holder,) = eventually(lambda: site.mine(workload))
+    site.await_opened(daemon, holder, "tty40")
+    eventually(lambda: started_before(site.read(holder)))
+    since = len(daemon.log)
+    site.sticks.unplug("tty40")
+    site.plug("tty42", "A")
+    evicted = daemon.wait_log("pod.evicted", since=since)
+    assert (evicted["pod"], evicted["reason"]) == (title_of(holder), "replugged")
+    daemon.wait_for(lambda: site.hurry(holder) and site.read(holder) is None, what="pod that is gone")
+    (successor,) = eventually(lambda: site.mine(workload))
+    site.await_opened(daemon, successor, "tty42")
 
 
 def test_the_pods_of_one_claim_share_the_stick(site: ClaimingSite) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from system import testbed
 from system.apiserver import PATCH_ONLY, WATCH
-from system.claiming import RIGHTS, SLICES, ClaimingSite, apply_classes, missing
+from system.claiming import CDI, RIGHTS, SLICES, ClaimingSite, apply_classes, missing
 from system.handover import PODS, HandingOver, started_before, title_of, uid_of, waiting_reason
 from system.test_journey import EVICT
 from system.waiting import eventually
@@ -219,6 +219,57 @@ def test_a_kubelet_that_is_killed_leaves_the_pod_its_stick(site: ClaimingSite) -
     site.await_opened(daemon, pod, "tty40", restarts=1)
     site.plug("tty41", "B")
     site.holder_of(daemon, "tty41", None)
+
+
+def test_a_pod_that_is_deleted_while_no_daemon_runs_ends_once_one_does(site: ClaimingSite) -> None:
+    """Only the driver can unprepare its claim; its stick is gone meanwhile, and the successor waits for it."""
+    site.plug("tty40", "A")
+    first = site.start()
+    workload = site.replicas(1, site.template_of(None))
+    (pod,) = eventually(lambda: site.mine(workload))
+    site.await_opened(first, pod, "tty40")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    site.apiserver.request("DELETE", f"{PODS}/{pod['metadata']['name']}")
+    site.sticks.unplug("tty40")
+    eventually(lambda: not site.kubelet.has_processes(pod), timeout=60)
+    second = site.start()
+    second.wait_for(lambda: site.hurry(pod) and site.read(pod) is None, timeout=90, what="pod that is gone")
+    second.wait_for(lambda: site.prepared() == 0 and site.offers(), what="stick that is gone")
+    (successor,) = eventually(lambda: site.mine(workload))
+    site.plug("tty41", "A")
+    site.await_opened(second, successor, "tty41")
+
+
+def test_a_workload_has_its_stick_again_after_a_reboot_with_a_late_daemon(site: ClaimingSite) -> None:
+    """All containers are gone, and so are the CDI files, which are in a tmpfs; the stick comes up as another devnode."""
+    site.plug("tty40", "A")
+    first = site.start()
+    workload = site.replicas(1, site.template_of(site.claim_template("A")))
+    (pod,) = eventually(lambda: site.mine(workload))
+    site.await_opened(first, pod, "tty40")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    site.kubelet.crash()
+    for file in CDI.glob("devwatch.io-*"):
+        file.unlink()
+    site.sticks.unplug("tty40")
+    site.plug("tty41", "A")
+    site.kubelet.start("containerd")
+    site.kubelet.start()
+    eventually(lambda: site.slice() is None, timeout=60)
+    second = site.start()
+
+    def runs() -> bool:
+        found = [each for each in site.mine(workload) if each["status"]["phase"] == "Running"]
+        return any(
+            site.hurry(each)
+            and site.opened(each, "tty41", restart=each["status"]["containerStatuses"][0]["restartCount"])
+            for each in found
+        )
+
+    second.wait_for(runs, timeout=90, what="pod that has its stick")
+    assert site.offers(A=True)
 
 
 def test_a_slice_that_is_deleted_is_written_again(site: ClaimingSite) -> None:

@@ -317,7 +317,7 @@ def plan_patch(
     """
     memory, figures = observed.memory(), figures.written
     wanted: dict[str, Amounts | None] = {name: figure.shown for name, figure in figures.by_name.items()}
-    unseen = {name for name in written if name not in wanted and observed.removable(name)}
+    unseen = {name for name in written - wanted.keys() - figures.left_out if observed.removable(name)}
     wanted |= dict.fromkeys(unseen) | _leaving(figures, memory, observed)
     sent = {name for name in unseen if wanted[name] is None}
     needed = {name: count for name, count in wanted.items() if name in sent or not observed.shows(name, count)}

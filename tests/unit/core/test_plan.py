@@ -664,6 +664,13 @@ def test_what_was_written_is_removed_though_the_node_was_never_seen_with_it() ->
     assert changes(figures_of(STICK), node, written={ZWAVE, ZIGBEE}) == {ZWAVE: None}
 
 
+@pytest.mark.parametrize("written", [set(), {ZIGBEE}])
+def test_a_resource_that_is_left_out_stays_as_it_is(written: set[str]) -> None:
+    """While it is unknown which pods have it in a former way of publishing, also where this daemon has written it before."""
+    figures = replace(figures_of(STICK), left_out=frozenset({ZIGBEE}))
+    assert changes(figures, node_of(NONE_LISTED, zigbee="3"), written=written) == {}
+
+
 def test_what_devwatch_does_not_own_is_never_removed() -> None:
     """The resources of others stay, whatever the annotation says of names that are none of an extended resource."""
     maps = {"cpu": "4", "kubernetes.io/x": "1", "nvidia.com/gpu": "2"}

@@ -251,11 +251,10 @@ class Slots:
     def _settle(self, counted: int, free: AbstractSet[str] | None, date: str) -> Iterator[Slot]:
         """Yield the slots, and forget those that neither count nor may be held."""
         present = [slot for slot in self._known.values() if slot.state is SlotState.PRESENT]
-        absent = [slot for slot in self._known.values() if slot.state is not SlotState.PRESENT]
-        lingering = max(counted - len(present), 0)
-        split = max(len(absent) - lingering, 0)
-        kept = [replace(slot, state=SlotState.LINGERING) for slot in absent[split:]]
-        gone = absent[:split] if free is not None else []
+        absent = [slot for slot in self._known.values() if slot.state is SlotState.LINGERING]
+        gone = [slot for slot in self._known.values() if slot.state is SlotState.HELD]
+        split = max(len(absent) - max(counted - len(present), 0), 0)
+        kept, gone = absent[split:], [*gone, *absent[:split]] if free is not None else []
         held = [replace(slot, state=SlotState.HELD) for slot in gone if slot.id not in (free or ())]
         lost = [replace(slot, lost=slot.lost or date or None) for slot in held]
         self._known = {slot.id: slot for slot in (*present, *lost, *kept)}

@@ -60,6 +60,18 @@ def stored(name: str, sight: Device, **fields: Any) -> Slot:  # noqa: ANN401  an
     return Slot(id=name, identity=slot.identity, devices=(), state=HELD, **fields)
 
 
+# -- lost devices
+
+
+def test_a_lost_device_is_lost_until_it_is_found() -> None:
+    """A count that is held up while scans are uncertain, by an older figure of the Node, brings it not back."""
+    story = Story()
+    story.see(stick())
+    assert states(story.see(counted=0, free=frozenset())) == [HELD]
+    assert states(story.see(counted=1, free=frozenset(), certain=False)) == [HELD]
+    assert states(story.see(stick("ttyUSB1"), free=frozenset())) == [PRESENT]
+
+
 # -- the form of an ID
 
 

@@ -17,6 +17,7 @@ from support.metrics import samples
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from devwatch.agent.dra import Dra
     from devwatch.agent.nodewatch import Watch
     from devwatch.agent.reconciler import Reconciler
     from devwatch.agent.registration import KubeletApi
@@ -43,6 +44,8 @@ class Harness:
     jitter: float = 0.5
     connect: Callable[[], KubeletApi] | None = None
     """What makes the kubelet, None for a daemon that hands over nothing."""
+    dra: Callable[[Telemetry, Clock], Dra] | None = None
+    """What makes the DRA driver, None for a daemon without one."""
     cycles: list[float] = field(default_factory=list)
     """When each cycle of the loop ended."""
 
@@ -56,7 +59,9 @@ class Harness:
         heartbeat: float | None = None,
     ) -> Reconciler:
         """Return a new loop, which the host wakes from now on."""
-        clock = asyncio.get_running_loop().time
+        time = asyncio.get_running_loop().time
+        telemetry = Telemetry(log=self.log, metrics=self.metrics, health=self.health)
+        clock = Clock(now=time, unix=lambda: EPOCH + time(), jitter=lambda: self.jitter)
         loop = build_agent(
             node="n",
             source=self.host,
@@ -66,10 +71,11 @@ class Harness:
             kubelet=self.connect,
             settings=self.settings,
             config=used,
-            telemetry=Telemetry(log=self.log, metrics=self.metrics, health=self.health),
-            clock=Clock(now=clock, unix=lambda: EPOCH + clock(), jitter=lambda: self.jitter),
+            dra=self.dra(telemetry, clock) if self.dra else None,
+            telemetry=telemetry,
+            clock=clock,
             once=once,
-            cycled=lambda: self.cycles.append(clock()),
+            cycled=lambda: self.cycles.append(time()),
             heartbeat=heartbeat,
         )
         self.host.wake = loop.wake

@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from devwatch.agent.clock import Clock
     from devwatch.agent.daemon import Options
     from devwatch.agent.report import Telemetry
-    from devwatch.kube.nodes import KubeNode
+    from devwatch.kube.watch import Server
 
 
 def build_dra(
-    options: Options, node: KubeNode, recorded: Callable[[], bool], telemetry: Telemetry, clock: Clock
+    options: Options, server: Server, recorded: Callable[[], bool], telemetry: Telemetry, clock: Clock
 ) -> DraParts:
     """Return the driver with the API server and the kubelet of this node; `recorded` is whether a former daemon left claims."""
     claims = ClaimDriver(
         partial(_connect, options),
         recorded=recorded,
-        read=partial(read_claim, node),
+        read=partial(read_claim, server),
         pool=slice_name(options.node),
         telemetry=telemetry,
         clock=clock,
     )
-    api = KubeSlices(server=node, node=options.node)
+    api = KubeSlices(server=server, node=options.node)
     return DraParts(claims=claims, slices=ResourceSlices(api, node=options.node, telemetry=telemetry, clock=clock))
 
 

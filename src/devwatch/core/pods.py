@@ -134,19 +134,17 @@ def on_loss(pod: Pod, loss: Loss, holders: Holders | None = None) -> Disposition
 
     The cases, in this order:
 
-    1. A pod that does not request the resource, has ended or is terminating: None.
+    1. A pod that does not request the resource, or is not one of the `holders`, has ended or is terminating: None.
     2. A pod that is not known to be older than the accepted count: None. It is a successor.
     3. Some devices are left, and the pod has no hostPath that names a lost one alone: None if it names a device that is left, since it
        uses that one, else `AMBIGUOUS`.
     4. The pod was bound between the last response before the PATCH and the accepted count: `LATE`. It may be a successor.
     5. Else its owner decides (`_disposition_by_owner`).
     """
-    if not _may_use(pod, loss, holders):
+    if not _is_concerned(pod, loss.resource, holders):
         return None
     if holders is not None:
-        return (
-            _disposition_by_owner(pod) if any(holder[:2] == (pod.namespace, pod.name) for holder in holders) else None
-        )
+        return _disposition_by_owner(pod)
     was_before = was_there(pod, loss)
     if not was_before and not (pod.scheduled and pod.scheduled < loss.accepted):
         return None
@@ -156,13 +154,16 @@ def on_loss(pod: Pod, loss: Loss, holders: Holders | None = None) -> Disposition
     return _disposition_by_owner(pod) if was_before else Disposition.LATE
 
 
-def _may_use(pod: Pod, incident: Loss | Return, holders: Holders | None) -> bool:
-    """Return whether a pod lives that may have a device of the incident.
+def _is_concerned(pod: Pod, resource: str, holders: Holders | None) -> bool:
+    """Return whether an incident can concern a pod that runs: it has the device, as far as that is known.
 
-    Where the `holders` are known, they decide: a pod that has the device by a ResourceClaim does not request the resource.
+    A pod that has it by a ResourceClaim requests no resource, so `holders` alone decide where they are known.
     """
-    asks = holders is not None or pod.requests.get(incident.resource, 0) > 0
-    return asks and not pod.finished and not pod.terminating
+    if pod.finished or pod.terminating:
+        return False
+    if holders is None:
+        return pod.requests.get(resource, 0) > 0
+    return any(holder[:2] == (pod.namespace, pod.name) for holder in holders)
 
 
 def names_shared_path(pod: Pod, incident: Loss | Return) -> bool:
@@ -186,7 +187,7 @@ def on_return(pod: Pod, back: Return, holders: Holders | None = None) -> Disposi
     the pod; then its owner decides, and whether a pod was recently evicted for this device (`RECENT`). Where the kubelet hands the device
     over, it says which containers are its `holders`; otherwise it is one that mounts the file.
     """
-    if not _may_use(pod, back, holders):
+    if not _is_concerned(pod, back.resource, holders):
         return None
     if holders is None:
         found = [_disposition_after_return(container, back) for container in pod.containers]

@@ -1,0 +1,346 @@
+"""What the agent promises of `publish: dra`, on virtual time against an API server and a kubelet that can fail."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from devwatch.core.errors import KubeletError, Retry
+from support.build import ZIGBEE
+from support.drasite import TOLERATION, USB0, USB1, config, dra_site
+from support.home import pod
+from support.objectserver import SLICES
+from support.virtualtime import virtual
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GRACE = 2.0
+EVICTING = config(evict="5s")
+ZERO = ("0", "0")
+
+
+# -- the slice follows the devices
+
+
+@virtual
+async def test_the_slice_has_what_is_present_and_both_maps_of_the_node_show_0(tmp_path: Path) -> None:
+    """A figure above that would win over the slice."""
+    async with dra_site(tmp_path, USB0, USB1) as one:
+        assert list(one.devices.values()) == [False, False]
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_a_lost_device_is_tainted_after_the_grace_and_gone_once_no_claim_has_it(tmp_path: Path) -> None:
+    """The claim has its pod, which is not evicted here."""
+    async with dra_site(tmp_path, USB0) as one:
+        device = await one.claim("p")
+        assert one.devnodes() == [USB0]
+        one.host.unplug(USB0)
+        await asyncio.sleep(GRACE - 0.5)
+        assert one.devices == {device: False}
+        assert one.devnodes() == []
+        await asyncio.sleep(60)
+        assert one.devices == {device: True}
+        await one.end("p")
+        await asyncio.sleep(10)
+        assert one.devices == {}
+        assert one.server.shows(ZIGBEE) == ZERO
+
+
+@virtual
+async def test_a_lost_device_that_no_claim_has_leaves_the_slice(tmp_path: Path) -> None:
+    """And one that returns is offered again, under its ID if a claim has kept it."""
+    async with dra_site(tmp_path, USB0, USB1) as one:
+        device = await one.claim("p")
+        before = set(one.devices)
+        for devnode in (USB0, USB1):
+            one.host.unplug(devnode)
+        await asyncio.sleep(30)
+        assert one.devices == {device: True}
+        for devnode in (USB1, USB0):
+            one.host.plug("0001", devnode, serial=f"S{devnode[-1]}")
+        await asyncio.sleep(10)
+        assert one.devices == dict.fromkeys(before, False)
+
+
+@virtual
+async def test_a_kubelet_that_deletes_the_slices_gets_them_again_at_once(tmp_path: Path) -> None:
+    """Each that starts does, of every driver."""
+    async with dra_site(tmp_path, USB0) as one:
+        one.objects.delete_all(SLICES)
+        await asyncio.sleep(1)
+        assert list(one.devices.values()) == [False]
+
+
+@virtual
+async def test_an_api_server_that_is_away_changes_nothing_and_is_told(tmp_path: Path) -> None:
+    """What changed meanwhile is published once it is back."""
+    async with dra_site(tmp_path, USB0) as one:
+        device = await one.claim("p")
+        one.objects.fail = lambda _method, _path: Retry("connection refused")
+        one.host.plug("0001", USB1, serial="S1")
+        await asyncio.sleep(90)
+        ready, why = one.ready()
+        assert not ready
+        assert "connection refused" in why
+        assert one.devices == {device: False}
+        one.objects.fail = lambda _method, _path: None
+        await asyncio.sleep(330)
+        assert len(one.devices) == 2
+        assert one.ready() == (True, "ok")
+
+
+# -- who is evicted
+
+
+@virtual
+async def test_the_holder_of_a_lost_device_is_evicted_and_no_other_pod(tmp_path: Path) -> None:
+    """Named by the kubelet; the resource and the name of the claim's pod tell nothing."""
+    async with dra_site(tmp_path, USB0, USB1, used=EVICTING) as one:
+        for name in ("a", "b"):
+            await one.claim(name)
+        one.host.unplug(USB1)
+        await asyncio.sleep(GRACE + 4)
+        assert one.evicted == []
+        await asyncio.sleep(30)
+        assert one.evicted == ["b"] or one.devnodes() == [USB0]
+        assert len(one.evicted) == 1
+        assert list(one.devices.values()) == [False]
+
+
+@virtual
+async def test_nobody_is_evicted_before_the_taint_is_acknowledged(tmp_path: Path) -> None:
+    """The scheduler could give the device to the successor."""
+    async with dra_site(tmp_path, USB0, used=EVICTING) as one:
+        await one.claim("p")
+        one.objects.fail = lambda method, _path: Retry("timeout") if method == "PUT" else None
+        one.host.unplug(USB0)
+        await asyncio.sleep(120)
+        assert one.evicted == []
+        one.objects.fail = lambda _method, _path: None
+        await asyncio.sleep(330)
+        assert one.evicted == ["p"]
+
+
+@virtual
+async def test_all_pods_of_a_shared_claim_are_evicted(tmp_path: Path) -> None:
+    """Each of them has the stick."""
+    async with dra_site(tmp_path, USB0, used=EVICTING) as one:
+        await one.claim("c", "a", "b")
+        one.host.unplug(USB0)
+        await asyncio.sleep(60)
+        assert sorted(one.evicted) == ["a", "b"]
+        assert one.devices == {}
+
+
+@virtual
+async def test_a_claim_that_tolerates_the_loss_is_spared(tmp_path: Path) -> None:
+    """Its device stays in the slice, tainted."""
+    async with dra_site(tmp_path, USB0, used=EVICTING) as one:
+        device = await one.claim("p", tolerations=(TOLERATION,))
+        one.host.unplug(USB0)
+        await asyncio.sleep(120)
+        assert one.evicted == []
+        assert one.devices == {device: True}
+
+
+@virtual
+async def test_a_successor_with_another_stick_is_not_evicted(tmp_path: Path) -> None:
+    """Nor is one that gets the stick once it has returned."""
+    async with dra_site(tmp_path, USB0, USB1, used=EVICTING) as one:
+        await one.claim("p")
+        one.host.unplug(USB0)
+        await asyncio.sleep(60)
+        assert one.evicted == ["p"]
+        await one.claim("p")
+        one.host.plug("0001", USB0, serial="S0")
+        await asyncio.sleep(10)
+        await one.claim("q")
+        await asyncio.sleep(120)
+        assert one.evicted == ["p"]
+
+
+@virtual
+async def test_a_stick_that_returns_under_another_number_ends_the_container_with_the_dead_file(tmp_path: Path) -> None:
+    """In every way of publishing."""
+    async with dra_site(tmp_path, USB0, used=EVICTING) as one:
+        from devwatch.core.pods import Container  # noqa: PLC0415
+
+        await one.claim("p", containers=(Container(name="c", started=1),))
+        one.host.unplug(USB0)
+        await asyncio.sleep(1)
+        one.host.plug("0001", "/dev/ttyUSB7", serial="S0")
+        await asyncio.sleep(60)
+        assert one.evicted == ["p"]
+        assert [line.fields["reason"] for line in one.log.of("pod.evicted")] == ["replugged"]
+
+
+# -- changes of the way
+
+
+@virtual
+async def test_from_the_status_of_the_node_the_slice_waits_for_the_pods(tmp_path: Path) -> None:
+    """The allocator knows nothing of them."""
+    async with dra_site(tmp_path, USB0, used=config("nodeStatus")) as one:
+        one.workload.run(pod("p"))
+        one.use(config())
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert one.devices == {}
+        assert "waits for the end of home/p" in one.waits()
+        assert "nodeStatus to dra" in one.ready()[1]
+        await one.end("p")
+        await asyncio.sleep(20)
+        assert list(one.devices.values()) == [False]
+        assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_to_the_status_of_the_node_the_figures_wait_for_the_claims(tmp_path: Path) -> None:
+    """The pod names a claim, and no resource; nothing more is allocated meanwhile."""
+    async with dra_site(tmp_path, USB0, USB1) as one:
+        await one.claim("p")
+        one.use(config("nodeStatus"))
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert one.allocatable == frozenset()
+        assert "waits for the end of home/p" in one.waits()
+        assert one.devnodes() == [USB0] or one.devnodes() == [USB1]
+        await one.end("p")
+        await asyncio.sleep(20)
+        assert one.server.shows(ZIGBEE) == ("2", "2")
+        assert one.devices == {}
+        assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_from_a_device_plugin_the_slice_waits_for_the_pods(tmp_path: Path) -> None:
+    """They have the stick from the kubelet."""
+    async with dra_site(tmp_path, USB0, used=config("devicePlugin")) as one:
+        one.workload.run(pod("p"))
+        one.use(config())
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert not one.kubelet.streaming(ZIGBEE)
+        assert one.devices == {}
+        await one.end("p")
+        await asyncio.sleep(20)
+        assert list(one.devices.values()) == [False]
+        assert one.server.shows(ZIGBEE) == ZERO
+
+
+@virtual
+async def test_to_a_device_plugin_its_list_waits_for_the_claims(tmp_path: Path) -> None:
+    """Otherwise the kubelet could give the stick to another pod."""
+    async with dra_site(tmp_path, USB0) as one:
+        await one.claim("p")
+        one.use(config("devicePlugin"))
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert not one.kubelet.streaming(ZIGBEE)
+        assert one.allocatable == frozenset()
+        await one.end("p")
+        await asyncio.sleep(20)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+        assert one.devices == {}
+
+
+@virtual
+async def test_without_an_answer_of_the_kubelet_the_new_way_waits(tmp_path: Path) -> None:
+    """A pod may have a claim of which nothing else tells."""
+    async with dra_site(tmp_path, USB0) as one:
+        await one.claim("p")
+        one.kubelet.unheld = KubeletError("no folder")
+        one.use(config("nodeStatus"))
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert "no folder" in one.ready()[1]
+
+
+@virtual
+async def test_a_resource_that_is_renamed_does_not_offer_the_stick_of_a_claim(tmp_path: Path) -> None:
+    """Under the new name it has another ID."""
+    async with dra_site(tmp_path, USB0) as one:
+        device = await one.claim("p")
+        one.use(config(name="a.io/other"))
+        await asyncio.sleep(60)
+        assert one.allocatable == frozenset()
+        assert "home/p" in str(one.waits()[-1])
+        await one.end("p")
+        await asyncio.sleep(20)
+        assert len(one.devices) == 1
+        assert device not in one.devices
+        assert one.ready() == (True, "ok")
+
+
+# -- restarts
+
+
+@virtual
+async def test_the_next_daemon_has_the_ids_and_the_claims(tmp_path: Path) -> None:
+    """The slice is not even written."""
+    async with dra_site(tmp_path, USB0, USB1) as one:
+        await one.claim("p")
+        before, calls = one.devices, len(one.objects.calls)
+        await one.restart()
+        await asyncio.sleep(60)
+        assert one.devices == before
+        assert not [call for call in one.objects.calls[calls:] if call.method != "GET"]
+        assert len(one.devnodes()) == 1
+
+
+@virtual
+async def test_without_the_annotation_the_record_keeps_the_ids_of_the_claims(tmp_path: Path) -> None:
+    """A stick that is gone meanwhile stays as well, tainted."""
+    async with dra_site(tmp_path, USB0) as one:
+        device = await one.claim("p")
+        await one.kill()
+        one.server.annotate(None)
+        one.host.unplug(USB0)
+        one.start(one.used)
+        await asyncio.sleep(60)
+        assert one.devices == {device: True}
+        one.host.plug("0001", "/dev/ttyUSB5", serial="S0")
+        await asyncio.sleep(10)
+        assert one.devices == {device: False}
+        assert one.devnodes() == ["/dev/ttyUSB5"]
+
+
+@virtual
+async def test_a_claim_of_a_former_way_is_waited_for_after_a_restart(tmp_path: Path) -> None:
+    """The annotation keeps the way, and the record the claim; without the annotation as well."""
+    async with dra_site(tmp_path, USB0) as one:
+        await one.claim("p")
+        await one.kill()
+        one.used = config("nodeStatus")
+        one.start(one.used)
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ZERO
+        await one.end("p")
+        await asyncio.sleep(20)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+        assert not one.record.exists()
+
+
+@virtual
+async def test_a_record_that_cannot_be_read_holds_every_lost_device(tmp_path: Path) -> None:
+    """It is said, and the present devices are offered all the same."""
+    async with dra_site(tmp_path, USB0, USB1) as one:
+        await one.claim("p")
+        await one.kill()
+        aside = one.record.rename(one.record.with_suffix(".aside"))
+        one.record.symlink_to(one.record)
+        one.start(one.used)
+        await asyncio.sleep(30)
+        one.host.unplug(USB0)
+        one.host.unplug(USB1)
+        await asyncio.sleep(60)
+        assert list(one.devices.values()) == [True, True]
+        assert "claims.json" in one.ready()[1]
+        one.record.unlink()
+        aside.rename(one.record)
+        await asyncio.sleep(60)
+        assert list(one.devices.values()) == [True]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
+
 from devwatch.core.errors import KubeletError, Retry
 from support.build import ZIGBEE
 from support.drasite import TOLERATION, USB0, USB1, config, dra_site
@@ -208,10 +210,28 @@ async def test_to_the_status_of_the_node_the_figures_wait_for_the_claims(tmp_pat
         assert one.server.shows(ZIGBEE) == ZERO
         assert one.allocatable == frozenset()
         assert "waits for the end of home/p" in one.waits()
-        assert one.devnodes() == [USB0] or one.devnodes() == [USB1]
         await one.end("p")
         await asyncio.sleep(20)
         assert one.server.shows(ZIGBEE) == ("2", "2")
+        assert one.devices == {}
+        assert one.ready() == (True, "ok")
+
+
+@virtual
+@pytest.mark.parametrize("way", ["nodeStatus", "devicePlugin"])
+async def test_the_new_way_waits_until_the_slice_offers_nothing(way: str, tmp_path: Path) -> None:
+    """A claim could get the stick that the new way gives to another pod."""
+    async with dra_site(tmp_path, USB0) as one:
+        one.objects.fail = lambda method, _path: Retry("timeout") if method in {"PUT", "DELETE"} else None
+        one.use(config(way))
+        for _ in range(60):
+            await asyncio.sleep(1)
+            assert one.server.shows(ZIGBEE)[1] == "0"
+            assert one.allocatable
+        assert "ResourceSlice" in one.ready()[1]
+        one.objects.fail = lambda _method, _path: None
+        await asyncio.sleep(330)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
         assert one.devices == {}
         assert one.ready() == (True, "ok")
 

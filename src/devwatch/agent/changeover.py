@@ -29,6 +29,7 @@ READ_INTERVAL = 5.0
 
 _UNREAD = "waits for the list of pods"
 """The reason until the pods have been listed, which takes a moment and is not reported."""
+_OFFERED = "waits for the API server to take its devices out of the ResourceSlice"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,6 +47,8 @@ class Changeover:
     """Returns what tells a start of the kubelet from the next."""
     holdings: Callable[[], Awaitable[Sequence[Holding]]]
     """Returns which pods have devices from the kubelet, and raises a `KubeletError`."""
+    is_offered: Callable[[str], bool]
+    """Returns whether the scheduler may still allocate a device of a resource to a claim."""
     waiting: Mapping[str, str] = field(default_factory=dict)
     """By resource that still waits: why."""
     former: Listing = field(default_factory=dict)
@@ -108,8 +111,12 @@ class Changeover:
             name: replace(figure, amounts=Amounts.of(0), frozen=True) if name in self.waiting else figure
             for name, figure in figures.by_name.items()
         }
-        unread = frozenset(name for name, why in self.waiting.items() if why == _UNREAD)
-        return replace(figures, by_name=held, forgotten=forgotten, left_out=figures.left_out | unread)
+        return replace(figures, by_name=held, forgotten=forgotten, left_out=figures.left_out | self.unread)
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """The resources of which it is not known yet whether they wait: until then all that is published stays."""
+        return frozenset(name for name, why in self.waiting.items() if why == _UNREAD)
 
     @property
     def _forgotten_at(self) -> float:
@@ -141,7 +148,9 @@ class Changeover:
         except KubeletError as error:
             holdings, fault = (), f"waits for the kubelet to say which pods have it: {error}"
         reasons = {each: holdouts(each, pods, holdings) for each in self._changes}
-        reasons |= {each: fault for each in self._changes if fault and each.former is Publish.DRA}
+        claimed = [each for each in self._changes if each.former is Publish.DRA]
+        reasons |= {each: fault for each in claimed if fault}
+        reasons |= {each: _OFFERED for each in claimed if self.is_offered(each.resource)}
         self._free = frozenset(change for change, why in reasons.items() if not why)
         self.waiting = {change.resource: why for change, why in reasons.items() if why}
 

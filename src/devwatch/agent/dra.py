@@ -88,7 +88,7 @@ class Dra:
 
     def update(
         self,
-        offered: Mapping[str, Sequence[Slot]],
+        offered: Mapping[str, Sequence[Slot]] | None,
         former: Mapping[str, Sequence[Slot]],
         inventory: Inventory,
         observed: NodeState | None,
@@ -96,15 +96,17 @@ class Dra:
     ) -> None:
         """Process a scan: the slots that are offered, and `former` ones, which claims may still have.
 
+        Where it is not known yet what may be offered (None), the slice stays as it is.
         Before the Node was observed nothing is done: its annotation has the IDs of a former daemon.
         """
         if observed is None or self._parts is None:
             return
         claims, slices = self._parts.claims, self._parts.slices
-        self._known.update(slot.id for slot in chain.from_iterable(offered.values()))
-        claims.update({**former, **offered}, inventory)
-        held = claims.held or {}
-        slices.update(offered, observed.uid, now, held=frozenset().union(*held.values()))
+        self._known.update(slot.id for slot in chain.from_iterable((offered or {}).values()))
+        claims.update({**former, **(offered or {})}, inventory)
+        if offered is not None:
+            held = claims.held or {}
+            slices.update(offered, observed.uid, now, held=frozenset().union(*held.values()))
 
     @property
     def tasks(self) -> tuple[Tasks, ...]:
@@ -115,6 +117,10 @@ class Dra:
     def failure(self) -> str:
         """Why the slice may not show the present devices, empty where nothing failed."""
         return self._parts.slices.failure if self._parts else ""
+
+    def is_offered(self, resource: str) -> bool:
+        """Return whether the scheduler may still allocate some device of a resource."""
+        return self._parts is not None and not self._parts.slices.is_without(resource)
 
     def can_allocate(self, ids: frozenset[str]) -> bool:
         """Return whether the scheduler may still allocate one of these devices."""

@@ -64,7 +64,12 @@ class Handovers:
             clock=clock,
         )
         self._changeover = Changeover(
-            pods=pods, holdings=self.holdings, telemetry=telemetry, clock=clock, kubelet=plugins.socket
+            pods=pods,
+            holdings=self.holdings,
+            telemetry=telemetry,
+            clock=clock,
+            kubelet=plugins.socket,
+            is_offered=dra.is_offered,
         )
 
     # -- the interface to the loop
@@ -116,7 +121,8 @@ class Handovers:
         }
         shown |= self._plugins.update({name: shown[name] for name in self._plugins.names}, inventory, observed, held)
         offered = {name: tuple(slot for slot in slots[name] if slot.id not in held[name]) for name in self._dra.names}
-        self._dra.update(offered, former, inventory, observed, now)
+        unread = any(rule.publish is Publish.DRA and rule.name in self._changeover.unread for rule in self._rules)
+        self._dra.update(None if unread else offered, former, inventory, observed, now)
         self._report.held_up(self._held.reasons(held))
         kept = [name for name, own in former.items() if not {slot.id for slot in own} <= self.free]
         return self._changeover.hold(replace(figures, by_name=shown), kept)

@@ -156,9 +156,17 @@ class ResourceSlices:
 
     def cut(self, device_id: str) -> bool:
         """Return whether it is certain that a lost device cannot be allocated any more."""
-        if self._observed is None or self._in_flight or self._uncertain:
-            return False
-        return not is_allocatable(device_id, self._observed.values())
+        slices = self._certain
+        return slices is not None and not is_allocatable(device_id, slices)
+
+    def is_without(self, resource: str) -> bool:
+        """Return whether it is certain that no device of a resource can be allocated any more."""
+        return self._certain is not None and not any(each.offers(resource) for each in self._certain)
+
+    @property
+    def _certain(self) -> Collection[Slice] | None:
+        """The slices, None while they are unknown or a write may change them."""
+        return None if self._observed is None or self._in_flight or self._uncertain else self._observed.values()
 
     # -- the desired state
 

@@ -116,6 +116,10 @@ class Slice:
         """The names of the devices that have devwatch's taint."""
         return tuple(device.name for device in self.devices if not device.can_be_allocated)
 
+    def offers(self, resource: str) -> bool:
+        """Return whether the scheduler may allocate a device of a resource."""
+        return any(each.can_be_allocated and each.attributes.get("resource") == resource for each in self.devices)
+
     @property
     def content(self) -> tuple[object, ...]:
         """What devwatch decides about a slice: equal for two writes of the same desired state, whenever a taint was added."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devwatch.core.errors import KubeletError
-from devwatch.kubelet.links import FOLDER, DeviceLinks
+from devwatch.kubelet.links import FOLDER, DeviceLinks, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -192,3 +192,12 @@ def test_a_folder_in_the_place_of_a_link_does_not_keep_the_others(tmp_path: Path
     (tmp_path / FOLDER / "b").mkdir()
     links.update({})
     assert content(tmp_path) == {"b": ""}
+
+
+def test_what_cannot_be_removed_keeps_no_other_leftover(tmp_path: Path) -> None:
+    """The first is told after all others are gone."""
+    (tmp_path / FOLDER / "notes").mkdir(parents=True)
+    (tmp_path / "a.sock").touch()
+    with pytest.raises(KubeletError, match=f"^{tmp_path / FOLDER}: Directory not empty$"):
+        remove_leftovers([tmp_path / FOLDER, tmp_path / "gone.sock", tmp_path / "a.sock"])
+    assert [path.name for path in tmp_path.iterdir()] == [FOLDER]

@@ -148,10 +148,12 @@ class Kubelet:
         self._processes.pop(name).kill()
 
     def crash(self) -> None:
-        """Kill the kubelet, containerd and every process of the pods, as the power switch would. Their files stay."""
+        """Kill the kubelet, containerd and every process of the pods, as the power switch would. Their files stay, but for sockets."""
         for name in reversed(list(self._processes)):
             self.kill(name)
         eventually(lambda: not _killed_processes())
+        for bundle in _BUNDLES.glob("*"):  # containerd removes it at its next start, and leaves what is outside of it
+            _remove_bundle(bundle)
 
     def kill_container(self, identifier: str) -> None:
         """Kill the processes of a container; the kubelet then starts one in its place, in the same pod."""

@@ -37,15 +37,19 @@ RIGHTS: list[Object] = [
 USER: Object = {"runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": True}
 """A user without the group of serial ports: the devnode belongs to it."""
 
+_MINOR = 36
+"""Kubernetes 1.36: the API is served from 1.34 on, and pods have it by `limits`, and devices have taints, from 1.36 on."""
 _CLAIMS = f"/apis/{API}/namespaces/{NAMESPACE}"
 
 
 def missing(apiserver: ApiServer) -> str | None:
-    """Return what the API server lacks for `publish: dra` with `limits`, in a few words, or None."""
+    """Return what the API server lacks for the tests, in a few words, or None."""
     version = apiserver.request("GET", "/version")[1]
-    if not apiserver.serves(API):
-        return f"needs Kubernetes 1.34 or newer ({API}), and this is {version['gitVersion']}"
-    return None
+    minor = int(version["minor"].rstrip("+"))
+    if minor >= _MINOR:
+        return None
+    lacks = "limits and taints of devices" if apiserver.serves(API) else API
+    return f"needs Kubernetes 1.{_MINOR} or newer ({lacks}), and this is {version['gitVersion']}"
 
 
 def apply_classes(apiserver: ApiServer, home: Path, prefix: str) -> None:

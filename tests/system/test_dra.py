@@ -141,16 +141,17 @@ def test_a_stick_that_returns_under_another_number_ends_who_has_the_dead_file(
 ) -> None:
     """Its pod goes, although the stick was away for a moment only, and its successor has the stick."""
     site.sticks.unplug("tty42")  # a console that is there is no new device when a rule makes it a stick
-    site.plug("tty40", "A")
+    serial = "R1" if by_claim else "R2"  # one that has returned so is spared for ten minutes
+    site.plug("tty40", serial)
     daemon = site.start(evict="2s")
-    daemon.wait_for(lambda: site.offers(A=True), what="slice")
-    workload = site.replicas(1, site.template_of(site.claim_template("A") if by_claim else None))
+    daemon.wait_for(lambda: site.offers(**{serial: True}), what="slice")
+    workload = site.replicas(1, site.template_of(site.claim_template(serial) if by_claim else None))
     (holder,) = eventually(lambda: site.mine(workload))
     site.await_opened(daemon, holder, "tty40")
     eventually(lambda: started_before(site.read(holder)))
     since = len(daemon.log)
     site.sticks.unplug("tty40")
-    site.plug("tty42", "A")
+    site.plug("tty42", serial)
     evicted = daemon.wait_log("pod.evicted", since=since)
     assert (evicted["pod"], evicted["reason"]) == (title_of(holder), "replugged")
     daemon.wait_for(lambda: site.hurry(holder) and site.read(holder) is None, what="pod that is gone")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devwatch.core.errors import KubeletError, Retry
-from support.build import ZIGBEE
+from devwatch.core.errors import ApiError, Forbidden, KubeletError, Refused, Retry, Unserved
+from support.build import ZIGBEE, ZWAVE
 from support.drasite import TOLERATION, USB0, USB1, config, dra_site
 from support.home import pod
 from support.objectserver import SLICES
@@ -93,6 +93,77 @@ async def test_an_api_server_that_is_away_changes_nothing_and_is_told(tmp_path: 
         await asyncio.sleep(330)
         assert len(one.devices) == 2
         assert one.ready() == (True, "ok")
+
+
+# -- health and metrics
+
+
+@virtual
+@pytest.mark.parametrize(
+    "error", [Forbidden("cannot update resourceslices"), Refused("denied by policy")], ids=["forbidden", "refused"]
+)
+async def test_a_slice_that_is_refused_is_told_at_once(error: ApiError, tmp_path: Path) -> None:
+    """In the server's words, until it is accepted."""
+    async with dra_site(tmp_path, USB0) as one:
+        one.objects.fail = lambda method, _path: error if method == "PUT" else None
+        one.host.plug("0001", USB1, serial="S1")
+        await asyncio.sleep(1)
+        assert one.ready() == (False, f"the ResourceSlice is refused: {error}")
+        one.objects.fail = lambda _method, _path: None
+        await asyncio.sleep(330)
+        assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_slices_that_cannot_be_listed_are_told_at_once_where_that_is_forbidden(tmp_path: Path) -> None:
+    """Without the list none is written."""
+    async with dra_site(tmp_path, USB0) as one:
+        await one.kill()
+        one.objects.fail = lambda _method, _path: Forbidden("cannot list resourceslices")
+        one.start(one.used)
+        await asyncio.sleep(1)
+        assert "cannot list resourceslices" in one.ready()[1]
+        one.objects.fail = lambda _method, _path: Unserved("404 page not found")
+        await one.restart()
+        await asyncio.sleep(55)
+        assert one.ready() == (True, "ok")
+        await asyncio.sleep(10)
+        assert "the ResourceSlice has not shown what is present for 6" in one.ready()[1]
+        assert "404 page not found" in one.ready()[1]
+
+
+@virtual
+async def test_a_driver_that_the_kubelet_does_not_register_is_told_after_a_minute(tmp_path: Path) -> None:
+    """Its resources are registered with it, and not without; the figure of a device plugin stays beside theirs."""
+    both = config(more=f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}], publish: devicePlugin}}\n")
+    async with dra_site(tmp_path, USB0, used=both) as one:
+        assert [one.metric("kubelet_registered", name) for name in (ZIGBEE, ZWAVE)] == [1, 1]
+        await one.manager.stop()
+        await asyncio.sleep(55)
+        assert [one.metric("kubelet_registered", name) for name in (ZIGBEE, ZWAVE)] == [0, 1]
+        assert one.ready() == (True, "ok")
+        await asyncio.sleep(10)
+        assert one.ready()[1].startswith(f"{ZIGBEE} has not been registered with the kubelet for 6")
+        one.manager.start()
+        await asyncio.sleep(5)
+        assert one.metric("kubelet_registered", ZIGBEE) == 1
+        assert one.ready() == (True, "ok")
+        one.use(config(name="a.io/other"))
+        await asyncio.sleep(10)
+        assert [one.metric("kubelet_registered", name) for name in ("a.io/other", ZIGBEE)] == [1, 0]
+
+
+@virtual
+async def test_a_folder_that_stays_away_is_told_after_a_minute(tmp_path: Path) -> None:
+    """However often the sockets are tried again."""
+    async with dra_site(tmp_path, USB0) as one:
+        await one.kill()
+        await one.manager.stop()
+        (tmp_path / "plugins_registry").rename(tmp_path / "away")
+        one.start(one.used)
+        await asyncio.sleep(75)
+        assert one.ready()[1].startswith(f"{ZIGBEE} has not been registered with the kubelet for 7")
+        assert "plugins_registry" in one.ready()[1]
 
 
 # -- who is evicted

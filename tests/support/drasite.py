@@ -39,10 +39,10 @@ FOLLOWS = 1.0
 """Seconds after which the kubelet has ended what a pod that is gone had."""
 
 
-def config(publish: str = "dra", *, name: str = ZIGBEE, evict: str = "") -> Config:
-    """Return a configuration with one resource."""
-    more = f", evict: {{after: {evict}}}" if evict else ""
-    text = f"resources:\n- {{name: {name}, match: [{{vendor: '0001'}}], publish: {publish}{more}}}\n"
+def config(publish: str = "dra", *, name: str = ZIGBEE, evict: str = "", more: str = "") -> Config:
+    """Return a configuration whose first resource claims the sticks of a site."""
+    eviction = f", evict: {{after: {evict}}}" if evict else ""
+    text = f"resources:\n- {{name: {name}, match: [{{vendor: '0001'}}], publish: {publish}{eviction}}}\n{more}"
     return parse(text.encode(), file="config.yaml")
 
 

@@ -124,6 +124,11 @@ class ClaimDriver:
         return self.registration.registered
 
     @property
+    def unregistered(self) -> tuple[float, str] | None:
+        """Since when the kubelet has not registered the driver, and why; None where it has."""
+        return None if self.registered else (self.registration.lost_at, self.registration.failure)
+
+    @property
     def holders(self) -> tuple[PreparedClaim, ...]:
         """The claims that are prepared here."""
         return tuple(self.claims.by_uid.values())

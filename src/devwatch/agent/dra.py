@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from devwatch.agent.pluginreport import DriverCondition
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -114,9 +116,18 @@ class Dra:
         return (self._parts.slices, *self._parts.claims.tasks) if self._parts else ()
 
     @property
-    def failure(self) -> str:
-        """Why the slice may not show the present devices, empty where nothing failed."""
-        return self._parts.slices.failure if self._parts else ""
+    def condition(self) -> DriverCondition | None:
+        """How far kubelet and API server have what is published, None where nothing ever was."""
+        if self._parts is None:
+            return None
+        claims, slices = self._parts.claims, self._parts.slices
+        refusal = f"the ResourceSlice is refused: {slices.failure}" if slices.refused else ""
+        return DriverCondition(
+            resources=self.names,
+            unregistered=claims.unregistered,
+            unpublished=None if slices.differs_since is None else (slices.differs_since, slices.failure),
+            fault=claims.claims.fault or refusal,
+        )
 
     def is_offered(self, resource: str) -> bool:
         """Return whether the scheduler may still allocate some device of a resource."""

@@ -69,13 +69,15 @@ class DriverRegistration:
     clock: Clock
     report: RegistrationReport
     registered: bool = False
-    lost_at: float = -math.inf
-    """Since when the driver is not registered."""
+    lost_at: float = math.inf
+    """Since when the driver is wanted and not registered; not yet where it is infinite."""
     failure: str = ""
     """Why it is not registered, empty where that is not known or it is."""
     _wanted: bool = False
     _accepted: bool = False
     """Whether the kubelet has last said that it has registered the driver."""
+    _served_at: float = math.inf
+    """When it began to be served last."""
     _connected: bool = False
     _connected_at: float = -math.inf
     """When the kubelet was connected last, as far as observed."""
@@ -118,7 +120,7 @@ class DriverRegistration:
     async def _serve(self, backoff: Backoff) -> None:
         """Serve until the driver is not wanted any more. Raises `KubeletError`."""
         server = self.connect()
-        self._accepted, self.lost_at = False, self.clock.now()
+        self._accepted, self._served_at = False, self.clock.now()
         try:
             await server.start()
             while self._wanted:
@@ -143,7 +145,7 @@ class DriverRegistration:
             self.lost_at = now
             if not (ended or self.failure):
                 self._fail(KubeletError("the kubelet has closed its connection"))
-        elif not (registered or ended or self.failure) and now >= self.lost_at + ABSENT:
+        elif not (registered or ended or self.failure) and now >= self._served_at + ABSENT:
             hint = "does it run, and is its folder this one (--kubelet-dir)?"
             self._fail(KubeletError("no kubelet registers the driver", hint=hint))
         if registered != self.registered:

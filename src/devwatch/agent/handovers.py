@@ -123,6 +123,7 @@ class Handovers:
         offered = {name: tuple(slot for slot in slots[name] if slot.id not in held[name]) for name in self._dra.names}
         unread = any(rule.publish is Publish.DRA and rule.name in self._changeover.unread for rule in self._rules)
         self._dra.update(None if unread else offered, former, inventory, observed, now)
+        self._report.driver(self._dra.condition)
         self._report.held_up(self._held.reasons(held))
         kept = [name for name, own in former.items() if not {slot.id for slot in own} <= self.free]
         return self._changeover.hold(replace(figures, by_name=shown), kept)

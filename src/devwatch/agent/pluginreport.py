@@ -15,9 +15,26 @@ if TYPE_CHECKING:
     from devwatch.core.errors import KubeletError
 
 
+Since = tuple[float, str]
+"""Since when a condition lasts, in seconds of the loop's clock, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverCondition:
+    """How far kubelet and API server have what the DRA driver publishes."""
+
+    resources: frozenset[str]
+    unregistered: Since | None
+    """None while the kubelet has registered the driver."""
+    unpublished: Since | None
+    """None while the slice is known to show the present devices."""
+    fault: str
+    """What is refused or fails on this host, empty where nothing does."""
+
+
 @dataclass(slots=True, kw_only=True)
 class PluginReport:
-    """Reports registrations; each lasting condition once, and again at growing intervals."""
+    """Reports what is registered with the kubelet, and how the driver is; each lasting condition once, and again at growing intervals."""
 
     telemetry: Telemetry
     wake: Callable[[], None] = lambda: None
@@ -25,21 +42,36 @@ class PluginReport:
     fault: str = ""
     """What keeps every resource from being handed over: the links or a library; empty where nothing does."""
     _filters: dict[str, RepeatFilter] = field(default_factory=dict)
+    _plugins: Mapping[str, Since | None] = field(default_factory=dict)
+    """By resource of a device plugin: since when it is not registered, None while it is."""
+    _driver: DriverCondition | None = None
     _contested: str = ""
     _held_up: Mapping[str, str] = field(default_factory=dict)
 
     def state(self, registrations: Mapping[str, Registration]) -> None:
-        """Set metrics and health to the state of all resources."""
-        registered = {name: int(each.handover.registered) for name, each in registrations.items()}
-        self.telemetry.metrics.set_registered(registered)
-        self.telemetry.health.unregistered = {
-            name: (each.handover.lost_at, each.failure)
+        """Set metrics and health to the state of all resources of device plugins."""
+        self._plugins = {
+            name: None if each.handover.registered else (each.handover.lost_at, each.failure)
             for name, each in registrations.items()
-            if not each.handover.registered
         }
+        self._set_registered()
         contested = [name for name, each in registrations.items() if each.handover.contested]
         self._contested = f"another plugin has registered {', '.join(contested)}" if contested else ""
         self._set_health()
+
+    def driver(self, condition: DriverCondition | None) -> None:
+        """Set metrics and health to the state of the DRA driver, which is that of each of its resources."""
+        if condition != self._driver:
+            self._driver = condition
+            self.telemetry.health.unpublished = condition.unpublished if condition else None
+            self._set_registered()
+            self._set_health()
+
+    def _set_registered(self) -> None:
+        driver = dict.fromkeys(self._driver.resources, self._driver.unregistered) if self._driver else {}
+        states = {**driver, **self._plugins}
+        self.telemetry.metrics.set_registered({name: int(since is None) for name, since in states.items()})
+        self.telemetry.health.unregistered = {name: since for name, since in states.items() if since is not None}
 
     def held_up(self, reasons: Mapping[str, str]) -> None:
         """Report, each once, why resources do not offer present devices that a pod may have under another name."""
@@ -51,7 +83,8 @@ class PluginReport:
 
     def _set_health(self) -> None:
         held = "; ".join(f"{name}: {why}" for name, why in self._held_up.items())
-        self.telemetry.health.handover = self.fault or self._contested or held
+        driver = self._driver.fault if self._driver else ""
+        self.telemetry.health.handover = self.fault or self._contested or driver or held
 
     def allocated(self, resource: str, ids: Collection[str], *, refused: bool) -> None:
         """Report that the kubelet has asked for devices for a container."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from devwatch.agent.nodewatch import watch_forever
 from devwatch.agent.slicereport import SliceReporter
 from devwatch.core.backoff import Backoff, RepairBackoff
-from devwatch.core.errors import ApiError, Conflict, CredentialsError, Missing, Refused, Retry, Unserved
+from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, Missing, Refused, Retry, Unserved
 from devwatch.core.slices import (
     MAX_DEVICES,
     Offer,
@@ -95,6 +95,10 @@ class ResourceSlices:
         self._backoff, self._repairs = Backoff(), RepairBackoff()
         self._refused: tuple[object, ...] = ()
         """The content that the server has refused last; another one does not wait for the backoff."""
+        self.refused = False
+        """Whether the API server refuses what was requested last."""
+        self.differs_since: float | None = None
+        """Since when the slices are not known to be the desired ones, None while they are."""
         self._in_flight = self._uncertain = False
         """Uncertain: the last write has failed, and may be stored yet."""
         self._failure, self._unlisted = "", "the ResourceSlices have not been listed"
@@ -128,6 +132,7 @@ class ResourceSlices:
         """
         self._active.set()
         self._write = None
+        self.differs_since = now if self.differs_since is None else self.differs_since
         if self._observed is None or (slots and not node_uid):
             return
         if not slots:
@@ -135,7 +140,7 @@ class ResourceSlices:
         else:
             self._write = self._plan(slots, node_uid, held, self._observed)
         if self._write is None:
-            self._failure = ""
+            self._failure, self.refused, self.differs_since = "", False, None
             self._published = next((each.content for each in self._observed.values()), ())
         elif self._refused and self._write.slice.content != self._refused:
             self._refused = ()
@@ -218,6 +223,8 @@ class ResourceSlices:
 
     def _end(self, error: ApiError) -> None:
         self._unlisted = str(error)
+        if self._observed is None:
+            self.refused = isinstance(error, Forbidden | Refused)
         self._report.unwatched(error, listed=self._observed is not None)
 
     # -- requests and responses
@@ -265,11 +272,12 @@ class ResourceSlices:
             self._repairs.repaired(self._clock.now())
         self._report.written(write, stored or write.slice, repaired=repairing)
         self._backoff.succeed()
-        self._failure = ""
+        self._failure, self.refused = "", False
 
     def _fail(self, write: Write, error: ApiError) -> None:
         """Back off before the next write; another content does not wait where this one was refused."""
         self._failure = str(error)
+        self.refused = isinstance(error, Forbidden | Refused)
         self._refused = write.slice.content if isinstance(error, Refused) else ()
         self._uncertain = isinstance(error, Retry) and not isinstance(error, Conflict | CredentialsError | Unserved)
         delay = self._backoff.fail(self._clock.now(), self._clock.jitter(), at_least=error.pause)

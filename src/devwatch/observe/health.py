@@ -49,6 +49,8 @@ class Health:
     """Why the kubelet cannot be given the devices of a resource, whatever it answers; empty where nothing is in the way."""
     changing: str = ""
     """The resources that wait for pods of their former way of publishing, empty where none does."""
+    unpublished: tuple[float, str] | None = None
+    """Since when the ResourceSlice is not known to show what is present, and why; None while it is."""
     unregistered: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     """By resource that is not registered with the kubelet: since when, and why the last attempt failed."""
 
@@ -96,6 +98,9 @@ class Health:
             yield self.handover
         if self.changing:
             yield self.changing
+        if self.unpublished is not None and now - self.unpublished[0] >= _DIFFERENCE_LIMIT:
+            since, reason = self.unpublished
+            yield f"the ResourceSlice has not shown what is present for {now - since:.0f} s{reason and f': {reason}'}"
         for name, (since, reason) in self.unregistered.items():
             if now - since >= _DIFFERENCE_LIMIT:
                 yield f"{name} has not been registered with the kubelet for {now - since:.0f} s{reason and f': {reason}'}"

@@ -185,6 +185,19 @@ async def test_the_holder_of_a_lost_device_is_evicted_and_no_other_pod(tmp_path:
 
 
 @virtual
+async def test_a_daemon_that_finds_everything_in_place_evicts_as_well(tmp_path: Path) -> None:
+    """It asks the kubelet for the first time then."""
+    async with dra_site(tmp_path, USB0, used=EVICTING) as one:
+        await one.claim("p")
+        await one.restart()
+        await asyncio.sleep(30)
+        one.host.unplug(USB0)
+        await asyncio.sleep(60)
+        assert one.evicted == ["p"]
+        assert one.devices == {}
+
+
+@virtual
 async def test_nobody_is_evicted_before_the_taint_is_acknowledged(tmp_path: Path) -> None:
     """The scheduler could give the device to the successor."""
     async with dra_site(tmp_path, USB0, used=EVICTING) as one:

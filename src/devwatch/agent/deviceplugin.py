@@ -207,6 +207,6 @@ class DevicePlugins:
 
     async def holdings(self) -> tuple[Holding, ...]:
         """Return which pods hold devices. Raises `KubeletError`."""
-        if self._kubelet is None:
-            raise KubeletError("the kubelet was not reached yet")
-        return await self._kubelet.holdings()
+        if (kubelet := self._reach()) is None:
+            raise KubeletError(self.report.fault)
+        return await kubelet.holdings()

@@ -80,6 +80,8 @@ class DeviceLinks:
         """
         if wanted == self._made and all(self._leads_to(name) == devnode for name, devnode in wanted.items()):
             return
+        if not (wanted or self.folder.parent.exists()):
+            return  # claims alone need no folder of plugins
         try:
             made, self._made = self._read(), None
             failed = [self._remove(name) for name, devnode in made.items() if wanted.get(name) != devnode]

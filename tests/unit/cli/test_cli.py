@@ -569,20 +569,36 @@ MODULES_OF_COMMANDS = {
 }
 MODULES_OF_KUBELETS = {"devwatch.kubelet", "grpclib", "google.protobuf", "h2"}
 """What speaks with a kubelet: 3 to 7 MiB."""
+MODULES_OF_CLAIMS = {
+    "devwatch.agent.claims",
+    "devwatch.agent.drahost",
+    "devwatch.agent.resourceslices",
+    "devwatch.core.claims",
+    "devwatch.kube.slices",
+}
 WIRED = """
 import asyncio, sys
+from functools import partial
 from pathlib import Path
+from devwatch.agent.dra import Dra
 from devwatch.agent.daemon import Daemon, Options
 from support import virtualtime
 from support.fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, RecordingLog
 from support.harness import Harness
+from support.objectserver import ObjectServer
 
 async def main():
     config, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    options = Options(config=config, node="n", kubelet_dir=folder, device_plugin_dir=folder)
+    options = Options(config=config, node="n", kubelet_dir=folder, device_plugin_dir=folder, cdi_dir=folder)
     daemon = Daemon(options, RecordingLog(), environ={}, out=sys.stdout)
     clock, used = asyncio.get_running_loop().time, daemon._config
     harness = Harness(host=FakeHost(), server=FakeServer(clock), settings=FakeSettings(used), connect=daemon._kubelet)
+
+    def driver(telemetry, clock):
+        daemon._telemetry, daemon._clock = telemetry, clock
+        return Dra(partial(daemon._dra, ObjectServer(clock=clock.now)), recorded=options.claims.exists)
+
+    harness.dra = driver
     running = asyncio.create_task(harness.reconciler(used, workload=FakeWorkload(clock)).run())
     await asyncio.sleep(60)
     assert not running.done(), running
@@ -590,7 +606,7 @@ async def main():
 
 virtualtime.run(main)
 """
-"""A daemon with the API of a kubelet that `run` gives it."""
+"""A daemon with the API of a kubelet, and the driver, that `run` gives it."""
 
 
 def test_the_daemon_loads_nothing_that_only_a_command_needs(config: Path) -> None:
@@ -600,10 +616,17 @@ def test_the_daemon_loads_nothing_that_only_a_command_needs(config: Path) -> Non
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "devwatch.agent.reconciler" in loaded
-    assert loaded & (MODULES_OF_COMMANDS | MODULES_OF_KUBELETS) == set()
+    assert loaded & (MODULES_OF_COMMANDS | MODULES_OF_KUBELETS | MODULES_OF_CLAIMS) == set()
 
 
-@pytest.mark.parametrize(("way", "expected"), [("nodeStatus", set()), ("devicePlugin", MODULES_OF_KUBELETS)])
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        ("nodeStatus", set()),
+        ("devicePlugin", MODULES_OF_KUBELETS),
+        ("dra", MODULES_OF_KUBELETS | MODULES_OF_CLAIMS),
+    ],
+)
 def test_the_daemon_loads_what_speaks_with_a_kubelet_where_a_resource_needs_it(
     way: str, expected: set[str], config: Path
 ) -> None:
@@ -612,4 +635,4 @@ def test_the_daemon_loads_what_speaks_with_a_kubelet_where_a_resource_needs_it(
     command = [sys.executable, "-c", WIRED, str(config), str(config.parent)]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) & MODULES_OF_KUBELETS == expected
+    assert set(done.stdout.split()) & (MODULES_OF_KUBELETS | MODULES_OF_CLAIMS) == expected

@@ -34,6 +34,14 @@ def test_links_are_made_led_elsewhere_and_removed(tmp_path: Path) -> None:
     assert links.folder == tmp_path / FOLDER
 
 
+def test_where_no_link_is_wanted_no_folder_of_plugins_is_needed(tmp_path: Path) -> None:
+    """A node whose devices are given to pods by claims alone need not mount it."""
+    links = DeviceLinks(tmp_path / "absent")
+    links.update({})
+    with pytest.raises(KubeletError, match="No such file"):
+        links.update({"a": USB0})
+
+
 def test_the_folder_can_be_entered_by_all(tmp_path: Path) -> None:
     """The container runtime resolves the links, under whatever user it does that."""
     DeviceLinks(tmp_path).update({})
@@ -162,7 +170,7 @@ def test_what_became_of_a_link_is_seen_at_each_scan(tmp_path: Path, harm: str) -
 def test_no_folder_of_the_plugins_is_an_error(tmp_path: Path) -> None:
     """Not mounted, or another root: it is not made, since no kubelet would be there."""
     with pytest.raises(KubeletError, match=f"^{tmp_path / 'none' / FOLDER}: No such file or directory$") as raised:
-        DeviceLinks(tmp_path / "none").update({})
+        DeviceLinks(tmp_path / "none").update({"a": USB0})
     assert "--device-plugin-dir" in raised.value.hint
     (tmp_path / FOLDER).write_text("x")
     with pytest.raises(KubeletError, match=f"^{tmp_path / FOLDER}: File exists$"):

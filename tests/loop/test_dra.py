@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devwatch.core.errors import ApiError, Forbidden, KubeletError, Refused, Retry, Unserved
+from devwatch.core.pods import Container
 from support.build import ZIGBEE, ZWAVE
 from support.drasite import TOLERATION, USB0, USB1, config, dra_site
 from support.home import pod
@@ -95,6 +96,36 @@ async def test_an_api_server_that_is_away_changes_nothing_and_is_told(tmp_path: 
         assert one.ready() == (True, "ok")
 
 
+@virtual
+async def test_a_server_that_stores_no_taints_has_the_lost_device_leave_at_once(tmp_path: Path) -> None:
+    """Its claim keeps it, and its holder is evicted all the same."""
+    async with dra_site(tmp_path, USB0, used=EVICTING) as one:
+        one.objects.taints = False
+        await one.claim("p")
+        one.host.unplug(USB0)
+        await asyncio.sleep(GRACE + 1)
+        assert one.devices == {}
+        await asyncio.sleep(60)
+        assert one.evicted == ["p"]
+
+
+@virtual
+async def test_one_run_leaves_the_resource_alone(tmp_path: Path) -> None:
+    """Figures, annotation and slice stay as they are; what is counted on the Node is written."""
+    both = config(more=f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}]}}\n")
+    async with dra_site(tmp_path, USB0, used=both) as one:
+        before, calls = one.server.state, len(one.objects.calls)
+        await one.kill()
+        one.host.unplug(USB0)
+        one.host.plug("0002", USB1)
+        await one.reconciler(both, once=True).run()
+        assert one.server.shows(ZWAVE) == ("1", "1")
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert one.server.state.memory()[ZIGBEE] == before.memory()[ZIGBEE]
+        assert len(one.objects.calls) == calls
+        one.start(both)
+
+
 # -- health and metrics
 
 
@@ -170,17 +201,20 @@ async def test_a_folder_that_stays_away_is_told_after_a_minute(tmp_path: Path) -
 
 
 @virtual
-async def test_the_holder_of_a_lost_device_is_evicted_and_no_other_pod(tmp_path: Path) -> None:
-    """Named by the kubelet; the resource and the name of the claim's pod tell nothing."""
+@pytest.mark.parametrize("requests", [{}, {ZIGBEE: 1}], ids=["by a claim", "by its limits"])
+async def test_the_holder_of_a_lost_device_is_evicted_and_no_other_pod(
+    requests: dict[str, int], tmp_path: Path
+) -> None:
+    """Named by the kubelet, however the pod asked for it."""
     async with dra_site(tmp_path, USB0, USB1, used=EVICTING) as one:
         for name in ("a", "b"):
-            await one.claim(name)
+            await one.claim(name, requests=requests)
         one.host.unplug(USB1)
         await asyncio.sleep(GRACE + 4)
         assert one.evicted == []
         await asyncio.sleep(30)
-        assert one.evicted == ["b"] or one.devnodes() == [USB0]
-        assert len(one.evicted) == 1
+        assert one.evicted == ["b"]
+        assert one.devnodes() == [USB0]
         assert list(one.devices.values()) == [False]
 
 
@@ -253,8 +287,6 @@ async def test_a_successor_with_another_stick_is_not_evicted(tmp_path: Path) -> 
 async def test_a_stick_that_returns_under_another_number_ends_the_container_with_the_dead_file(tmp_path: Path) -> None:
     """In every way of publishing."""
     async with dra_site(tmp_path, USB0, used=EVICTING) as one:
-        from devwatch.core.pods import Container  # noqa: PLC0415
-
         await one.claim("p", containers=(Container(name="c", started=1),))
         one.host.unplug(USB0)
         await asyncio.sleep(1)
@@ -294,6 +326,7 @@ async def test_to_the_status_of_the_node_the_figures_wait_for_the_claims(tmp_pat
         assert one.server.shows(ZIGBEE) == ZERO
         assert one.allocatable == frozenset()
         assert "waits for the end of home/p" in one.waits()
+        assert one.devnodes() == [USB0]
         await one.end("p")
         await asyncio.sleep(20)
         assert one.server.shows(ZIGBEE) == ("2", "2")

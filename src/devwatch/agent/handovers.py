@@ -122,7 +122,8 @@ class Handovers:
         shown |= self._plugins.update({name: shown[name] for name in self._plugins.names}, inventory, observed, held)
         offered = {name: tuple(slot for slot in slots[name] if slot.id not in held[name]) for name in self._dra.names}
         unread = any(rule.publish is Publish.DRA and rule.name in self._changeover.unread for rule in self._rules)
-        self._dra.update(None if unread else offered, former, inventory, observed, now)
+        present = {name: _present(own, figures.by_name.get(name)) for name, own in former.items()}
+        self._dra.update(None if unread else offered, present, inventory, observed, now)
         self._report.driver(self._dra.condition)
         self._report.held_up(self._held.reasons(held))
         kept = [name for name, own in former.items() if not {slot.id for slot in own} <= self.free]
@@ -191,6 +192,15 @@ class Handovers:
 def _lost(slots: Iterable[Slot]) -> tuple[Slot, ...]:
     """Return slots as those of a resource that is not handed over any more: nothing of it is offered."""
     return tuple(replace(slot, state=SlotState.HELD) for slot in slots)
+
+
+def _present(former: Iterable[Slot], figure: Figure | None) -> tuple[Slot, ...]:
+    """Return the slots of a former way with those devices that are present: the containers of a claim keep theirs until they end.
+
+    Only the resource itself knows which device has an ID: another one may use a further devnode of the same stick.
+    """
+    own = {slot.id: slot for slot in figure.slots} if figure else {}
+    return tuple(own.get(slot.id, slot) for slot in former)
 
 
 def _without(figure: Figure, number: int) -> Figure:

@@ -136,6 +136,16 @@ class ClaimingSite(Site):
         """Make such a pod, and return it once it has opened this stick and is seen to run."""
         return self.holder(daemon, tty, **self.template_of(claim)["spec"])
 
+    def await_opened(self, daemon: Daemon, pod: Object, tty: str, *, restarts: int = 0) -> None:
+        """As `Site.await_opened`; what fails before the kubelet has prepared a claim is tried again at once, and not after a minute.
+
+        So may its reading of the claim that it learned of a moment ago, before the API server knows that the pod is of its node.
+        """
+        daemon.wait_for(
+            lambda: self.hurry(pod) and self.opened(pod, tty, restart=restarts), timeout=60, what="opened stick"
+        )
+        Site.await_opened(self, daemon, pod, tty, restarts=restarts)
+
     def mine(self, workload: Object) -> list[Object]:
         """Return the pods of a workload that are not asked to go."""
         uid = uid_of(workload)

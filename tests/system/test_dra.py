@@ -52,6 +52,8 @@ def handing(
     yield made
     made.close()
     control_plane.stop_control()
+    for file in CDI.glob("devwatch.io-*"):  # of a daemon that was killed
+        file.unlink()
 
 
 @pytest.fixture

@@ -413,6 +413,31 @@ async def test_a_resource_that_is_renamed_does_not_offer_the_stick_of_a_claim(tm
         assert one.ready() == (True, "ok")
 
 
+@virtual
+@pytest.mark.parametrize("running", [True, False], ids=["the same daemon", "the next daemon"])
+async def test_a_stick_that_goes_to_a_resource_of_another_way_waits_for_the_slice(
+    *, running: bool, tmp_path: Path
+) -> None:
+    """Until it is without the stick, a claim could get what the other resource counts."""
+    async with dra_site(tmp_path, USB0) as one:
+        one.objects.fail = lambda method, _path: Retry("timeout") if method in {"PUT", "DELETE"} else None
+        used = config("nodeStatus", name="a.io/other")
+        if running:
+            one.use(used)
+        else:
+            await one.kill()
+            one.used = used
+            one.start(used)
+        for _ in range(60):
+            await asyncio.sleep(1)
+            assert one.server.shows("a.io/other")[0] in {None, "0"}
+            assert one.allocatable
+        one.objects.fail = lambda _method, _path: None
+        await asyncio.sleep(330)
+        assert one.devices == {}
+        assert one.server.shows("a.io/other") == ("1", "1")
+
+
 # -- restarts
 
 

@@ -47,7 +47,7 @@ class Dra:
         self._follow: tuple[asyncio.TaskGroup, Callable[[str], None]] | None = None
         self._rules: tuple[ResourceRule, ...] | None = None
         self._known = set[str]()
-        """Every ID that was published."""
+        """Every ID that was published, by a former daemon too."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -104,8 +104,9 @@ class Dra:
         if observed is None or self._parts is None:
             return
         claims, slices = self._parts.claims, self._parts.slices
-        self._known.update(slot.id for slot in chain.from_iterable((offered or {}).values()))
-        claims.update({**former, **(offered or {})}, inventory)
+        slots = {**former, **(offered or {})}
+        self._known.update(slot.id for slot in chain.from_iterable(slots.values()))
+        claims.update(slots, inventory)
         if offered is not None:
             held = claims.held or {}
             slices.update(offered, observed.uid, now, held=frozenset().union(*held.values()))

@@ -105,7 +105,8 @@ class Handovers:
         self._changeover.observe(self._rules, observed, now)
         begun = [rule for rule in self._rules if rule.name not in self._changeover.waiting]
         self._plugins.register(begun, observed or NodeState())
-        claimed = [name for name, entries in self._changeover.former.items() if way_of(entries) is Publish.DRA]
+        claimed = {name for name, entries in self._changeover.former.items() if way_of(entries) is Publish.DRA}
+        claimed |= self._dra.recall().keys()
         self._dra.configure((rule for rule in begun if rule.publish is Publish.DRA), former=bool(claimed))
         former = self._former()
         slots = {name: figures.by_name[name].slots for name in (*self._plugins.names, *self._dra.names)}
@@ -122,7 +123,7 @@ class Handovers:
         shown |= self._plugins.update({name: shown[name] for name in self._plugins.names}, inventory, observed, held)
         offered = {name: tuple(slot for slot in slots[name] if slot.id not in held[name]) for name in self._dra.names}
         unread = any(rule.publish is Publish.DRA and rule.name in self._changeover.unread for rule in self._rules)
-        present = {name: _present(own, figures.by_name.get(name)) for name, own in former.items()}
+        present = {name: _present(former[name], figures.by_name.get(name)) for name in claimed & former.keys()}
         self._dra.update(None if unread else offered, present, inventory, observed, now)
         self._report.driver(self._dra.condition)
         self._report.held_up(self._held.reasons(held))

@@ -136,7 +136,12 @@ class ClaimDriver:
     @property
     def held(self) -> Mapping[str, frozenset[str]] | None:
         """The IDs of the devices that claims hold, by resource; None where that is unknown: the record was not read yet."""
-        return self.claims.held if self.claims.files is not None else None
+        return None if self._unread else self.claims.held
+
+    @property
+    def _unread(self) -> bool:
+        """Whether there may be a record of a former daemon that was not read yet."""
+        return self.claims.files is None and bool(self._rules or self._recorded())
 
     def update(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> None:
         """Process a scan: lost devices are taken out of the CDI files, and returned ones put in.
@@ -155,8 +160,8 @@ class ClaimDriver:
 
     def _load(self) -> None:
         """Read the record of a former daemon, once. Its claims are compared with those of the API server: they may have ended."""
-        now, needed = self._clock.now(), self.claims.files is None and (self._rules or self._recorded())
-        if needed and now >= self._load_at:
+        now = self._clock.now()
+        if self._unread and now >= self._load_at:
             self._load_at = now + LOAD_INTERVAL
             for claim in self.claims.load(self._connect):
                 self._reader.add(claim.reference, urgent=False)

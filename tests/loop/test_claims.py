@@ -551,7 +551,7 @@ async def test_the_driver_is_there_while_it_is_configured_or_a_claim_prepared(tm
         await site.end()
         site.start()
         await asyncio.sleep(1)
-        assert (site.driver.registered, site.driver.held) == (False, None)
+        assert (site.driver.registered, site.driver.held) == (False, {})
         await site.configure(rule())
         await asyncio.sleep(1)
         assert site.driver.registered

@@ -42,6 +42,7 @@ CONTRACT = {
     "devwatch_kubelet_registered": ("gauge", "resource"),
     "devwatch_allocations": ("counter", "outcome"),
     "devwatch_claims": ("counter", "operation"),
+    "devwatch_slice_writes": ("counter", "outcome"),
     "devwatch_config_reloads": ("counter", "outcome"),
     "devwatch_config_in_force": ("gauge", None),
     "devwatch_last_success_timestamp_seconds": ("gauge", None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -182,6 +183,16 @@ async def test_a_driver_that_the_kubelet_does_not_register_is_told_after_a_minut
         one.use(config(name="a.io/other"))
         await asyncio.sleep(10)
         assert [one.metric("kubelet_registered", name) for name in ("a.io/other", ZIGBEE)] == [1, 0]
+
+
+@virtual
+async def test_a_library_that_is_missing_is_told_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slice offers the devices all the same: their containers start once it is there."""
+    monkeypatch.setitem(sys.modules, "devwatch.kubelet.driver", None)
+    async with dra_site(tmp_path, USB0) as one:
+        assert one.ready() == (False, "publish: dra needs devwatch.kubelet.driver")
+        assert one.log.of("kubelet.lost")[0].fields["hint"] == "pip install 'devwatch[kubelet]'"
+        assert list(one.devices.values()) == [False]
 
 
 @virtual

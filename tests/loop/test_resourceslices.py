@@ -452,7 +452,7 @@ async def test_an_api_that_is_not_served_is_told_with_the_version_that_serves_it
         assert "Kubernetes 1.34 or newer" in site.slices.failure
         assert len(site.log.of("slice.refused")) <= 8
         assert site.writes == []
-        assert not site.slices.cut("a")
+        assert not site.slices.observed.cut("a")
         site.server.served = True
         await asyncio.sleep(70)
         assert site.devices == {"a": False}
@@ -491,7 +491,7 @@ async def test_a_server_that_drops_taints_has_no_lost_device() -> None:
         site.show(slot("a", HELD), slot("b"))
         await asyncio.sleep(0.1)
         assert site.devices == {"b": False}
-        assert site.slices.cut("a")
+        assert site.slices.observed.cut("a")
         await asyncio.sleep(HOUR)
         assert len(site.writes) == 3
         (line,) = site.log.of("slice.refused")
@@ -544,20 +544,20 @@ async def test_a_webhook_that_changes_the_slice_is_not_fought() -> None:
 async def test_the_loss_of_a_device_counts_once_a_slice_without_it_was_observed() -> None:
     """Not before the taint is stored, and not while a write is on its way or may be stored late."""
     async with publishing(slot("a")) as site:
-        assert not site.slices.cut("a")
-        assert site.slices.cut("gone")
+        assert not site.slices.observed.cut("a")
+        assert site.slices.observed.cut("gone")
         site.server.latency = 2
         site.show(slot("a", HELD))
         await asyncio.sleep(1)
-        assert not site.slices.cut("gone")
+        assert not site.slices.observed.cut("gone")
         await asyncio.sleep(2)
-        assert site.slices.cut("a")
+        assert site.slices.observed.cut("a")
         site.server.fail = failing(Retry("timeout"), "PUT")
         site.show(slot("a"))
         await asyncio.sleep(3)
         site.show(slot("a", HELD))
         await asyncio.sleep(0.1)
-        assert not site.slices.cut("a")
+        assert not site.slices.observed.cut("a")
 
 
 @pytest.mark.parametrize("error", [FORBIDDEN, DENIED, Conflict("x"), CredentialsError("expired")], ids=repr)
@@ -568,8 +568,8 @@ async def test_a_write_that_certainly_was_not_stored_does_not_hold_up_a_loss(err
         site.server.fail = failing(error, "PUT")
         site.show(slot("a"), slot("c"))
         await asyncio.sleep(5)
-        assert site.slices.cut("c")
-        assert not site.slices.cut("a")
+        assert site.slices.observed.cut("c")
+        assert not site.slices.observed.cut("a")
 
 
 @virtual

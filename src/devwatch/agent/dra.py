@@ -132,11 +132,11 @@ class Dra:
 
     def is_offered(self, resource: str) -> bool:
         """Return whether the scheduler may still allocate some device of a resource."""
-        return self._parts is not None and not self._parts.slices.is_without(resource)
+        return self._parts is not None and not self._parts.slices.observed.is_without(resource)
 
     def can_allocate(self, ids: frozenset[str]) -> bool:
         """Return whether the scheduler may still allocate one of these devices."""
-        return self._parts is not None and not all(map(self._parts.slices.cut, ids & self._known))
+        return self._parts is not None and not all(map(self._parts.slices.observed.cut, ids & self._known))
 
     def spared(self, ids: frozenset[str]) -> frozenset[tuple[str, str]]:
         """Return the claims, by namespace and name, that tolerate the loss of each of these devices that they have."""

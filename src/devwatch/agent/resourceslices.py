@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from devwatch.agent.nodewatch import watch_forever
+from devwatch.agent.observedslices import ObservedSlices, Report
 from devwatch.agent.slicereport import SliceReporter
 from devwatch.core.backoff import Backoff, RepairBackoff
 from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, Missing, Refused, Retry, Unserved
@@ -19,7 +20,6 @@ from devwatch.core.slices import (
     Slice,
     Write,
     devices_of,
-    is_allocatable,
     removal,
     select_slots,
     slice_name,
@@ -32,22 +32,6 @@ if TYPE_CHECKING:
     from devwatch.agent.clock import Clock
     from devwatch.agent.report import Telemetry
     from devwatch.core.slots import Slot
-
-
-class Report(Protocol):
-    """What a watch reports: all slices, or the change of one."""
-
-    @property
-    def slices(self) -> tuple[Slice, ...]:
-        """All slices, or the one that was changed or deleted."""
-
-    @property
-    def listed(self) -> bool:
-        """Whether these are all slices there are."""
-
-    @property
-    def deleted(self) -> bool:
-        """Whether the slice was deleted."""
 
 
 class SliceApi(Protocol):
@@ -85,10 +69,7 @@ class ResourceSlices:
         self._report = SliceReporter(telemetry=telemetry)
         self._active = asyncio.Event()
         self._wake: Callable[[str], None] = lambda _: None
-        self._observed: dict[str, Slice] | None = None
-        """By name; None before the first list."""
-        self._taints: bool | None = None
-        """Whether the server stores taints; None where that is unknown, as for another server after the end of a watch."""
+        self.observed = ObservedSlices()
         self._write: Write | None = None
         self._published: tuple[object, ...] = ()
         """The content of the slice that the server has accepted last."""
@@ -99,8 +80,6 @@ class ResourceSlices:
         """Whether the API server refuses what was requested last."""
         self.differs_since: float | None = None
         """Since when the slices are not known to be the desired ones, None while they are."""
-        self._in_flight = self._uncertain = False
-        """Uncertain: the last write has failed, and may be stored yet."""
         self._failure, self._unlisted = "", "the ResourceSlices have not been listed"
 
     # -- the interface to the loop
@@ -115,7 +94,7 @@ class ResourceSlices:
         """Why the slice may not show the present devices, empty where nothing failed."""
         if not self._active.is_set():
             return ""
-        return self._unlisted if self._observed is None else self._failure
+        return self._unlisted if self.observed.by_name is None else self._failure
 
     def follow(self, group: asyncio.TaskGroup, wake: Callable[[str], None]) -> None:
         """Watch the slices in the background from the first `update` on, and wake the loop on each change."""
@@ -133,15 +112,13 @@ class ResourceSlices:
         self._active.set()
         self._write = None
         self.differs_since = now if self.differs_since is None else self.differs_since
-        if self._observed is None or (slots and not node_uid):
+        observed = self.observed.by_name
+        if observed is None or (slots and not node_uid):
             return
-        if not slots:
-            self._write = removal(self._observed)
-        else:
-            self._write = self._plan(slots, node_uid, held, self._observed)
+        self._write = self._plan(slots, node_uid, held, observed) if slots else removal(observed)
         if self._write is None:
             self._failure, self.refused, self.differs_since = "", False, None
-            self._published = next((each.content for each in self._observed.values()), ())
+            self._published = next((each.content for each in observed.values()), ())
         elif self._refused and self._write.slice.content != self._refused:
             self._refused = ()
             self._backoff.until = min(self._backoff.until, now)
@@ -159,27 +136,13 @@ class ResourceSlices:
             return None
         return max(self._backoff.until, self._repairs.until if self._repairing(self._write) else -math.inf)
 
-    def cut(self, device_id: str) -> bool:
-        """Return whether it is certain that a lost device cannot be allocated any more."""
-        slices = self._certain
-        return slices is not None and not is_allocatable(device_id, slices)
-
-    def is_without(self, resource: str) -> bool:
-        """Return whether it is certain that no device of a resource can be allocated any more."""
-        return self._certain is not None and not any(each.offers(resource) for each in self._certain)
-
-    @property
-    def _certain(self) -> Collection[Slice] | None:
-        """The slices, None while they are unknown or a write may change them."""
-        return None if self._observed is None or self._in_flight or self._uncertain else self._observed.values()
-
     # -- the desired state
 
     def _plan(
         self, slots: Mapping[str, Sequence[Slot]], node_uid: str, held: Collection[str], observed: Mapping[str, Slice]
     ) -> Write | None:
         own = observed.get(slice_name(self._node))
-        pairs = select_slots(slots, own.names if own else frozenset(), held=held, taints=self._taints)
+        pairs = select_slots(slots, own.names if own else frozenset(), held=held, taints=self.observed.taints)
         self._report.omitted([slot.id for _, slot in pairs[MAX_DEVICES:]])
         devices = devices_of(pairs[:MAX_DEVICES], own)
         return Offer(node=self._node, node_uid=node_uid, devices=devices).next_write(observed)
@@ -199,39 +162,20 @@ class ResourceSlices:
             async for report in reports:
                 if not report.listed:
                     self._report.watched()
-                self._observe(report)
+                self.observed.observe(report)
                 self._wake("node")
-
-    def _observe(self, report: Report) -> None:
-        """Store a report. A list replaces everything; what a list does not begin is the sequel of a former watch."""
-        self._uncertain = False
-        if report.listed:
-            self._observed, self._taints = {}, None
-        for each in report.slices:
-            self._store(each, deleted=report.deleted)
-
-    def _store(self, observed: Slice, *, deleted: bool = False) -> None:
-        """Store the state of one slice, unless it is older than the stored one."""
-        slices = self._observed = self._observed or {}
-        held = slices.get(observed.name)
-        if held is not None and observed.is_older_than(held):
-            return
-        slices.pop(observed.name, None)
-        if not deleted:
-            slices[observed.name] = observed
-            self._taints = True if observed.lost else self._taints
 
     def _end(self, error: ApiError) -> None:
         self._unlisted = str(error)
-        if self._observed is None:
+        if self.observed.by_name is None:
             self.refused = isinstance(error, Forbidden | Refused)
-        self._report.unwatched(error, listed=self._observed is not None)
+        self._report.unwatched(error, listed=self.observed.by_name is not None)
 
     # -- requests and responses
 
     async def _send(self, write: Write) -> None:
         """Make a write, and store the response as an observation."""
-        self._in_flight, repairing = True, self._repairing(write)
+        self.observed.in_flight, repairing = True, self._repairing(write)
         try:
             stored = await self._request(write)
         except ApiError as error:
@@ -239,7 +183,7 @@ class ResourceSlices:
         else:
             self._accept(write, stored, repairing=repairing)
         finally:
-            self._in_flight, self._write = False, None
+            self.observed.in_flight, self._write = False, None
 
     async def _request(self, write: Write) -> Slice | None:
         """Return what the server has stored, None where there is no such slice any more."""
@@ -255,8 +199,8 @@ class ResourceSlices:
 
     def _accept(self, write: Write, stored: Slice | None, *, repairing: bool) -> None:
         """Process a response. A slice that lacks what was sent counts as refused, or it would be sent forever; taints may be dropped."""
-        self._uncertain = False
-        self._store(stored or write.slice, deleted=stored is None)
+        self.observed.uncertain = False
+        self.observed.store(stored or write.slice, deleted=stored is None)
         if stored is None and write.operation is Operation.UPDATE:
             return
         if stored is not None:
@@ -265,7 +209,7 @@ class ResourceSlices:
                 self._fail(write, Refused(unstored))
                 return
             if stored.lost != write.slice.lost:
-                self._taints = False
+                self.observed.taints = False
                 self._report.untainted(stored.name)
             self._published = write.slice.content
         if repairing:
@@ -279,6 +223,8 @@ class ResourceSlices:
         self._failure = str(error)
         self.refused = isinstance(error, Forbidden | Refused)
         self._refused = write.slice.content if isinstance(error, Refused) else ()
-        self._uncertain = isinstance(error, Retry) and not isinstance(error, Conflict | CredentialsError | Unserved)
+        self.observed.uncertain = isinstance(error, Retry) and not isinstance(
+            error, Conflict | CredentialsError | Unserved
+        )
         delay = self._backoff.fail(self._clock.now(), self._clock.jitter(), at_least=error.pause)
         self._report.refused(write, error, retry_in=delay)

@@ -1,0 +1,74 @@
+"""The ResourceSlices of this driver and node, as the watch and the responses have last shown them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from devwatch.core.slices import Slice, is_allocatable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+
+class Report(Protocol):
+    """What a watch reports: all slices, or the change of one."""
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """All slices, or the one that was changed or deleted."""
+
+    @property
+    def listed(self) -> bool:
+        """Whether these are all slices there are."""
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the slice was deleted."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ObservedSlices:
+    """What is known of the slices, and what may be otherwise by now."""
+
+    by_name: dict[str, Slice] | None = None
+    """None before the first list."""
+    taints: bool | None = None
+    """Whether the server stores taints; None where that is unknown, as for another server after the end of a watch."""
+    in_flight: bool = False
+    """Whether a write is unanswered."""
+    uncertain: bool = False
+    """Whether the last write has failed, and may be stored yet."""
+
+    def observe(self, report: Report) -> None:
+        """Store a report. A list replaces everything; what a list does not begin is the sequel of a former watch."""
+        self.uncertain = False
+        if report.listed:
+            self.by_name, self.taints = {}, None
+        for each in report.slices:
+            self.store(each, deleted=report.deleted)
+
+    def store(self, observed: Slice, *, deleted: bool = False) -> None:
+        """Store the state of one slice, unless it is older than the stored one."""
+        slices = self.by_name = self.by_name or {}
+        held = slices.get(observed.name)
+        if held is not None and observed.is_older_than(held):
+            return
+        slices.pop(observed.name, None)
+        if not deleted:
+            slices[observed.name] = observed
+            self.taints = True if observed.lost else self.taints
+
+    def cut(self, device_id: str) -> bool:
+        """Return whether it is certain that a lost device cannot be allocated any more."""
+        slices = self._certain
+        return slices is not None and not is_allocatable(device_id, slices)
+
+    def is_without(self, resource: str) -> bool:
+        """Return whether it is certain that no device of a resource can be allocated any more."""
+        return self._certain is not None and not any(each.offers(resource) for each in self._certain)
+
+    @property
+    def _certain(self) -> Collection[Slice] | None:
+        """The slices, None while they are unknown or a write may change them."""
+        return None if self.by_name is None or self.in_flight or self.uncertain else self.by_name.values()

@@ -367,7 +367,7 @@ async def test_a_record_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> N
         site.start()
         await asyncio.sleep(15)
         assert site.driver.held is None
-        assert (site.driver.registered, site.devnodes(), site.driver.claims.fault) == (
+        assert (site.driver.registration.registered, site.devnodes(), site.driver.claims.fault) == (
             False,
             ["/dev/ttyUSB0"],
             str(unreadable),
@@ -377,7 +377,7 @@ async def test_a_record_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> N
         assert (site.recorded, site.devnodes()) == ({UID}, ["/dev/ttyUSB0"])
         site.faults.reading = None
         await asyncio.sleep(15)
-        assert site.driver.registered
+        assert site.driver.registration.registered
         assert site.recorded == {UID}
 
 
@@ -387,7 +387,7 @@ async def test_a_driver_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     missing = KubeletError("publish: dra needs grpclib", hint="pip install 'devwatch[kubelet]'")
     async with claim_site(tmp_path, A, unconnected=missing) as site:
         assert site.lines("kubelet.lost") == [("warning", str(missing), missing.hint)]
-        assert not site.driver.registered
+        assert not site.driver.registration.registered
 
 
 # -- faults of record and files
@@ -436,7 +436,7 @@ async def test_a_missing_folder_of_cdi_is_told_with_the_cure(tmp_path: Path) -> 
     """And a pod that ends does not wait for it."""
     (tmp_path / "cdi").write_text("a file in its place")
     async with claim_site(tmp_path, A) as site:
-        assert site.driver.registered
+        assert site.driver.registration.registered
         answer = (await site.kubelet.prepare(site.allocate()))[UID]
         assert f"{tmp_path}/cdi" in answer.error
         assert (await site.kubelet.unprepare(CLAIM))[UID].error == ""
@@ -450,16 +450,16 @@ async def test_a_missing_folder_of_cdi_is_told_with_the_cure(tmp_path: Path) -> 
 async def test_a_kubelet_that_starts_again_is_followed(tmp_path: Path) -> None:
     """Gone after 2 s, registered again without a step of ours."""
     async with claim_site(tmp_path, A) as site:
-        assert site.driver.registered
+        assert site.driver.registration.registered
         await site.kubelet.stop()
         await asyncio.sleep(1)
-        assert site.driver.registered
+        assert site.driver.registration.registered
         await asyncio.sleep(2)
-        assert not site.driver.registered
+        assert not site.driver.registration.registered
         assert site.driver.registration.failure == "the kubelet has closed its connection"
         site.kubelet.start()
         await asyncio.sleep(1)
-        assert (site.driver.registered, site.driver.registration.failure) == (True, "")
+        assert (site.driver.registration.registered, site.driver.registration.failure) == (True, "")
         assert site.lines("kubelet.lost") == [("warning", "the kubelet has closed its connection", None)]
         assert len(site.log.of("kubelet.registered")) == 2
 
@@ -473,7 +473,7 @@ async def test_a_kubelet_that_connects_again_at_once_was_not_away(tmp_path: Path
             assert site.kubelet.channel is not None
             site.kubelet.channel.close()
         await asyncio.sleep(7)
-        assert site.driver.registered
+        assert site.driver.registration.registered
         assert site.log.of("kubelet.lost") == []
 
 
@@ -487,7 +487,7 @@ async def test_a_kubelet_that_refuses_is_told_in_its_words(tmp_path: Path) -> No
         await asyncio.sleep(5)
         told = "the kubelet has not registered the driver: no version"
         assert site.lines("kubelet.lost") == [("warning", told, "Kubernetes 1.34 or newer is needed")]
-        assert (site.driver.registered, site.driver.registration.failure) == (False, told)
+        assert (site.driver.registration.registered, site.driver.registration.failure) == (False, told)
 
 
 @quiet
@@ -512,7 +512,7 @@ async def test_sockets_that_another_program_removes_are_made_again(tmp_path: Pat
     async with claim_site(tmp_path, A) as site:
         (tmp_path / "plugins_registry" / "devwatch.io-reg.sock").unlink()
         await asyncio.sleep(10)
-        assert site.driver.registered
+        assert site.driver.registration.registered
         assert len(site.kubelet.registered) == 2
         ((level, error, _),) = site.lines("kubelet.lost")
         assert (level, str(error).endswith("devwatch.io-reg.sock: another program has removed it")) == ("warning", True)
@@ -531,7 +531,7 @@ async def test_a_folder_of_the_kubelet_that_is_missing_is_told_once_and_waited_f
         assert hint == f"create {tmp_path / 'plugins_registry'}, or mount it into the container"
         (tmp_path / "plugins_registry").mkdir()
         await asyncio.sleep(15)
-        assert site.driver.registered
+        assert site.driver.registration.registered
 
 
 @quiet
@@ -543,18 +543,18 @@ async def test_the_driver_is_there_while_it_is_configured_or_a_claim_prepared(tm
         await site.end()
         site.start()
         await asyncio.sleep(1)
-        assert site.driver.registered
+        assert site.driver.registration.registered
         await site.kubelet.unprepare(CLAIM)
         await asyncio.sleep(1)
-        assert not site.driver.registered
+        assert not site.driver.registration.registered
         assert sockets(tmp_path) == []
         await site.end()
         site.start()
         await asyncio.sleep(1)
-        assert (site.driver.registered, site.driver.held) == (False, {})
+        assert (site.driver.registration.registered, site.driver.held) == (False, {})
         await site.configure(rule())
         await asyncio.sleep(1)
-        assert site.driver.registered
+        assert site.driver.registration.registered
 
 
 @quiet
@@ -565,7 +565,7 @@ async def test_the_driver_waits_for_a_certain_scan_before_it_registers(tmp_path:
         assert site.kubelet.registered == []
         await site.scan(A)
         await asyncio.sleep(1)
-        assert site.driver.registered
+        assert site.driver.registration.registered
 
 
 @quiet

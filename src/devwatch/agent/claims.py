@@ -53,6 +53,11 @@ class _Call:
     waiting: int = 0
     """The calls that wait for it."""
 
+    @property
+    def answer(self) -> PreparedClaim | ClaimRefused:
+        """The answer to the kubelet, whose time is over."""
+        return self.outcome or ClaimRefused(f"not prepared within {PREPARE_TIMEOUT:.0f} s: {self.trouble}")
+
     def finish(self, outcome: PreparedClaim | ClaimRefused) -> None:
         """Answer all calls."""
         self.outcome = outcome
@@ -89,8 +94,7 @@ class ClaimDriver:
         reads a claim, and raises an `ApiError`. `pool` is the name of this node's pool.
         """
         self._connect, self._recorded, self._pool, self._clock = connect, recorded, pool, clock
-        self._load_at = -math.inf
-        self._rules: Mapping[str, ResourceRule] = {}
+        self._rules, self._load_at = dict[str, "ResourceRule"](), -math.inf
         self._calls: dict[str, _Call] = {}
         """By UID: what the kubelet waits for."""
         self._ready = asyncio.Event()
@@ -117,16 +121,6 @@ class ClaimDriver:
     def tasks(self) -> tuple[ClaimReader]:
         """What reads claims between the patches."""
         return (self._reader,)
-
-    @property
-    def registered(self) -> bool:
-        """Whether the kubelet has registered the driver."""
-        return self.registration.registered
-
-    @property
-    def unregistered(self) -> tuple[float, str] | None:
-        """Since when the kubelet has not registered the driver, and why; None where it has."""
-        return None if self.registered else (self.registration.lost_at, self.registration.failure)
 
     @property
     def holders(self) -> tuple[PreparedClaim, ...]:
@@ -257,10 +251,9 @@ class ClaimDriver:
             self._forget(call)
 
     def _outcome_of(self, call: _Call) -> PreparedClaim | ClaimRefused:
-        outcome = call.outcome or ClaimRefused(f"not prepared within {PREPARE_TIMEOUT:.0f} s: {call.trouble}")
-        if isinstance(outcome, ClaimRefused):
-            self._report.refused(call.claim, outcome)
-        return outcome
+        if isinstance(answer := call.answer, ClaimRefused):
+            self._report.refused(call.claim, answer)
+        return answer
 
     async def unprepare(self, claims: Sequence[ClaimReference]) -> None:
         """Forget claims, prepared or not. What fails with their files is reported and done in a later cycle."""

@@ -125,7 +125,7 @@ class Dra:
         refusal = f"the ResourceSlice is refused: {slices.failure}" if slices.refused else ""
         return DriverCondition(
             resources=self.names,
-            unregistered=claims.unregistered,
+            unregistered=claims.registration.unregistered,
             unpublished=None if slices.differs_since is None else (slices.differs_since, slices.failure),
             fault=claims.claims.fault or refusal,
         )

@@ -84,6 +84,11 @@ class DriverRegistration:
     _progress: asyncio.Event = field(default_factory=asyncio.Event)
     """Set at each change."""
 
+    @property
+    def unregistered(self) -> tuple[float, str] | None:
+        """Since when the kubelet has not registered the driver, and why; None where it has."""
+        return None if self.registered else (self.lost_at, self.failure)
+
     def want(self, *, wanted: bool) -> None:
         """Set whether the driver is to be registered."""
         if wanted != self._wanted:

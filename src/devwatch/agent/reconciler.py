@@ -100,17 +100,16 @@ class Reconciler:
         Without an `evictor` no device is ever lost, and without `handovers` none is handed over. `outage` is the backoff of all requests.
         """
         self._source, self.publisher, self._settings = source, publisher, settings
-        self._node, self._reporter, self._clock, self._evictor = node, reporter, clock, evictor
-        self._handovers = handovers
-        self._once, self._heartbeat = pace.get("once", False), pace.get("heartbeat") or math.inf
-        self._cycled = pace.get("cycled", lambda: None)
+        self._node, self._reporter, self._clock = node, reporter, clock
+        self._evictor, self._handovers = evictor, handovers
+        self._once, self._cycled = pace.get("once", False), pace.get("cycled", lambda: None)
+        self._heartbeat = pace.get("heartbeat") or math.inf
         tasks = (*((handovers,) if handovers else ()), *((evictor, evictor.recorder) if evictor else ()))
         self._requests = Requests(publisher, tasks, outage, done=lambda: self.wake("node"))
         self._wakes, self._woken = set[str](), asyncio.Event()
         self._inventory, self._tally, self.figures = Inventory(), Tally(()), Figures()
-        self._sweep_at = -math.inf
         self._ended: Callable[[], object] | None = None
-        self._end_at, self._began, self._agreed = math.inf, False, False
+        self._sweep_at, self._end_at, self._began, self._agreed = -math.inf, math.inf, False, False
         self._use(config)
 
     def wake(self, trigger: str) -> None:
@@ -182,9 +181,8 @@ class Reconciler:
 
     def _count(self, now: float) -> Figures:
         """Count the devices. Links of those that are away are removed here, before anything is written to the API server."""
-        observed, handovers = self.publisher.observed, self._handovers
+        observed, date, handovers = self.publisher.observed, self.publisher.date, self._handovers
         free, waiting = (handovers.free, handovers.waiting) if handovers else (frozenset[str](), ())
-        date = self.publisher.date
         figures = self._tally.count(self._inventory, observed, now, free=free, waiting=waiting, date=date)
         return handovers.update(figures, self._inventory, observed, now) if handovers else figures
 
@@ -232,8 +230,6 @@ class Reconciler:
         dues = [(due, trigger) for due, trigger in moments if due is not None]
         dues += self._requests.dues(scan.at)
         return min(*dues, (self._end_at, "kubelet"), (scan.at + self._heartbeat, "sweep"))
-
-    # -- the configuration
 
     def _use(self, config: Config) -> None:
         self._config, rules = config, config.for_node(self._node)

@@ -100,6 +100,14 @@ def test_in_ci_an_expected_failure_is_none(tmp_path: Path) -> None:
     assert "1 xfailed" in output
 
 
+def test_in_ci_a_test_for_a_newer_server_is_skipped(tmp_path: Path) -> None:
+    """The assets decide which server is tested, and the reason names it."""
+    source = "import pytest\nfrom system import testbed\ndef test_it(): testbed.require(f'{testbed.NEWER}36 or newer')"
+    output = pytest_in(tmp_path, source, CI="true")
+    assert "1 skipped" in output
+    assert "needs Kubernetes 1.36 or newer" in output
+
+
 def test_outside_ci_a_skip_is_a_skip(tmp_path: Path) -> None:
     """The variables decide by their value: an empty one, 0 or false is off."""
     output = pytest_in(tmp_path, "import pytest\ndef test_it(): pytest.skip('no luck')", CI="false", DEVWATCH_CI="")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from system import testbed
 from system.apiserver import NAMESPACE
 from system.handover import CONFIG, Site, must, uid_of
 from system.waiting import eventually
@@ -49,7 +50,7 @@ def missing(apiserver: ApiServer) -> str | None:
     if minor >= _MINOR:
         return None
     lacks = "limits and taints of devices" if apiserver.serves(API) else API
-    return f"needs Kubernetes 1.{_MINOR} or newer ({lacks}), and this is {version['gitVersion']}"
+    return f"{testbed.NEWER}{_MINOR} or newer ({lacks}), and this is {version['gitVersion']}"
 
 
 def apply_classes(apiserver: ApiServer, home: Path, prefix: str) -> None:

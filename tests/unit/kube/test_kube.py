@@ -1035,7 +1035,8 @@ def test_a_plugin_that_hangs_is_given_up_and_named(tmp_path: Path) -> None:
                 assert isinstance(error, CredentialsError)
                 assert str(error) == f"cannot use the kubeconfig {path}: it took more than 0.2 s"
         assert (children(), descriptors()) == before
-        await settled(lambda: threading.active_count() <= threads)
+        # One thread is kept, for the next files.
+        await settled(lambda: threading.active_count() <= threads + 1)
 
     run(scenario())
 

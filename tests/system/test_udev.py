@@ -532,7 +532,7 @@ def hears_as_nobody(run: str, tty: str) -> None:
     os.setgroups([])
     os.setgid(NOBODY)
     os.setuid(NOBODY)
-    assert "CapEff:\t0000000000000000" in Path("/proc/self/status").read_text("ascii")
+    assert "CapEff:\t0000000000000000" in Path("/proc/self/status").read_text("utf-8")
     with listening(Roots(run=run)) as listener:
         answer(listener.said())
         listener.until(lambda: "add" in listener.heard.actions)

@@ -302,3 +302,14 @@ def test_a_device_can_be_allocated_while_any_slice_has_it_without_the_taint() ->
 def test_states_are_ordered_by_their_version(mine: str, other: str, *, older: bool) -> None:
     """As numbers; what is no number is never older."""
     assert replace(own(), version=mine).is_older_than(replace(own(), version=other)) == older
+
+
+def test_a_resource_is_offered_while_a_device_of_it_has_no_taint() -> None:
+    """Until none is, a pod may get one in this way of publishing."""
+
+    def offering(*devices: SliceDevice) -> Slice:
+        return replace(own(), devices=devices)
+
+    assert offering(published("a", resource=ZIGBEE)).offers(ZIGBEE)
+    assert not offering(published("a", resource="other.io/x")).offers(ZIGBEE)
+    assert not offering(published("a", Taint(), resource=ZIGBEE)).offers(ZIGBEE)

@@ -225,7 +225,7 @@ def test_a_kubelet_that_is_killed_leaves_the_pod_its_stick(site: ClaimingSite) -
 
 
 def test_a_pod_that_is_deleted_while_no_daemon_runs_ends_once_one_does(site: ClaimingSite) -> None:
-    """Only the driver can unprepare its claim; its stick is gone meanwhile, and the successor waits for it."""
+    """Only the driver can unprepare its claim; its stick is gone meanwhile, and its successor opens it once it is back."""
     site.plug("tty40", "A")
     first = site.start()
     workload = site.replicas(1, site.template_of(None))
@@ -238,7 +238,7 @@ def test_a_pod_that_is_deleted_while_no_daemon_runs_ends_once_one_does(site: Cla
     eventually(lambda: not site.kubelet.has_processes(pod), timeout=60)
     second = site.start()
     second.wait_for(lambda: site.hurry(pod) and site.read(pod) is None, timeout=90, what="pod that is gone")
-    second.wait_for(lambda: site.prepared() == 0 and site.offers(), what="stick that is gone")
+    # Within the grace of the start the stick still counts: the successor may have got it, and wait in its start.
     (successor,) = eventually(lambda: site.mine(workload))
     site.plug("tty41", "A")
     site.await_opened(second, successor, "tty41")

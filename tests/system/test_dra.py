@@ -238,6 +238,7 @@ def test_a_pod_that_is_deleted_while_no_daemon_runs_ends_once_one_does(site: Cla
     eventually(lambda: not site.kubelet.has_processes(pod), timeout=60)
     second = site.start()
     second.wait_for(lambda: site.hurry(pod) and site.read(pod) is None, timeout=90, what="pod that is gone")
+    second.wait_log("claim.unprepared")
     # Within the grace of the start the stick still counts: the successor may have got it, and wait in its start.
     (successor,) = eventually(lambda: site.mine(workload))
     site.plug("tty41", "A")

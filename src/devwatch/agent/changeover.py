@@ -30,6 +30,7 @@ READ_INTERVAL = 5.0
 _UNREAD = "waits for the list of pods"
 """The reason until the pods have been listed, which takes a moment and is not reported."""
 _OFFERED = "waits for the API server to take its devices out of the ResourceSlice"
+"""The reason while the scheduler may still allocate a device of the former way."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -243,7 +243,7 @@ class KnownDevices:
 def _first_registrations(device: Device, scene: Scene, before: PreviousScan) -> tuple[Registration, ...]:
     """Return the registration of a device that arrived, none where udev has not handled it yet.
 
-    It is dated now: where udev's database is made anew, its time there is too late for the containers that have opened the device since.
+    It is dated now: where udev's database is rebuilt, its time there is too late for the containers that have opened the device since.
     """
     return () if initialized_at(device) is None else (_registration(device, scene, before),)
 

@@ -53,6 +53,7 @@ class Figure:
     devices: tuple[Device, ...]
     """The present devices that the resource claims."""
     publish: Publish = Publish.NODE_STATUS
+    """How the resource is published."""
     slots: tuple[Slot, ...] = ()
     """What the resource offers: one slot for each device that is present, lingers, or is held by a pod."""
     held: bool = False

@@ -202,7 +202,7 @@ class Offer:
 
 
 def removal(observed: Mapping[str, Slice]) -> Write | None:
-    """Return the next write where no resource is published by slices, None where there is no slice."""
+    """Return the next write where no resource is published by slices, None where no slice exists."""
     return next((Write(operation=Operation.DELETE, slice=each) for each in observed.values()), None)
 
 

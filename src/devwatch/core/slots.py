@@ -255,8 +255,8 @@ class Slots:
         gone = [slot for slot in self._known.values() if slot.state is SlotState.HELD]
         split = max(len(absent) - max(counted - len(present), 0), 0)
         kept, gone = absent[split:], [*gone, *absent[:split]] if free is not None else []
-        held = [replace(slot, state=SlotState.HELD) for slot in gone if slot.id not in (free or ())]
-        lost = [replace(slot, lost=slot.lost or date or None) for slot in held]
+        held = (slot for slot in gone if slot.id not in (free or ()))
+        lost = [replace(slot, state=SlotState.HELD, lost=slot.lost or date or None) for slot in held]
         self._known = {slot.id: slot for slot in (*present, *lost, *kept)}
         yield from sorted(present, key=lambda slot: natural(slot.devices[0].devnode))
         yield from (*kept, *lost)

@@ -341,7 +341,7 @@ async def test_a_claim_that_ends_while_it_is_compared_has_ended_once(tmp_path: P
 
 @quiet
 async def test_a_damaged_record_is_told_with_the_cure_and_its_files_are_removed(tmp_path: Path) -> None:
-    """No file may name a devnode of which nobody knows whose it is."""
+    """No file may name a devnode whose device is unknown."""
     async with claim_site(tmp_path, A) as site:
         await site.kubelet.prepare(site.allocate())
         await site.end()

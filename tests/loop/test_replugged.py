@@ -569,7 +569,7 @@ async def test_a_container_that_started_on_another_stick_is_not_evicted_for_a_la
 
 @virtual
 async def test_a_database_of_udev_that_is_made_anew_does_not_make_a_device_younger() -> None:
-    """It dates every device anew; the container has opened this one before, and holds a dead file after a return."""
+    """It dates every device again; the container has opened this one before, and holds a dead file after a return."""
     async with home(holder(started=120), sticks=()) as one:
         one.host.plug("0001", USB0, serial="S0", link=BY_ID, number=5, properties={"USEC_INITIALIZED": "100000000"})
         await asyncio.sleep(50)

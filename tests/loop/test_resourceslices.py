@@ -317,7 +317,7 @@ async def test_a_change_by_another_client_is_undone_and_a_contest_gets_slower() 
 
 @virtual
 async def test_the_slice_belongs_to_the_node_that_there_is() -> None:
-    """One that was made anew has another uid."""
+    """One that was created again has another uid."""
     async with publishing(slot("a")) as site:
         site.uid = "u2"
         site.woken.set()

@@ -356,7 +356,7 @@ async def test_an_annotation_of_an_unknown_writer_is_told_only_where_it_matters(
 
 @virtual
 async def test_devices_for_which_the_annotation_has_no_room_are_told_at_the_start() -> None:
-    """Of one that is pulled while no daemon runs, the next one knows nothing: nobody is evicted, and the user is told why."""
+    """Of one that is pulled while no daemon runs, the next one knows nothing: no pod is evicted, and the log says why."""
     first = f"{{name: {ZIGBEE}, match: [{{vendor: '0001'}}], evict: {{after: 30s}}}}"
     more = parse(f"resources: [{first}, {{name: {ZWAVE}, match: [{{vendor: '0002'}}]}}]".encode(), file="config.yaml")
     sticks = tuple(f"/dev/ttyUSB{number}" for number in range(19))

@@ -128,7 +128,7 @@ STICKS_OF_ITS_OWN = """
 
 
 def test_a_failure_tells_what_became_of_the_sticks(tmp_path: Path) -> None:
-    """The machine is another one by the time that somebody looks."""
+    """The state of the machine has changed by the time a developer looks."""
     assert str(RULES) in pytest_in(tmp_path, STICKS_OF_ITS_OWN.format("0 == 1"))
     assert str(RULES) not in pytest_in(tmp_path, STICKS_OF_ITS_OWN.format("0 == 0"))
 
@@ -190,7 +190,7 @@ def test_eventually_does_not_swallow_other_exceptions() -> None:
 
 
 def gone(pid: int) -> bool:
-    """Return whether no such process runs; one that nobody has waited for yet counts as gone."""
+    """Return whether no such process runs; one that has not been reaped yet counts as gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):  # the latter where it is waited for between open and read
@@ -283,7 +283,7 @@ def test_terminate_returns_the_exit_status(stand_in: Daemon) -> None:
 
 
 def test_a_wait_ends_at_once_when_the_daemon_has(tmp_path: Path) -> None:
-    """Nobody waits for the log of a dead process, and what it said last is shown."""
+    """A test does not wait for the log of a dead process; its last lines are shown."""
     with Daemon("--once", home=tmp_path, command=COMMAND) as daemon:
         assert daemon.wait() == 0
         daemon.wait_log("environ")

@@ -91,7 +91,7 @@ class DraSite(Home):
 
     @property
     def devices(self) -> dict[str, bool]:
-        """The devices of the slice: by ID, whether it has the taint. Empty where there is no slice."""
+        """The devices of the slice: by ID, whether it has the taint. Empty where no slice exists."""
         specs = [item["spec"] for item in self.objects.all(SLICES)]
         return {each["name"]: bool(each.get("taints")) for spec in specs for each in spec.get("devices", ())}
 

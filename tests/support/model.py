@@ -374,7 +374,7 @@ class Line:
             return state
 
     async def watch(self) -> AsyncIterator[NodeState | None]:
-        """Yield the Node, unless the connection is dead and nobody knows."""
+        """Yield the Node, unless the connection is dead without a sign of it."""
         self.world.watched = False
         try:
             async for state in self.world.server.watch():

@@ -266,7 +266,7 @@ class Judge(Truth):
         if "" not in faults:
             self.broken(Promise.HOLDERS, f"evicts {pod.name}: {'; '.join(faults) or 'it holds nothing'}")
         if not life.evictable:
-            self.broken(Promise.HOLDERS, f"evicts {pod.name}, which nobody replaces elsewhere")
+            self.broken(Promise.HOLDERS, f"evicts {pod.name}, which no controller replaces elsewhere")
 
     def _wrongly(self, life: Life, name: str, ids: frozenset[str]) -> str:
         """Return why a pod is not to be evicted for its devices of a resource; empty where it is."""
@@ -350,7 +350,7 @@ class Judge(Truth):
             self.broken(Promise.ADMITTED, f"{life.pod.name} is not admitted: {why}")
 
     def opened(self, life: Life) -> None:
-        """Judge that nobody else has what a container has opened, as far as the daemon can have seen what is there."""
+        """Judge that no other pod has what a container has opened, as far as the daemon can have seen what is there."""
         mine = self.proper[life.pod.uid] = {tty.birth for tty in life.opened.values()} & self.seen
         for other in self.world.cluster.here:
             theirs = self.proper.get(other.pod.uid, set()) if other.opened else set()
@@ -430,7 +430,7 @@ class Line:
         return state
 
     async def watch(self) -> AsyncIterator[NodeState | None]:
-        """Yield the Node, unless the connection is dead and nobody knows."""
+        """Yield the Node, unless the connection is dead without a sign of it."""
         async for state in self.world.server.watch():
             if not self.world.deaf:
                 if state is not None:

@@ -88,7 +88,7 @@ class HandingOver:
     def start(self, *, evict: str = "", **ways: str) -> Daemon:
         """Have the daemon run, with another way of publishing of these resources, and evictions for `zstick`.
 
-        One that runs is given the configuration. Of one that is started anew the kubelet has taken over the first lists.
+        One that runs is given the configuration. After a fresh start the kubelet has taken over the first lists.
         """
         self.ways |= ways
         eviction = f"\n    evict: {{after: {evict}}}" if evict else ""

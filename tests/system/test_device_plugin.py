@@ -359,7 +359,7 @@ def test_the_pod_of_a_pulled_stick_is_evicted_and_no_other(site: Site) -> None:
 
 def test_a_stick_that_returns_under_another_number_ends_who_has_the_dead_file(site: Site) -> None:
     """Its pod goes, although the stick was away for a moment only, and its successor has the stick. Another pod stays."""
-    site.sticks.unplug("tty42")  # a console that is there is no new device when a rule makes it a stick
+    site.sticks.unplug("tty42")  # a console that is present does not count as a new device when a rule makes it a stick
     site.plug("tty40", "A")
     site.plug("tty41", "B")
     daemon = site.start(evict="2s")
@@ -382,7 +382,7 @@ def test_a_stick_that_returns_under_another_number_ends_who_has_the_dead_file(si
 
 
 def test_a_resource_changes_its_way_when_the_last_pod_of_the_former_way_has_gone(site: Site) -> None:
-    """Until then nothing of it can be had, and the pod is named. Its successor, made anew once, has the stick from the kubelet."""
+    """Until then nothing of it can be had, and the pod is named. Its successor, the only one, has the stick from the kubelet."""
     site.name = "mover"
     daemon = site.start()
     site.plug("tty40", "A")

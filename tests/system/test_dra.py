@@ -142,7 +142,7 @@ def test_a_stick_that_returns_under_another_number_ends_who_has_the_dead_file(
     site: ClaimingSite, *, by_claim: bool
 ) -> None:
     """Its pod goes, although the stick was away for a moment only, and its successor has the stick."""
-    site.sticks.unplug("tty42")  # a console that is there is no new device when a rule makes it a stick
+    site.sticks.unplug("tty42")  # a console that is present does not count as a new device when a rule makes it a stick
     serial = "R1" if by_claim else "R2"  # one that has returned so is spared for ten minutes
     site.plug("tty40", serial)
     daemon = site.start(evict="2s")
@@ -277,7 +277,7 @@ def test_a_workload_has_its_stick_again_after_a_reboot_with_a_late_daemon(site: 
 
 
 def test_a_slice_that_is_deleted_is_written_again(site: ClaimingSite) -> None:
-    """At once, and nobody loses a stick for it."""
+    """At once, and no pod loses a stick for it."""
     site.plug("tty40", "A")
     daemon = site.start(evict="1s")
     pod = site.holder_of(daemon, "tty40", None)

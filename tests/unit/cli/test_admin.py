@@ -613,7 +613,7 @@ def test_zeros_that_the_kubelet_wrote_before_are_removed_with_the_rest(sliced: S
 
 
 class NoClaims:
-    """A driver that nobody asks."""
+    """A driver without requests."""
 
     async def prepare(self, claims: Sequence[ClaimReference]) -> Mapping[str, PreparedClaim | ClaimRefused]:
         """Prepare nothing."""

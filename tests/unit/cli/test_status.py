@@ -461,7 +461,7 @@ def test_without_claims_their_holders_are_unknown(served: bool, cluster: Site) -
 
 
 def test_claims_are_no_matter_without_such_a_resource(cluster: Site) -> None:
-    """Nobody needs a permission for what is not used."""
+    """What is not used needs no permission."""
     serve_claims(cluster)
     cluster.forbidden["GET", "resourceclaims"] = CLAIMS
     assert status(cluster).err == []

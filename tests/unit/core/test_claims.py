@@ -27,7 +27,7 @@ def test_a_claim_is_prepared_with_the_devices_of_our_driver_alone() -> None:
 
 
 def test_a_claim_without_a_device_of_ours_is_prepared_with_none() -> None:
-    """The kubelet would not ask, and an answer harms nobody."""
+    """The kubelet would not ask, and an answer does no harm."""
     assert prepare(reference(), state(), POOL, KNOWN).devices == ()
 
 

@@ -223,7 +223,7 @@ async def test_a_socket_of_another_daemon_stays(tmp_path: Path) -> None:
 
 @quiet
 async def test_sockets_that_a_killed_daemon_left_are_replaced(tmp_path: Path) -> None:
-    """Nobody listens on them; the kubelet registers the new ones."""
+    """No process listens on them; the kubelet registers the new ones."""
     for path in OURS:
         (tmp_path / path).parent.mkdir(parents=True)
         with socket.socket(socket.AF_UNIX) as left:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from devwatch.config.resolver import new_loop
 from devwatch.core import exitstatus
-from devwatch.core.errors import ApiError, KubeletError, Missing, NodeMissing, Unavailable
+from devwatch.core.errors import ApiError, KubeletError, Missing, NodeMissing, Unavailable, Unserved
 from devwatch.core.node import NodePatch
 from devwatch.core.rules import Publish
 from devwatch.core.status import label
@@ -282,13 +282,16 @@ async def _check(connection: Connection, screen: Screen, task: Purge, removed: M
 async def _find_slices(
     connection: Connection, remarks: Screen, task: Purge, states: Mapping[str, NodeState]
 ) -> tuple[Mapping[str, tuple[Slice, ...]], _Failures]:
-    """Return the slices by node. That they are unknown is a failure of each Node that says that it has some, else a warning."""
+    """Return the slices by node. That they are unknown is a failure of each Node that says that it has some, else a warning.
+
+    It needs none where the server does not have them: then no other Node can have any.
+    """
     try:
         return await _slices(connection, task), {}
     except ApiError as error:
         why = f"the ResourceSlices of devwatch are unknown and stay: {_with_hint(error)}"
         having = {name: why for name, state in states.items() if Publish.DRA in _ways(state)}
-        if not having:
+        if not (having or isinstance(error, Unserved)):
             remarks.line(f"warning: {escape(why)}")
         return {}, having
 

@@ -77,12 +77,15 @@ class KubeSlices:
 
 
 async def list_slices(requests: Requests, node: str | None) -> tuple[Slice, ...]:
-    """Return the slices of the driver on a node, on all nodes for None; none where the server does not have them. Raises an `ApiError`."""
+    """Return the slices of the driver on a node, on all nodes for None.
+
+    Raises an `ApiError`: `Unserved` where the server does not have them.
+    """
     selector = ",".join([f"spec.driver={DRIVER}", *([f"spec.nodeName={node}"] if node is not None else [])])
     try:
         return tuple([slice_of(item) async for item in list_all(requests, PATH, ("fieldSelector", selector))])
-    except (Missing, Unserved):
-        return ()
+    except (Missing, Unserved) as error:
+        raise unserved(error) from error
 
 
 async def delete_slice(requests: Requests, unwanted: Slice, *, dry_run: bool = False) -> None:

@@ -581,6 +581,16 @@ def test_slices_that_cannot_be_listed_are_told(sliced: Site) -> None:
     assert (done.status, line.startswith("warning: the ResourceSlices of devwatch are unknown and stay: ")) == (0, True)
 
 
+def test_a_server_that_has_no_slices_contradicts_only_a_node_that_says_it_has_one(sliced: Site) -> None:
+    """A proxy may answer for the server: then a slice would stay without a word."""
+    del sliced.objects["resourceslices"]
+    done = purge(sliced)
+    assert (done.status, advertising(sliced)) == (1, [])
+    assert ["does not serve resource.k8s.io/v1" in line for line in done.err] == [True, True]
+    done = purge(sliced)
+    assert (done.status, done.err) == (0, [])
+
+
 def test_a_slice_that_cannot_be_deleted_keeps_nothing_else(sliced: Site) -> None:
     """Each refusal is a failure of its node."""
     sliced.forbidden["DELETE", "resourceslices"] = SLICES.format("delete")

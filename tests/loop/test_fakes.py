@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,9 +14,10 @@ from devwatch.core.errors import ConfigError, Conflict, Forbidden, Gone, Missing
 from devwatch.core.node import ANNOTATION_PART, NodeState
 from devwatch.core.pods import Pod
 from devwatch.kube.pods import Event
-from support import virtualtime
+from support import realtime, virtualtime
 from support.build import patch_of
 from support.fakes import FakeHost, FakeServer, FakeSettings, FakeWorkload, Line, RecordingLog
+from support.scripted import answer, site
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -360,3 +363,17 @@ def test_a_pod_that_ends_by_itself_was_not_evicted() -> None:
     work.end(POD.title)
     assert virtualtime.run(work.pods) == ()
     assert not work.evicted
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_scripted_server_closes_every_connection_however_late_it_came(turns: int) -> None:
+    """Else the next test is blamed: Python complains of an open socket when it collects it."""
+
+    async def scenario() -> None:
+        async with site(answer(200, b"")) as server:
+            with socket.create_connection(("127.0.0.1", server.port)):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+
+    realtime.run(scenario())
+    gc.collect()

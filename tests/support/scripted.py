@@ -59,8 +59,6 @@ class Site:
                 pass
         except (OSError, EOFError):
             pass  # the client has gone
-        finally:
-            writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; return whether another may follow on this connection."""
@@ -90,13 +88,20 @@ async def site(*answers: Any, tls: ssl.SSLContext | None = None) -> AsyncIterato
     running, tasks = Site(answers=list(answers)), set[asyncio.Task[None]]()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.get_running_loop().create_task(running.serve(reader, writer)))
+        task = asyncio.get_running_loop().create_task(running.serve(reader, writer))
+        # Not by the task itself: one that is cancelled before its first step never comes to it.
+        task.add_done_callback(lambda _: writer.close())
+        tasks.add(task)
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls, limit=1 << 20)
     running.port = server.sockets[0].getsockname()[1]
     try:
         yield running
     finally:
+        for _ in range(
+            3
+        ):  # from accept(2) to the writer: asyncio loses a connection that comes to it after the server has closed
+            await asyncio.sleep(0)
         server.close()
         for task in tasks:
             task.cancel()

@@ -31,8 +31,8 @@ ACK_TIMEOUT = 1.0
 """Seconds after which a list counts as acknowledged where the kubelet cannot say so."""
 ACK_POLL = (0.005, 0.1)
 """Seconds between two questions for the acknowledgement, the first and the longest."""
-CHECK = 10.0
-"""Seconds between two questions whether the kubelet still lists our devices."""
+CHECK = 60.0
+"""Seconds between two questions whether the kubelet still lists our devices; seldom, since a daemon at rest does little else."""
 CONTESTED = 2
 """Questions in a row whose answer must differ before another plugin is reported."""
 UNACKNOWLEDGED = 2.0

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.dra import dra
 from bench.fleet import fleet
 from bench.ground import Ground, lacking, prepared
 from bench.growth import growth
@@ -35,6 +36,7 @@ BENCHES: dict[str, Bench] = {
     "idle": idle,
     "storm": storm,
     "handover": handover,
+    "dra": dra,
     "growth": growth,
     "fleet": fleet,
 }

@@ -107,6 +107,11 @@ class Switch:
         self.number = sticks.plug(tty, vendor=VENDOR, product=PRODUCT, serial=tty).stat().st_rdev
         """The device number (`st_rdev`)."""
 
+    @property
+    def text(self) -> str:
+        """The device number as `stat -c %t:%T` prints it."""
+        return f"{os.major(self.number):x}:{os.minor(self.number):x}"
+
     def __enter__(self) -> Self:
         """Wait until udevd has seen it."""
         self._sticks.settle()

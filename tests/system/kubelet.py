@@ -172,9 +172,9 @@ class Kubelet:
         """Return the complete lines that a container has written so far, none if it has not started."""
         return [text for _, text in self._lines(pod, container, restart)]
 
-    def first_line(self, pod: Object, container: str) -> tuple[datetime, str] | None:
-        """Return the first line that a container has written, and when; None if it has written none yet."""
-        found = next(self._lines(pod, container, 0), None)
+    def first_line(self, pod: Object, container: str, restart: int = 0) -> tuple[datetime, str] | None:
+        """Return the first line that a container has written since this restart, and when; None if it has written none yet."""
+        found = next(self._lines(pod, container, restart), None)
         return (datetime.fromisoformat(found[0]), found[1]) if found else None
 
     def _lines(self, pod: Object, container: str, restart: int) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     PodsByNode = Mapping[str | None, Sequence[Pod]]
     Reservations = Mapping[tuple[str, str], AbstractSet[str]]
     """By pool and ID of a device that a ResourceClaim has: the pods that the claim is reserved for, as `NAMESPACE/NAME`."""
+    Offers = Mapping[str, AbstractSet[str]]
+    """By node: the IDs of the devices that its ResourceSlices offer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,8 @@ class ResourceStatus:
     """The unfinished pods that request it, or have it through a claim, None without the permission to list pods."""
     reserved: Mapping[str, AbstractSet[str]] | None = None
     """With `dra`, by ID: the pods that a claim reserves the device for, None where the claims are unknown."""
+    offered: AbstractSet[str] | None = None
+    """With `dra`: the IDs of the devices that the Node's slices offer, None where the slices are unknown."""
     waiting: tuple[Pod, ...] = ()
     """The pods that request it and are not bound to any Node."""
     mixed: str = ""
@@ -144,7 +148,7 @@ class ResourceStatus:
         if self.mixed:
             yield self.mixed
         if self._is_dra:  # its devices are in a ResourceSlice, and both figures are 0
-            yield from (f"{where}: {kept}" for kept in self._kept_by_claims())
+            yield from (f"{where}: {text}" for text in (*self._unoffered(), *self._kept_by_claims()))
             return
         if self.capacity != self.allocatable and not (handed_over and amounts.capacity >= amounts.allocatable):
             text = f"allocatable {self.allocatable} differs from capacity {self.capacity}; the kubelet will settle it"
@@ -165,13 +169,22 @@ class ResourceStatus:
         if amounts.capacity:
             lost = "nothing can be allocated: it is not registered with the kubelet, or its devices are lost"
             return lost if handed_over else ""
-        ends = f" and waits for the end of {_titles(self.pods)}" if self.pods else ""
         cause = (
             "it is not registered with the kubelet, its publish changes, or a pod has it under a former name"
             if handed_over
             else "its publish changes, or a pod has it under a former name"
         )
-        return f"{_number(present)} listed, and none is advertised: {cause}{ends}"
+        return f"{_number(present)} listed, and none is advertised: {cause}{self._ends}"
+
+    def _unoffered(self) -> Iterator[str]:
+        """Yield how many present devices the slice lacks; nothing where it has all of them."""
+        if missing := 0 if self.offered is None else len(self._present - self.offered):
+            cause = "its publish changes, or the API server has refused the slice"
+            yield f"{_number(missing)} listed, and not offered by the ResourceSlice: {cause}{self._ends}"
+
+    @property
+    def _ends(self) -> str:
+        return f" and waits for the end of {_titles(self.pods)}" if self.pods else ""
 
     def _kept(self, amounts: Amounts) -> str:
         """Return which lost devices pods keep, and how many present ones cannot be allocated because of that; empty without any.
@@ -244,12 +257,15 @@ def _number(count: int) -> str:
 
 
 def resource_statuses(
-    nodes: Mapping[str, NodeSummary], pods: PodsByNode | None, reservations: Reservations | None = None
+    nodes: Mapping[str, NodeSummary],
+    pods: PodsByNode | None,
+    reservations: Reservations | None = None,
+    offers: Offers | None = None,
 ) -> tuple[ResourceStatus, ...]:
     """Return every resource that devwatch advertises on these Nodes, and the requests of pods for it or for what no Node has.
 
     They are in the order of node and name; those without a node come last. `pods` are the unfinished ones, None where they are unknown;
-    likewise the `reservations` of claims.
+    likewise the `reservations` of claims and the `offers` of slices.
     """
     owned = {name for node in nodes.values() for name in node.owned}
     shown = owned.union(*(node.shown for node in nodes.values()))
@@ -268,6 +284,7 @@ def resource_statuses(
             resource=name,
             pods=None if pods is None else tuple(requesting),
             reserved=reserved.get((node, name)),
+            offered=None if offers is None else offers.get(node, frozenset()),
             waiting=tuple(rows.get(("", name), ())),
             mixed=mixed.get(name, ""),
             unadvertised=name not in shown,

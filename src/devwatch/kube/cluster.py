@@ -14,6 +14,7 @@ from devwatch.core.way import way_of
 from devwatch.kube.claims import list_reservations
 from devwatch.kube.nodes import node_state
 from devwatch.kube.pods import list_all, pod_of
+from devwatch.kube.slices import list_slices
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from devwatch.core.errors import ApiError
     from devwatch.core.listing import Entry
     from devwatch.core.pods import Pod
-    from devwatch.core.status import PodsByNode, Reservations
+    from devwatch.core.slices import Slice
+    from devwatch.core.status import Offers, PodsByNode, Reservations
     from devwatch.kube.client import Connection
 
 
@@ -34,7 +36,7 @@ class Overview:
     hidden: str = ""
     """Why the pods are not shown, empty where they are."""
     unclaimed: str = ""
-    """Why it is unknown which devices claims hold, empty where it is known, or no resource has `publish: dra`."""
+    """Why it is unknown which devices slices offer or claims hold, empty where it is known, or no resource has `publish: dra`."""
 
 
 async def summarize_nodes(connection: Connection) -> tuple[NodeSummary, ...]:
@@ -60,6 +62,7 @@ async def overview(connection: Connection) -> Overview:
     nodes = await summarize_nodes(connection)
     pods: PodsByNode | None = None
     reservations: Reservations | None = None
+    offers: Offers | None = None
     hidden = unclaimed = ""
     try:
         pods = await _pods_by_node(connection)
@@ -67,11 +70,20 @@ async def overview(connection: Connection) -> Overview:
         hidden = _reason(error)
     if any(way_of(entries) is Publish.DRA for node in nodes for entries in node.state.listing().values()):
         try:
+            offers = _offers(await list_slices(connection, None))
             reservations = await list_reservations(connection)
         except (Forbidden, Unserved) as error:
             unclaimed = _reason(error)
-    resources = resource_statuses({node.name: node for node in nodes}, pods, reservations)
+    resources = resource_statuses({node.name: node for node in nodes}, pods, reservations, offers)
     return Overview(resources=resources, hidden=hidden, unclaimed=unclaimed)
+
+
+def _offers(slices: Iterable[Slice]) -> Offers:
+    """Return by node the devices that can be allocated."""
+    found: dict[str, set[str]] = {}
+    for each in slices:
+        found.setdefault(each.node, set()).update(device.name for device in each.devices if not device.taints)
+    return found
 
 
 def _reason(error: ApiError) -> str:

@@ -380,9 +380,20 @@ def claiming(name: str, *claims: str, node: str = "n1", phase: str = "Running") 
     return made
 
 
+def slice_of(node: str, *devices: dict[str, Any]) -> dict[str, Any]:
+    """Return the ResourceSlice of a node."""
+    name = f"{node}-devwatch.io"
+    metadata = {"name": name, "uid": name, "resourceVersion": "1"}
+    pool = {"name": name, "generation": 1, "resourceSliceCount": 1}
+    spec = {"driver": "devwatch.io", "nodeName": node, "pool": pool, "devices": devices}
+    return {"metadata": metadata, "spec": spec}
+
+
 def serve_claims(cluster: Site, *claims: dict[str, Any]) -> None:
-    """Let the cluster have these claims."""
+    """Let the cluster have these claims, and slices that offer all devices."""
     cluster.objects["resourceclaims"] = {each["metadata"]["name"]: each for each in claims}
+    devices = [{"name": f"dw{number}"} for number in (1, 2, 3, 4)]
+    cluster.objects["resourceslices"] = {node: slice_of(node, *devices) for node in ("n1", "n2")}
 
 
 def test_devices_in_a_slice_are_not_missed_in_the_figures(cluster: Site) -> None:
@@ -441,6 +452,37 @@ def test_a_lost_device_of_a_slice_names_who_keeps_it(alone: Site) -> None:
     ]
 
 
+TAINT = {"key": "devwatch.io/unplugged", "effect": "NoSchedule"}
+UNOFFERED = "its publish changes, or the API server has refused the slice"
+
+
+@pytest.mark.parametrize(
+    ("devices", "pods", "text"),
+    [
+        (
+            [{"name": "dw1"}, {"name": "dw2", "taints": [TAINT]}],
+            [],
+            f"1 device is listed, and not offered by the ResourceSlice: {UNOFFERED}",
+        ),
+        (
+            None,
+            [claiming("a", "one")],
+            f"2 devices are listed, and not offered by the ResourceSlice: {UNOFFERED} and waits for the end of default/a",
+        ),
+    ],
+    ids=["one of them", "no slice, with a pod"],
+)
+def test_a_device_that_no_slice_offers_is_told(
+    devices: list[dict[str, Any]] | None, pods: list[dict[str, Any]], text: str, alone: Site
+) -> None:
+    """While the way of publishing changes, until the pods of the former way have ended."""
+    advertise(alone, "n1", [dra_stick(1), dra_stick(2)], 0, 0)
+    serve_claims(alone, claim("one", "a"))
+    alone.objects["resourceslices"] = {} if devices is None else {"n1": slice_of("n1", *devices)}
+    alone.pods = pods
+    assert status(alone).err == [f"{WHERE}{text}"]
+
+
 CLAIMS = 'resourceclaims.resource.k8s.io is forbidden: User "u" cannot list resource "resourceclaims" in API group "resource.k8s.io"'
 
 
@@ -481,6 +523,7 @@ def test_holders_are_known_from_claims_where_the_pods_are_not(alone: Site) -> No
 def test_what_is_no_claim_is_not_taken_for_one(broken: dict[str, Any], alone: Site) -> None:
     """A proxy may answer: the command fails with one line."""
     advertise(alone, "n1", [dra_stick(1)], 0, 0)
+    serve_claims(alone)
     alone.objects["resourceclaims"] = {"x": {"metadata": {"namespace": "default", "uid": "x"}, **broken}}
     with pytest.raises(Unavailable, match="an item is not a ResourceClaim"):
         status(alone)

@@ -48,7 +48,7 @@ _EVICTED = 0.5
 
 def dra(ground: Ground) -> list[Row]:
     """Let pods wait for sticks that are offered by a ResourceSlice, plug and pull these, and see what becomes of the pods."""
-    if reason := lacking() or missing(ground.server):
+    if reason := lacking() or missing(ground.server, complete=True):
         return [Row(bench="dra", figure=FIGURE, value="not measured", note=reason)]
     count = ground.size(10, 1)
     with contextlib.ExitStack() as stack:

@@ -38,19 +38,21 @@ RIGHTS: list[Object] = [
 USER: Object = {"runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": True}
 """A user without the group of serial ports: the devnode belongs to it."""
 
-_MINOR = 36
-"""Kubernetes 1.36: the API is served from 1.34 on, and pods have it by `limits`, and devices have taints, from 1.36 on."""
+_SERVED, _COMPLETE = 34, 36
+"""Minor versions of Kubernetes: the first that serves the API, and the first in which pods have it by `limits`, and devices taints."""
 _CLAIMS = f"/apis/{API}/namespaces/{NAMESPACE}"
 
 
-def missing(apiserver: ApiServer) -> str | None:
-    """Return what the API server lacks for the tests, in a few words, or None."""
+def missing(apiserver: ApiServer, *, complete: bool = False) -> str | None:
+    """Return what the API server lacks for the tests, with `complete` for those of limits or taints, in a few words, or None."""
     version = apiserver.request("GET", "/version")[1]
-    # A server that was built without its version serves no such API, and names none.
-    if int(version["minor"].rstrip("+") or 0) >= _MINOR:
+    # A server that was built without its version serves no such API, and names none; one that emulates another names both.
+    minor = str(version.get("emulationMinor") or version["minor"]).rstrip("+")
+    wanted = _COMPLETE if complete else _SERVED
+    if int(minor or 0) >= wanted:
         return None
-    lacks = "limits and taints of devices" if apiserver.serves(API) else API
-    return f"{testbed.NEWER}{_MINOR} or newer ({lacks}), and this is {version['gitVersion']}"
+    lacks = "limits and taints of devices" if complete else API
+    return f"{testbed.NEWER}{wanted} or newer ({lacks}), and this is {version['gitVersion']}"
 
 
 def apply_classes(apiserver: ApiServer, home: Path, prefix: str) -> None:
@@ -66,6 +68,9 @@ def apply_classes(apiserver: ApiServer, home: Path, prefix: str) -> None:
 @dataclass(slots=True, kw_only=True)
 class ClaimingSite(Site):
     """As `Site`, with the slice of the node and the claims of one test."""
+
+    complete: bool
+    """Whether the API server has limits and taints of devices."""
 
     def slice(self) -> Object | None:
         """Return the slice of the node, None where there is none."""
@@ -90,8 +95,11 @@ class ClaimingSite(Site):
         return {serial: "taints" not in each for serial, each in devices}
 
     def offers(self, **sticks: bool) -> bool:
-        """Return True; fail where the slice has other sticks than these, or says otherwise whether one can be allocated."""
-        assert self.offered() == sticks
+        """Return True; fail where the slice has other sticks than these, or says otherwise whether one can be allocated.
+
+        Without taints it has none that cannot be.
+        """
+        assert self.offered() == {name: free for name, free in sticks.items() if free or self.complete}
         return True
 
     def await_forgotten(self) -> None:
@@ -101,12 +109,6 @@ class ClaimingSite(Site):
                 self.apiserver.request("DELETE", f"{SLICES}/{found['metadata']['name']}")
             return
         eventually(lambda: not (self.slice() or {"spec": {}})["spec"].get("devices"))
-
-    def purge(self) -> subprocess.CompletedProcess[str]:
-        """Run `devwatch purge` for the node."""
-        where = ("--node", self.kubelet.node, "--kubeconfig", str(self.apiserver.admin_kubeconfig))
-        command = [sys.executable, "-m", "devwatch", "purge", "--yes", *where]
-        return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
     def claim(self, serial: str) -> Object:
         """Make a claim for the stick with this serial, and return how a pod names it."""
@@ -121,12 +123,19 @@ class ClaimingSite(Site):
 
     def _claim_spec(self, serial: str) -> Object:
         selector = {"cel": {"expression": f"device.attributes['devwatch.io'].serial == '{serial}'"}}
-        exactly = {"deviceClassName": f"{self.prefix}.example.{self.name}", "selectors": [selector]}
+        exactly: Object = {"deviceClassName": f"{self.prefix}.example.{self.name}"}
+        if serial:
+            exactly["selectors"] = [selector]
         return {"devices": {"requests": [{"name": "stick", "exactly": exactly}]}}
 
     def template_of(self, claim: Object | None) -> Object:
-        """Return the template of an unprivileged pod of `USER` that asks for its stick by this claim, or by `limits`."""
+        """Return the template of an unprivileged pod of `USER` that asks for its stick by this claim.
+
+        Without one it asks for any stick, by `limits` or, where the API server does not have them, by a claim for the class.
+        """
         template = self.template(user=USER)
+        if claim is None and not self.complete:
+            claim = self.claim_template("")
         if claim is not None:
             (container,) = template["spec"]["containers"]
             container["resources"] = {"claims": [{"name": "stick"}]}

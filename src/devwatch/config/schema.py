@@ -94,6 +94,8 @@ class _Key:
 
     field: str
     read: _Reader[object]
+    description: str
+    """What it means, with bounds and default, as an editor shows it."""
     required: bool = False
 
 
@@ -166,7 +168,7 @@ def _pattern(key: MatchKey) -> _Spelling[Pattern]:
 def _glob(text: str, *, form: str = "", wanted: str = _GLOB) -> tuple[Pattern | None, str]:
     if len(text) > _MAX_PATTERN or sum(map(text.count, "*?[")) > _MAX_WILDCARDS:
         return None, f"at most {_MAX_PATTERN} characters and {_MAX_WILDCARDS} of * ? ["
-    return Pattern(text=text) if re.match(form, text, re.DOTALL) else None, wanted
+    return Pattern(text=text) if re.match(form, text) else None, wanted
 
 
 def _digits(text: str, *, least: int, most: int, absent: str) -> tuple[Pattern | None, str]:
@@ -298,52 +300,114 @@ def _meeting(rule: ResourceRule, earlier: ResourceRule, line: int) -> str:
     return meet and f"no container can have both {earlier.name} (line {line}) and this: {meet}"
 
 
-_NAME: _Reader[str] = partial(
-    _scalar, spelling=lambda text: (None if (why := resource_name_fault(text)) else text, why)
-)
-_COUNTS = {count.value: count for count in Count}
-_COUNT: _Reader[Count] = partial(_scalar, spelling=lambda text: (_COUNTS.get(text), " or ".join(_COUNTS)))
-_WAYS = {way.value: way for way in Publish}
-_PUBLISH: _Reader[Publish] = partial(_scalar, spelling=lambda text: (_WAYS.get(text), " or ".join(_WAYS)))
-_DEVICE_PATH = re.compile(r"/dev(/(?!\.{1,2}(/|$))[^/,\s\0]+)+")
-"""Without white space and without the comma that separates the paths in the variable of a container."""
+def _name(text: str) -> tuple[str | None, str]:
+    why = resource_name_fault(text)
+    return None if why else text, why
+
+
+def _choice(text: str, *, words: Mapping[str, T]) -> tuple[T | None, str]:
+    return words.get(text), " or ".join(words)
+
+
+def _device_path(text: str) -> tuple[str | None, str]:
+    valid = len(text) <= _MAX_PATTERN and _DEVICE_PATH.fullmatch(text)
+    return text if valid else None, "an absolute path below /dev without ., .., a comma or white space in it"
+
+
+_COUNT = partial(_scalar, spelling=partial(_choice, words={count.value: count for count in Count}))
+_PUBLISH = partial(_scalar, spelling=partial(_choice, words={way.value: way for way in Publish}))
+_DEVICE_PATH = re.compile(r"/dev(/([^/.,\s\0][^/,\s\0]*|\.[^/.,\s\0][^/,\s\0]*|\.\.[^/,\s\0]+))+")
+"""Without white space and without the comma that separates the paths in the variable of a container. It looks nowhere ahead, which the
+regular expressions of Go cannot, so that the chart has it too."""
 _VITAL = {"console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random"}
 _VITAL |= {"shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"}
 """What is below /dev in every container (OCI runtime specification, "Default Devices" and "Default Filesystems")."""
 _CONTAINER = {
     "path": _Key(
         field="path",
-        read=partial(
-            _scalar,
-            spelling=lambda text: (
-                text if len(text) <= _MAX_PATTERN and _DEVICE_PATH.fullmatch(text) else None,
-                "an absolute path below /dev without ., .., a comma or white space in it",
-            ),
-        ),
+        read=partial(_scalar, spelling=_device_path),
+        description="A path below /dev. Default: /dev/ and the part of the name after the slash.",
         required=True,
     )
 }
-_NODES = partial(_values, spelling=partial(_glob, form=".", wanted="a glob of node names or a list of them"))
+_NODES = partial(_values, spelling=partial(_glob, form=r"[\s\S]", wanted="a glob of node names or a list of them"))
 _MATCHER = {
     name: _Key(
-        field=name, read=_properties if name == "properties" else partial(_tests, key=name, spelling=_pattern(key))
+        field=name,
+        read=_properties if name == "properties" else partial(_tests, key=name, spelling=_pattern(key)),
+        description=f"{key.description[0].upper()}{key.description[1:]}{f' ({key.source})' if key.source else ''}.",
     )
     for name, key in KEYS.items()
 }
-_EVICT = {"after": _Key(field="after", read=partial(_duration, least="0s", most="24h"), required=True)}
+_EVICT = {
+    "after": _Key(
+        field="after",
+        read=partial(_duration, least="0s", most="24h"),
+        description="How long the lower count has been on the Node before a Pod is evicted, up to 24h.",
+        required=True,
+    )
+}
 _RESOURCE = {
-    "name": _Key(field="name", read=_NAME, required=True),
-    "match": _Key(field="match", read=partial(_list, read=_entry), required=True),
-    "exclude": _Key(field="exclude", read=partial(_list, read=_entry, least=0)),
-    "count": _Key(field="count", read=_COUNT),
-    "publish": _Key(field="publish", read=_PUBLISH),
-    "container": _Key(field="container", read=partial(_record, keys=_CONTAINER, make=lambda *, path: path)),
-    "nodes": _Key(field="nodes", read=_NODES),
-    "removalGrace": _Key(field="removal_grace", read=partial(_duration, least="0s", most="1h")),
-    "evict": _Key(field="evict_after", read=partial(_record, keys=_EVICT, make=lambda *, after: after)),
+    "name": _Key(
+        field="name",
+        read=partial(_scalar, spelling=_name),
+        description="The name that a Pod requests: PREFIX/NAME, such as example.com/zigbee.",
+        required=True,
+    ),
+    "match": _Key(
+        field="match",
+        read=partial(_list, read=_entry),
+        description="What counts: any entry may match, and inside an entry every key must.",
+        required=True,
+    ),
+    "exclude": _Key(
+        field="exclude",
+        read=partial(_list, read=_entry, least=0),
+        description="What matches here goes on to the next resource.",
+    ),
+    "count": _Key(field="count", read=_COUNT, description="Physical devices (device, the default), or devnodes."),
+    "publish": _Key(
+        field="publish",
+        read=_PUBLISH,
+        description="How a Pod gets the device: by a hostPath volume (nodeStatus, the default), from the kubelet (devicePlugin), or by "
+        "dynamic resource allocation (dra).",
+    ),
+    "container": _Key(
+        field="container",
+        read=partial(_record, keys=_CONTAINER, make=lambda *, path: path),
+        description="Where containers find the device. Only with devicePlugin and dra.",
+    ),
+    "nodes": _Key(
+        field="nodes",
+        read=_NODES,
+        description="Only on the nodes of these names: a glob or a list of globs. Default: all.",
+    ),
+    "removalGrace": _Key(
+        field="removal_grace",
+        read=partial(_duration, least="0s", most="1h"),
+        description="How long a device that is gone still counts, up to 1h. Default: 2s.",
+    ),
+    "evict": _Key(
+        field="evict_after",
+        read=partial(_record, keys=_EVICT, make=lambda *, after: after),
+        description="Evicts the Pods that lost their device. Default: they are left alone.",
+    ),
 }
 _CONFIG = {
-    "resources": _Key(field="resources", read=_resources, required=True),
-    "sweep": _Key(field="sweep", read=partial(_duration, least="1s", most="5m")),
-    "resync": _Key(field="resync", read=partial(_duration, least="1s", most="24h")),
+    "resources": _Key(
+        field="resources",
+        read=_resources,
+        description="The extended resources, in the order of their priority: a devnode belongs to the first that matches.",
+        required=True,
+    ),
+    "sweep": _Key(
+        field="sweep",
+        read=partial(_duration, least="1s", most="5m"),
+        description="Scan the devices anyway, 1s to 5m. Default: 10s.",
+    ),
+    "resync": _Key(
+        field="resync",
+        read=partial(_duration, least="1s", most="24h"),
+        description="Repair drift anyway, 1s to 24h. Default: 5m; 60s where the Node cannot be watched.",
+    ),
 }

@@ -8,8 +8,12 @@ DRIVER = "devwatch.io"
 """The name of the DRA driver, in slices, device classes and claims, and at the kubelet."""
 UNPLUGGED = f"{DRIVER}/unplugged"
 """The key of the taint of a lost device."""
-_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+MAX_PREFIX, MAX_SHORT = 244, 63
+"""Characters before and after the slash of the name of an extended resource."""
+KEPT_DOMAIN, KEPT_PREFIX = "kubernetes.io/", "requests."
+"""What must not be in such a name, and not at its beginning: Kubernetes keeps them for itself."""
+SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 
 def resource_name_fault(name: str) -> str:
@@ -19,13 +23,16 @@ def resource_name_fault(name: str) -> str:
     `requests.` before it, as quotas spell it, which leaves a prefix 244 of the 253 characters of a DNS subdomain.
     """
     prefix, slash, short = name.partition("/")
-    subdomain = len(prefix) <= 244 and _SUBDOMAIN.fullmatch(prefix)  # noqa: PLR2004  # the docstring counts them
-    qualified = len(short) <= 63 and _QUALIFIED.fullmatch(short)  # noqa: PLR2004  # as the message says
+    subdomain = len(prefix) <= MAX_PREFIX and SUBDOMAIN.fullmatch(prefix)
+    qualified = len(short) <= MAX_SHORT and QUALIFIED.fullmatch(short)
     rules = (
         (slash, "PREFIX/NAME is wanted, such as example.com/zigbee"),
-        ("kubernetes.io/" not in name, "kubernetes.io/ must not be in it"),
-        (not name.startswith("requests."), "requests. must not be at its beginning"),
-        (subdomain, "before the / at most 244 lower-case letters, digits, - and ., as in a DNS name"),
-        (qualified, "after the / at most 63 letters, digits, -, _ and ., with a letter or digit at both ends"),
+        (KEPT_DOMAIN not in name, f"{KEPT_DOMAIN} must not be in it"),
+        (not name.startswith(KEPT_PREFIX), f"{KEPT_PREFIX} must not be at its beginning"),
+        (subdomain, f"before the / at most {MAX_PREFIX} lower-case letters, digits, - and ., as in a DNS name"),
+        (
+            qualified,
+            f"after the / at most {MAX_SHORT} letters, digits, -, _ and ., with a letter or digit at both ends",
+        ),
     )
     return next((wanted for kept, wanted in rules if not kept), "")

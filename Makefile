@@ -67,7 +67,7 @@ libudev || root_apt libudev1 || true
 libudev || { say "libudev.so.1 is missing (Debian: apt-get install libudev1)"; exit 1; }
 endef
 
-.PHONY: help run test check lint fmt bench usb fuzz soak install uninstall image ready build release publish proto lock clean
+.PHONY: help run test check lint fmt bench usb fuzz soak install uninstall image ready build release publish proto schema lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -213,6 +213,9 @@ publish: $(LOCK_STAMP) ## Upload what make release made, as a trusted publisher 
 
 proto: $(DEV_STAMP) ## Generate the messages of the kubelet's sockets again.
 	@"$(VENV)/bin/python" -m grpc_tools.protoc -I src --python_out=src --pyi_out=src src/devwatch/kubelet/kubelet.proto
+
+schema: $(DEV_STAMP) ## Generate the configuration's part of the schema of the chart's values again.
+	@cd tests && exec "$(abspath $(VENV))/bin/python" -m support.chartschema
 
 lock: $(LOCK_STAMP) ## Resolve the dependencies again and write .requirements/.
 	@resolve() { "$(LOCK_VENV)/bin/uv" pip compile --quiet --no-config --universal --python-version 3.11 --upgrade \

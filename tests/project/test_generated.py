@@ -1,4 +1,4 @@
-"""The generated modules are what their sources say."""
+"""The generated files are what their sources say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support import chartschema
 from support.checkout import CHECKOUT
 
 if TYPE_CHECKING:
@@ -29,3 +30,10 @@ def test_the_messages_of_the_kubelet_are_current(name: str, tmp_path: Path) -> N
     subprocess.run([sys.executable, *options], cwd=CHECKOUT, check=True)
     made = tmp_path / "devwatch" / "kubelet" / name
     assert made.read_text() == (CHECKOUT / PROTO).with_name(name).read_text(), "run make proto"
+
+
+def test_the_schema_of_the_values_is_current() -> None:
+    """`make schema` would change nothing."""
+    assert "-m support.chartschema\n" in (CHECKOUT / "Makefile").read_text(encoding="utf-8")
+    text = chartschema.FILE.read_text("utf-8")
+    assert chartschema.current(text) == text, "run make schema"

@@ -17,6 +17,7 @@ from devwatch.core.errors import ConfigError, Fault
 from devwatch.core.keys import KEYS
 from devwatch.core.names import resource_name_fault
 from devwatch.core.rules import Count, Pattern, Publish, ResourceRule
+from support.editor import disagreement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +64,12 @@ def _with(text: str) -> str:
 
 
 def _config(text: str | bytes) -> Config:
-    return parse(text if isinstance(text, bytes) else text.encode(), file="c.yaml")
+    """Return the configuration, of which the JSON Schema says the same: `test_jsonschema.py` lists the exceptions."""
+    data = text if isinstance(text, bytes) else text.encode()
+    config, faults = _outcome(data, "c.yaml")
+    if config is None:
+        raise ConfigError("c.yaml", faults)
+    return config
 
 
 def _faults(text: str | bytes) -> list[str]:
@@ -673,11 +679,14 @@ def test_any_bytes_are_a_configuration_or_a_list_of_faults(data: bytes) -> None:
     assert (config is None) is bool(faults)
 
 
-def _outcome(data: bytes) -> tuple[Config | None, tuple[Fault, ...]]:
+def _outcome(data: bytes, file: str = "f") -> tuple[Config | None, tuple[Fault, ...]]:
+    config, faults = None, tuple[Fault, ...]()
     try:
-        return parse(data, file="f"), ()
+        config = parse(data, file=file)
     except ConfigError as error:
-        return None, error.faults
+        faults = error.faults
+    assert disagreement(data, faults) == ""
+    return config, faults
 
 
 _globs = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from hypothesis import strategies as st
 
 from devwatch.agent.events import EventRecorder
@@ -205,6 +206,8 @@ def _suggest(scan: Scan) -> None:
     """Check that what is suggested is valid, and claims what it names."""
     suggestions = inspection.suggest(scan.devices, ())
     config = parse(display.suggestion_text(suggestions).encode(), file="suggested")
+    pods = yaml.safe_load_all(display.pod_text(suggestions))
+    assert [list(pod["containers"][0]["resources"]["limits"]) for pod in pods] == [[each.name] for each in suggestions]
     by_node = {device.devnode: device for device in scan.devices}
     for suggestion in suggestions:
         owners = {claim(by_node[devnode], config.resources).owner for devnode in suggestion.devnodes}

@@ -60,7 +60,8 @@ def _typed(node: yaml.Node, known: dict[int, Any]) -> object:
         items = known[id(node)] = []
         items.extend(_typed(item, known) for item in node.value)
         return items
-    return str(node.value) if node.style else _plain(str(node.value))
+    quoted = isinstance(node, yaml.ScalarNode) and node.style is not None
+    return str(node.value) if quoted else _plain(str(node.value))
 
 
 def _plain(text: str) -> object:

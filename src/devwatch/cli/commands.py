@@ -120,11 +120,13 @@ def _remarks(scene: Scene, rows: Sequence[inspection.Row]) -> Iterator[str]:
     yield from (f"error: {doubt}" for doubt in scene.scan.doubts)
 
 
-def suggest(scene: Scene, screen: Screen, remarks: Screen) -> int:
-    """Write a configuration for the devices that no resource claims."""
+def suggest(scene: Scene, screen: Screen, remarks: Screen, *, pod: bool) -> int:
+    """Write a configuration for the devices that no resource claims, and with `pod` what a Pod needs for each resource."""
     taken = [rule.name for rule in scene.config.resources] if scene.config else []
     suggestions = inspection.suggest(scene.scan.devices, scene.rules, taken)
     screen.out.write(display.suggestion_text(suggestions, certain=scene.scan.certain))
+    if pod:
+        screen.out.write(display.pod_text(suggestions))
     for remark in (*scene.troubles, *scene.scan.doubts):
         remarks.line(escape(f"warning: {remark}"))
     return exitstatus.FAILED if scene.scan.doubts else exitstatus.DONE

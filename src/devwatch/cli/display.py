@@ -223,3 +223,40 @@ def _resource(suggestion: Suggestion) -> str:
         spelt = f"properties: {{ID_MODEL: {value}}}" if key == "model" else f"{key}: {value}"
         lines.append(f"      {'  ' if index else '- '}{spelt}")
     return "\n".join(lines) + "\n"
+
+
+_POD = """\
+---
+# For the spec of a Pod that uses {name}: its container opens
+{paths}
+# With `publish: devicePlugin` or `publish: dra` the limit alone is needed, and the device is at {container_path}.
+containers:
+  - name: app
+    resources:
+      limits:
+        {name}: 1
+    securityContext:
+      privileged: true # the device cgroup of a container allows no tty otherwise
+    volumeMounts:
+      - name: dev
+        mountPath: {mount}
+volumes:
+  - name: dev
+    hostPath:
+      path: /dev # not the devnode: in its place the container runtime would make a directory while the device is away
+      type: Directory
+"""
+_MOUNT = "/host/dev"
+"""Where the Pod finds /dev of the host; /dev itself is the container's own."""
+
+
+def pod_text(suggestions: Sequence[Suggestion]) -> str:
+    """Return for each of these resources a YAML document with what the spec of a Pod needs for it (`publish: nodeStatus`)."""
+    return "".join(map(_pod, suggestions))
+
+
+def _pod(suggestion: Suggestion) -> str:
+    paths = (escape(f"#   {_MOUNT}{path.removeprefix('/dev')}") for path in suggestion.paths)
+    return _POD.format(
+        name=suggestion.name, paths="\n".join(paths), container_path=suggestion.container_path, mount=_MOUNT
+    )

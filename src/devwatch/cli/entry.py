@@ -62,7 +62,8 @@ Lists the serial devices of this host, what can be matched on them, and which re
 examples:
   devwatch devices -o wide               with driver, port and all links
   devwatch devices -o json | jq -r '.devices[] | select(.resource == null) | .devnode'
-  devwatch devices --suggest             a configuration for the devices that no resource claims"""
+  devwatch devices --suggest             a configuration for the devices that no resource claims
+  devwatch devices --suggest --pod       and what a Pod needs for each of them"""
 _EXPLAIN_HELP = """\
 why is a device claimed, or not?
 Explains rule by rule and key by key why a device is claimed or not, and what is unknown on this host.
@@ -76,6 +77,12 @@ Validates a configuration: prints every fault as FILE:LINE:COLUMN: KEY: MESSAGE,
 examples:
   devwatch check my.yaml
   devwatch check -o json my.yaml | jq .faults"""
+_SCHEMA_HELP = """\
+the JSON Schema of the configuration
+Prints the JSON Schema (2020-12) of the configuration, by which an editor completes and checks it. `check` finds more.
+examples:
+  devwatch schema > devwatch.schema.json
+  devwatch schema | jq -r '."$defs".resource.properties.removalGrace.description'"""
 _DEVICECLASSES_HELP = """\
 the DeviceClasses for dynamic resource allocation
 Prints the DeviceClass of each resource with `publish: dra`, of all nodes. devwatch itself neither writes nor deletes any.
@@ -236,6 +243,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         _add_devices,
         _add_explain,
         _add_check,
+        _add_schema,
         _add_deviceclasses,
         _add_status,
         _add_purge,
@@ -284,6 +292,7 @@ def _add_devices(commands: _Commands, environ: Mapping[str, str]) -> None:
     _add_config_options(option)
     option.flag("--all", help="with virtual consoles")
     option.flag("--suggest", help="print a configuration for the devices that no resource claims")
+    option.flag("--pod", help="with --suggest: also print, as further YAML documents, what a Pod needs for each")
     _add_output_option(option, _FORMS, "how to show them")
 
 
@@ -298,6 +307,10 @@ def _add_check(commands: _Commands, environ: Mapping[str, str]) -> None:
     default, shown = environ.get("DEVWATCH_CONFIG") or DEFAULT_CONFIG, "default: %(default)s [DEVWATCH_CONFIG]"
     option.parser.add_argument("file", metavar="FILE", nargs="?", default=default, help=shown)
     _add_output_option(option, _FORMS_OF_CHECK, "how to show the faults")
+
+
+def _add_schema(commands: _Commands, environ: Mapping[str, str]) -> None:
+    _command(commands, environ, "schema", _schema, _SCHEMA_HELP)
 
 
 def _add_deviceclasses(commands: _Commands, environ: Mapping[str, str]) -> None:
@@ -524,9 +537,11 @@ def _screens(environ: Mapping[str, str]) -> tuple[Screen, Screen]:
 def _devices(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from devwatch.cli import commands  # noqa: PLC0415 - the daemon does not need it
 
+    if arguments.pod and not arguments.suggest:
+        raise UsageError("--pod is for the resources that --suggest suggests: give both")
     scene, (screen, remarks) = _scene(arguments, environ), _screens(environ)
     if arguments.suggest:
-        return commands.suggest(scene, screen, remarks)
+        return commands.suggest(scene, screen, remarks, pod=arguments.pod)
     return commands.devices(scene, screen, remarks, form=arguments.output, consoles=arguments.all)
 
 
@@ -543,6 +558,14 @@ def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         raise UsageError(f"FILE is empty: name a configuration, or leave it out for {DEFAULT_CONFIG}")
     screen, _ = _screens(environ)
     return commands.check(Path(arguments.file), screen, form=arguments.output)
+
+
+def _schema(_: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch.config.jsonschema import configuration_schema  # noqa: PLC0415 - the daemon does not need it
+
+    screen, _remarks = _screens(environ)
+    screen.document(configuration_schema(), "json")
+    return exitstatus.DONE
 
 
 def _deviceclasses(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _ESCAPED = re.compile(r"\\x([0-9a-fA-F]{2})")
+_BY_ID = "/dev/serial/by-id/"
+"""The directory of the links that udev makes of vendor, model and serial (60-serial.rules)."""
 _SLUG = re.compile(r"[^a-z0-9]+")
 
 
@@ -184,7 +186,14 @@ class Suggestion:
     title: str
     devnodes: tuple[str, ...]
     keys: Mapping[str, tuple[str, ...]]
+    paths: tuple[str, ...]
+    """For each devnode the path that a program opens: the link that follows the device as `keys` do, else the devnode."""
     note: str = ""
+
+    @property
+    def container_path(self) -> str:
+        """Where containers find the device if the kubelet hands it over."""
+        return ResourceRule(name=self.name, match=()).container_path
 
 
 def suggest(
@@ -212,7 +221,8 @@ def _suggestion(group: Sequence[Device], devices: Sequence[Device], names: set[s
     keys, note = _identifying_keys(group, [device for device in devices if device.devnode not in chosen])
     name = _unused(_name(group[0]), names)
     globs = {key: tuple(spelling(key, value) or value for value in values) for key, values in keys.items()}
-    return Suggestion(name=name, title=describe(group[0]), devnodes=chosen, keys=globs, note=note)
+    paths = tuple(_stable_path(device, by_socket="port" in keys) for device in group)
+    return Suggestion(name=name, title=describe(group[0]), devnodes=chosen, keys=globs, paths=paths, note=note)
 
 
 def _identifying_keys(group: Sequence[Device], others: Sequence[Device]) -> tuple[dict[str, tuple[str, ...]], str]:
@@ -239,6 +249,12 @@ def _identifying_keys(group: Sequence[Device], others: Sequence[Device]) -> tupl
         why = "its serial is that of many devices" if shared else "it has a twin"
         return keys, f"only the socket identifies it: {why}, so leave it in this one" if "port" in keys else ""
     return {"path": tuple(device.devnode for device in group)}, "nothing identifies it but its name, which may change"
+
+
+def _stable_path(device: Device, *, by_socket: bool) -> str:
+    """Return the most stable link to a device, else its devnode. Devices that the socket alone distinguishes share their by-id link."""
+    links = (link for link in device.links if not (by_socket and link.startswith(_BY_ID)))
+    return next(links, device.devnode)
 
 
 def _value(device: Device, key: str) -> str | None:

@@ -19,6 +19,7 @@ import yaml
 
 from devwatch import __version__
 from devwatch.cli.entry import main
+from devwatch.config.jsonschema import configuration_schema
 from devwatch.core.text import escape
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ def test_check_warns_of_a_shadowed_resource(config: Path, capsys: pytest.Capture
         ["run", "--node-name", "no/name"],
         ["check", ""],
         ["devices", "-o", "xml"],
+        ["devices", "--pod"],
+        ["schema", "my.yaml"],
         ["completion", "tcsh"],
     ],
 )
@@ -162,7 +165,7 @@ def test_a_wrong_variable_matters_only_where_it_counts(
     assert variable not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["run", "devices", "explain", "check", "deviceclasses", "completion"])
+@pytest.mark.parametrize("command", ["run", "devices", "explain", "check", "schema", "deviceclasses", "completion"])
 def test_every_command_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`--help` ends with examples that start with the command."""
     assert main([command, "--help"], {}) == 0
@@ -198,6 +201,26 @@ def test_what_is_not_there_is_explained_too(config: Path, capsys: pytest.Capture
     assert "a.io/b expects a device there" in out
     assert main(["explain", "/dev/null", "--config", str(config)], {}) == 1
     assert "a character device, but not a present tty" in capsys.readouterr().out
+
+
+def test_the_schema_is_json_and_needs_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    """On stdout, for a file beside the configuration; a wrong configuration does not matter."""
+    assert main(["schema"], {"DEVWATCH_CONFIG": "/nonexistent"}) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == configuration_schema()
+    assert (out.isascii(), err) == (True, "")
+
+
+def test_pods_are_printed_behind_the_suggestion(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As further documents, one for each resource; the first one is the configuration as without them."""
+    assert main(["devices", "--suggest", "--config", str(config)], {}) == 0
+    suggested = capsys.readouterr().out
+    assert main(["devices", "--suggest", "--pod", "--config", str(config)], {}) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(suggested)
+    first, *pods = yaml.safe_load_all(out)
+    limits = [name for pod in pods for name in pod["containers"][0]["resources"]["limits"]]
+    assert limits == [resource["name"] for resource in first["resources"]]
 
 
 def test_deviceclasses_are_ready_for_kubectl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -563,6 +586,7 @@ MODULES_OF_COMMANDS = {
     "devwatch.cli.commands",
     "devwatch.cli.inspection",
     "devwatch.config.catalogue",
+    "devwatch.config.jsonschema",
     "devwatch.core.sticks",
     "argcomplete",
     "difflib",

@@ -35,7 +35,7 @@ scene = Scene.see(Path(sys.argv[2]), given=False, node=lambda: "n")
 out, err = Screen(out=sys.stdout), Screen(out=sys.stderr)
 if sys.argv[1] == "devices":
     sys.exit(devices(scene, out, err, form="json", consoles=True))
-sys.exit(suggest(scene, out, err) if sys.argv[1] == "suggest" else explain(scene, out, err, "/dev/tty"))
+sys.exit(suggest(scene, out, err, pod=True) if sys.argv[1] == "suggest" else explain(scene, out, err, "/dev/tty"))
 """
 
 
@@ -95,7 +95,7 @@ def test_after_a_failed_look_nothing_is_said_to_be_absent() -> None:
         screens = Screen(out=out), Screen(out=err)
         statuses = (
             commands.devices(seen, *screens, form="table", consoles=False),
-            commands.suggest(seen, *screens),
+            commands.suggest(seen, *screens, pod=True),
         )
         assert statuses == ((1, 1) if doubts else (0, 0))
         assert ("no serial device here" in err.getvalue()) == (not doubts)
@@ -108,7 +108,7 @@ def test_a_suggestion_avoids_the_names_of_all_nodes() -> None:
     elsewhere = rule("aeotec/zstick", nodes=())
     out = io.StringIO()
     seen = scene(device(vendor="0658", product="0200"), config=Config(resources=(elsewhere,)))
-    commands.suggest(seen, Screen(out=out), Screen(out=io.StringIO()))
+    commands.suggest(seen, Screen(out=out), Screen(out=io.StringIO()), pod=False)
     assert "name: aeotec/zstick-2\n" in out.getvalue()
 
 

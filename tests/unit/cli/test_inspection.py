@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from kubernetes_validate import latest_version, validate  # type: ignore[import-untyped]  # it has no type information
 
-from devwatch.cli.display import suggestion_text
+from devwatch.cli.display import pod_text, suggestion_text
 from devwatch.cli.inspection import describe, explain, rows, suggest, twins_of
 from devwatch.config.schema import parse
 from devwatch.core.rules import Verdict, claim
@@ -184,6 +186,49 @@ def test_a_suggestion_claims_exactly_its_devices(devices: list[Device]) -> None:
     config = parse(suggestion_text(suggestions).encode(), file="suggested")
     wanted = {devnode: suggestion.name for suggestion in suggestions for devnode in suggestion.devnodes}
     assert {device.devnode: claim(device, config.resources).owner for device in devices} == wanted
+
+
+@given(devices=DEVICES)
+def test_what_a_pod_needs_is_valid_in_its_spec(devices: list[Device]) -> None:
+    """One document for each resource: the limit, and the folder of the devices from the host."""
+    suggestions = suggest(devices, ())
+    pods = list(yaml.safe_load_all(pod_text(suggestions)))
+    assert len(pods) == len(suggestions)
+    for suggestion, spec in zip(suggestions, pods, strict=True):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "app"}, "spec": spec}
+        validate(pod, latest_version(), strict=True)
+        (container,), (volume,) = spec["containers"], spec["volumes"]
+        assert container["resources"] == {"limits": {suggestion.name: 1}}
+        assert container["securityContext"] == {"privileged": True}
+        assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/host/dev"}]
+        assert volume["hostPath"] == {"path": "/dev", "type": "Directory"}
+
+
+BY_ID, BY_PATH = "/dev/serial/by-id/usb-FTDI-if00-port0", "/dev/serial/by-path/pci-1"
+
+
+@pytest.mark.parametrize(
+    ("sticks", "shown"),
+    [
+        ([{"serial": "A", "links": (BY_ID, BY_PATH)}], f"/host{BY_ID}"),
+        ([{"port": "pci-1", "links": (BY_ID, BY_PATH)}, {"port": "pci-2", "links": (BY_ID,)}], f"/host{BY_PATH}"),
+        ([{"serial": "A", "links": ()}], "/host/dev/ttyUSB0"),
+        ([{"serial": "A", "links": ("/dev/a\n: b",)}], "/host/dev/a\\n: b"),
+    ],
+    ids=["its own link", "a twin", "no link", "hostile"],
+)
+def test_a_pod_is_told_the_path_that_stays(sticks: list[dict[str, Any]], shown: str) -> None:
+    """The link that follows the device as the suggested keys do; twins without a serial share their by-id link."""
+    devices = [device(f"ttyUSB{number}", **{"serial": None} | fields) for number, fields in enumerate(sticks)]
+    text = pod_text(suggest(devices, ())[:1])
+    assert f"\n#   {shown}\n" in text
+
+
+def test_a_pod_is_told_where_the_kubelet_puts_the_device() -> None:
+    """Then it needs the limit alone."""
+    text = pod_text(suggest([device(vendor="0658", product="0200")], ()))
+    assert "the limit alone is needed, and the device is at /dev/zstick.\n" in text
+    assert pod_text(()) == ""
 
 
 CABLE = {"vendor": "0403", "product": "6001", "properties": {"ID_MODEL": "FT232R"}}

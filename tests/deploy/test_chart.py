@@ -406,6 +406,7 @@ def test_a_number_is_refused_in_words_that_help(chart: Chart, written: str, form
         ('admissionPolicy: {allowed: ["a/b\'"]}', "at '/admissionPolicy/allowed/0'"),
         ("config: {sweep: 10}", "at '/config/sweep': got number, want string"),
         ("config: {resync: 5 minutes}", "at '/config/resync'"),
+        ("config: {sweep: 301s}", "at '/config/sweep'"),
         ("config: {resources: [{name: a/b}]}", "missing property 'match'"),
         ("config: {resources: [{name: 5, match: [{port: x}]}]}", "at '/config/resources/0/name': got number"),
         ("config: {resources: [{name: a/b, match: []}]}", "at '/config/resources/0/match': minItems"),
@@ -417,6 +418,11 @@ def test_a_number_is_refused_in_words_that_help(chart: Chart, written: str, form
         ("config: {resources: [{name: a/b, match: [{port: x}], evict: {}}]}", "missing property 'after'"),
         ("config: {resources: [{name: a/b, match: [{port: x}], publish: cdi}]}", "value must be one of 'nodeStatus'"),
         ("config: {resources: [{name: a/b, match: [{port: x}], container: {}}]}", "missing property 'path'"),
+        (
+            "config: {resources: [{name: a/b, match: [{port: x}], container: {path: /dev/x}}]}",
+            "/resources/0/container'",
+        ),
+        ("config: {resources: [{name: a/null, match: [{port: x}], publish: dra}]}", "at '/config/resources/0/name'"),
     ],
     ids=lambda value: value[:60],
 )

@@ -376,6 +376,10 @@ def test_an_unknown_key_hides_no_missing_one() -> None:
         ("resources: {}", ["1:12: resources: a mapping with nothing in it stands here (a list, [] for none)"]),
         ("resources: {a: b}", ["1:12: resources: a mapping stands here (a list, [] for none)"]),
         ("resources: [{name: a/b}]", ["1:13: resources[0].match: is missing (it is required)"]),
+        (
+            "resources: [{name: a/b, match: []}]",
+            ["1:32: resources[0].match: a list with nothing in it stands here (a list of at least one)"],
+        ),
         ("resources:", ["1:11: resources: nothing stands here (a list, [] for none)"]),
         ("resources: []\nsweep: 301s", [f"2:8: sweep: '301s' is not valid ({TIME} 1s to 5m)"]),
         ("resources: []\nresync: 999ms", [f"2:9: resync: '999ms' is not valid ({TIME} 1s to 24h)"]),

@@ -15,6 +15,7 @@ import pytest
 from devwatch.config.file import BackgroundConfigFile, ConfigFile
 from devwatch.config.tree import MAX_BYTES
 from devwatch.core.errors import ConfigError
+from support.editor import disagreement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -88,6 +89,7 @@ def test_content_of_no_use_is_a_fault_of_this_file(text: str, path: Path) -> Non
     with pytest.raises(ConfigError) as caught:
         ConfigFile(path=path).load()
     assert all(line.startswith(f"{path}:") for line in str(caught.value).splitlines())
+    assert disagreement(text.encode(), caught.value.faults) == ""
 
 
 @pytest.mark.parametrize(("mode", "warnings"), [(0o644, 0), (0o664, 0), (0o646, 1), (0o666, 1)])

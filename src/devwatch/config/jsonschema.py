@@ -139,6 +139,7 @@ class Forms:
 
     def _described(self, key: _Key) -> Schema:
         form = self._value(key.read)
+        # No other form than that of text which may look like a number names that type.
         advice = f" {self.dialect.advice}" if "number" in str(form) else ""
         return {"description": f"{key.description}{advice}", **form}
 

@@ -1,8 +1,8 @@
 """Write the JSON Schema of the configuration from the table of keys by which `schema` reads it. The daemon never loads this.
 
-`schema` gives each key a reader, a `partial` of one of a few functions. For each of these functions a form below says the same in JSON
-Schema: a new kind of value without a form is a `KeyError`, and the private names of `schema` are imported for that reason. The regular
-expressions are those that Python, ECMAScript and Go have in common.
+`schema` gives each key a reader, a `partial` of one of a few functions. For each of these functions a method below returns the same in JSON
+Schema, its form; that is why the private names of `schema` are imported. A reader without a form raises `KeyError`. The regular expressions
+use only what Python, ECMAScript and Go have in common.
 
 Two readers of YAML stand between a file and a schema. An editor types every scalar: it takes 0403 for a number, and `schema` for text.
 Helm does so too, and then passes the number on, so that its values may hold text alone.

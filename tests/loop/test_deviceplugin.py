@@ -593,7 +593,7 @@ async def test_another_plugin_with_the_resource_is_one_line_and_no_fight() -> No
     async with site(USB0) as one:
         one.forget()
         one.kubelet.others[ZIGBEE] = frozenset({"theirs"})
-        await asyncio.sleep(70)
+        await asyncio.sleep(30)
         assert one.patches()[0][1] == "1/0"
         one.forget()
         await asyncio.sleep(HOUR)
@@ -601,7 +601,7 @@ async def test_another_plugin_with_the_resource_is_one_line_and_no_fight() -> No
         assert "another plugin has registered" in one.ready()[1]
         assert one.log.lines == []
         one.kubelet.others.clear()
-        await asyncio.sleep(70)
+        await asyncio.sleep(30)
         one.check_agreement(1)
 
 
@@ -657,7 +657,7 @@ async def test_another_plugin_is_one_line_with_the_cure() -> None:
         assert line.fields["hint"]
         assert one.kubelet.registrations == []
         one.kubelet.others.clear()
-        await asyncio.sleep(70)
+        await asyncio.sleep(30)
         one.check_agreement(1)
 
 

@@ -40,7 +40,7 @@ from support.model_handover_moves import (
     stop,
     swap,
 )
-from support.model_moves import Move, blind, moves
+from support.model_moves import Move, blind, moves, records
 from support.model_pods import ZIGBEE
 
 if TYPE_CHECKING:
@@ -144,6 +144,12 @@ KNOWN = {
         Move(configure, (2, False), 11.0),
         Move(pull, (1,), 6.0),
         Move(configure, (0, False), 2.5),
+    ),
+    "a stick without a serial is known again in its socket once udev has its record": (
+        Move(records, (True,)),
+        Move(furnish, ()),
+        Move(bounce, (0, 0, 8.0, "")),
+        Move(kill, (0,)),
     ),
     "two sticks that change their places": (
         Move(furnish, ()),

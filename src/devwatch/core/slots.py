@@ -57,6 +57,8 @@ class Identity:
     serial: str | None
     socket: str
     """The physical socket: ID_PATH of the device, else its devpath."""
+    path: str = ""
+    """The physical device in sysfs: its socket as a daemon knows it that finds no record of udev."""
     place: str = ""
     """The place of the devnode in its device, where each devnode is a device of its own (`count: devnode`)."""
 
@@ -71,8 +73,9 @@ class Identity:
         return bool(self.serial) and not is_shared(self.serial)
 
     def is_in_place(self, other: Identity) -> bool:
-        """Return whether another device with the same model is in the same socket."""
-        return (self.model, self.socket[:MAX_TEXT]) == (other.model, other.socket[:MAX_TEXT])
+        """Return whether another device with the same model is in the same socket, by whichever of its two names this one has."""
+        sockets = {each[:MAX_TEXT] for each in (other.socket, other.path)}
+        return self.model == other.model and self.socket[:MAX_TEXT] in sockets
 
     def id(self, resource: str, *, in_socket: bool, salt: int = 0) -> str:
         """Return the ID of the device for a resource: vendor, product and serial as a slug, and a digest that makes it unique.
@@ -277,5 +280,12 @@ def _units(count: Count, devices: Sequence[Device]) -> Iterator[tuple[_Unit, Ide
 
 
 def _identity_of(device: Device, *, place: str = "") -> Identity:
-    socket = _INTERFACE.sub("", device.port) if device.port else device.physical or device.devpath
-    return Identity(vendor=device.vendor, product=device.product, serial=device.serial, socket=socket, place=place)
+    path = device.physical or device.devpath
+    return Identity(
+        vendor=device.vendor,
+        product=device.product,
+        serial=device.serial,
+        socket=_INTERFACE.sub("", device.port) if device.port else path,
+        path=path,
+        place=place,
+    )

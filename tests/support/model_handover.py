@@ -21,12 +21,13 @@ from support.fakes import RIGHTS, FakeSettings, RecordingLog, date
 from support.model import SOON, TIMEOUT, Eye, Fault, Hearing, Surroundings
 from support.model_contract import MOST_GRACE, Plan, Tty, Want
 from support.model_host import Kind
-from support.model_kubelet import Cluster, Life, PodKubelet, id_of
-from support.model_pods import METER, NODE, ZIGBEE, ZWAVE, host_date
+from support.model_kubelet import TEMPLATES, Cluster, Life, PodKubelet, id_of
+from support.model_pods import METER, NODE, ZIGBEE, ZWAVE, Template, host_date
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from devwatch.agent.dra import Dra
     from devwatch.config.schema import Config
     from devwatch.core.node import NodePatch, NodeState
     from devwatch.core.pods import Pod
@@ -148,10 +149,14 @@ class Truth:
     def configure(self, plan: Plan) -> None:
         """Take note that the daemon has read a configuration."""
         for each in (self.plan, plan):
-            evicting = {want.name for want in each.wants if want.publish == PLUGIN and want.evict is not None}
+            evicting = {want.name for want in each.wants if self.hands_over(want) and want.evict is not None}
             self.idle_at |= dict.fromkeys({METER, ZIGBEE, ZWAVE} - evicting, self.now)
         if plan is not self.plan:
             self.plan, self.configured_at = plan, self.now
+
+    def hands_over(self, want: Want) -> bool:
+        """Return whether the kubelet gives the devices of a resource to pods."""
+        return want.publish == PLUGIN
 
     def scanned(self, seen: Sequence[Tty], _now: float, *, certain: bool) -> None:
         """Take note of a scan."""
@@ -170,7 +175,10 @@ class Truth:
 
     def here(self, link: str) -> Tty | None:
         """Return the present device that is that of a link, None where it is lost."""
-        tty = self.led[link]
+        return self.find(self.led[link])
+
+    def find(self, tty: Tty) -> Tty | None:
+        """Return the present device that a former one is now, None where it is lost."""
         return next((each for each in self.world.host.present if self._is(tty, each)), None)
 
     def _is(self, tty: Tty, other: Tty) -> bool:
@@ -354,8 +362,16 @@ class Judge(Truth):
         mine = self.proper[life.pod.uid] = {tty.birth for tty in life.opened.values()} & self.seen
         for other in self.world.cluster.here:
             theirs = self.proper.get(other.pod.uid, set()) if other.opened else set()
-            if other is not life and mine & theirs:
+            if other is not life and mine & theirs and not self.may_share(life, other):
                 self.broken(Promise.ALONE, f"{life.pod.name} and {other.pod.name} have the same stick")
+
+    def may_share(self, _life: Life, _other: Life) -> bool:
+        """Return whether two pods may have the same stick."""
+        return False
+
+    def figure(self, want: Want) -> int:
+        """Return what the Node shows in the end of a resource that no plugin hands over."""
+        return self.plan.counts(self.world.host.present)[want.name]
 
     def ended(self) -> None:
         """Judge the end, when everything has worked for long enough."""
@@ -367,7 +383,7 @@ class Judge(Truth):
             )
             if want.publish == PLUGIN:
                 self._handed_over(want, shown)
-            elif shown != Amounts.of(self.plan.counts(self.world.host.present)[want.name]):
+            elif shown != Amounts.of(self.figure(want)):
                 self.broken(Promise.FIGURES, f"{want.name} is {shown}")
         for life in self.world.cluster.here:
             self._kept(life)
@@ -389,14 +405,13 @@ class Judge(Truth):
             want = self.plan.want(name)
             if want is None or want.evict is None or want.publish != PLUGIN or not life.evictable:
                 continue
-            gone = [link for link in self.led if id_of(link) in ids and self._is_surely_lost(link, name)]
+            gone = [link for link in self.led if id_of(link) in ids and self.is_surely_lost(self.led[link], name)]
             if gone and not life.pod.terminating:
                 self.broken(Promise.EVICTS, f"{life.pod.name} keeps {gone}, which is lost")
 
-    def _is_surely_lost(self, link: str, name: str) -> bool:
+    def is_surely_lost(self, tty: Tty, name: str) -> bool:
         """Return whether a device is lost that the daemon, or the one before, knew by then, with nothing that could be it."""
-        tty = self.led[link]
-        if self.here(link) is not None or self.world.host.pulled[tty.birth] <= self.idle_at.get(name, -math.inf):
+        if self.find(tty) is not None or self.world.host.pulled[tty.birth] <= self.idle_at.get(name, -math.inf):
             return False
         if tty.plain is None and self.unread:  # its socket, and so its identity, was not to be read
             return False
@@ -465,17 +480,20 @@ class Daemon:
         self.listener = MonitorListener(self.log, world.metrics)
         self.health = Health(sweep=10, last_cycle=world.loop.time())
         line = Line(world=world)
+        telemetry = Telemetry(log=self.log, metrics=world.metrics, health=self.health)
+        clock = Clock(now=world.loop.time, unix=lambda: host_date(world.loop.time()), jitter=lambda: world.jitter)
         self.reconciler = build_agent(
             source=Eye(world=world, judge=world.judge),  # type: ignore[arg-type]  # as far as they go
             api=line,
             watch=line.watch,
             workload=line,
             kubelet=lambda: world.kubelet,
+            dra=world.driver(telemetry, clock),
             settings=self,
             config=world.plan.config,
             node=NODE,
-            telemetry=Telemetry(log=self.log, metrics=world.metrics, health=self.health),
-            clock=Clock(now=world.loop.time, unix=lambda: host_date(world.loop.time()), jitter=lambda: world.jitter),
+            telemetry=telemetry,
+            clock=clock,
             cycled=world.judge.cycled,
         )
         self.listener.wake = self.reconciler.wake
@@ -485,24 +503,37 @@ class Daemon:
         """Read the configuration again."""
         config = self.settings.poll(force=force)
         if config is not None:
-            self.world.judge.configure(next(plan for plan in PLANS if plan.config is config))
+            self.world.judge.configure(next(plan for plan in self.world.plans if plan.config is config))
         return config
 
 
 class HandoverWorld(Surroundings[Daemon]):
     """Everything around the daemon of a node on which the kubelet hands devices over."""
 
+    plans: tuple[Plan, ...] = PLANS
+    """The configurations."""
+    templates: tuple[Template, ...] = TEMPLATES
+    """What users want to run."""
+
     def __init__(self, metrics: Metrics) -> None:
         """Have no stick and no pod, a kubelet and a daemon."""
         super().__init__(metrics)
-        self.plan = PLANS[0]
-        self.judge = Judge(world=self, plan=self.plan)
-        self.cluster = Cluster(self.loop, self.server)
-        self.kubelet = PodKubelet(self.loop, self.server, self.cluster, self.host)
+        self.plan = self.plans[0]
+        self.judge, self.cluster, self.kubelet = self.build()
         self.cluster.kubelet, self.cluster.plan, self.kubelet.observer = self.kubelet, self.plan, self.judge
         self.server.stored = self._stored
         self.kubelet.start()
         self.begin()
+
+    def build(self) -> tuple[Judge, Cluster, PodKubelet]:
+        """Return the parts of the world."""
+        cluster = Cluster(self.loop, self.server)
+        judge = Judge(world=self, plan=self.plan)
+        return judge, cluster, PodKubelet(self.loop, self.server, cluster, self.host)
+
+    def driver(self, _telemetry: Telemetry, _clock: Clock) -> Dra | None:
+        """Return the driver of claims of a new daemon, None where there are no claims."""
+        return None
 
     def _stored(self) -> None:
         self.judge.noticed()

@@ -1,0 +1,42 @@
+"""What devwatch promises where pods get devices by claims, through any history of its world: see `test_promises.py`.
+
+`DEVWATCH_CLAIMS=100000` plays so many, `DEVWATCH_SEED=7` others. A history that fails is printed as Python; put into `KNOWN` it is
+played for ever.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from support.model import Uncounted
+from support.model_claims_moves import FUNCTIONS, play
+from support.model_handover_moves import bounce, furnish, kill, kubelet_restarts, pull
+from support.model_moves import Move, moves
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+pytestmark = pytest.mark.no_cover
+"""As in `test_promises.py`."""
+HISTORIES = int(os.environ.get("DEVWATCH_CLAIMS", "30"))
+SEED = int(os.environ.get("DEVWATCH_SEED", "0"))
+METRICS = Uncounted("0")
+
+
+@seed(SEED)
+@settings(
+    max_examples=HISTORIES,
+    deadline=None,
+    database=None,
+    phases=(Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),  # they are about the time that a history takes
+)
+@given(st.lists(moves(furnish, pull, bounce, kubelet_restarts, kill, functions=FUNCTIONS), min_size=10, max_size=30))
+def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None:
+    """Those of `Promise`."""
+    assert play(history, METRICS) == []

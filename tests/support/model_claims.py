@@ -11,17 +11,19 @@ from devwatch.core.claims import ClaimReference, PreparedClaim
 from devwatch.core.holders import Holding
 from devwatch.core.names import DRIVER
 from devwatch.core.slices import slice_name
+from devwatch.kubelet.files import partial_of
 from support.claimsite import Faults, FaultyDriver
 from support.model_kubelet import AGAIN, FAREWELL, Cluster, Life, Observer, PodKubelet
 from support.model_pods import METER, NODE, SPARE, ZIGBEE, ZWAVE, Template
 from support.objectserver import CLAIMS, GROUP, SLICES, Object, ObjectServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from devwatch.agent.claims import ClaimDriver
     from devwatch.core.errors import ClaimRefused
+    from devwatch.core.handover import Allocation
     from support.fakes import FakeServer
     from support.model_contract import Tty
     from support.model_host import Host
@@ -85,8 +87,8 @@ class Claim:
 class ClaimObserver(Observer, Protocol):
     """Who judges what becomes of claims."""
 
-    def identify(self, device: Object) -> Tty | None:
-        """Return which devnode a device of the slice is, as its attributes tell; None where they do not."""
+    ids: dict[str, Tty]
+    """By ID: the devnode that the slice has last shown under it."""
 
     def claimed(self, life: Life, claim: Claim) -> None:
         """Judge an allocation."""
@@ -179,7 +181,7 @@ class ClaimCluster(Cluster):
             uid=stored["metadata"]["uid"],
             resource=resource,
             id=device["name"],
-            tty=self.observer.identify(device),
+            tty=self.observer.ids.get(device["name"]),
             tolerates=tolerates,
         )
         return claim
@@ -278,6 +280,18 @@ class SocketDriver(FaultyDriver):
     """A driver on real folders, with sockets that the kubelet of the world knows."""
 
     kubelet: ClaimKubelet
+
+    def update(self, wanted: Mapping[str, Mapping[str, Allocation]]) -> None:
+        """Write the CDI files; on a disk that is full they can be removed, and not be written."""
+        folder, full = self.kubelet.folder, self.kubelet.faults.files is not None
+        blocks = [partial_of(folder / f"devwatch.io-claim_{uid}.json") for uid in wanted if full]
+        for block in blocks:
+            block.mkdir()
+        try:
+            self._driver.cdi.update(wanted)
+        finally:
+            for block in blocks:
+                block.rmdir()
 
     def server(self, claims: ClaimDriver) -> Socket:  # type: ignore[override]  # as the loop sees it
         """Return a server."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from devwatch.core.claims import PreparedClaim
-from devwatch.core.errors import Conflict, Forbidden, KubeletError, Refused, Retry
+from devwatch.core.errors import Conflict, Forbidden, Refused, Retry
 from support.model_claims import Claim
 from support.model_claims_world import ClaimWorld
 from support.model_handover import Promise
@@ -29,7 +29,6 @@ ERRORS: dict[str, ApiError] = {
     "422": Refused("invalid (422)"),
     "500": Retry("internal error (500)"),
 }
-_DISK = KubeletError("no space left")
 
 
 # -- slices
@@ -62,6 +61,7 @@ def edited(world: ClaimWorld, how: str) -> None:
 def taintless(world: ClaimWorld, dropped: bool) -> None:  # noqa: FBT001 - an argument of a move
     """Let the server drop taints from now on, as one does that is set so at its start."""
     world.objects.taints = not dropped
+    world.taintless |= dropped
     world.objects.end_watches(Retry("connection reset"))
 
 
@@ -95,10 +95,7 @@ def watch(world: ClaimWorld, how: str) -> None:
 
 def full(world: ClaimWorld, what: str) -> None:
     """Let record or files fail; without a name none."""
-    faults = world.kubelet.faults
-    faults.reading = _DISK if what == "reading" else None
-    faults.writing = _DISK if what == "writing" else None
-    faults.files = _DISK if what == "files" else None
+    world.spoil(**{what: True} if what else {})
 
 
 def strange(world: ClaimWorld, how: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from devwatch.agent.claims import ClaimDriver
 from devwatch.agent.dra import Dra, DraParts
 from devwatch.agent.resourceslices import ResourceSlices
-from devwatch.core.errors import ApiError, Forbidden, Retry
+from devwatch.core.errors import ApiError, Forbidden, KubeletError, Retry
 from devwatch.core.names import DRIVER
 from devwatch.core.slices import slice_name
 from devwatch.kube.claims import read_claim
@@ -39,7 +39,7 @@ from support.objectserver import SLICES, Object, ObjectServer
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncGenerator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.report import Telemetry
@@ -84,6 +84,8 @@ SETTLING = 200.0
 """Seconds after the last fault in which everything is as it should be."""
 REPAIRS = 400.0
 """Seconds for which the repair of what others have changed may wait."""
+READ_AGAIN = 15.0
+"""Seconds after which a record is read again that could not be read."""
 ATTRIBUTES = {"vendor", "product", "serial", "interface", "port", "model", "subsystem", "resource"}
 
 
@@ -100,6 +102,10 @@ class ClaimJudge(Judge):
     """By ID: the devnode that the slice has last shown under it."""
     shown_at: dict[str, float] = field(default_factory=dict)
     """By ID: since when the slice offers it."""
+    in_slice: frozenset[str] = frozenset()
+    """The IDs in the slice."""
+    wiped: frozenset[str] = frozenset()
+    """Those that others have deleted: a lost one is not added where the daemon does not know that its taint would be stored."""
 
     # -- what is true
 
@@ -116,17 +122,12 @@ class ClaimJudge(Judge):
         claims = self.world.cluster.claims_of(life)
         return bool(claims) and claims == self.world.cluster.claims_of(other)
 
-    def identify(self, device: Object) -> Tty | None:
-        """Return which devnode a device of the slice is, as its attributes tell; None where they do not."""
-        here = self._alike(device, self.world.host.present)
-        return here or self._alike(device, sorted(self.world.host.past.values(), key=lambda tty: -tty.birth)[:8])
-
-    def _alike(self, device: Object, ttys: Iterable[Tty]) -> Tty | None:
+    def _find_device(self, device: Object) -> Tty | None:
+        """Return the present devnode that a device of the slice is, as its attributes tell; None where they do not."""
         vendor, serial, face, port = (_text(device, name) for name in ("vendor", "serial", "interface", "port"))
+        ttys = [tty for tty in self.world.host.present if tty.socket == port or not port]
         alike = [tty for tty in ttys if (tty.vendor, tty.plain or "", tty.interface) == (vendor, serial, face)]
-        placed = [tty for tty in alike if tty.socket == port]
-        found = placed or (alike if serial else [])
-        return found[0] if len({tty.stick for tty in found}) == 1 else None
+        return alike[0] if len(alike) == 1 else None
 
     # -- what the daemon does
 
@@ -159,7 +160,11 @@ class ClaimJudge(Judge):
         before, now = ({each["name"]: each for each in one.get("devices") or ()} for one in (stored, spec))
         if before.keys() != now.keys() and spec["pool"]["generation"] <= stored["pool"]["generation"]:
             self.broken(Promise.FIGURES, f"other names in generation {spec['pool']['generation']}: {sorted(now)}")
+        users = {claim.id for claim in self.world.cluster.claims.values() if not claim.tolerates}
+        dra = {want.name for want in self.plan.wants if want.publish == DRA}
         for name, device in before.items():
+            if name in users - now.keys() and _text(device, "resource") in dra and not self.world.taintless:
+                self.broken(Promise.FIGURES, f"takes {name} out of the slice, which a pod has")
             if not device.get("taints") and (name not in now or now[name].get("taints")):
                 self._withdrawn(name, device)
 
@@ -167,6 +172,8 @@ class ClaimJudge(Judge):
         """Judge that a device is offered no longer: it is not there, and has not been for its grace."""
         tty, want = self.ids.get(name), self.plan.want(_text(device, "resource"))
         if tty is None or want is None or want.publish != DRA or self.configured_at >= self.shown_at.get(name, 0.0):
+            return
+        if tty.plain is None and self.unread:  # its socket, and so its identity, was not to be read
             return
         pulled = self.world.host.pulled.get(tty.birth)
         if pulled is None and tty.birth in self.seen:
@@ -177,10 +184,12 @@ class ClaimJudge(Judge):
 
     def offered(self) -> None:
         """Take note of what the slices show, and judge that no ID has become that of another stick."""
+        listed = frozenset(device["name"] for device in self.world.cluster.devices)
+        self.in_slice, self.wiped = listed, (self.wiped | self.in_slice) - listed
         devices = {device["name"]: device for device in self.world.cluster.devices if not device.get("taints")}
         self.shown_at = {name: self.shown_at.get(name, self.now) for name in devices}
         for name, device in devices.items():
-            tty, before = self.identify(device), self.ids.get(name)
+            tty, before = self._find_device(device), self.ids.get(name)
             if tty is None:
                 continue
             if before is not None and (how := differs(before, tty)):
@@ -203,7 +212,7 @@ class ClaimJudge(Judge):
     def _wrongly_claimed(self, life: Life, claim: Claim) -> str:
         """Return why a pod is not to be evicted for its claim; empty where it is."""
         want = self.plan.want(claim.resource)
-        if want is None or want.evict is None or want.publish != DRA:
+        if want is None or want.evict is None:
             return f"{claim.resource} never evicts"
         if claim.tty is None:
             return ""
@@ -237,7 +246,7 @@ class ClaimJudge(Judge):
 
     def refused(self, claim: Claim, why: str) -> None:
         """Judge that a claim is not prepared: the daemon has offered its device, and everything works."""
-        quiet = self.now > max(self.troubled_at, self.began_at) + TROUBLED
+        quiet = not self.world.spoiled and self.now > max(self.troubled_at, self.began_at) + TROUBLED
         if quiet and self.shown_at.get(claim.id, self.now) > self.began_at:
             self.broken(Promise.ADMITTED, f"{claim.name} is not prepared: {why}")
 
@@ -251,7 +260,7 @@ class ClaimJudge(Judge):
     def cycled(self) -> None:
         """Judge what links and CDI files name after a cycle of the daemon."""
         Judge.cycled(self)
-        if not self.certain or not self.answered or self.world.disk_fails:
+        if not self.certain or not self.answered or self.now < self.world.disk_at + READ_AGAIN:
             return
         present = {tty.devnode: tty for tty in self.world.host.present}
         for claim in self.world.cluster.claims.values():
@@ -290,11 +299,11 @@ class ClaimJudge(Judge):
     def ended(self) -> None:
         """Judge the end, when everything has worked for long enough."""
         Judge.ended(self)
-        host, cluster = self.world.host, self.world.cluster
+        cluster = self.world.cluster
         devices = cluster.devices
         here = [device for device in devices if not device.get("taints")]
         for want in self.plan.wants:
-            mine = [self._alike(device, host.present) for device in here if _text(device, "resource") == want.name]
+            mine = [self._find_device(device) for device in here if _text(device, "resource") == want.name]
             units = {tty and (tty.birth if want.per_devnode else tty.stick) for tty in mine}
             count = Judge.figure(self, want) if want.publish == DRA else 0
             if None in units or not len(units) == len(mine) == count:
@@ -302,7 +311,8 @@ class ClaimJudge(Judge):
         users = {claim.id: claim for claim in cluster.claims.values() if cluster.users(claim)}
         lost = {device["name"] for device in devices if device.get("taints")}
         left = users.keys() - {device["name"] for device in here}
-        if lost != (left if self.world.objects.taints else set()):
+        kept = {name for name in left if not users[name].tolerates} - self.wiped
+        if not lost <= left or (not self.world.taintless and not kept <= lost):
             self.broken(Promise.FIGURES, f"the slice has {lost} as lost, and pods have {left}")
         self._ended_objects()
         for claim in users.values():
@@ -380,6 +390,12 @@ class ClaimWorld(HandoverWorld):
         """What becomes of the next requests for objects: the error, and whether the request is stored all the same."""
         self.denied = ""
         """What is in the paths of the objects that may not be read or written."""
+        self.taintless = False
+        """Whether the server has dropped taints."""
+        self.disk_at = -math.inf
+        """Until when the record of claims could not be read: nothing is known of the files until then."""
+        self.spoiled = False
+        """Whether record or files of claims fail."""
         self.edited = False
         """Whether others have written slices."""
         super().__init__(metrics)
@@ -423,11 +439,13 @@ class ClaimWorld(HandoverWorld):
         """The record of the claims."""
         return self.folder / "plugins" / DRIVER / "claims.json"
 
-    @property
-    def disk_fails(self) -> bool:
-        """Whether record or files cannot be read or written."""
-        faults = self.kubelet.faults
-        return bool(faults.reading or faults.writing or faults.files)
+    def spoil(self, *, reading: bool = False, writing: bool = False, files: bool = False) -> None:
+        """Let record or files of claims fail, or none."""
+        self.kubelet.faults.reading, self.kubelet.faults.writing, self.kubelet.faults.files = (
+            KubeletError("no space left") if fails else None for fails in (reading, writing, files)
+        )
+        self.spoiled, self.judge.troubled_at = reading or writing or files, self.loop.time()
+        self.disk_at = math.inf if reading else min(self.disk_at, self.loop.time())
 
     def _changed(self) -> None:
         self.judge.offered()
@@ -459,8 +477,7 @@ class ClaimWorld(HandoverWorld):
         self.denied = ""
         self.objects.lag, self.objects.mute, self.objects.latency = 0.0, False, 0.01
         self.objects.end_watches(Retry("connection reset"))
-        faults = self.kubelet.faults
-        faults.reading = faults.writing = faults.files = None
+        self.spoil()
 
     def end(self) -> None:
         """Judge the end."""

@@ -416,8 +416,10 @@ class Judge(Truth):
         if tty.plain is None and self.unread:  # its socket, and so its identity, was not to be read
             return False
         places = {*tty.claims, tty.devnode}
-        alike = (each for each in self.world.host.present if each.vendor == tty.vendor and places & each.claims)
-        return self.world.host.pulled[tty.birth] > self.began_at or not any(alike)
+        pulled = self.world.host.pulled
+        since = [each for each in self.world.host.past.values() if pulled.get(each.birth, math.inf) > self.began_at]
+        alike = (each for each in since if each.vendor == tty.vendor and places & each.claims)
+        return pulled[tty.birth] > self.began_at or not any(alike)
 
 
 def _count(state: NodeState, name: str) -> int:

@@ -170,12 +170,13 @@ def test_without_udev_the_devpath_is_the_socket() -> None:
     assert len(set(ids(Story().see(one, two, console)))) == 3
 
 
-def test_a_device_that_was_stored_without_a_record_is_known_again_once_it_has_one() -> None:
-    """It is in the socket whose devpath was stored. Under a new ID a second pod would get it."""
-    former = stored("without-a-record", device("ttyUSB0", serial=None))
-    here, elsewhere = (stick(name, serial=None, socket=name[-1]) for name in ("ttyUSB0", "ttyUSB1"))
-    assert ids(Story(former).see(here)) == ["without-a-record"]
-    assert "without-a-record" not in ids(Story(former).see(elsewhere, free=frozenset()))[:1]
+def test_a_stick_whose_record_comes_after_a_restart_keeps_its_id() -> None:
+    """The former daemon knew the socket by the devpath alone; in another socket it is another stick."""
+    unread = device("ttyUSB0", serial=None, physical="/devices/usb/1-1")
+    read = replace(unread, port="pci-0000:00:14.0-usb-0:1:1.0")
+    former = stored("old", unread, in_socket=True)
+    assert ids(Story(former).see(read)) == ["old"]
+    assert "old" not in ids(Story(former).see(replace(read, physical="/devices/usb/1-2")))
 
 
 def test_the_newcomer_of_twins_gets_the_id_of_the_socket() -> None:

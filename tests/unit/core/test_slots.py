@@ -72,6 +72,17 @@ def test_a_lost_device_is_lost_until_it_is_found() -> None:
     assert states(story.see(stick("ttyUSB1"), free=frozenset())) == [PRESENT]
 
 
+def test_an_uncertain_scan_that_finds_a_part_of_a_device_has_not_found_it() -> None:
+    """The part would be handed out in the place of the first devnode."""
+    one, two = (stick(f"ttyUSB{number}", interface=f"0{number}", physical="/devices/usb/1") for number in (0, 1))
+    story = Story()
+    story.see(one, two)
+    (slot,) = story.see(two, counted=1, certain=False)
+    assert (slot.state, slot.devices) == (LINGERING, (one, two))
+    (slot,) = story.see(two, counted=1)
+    assert (slot.state, slot.devices) == (PRESENT, (two,))
+
+
 # -- the form of an ID
 
 

@@ -425,6 +425,23 @@ async def test_a_resource_that_is_renamed_does_not_offer_the_stick_of_a_claim(tm
 
 
 @virtual
+@pytest.mark.parametrize("way", ["dra", "nodeStatus"])
+async def test_a_stick_that_a_claim_has_under_a_former_name_is_not_offered_within_its_grace(
+    way: str, tmp_path: Path
+) -> None:
+    """It counts until that ends, and may be back before."""
+    async with dra_site(tmp_path, USB0) as one:
+        await one.claim("p")
+        one.use(config(way, name="a.io/other"))
+        await asyncio.sleep(60)
+        one.host.unplug(USB0)
+        for _ in range(30):
+            await asyncio.sleep(0.1)
+            assert one.allocatable == frozenset()
+            assert one.server.shows("a.io/other") == ZERO
+
+
+@virtual
 @pytest.mark.parametrize("running", [True, False], ids=["the same daemon", "the next daemon"])
 async def test_a_stick_that_goes_to_a_resource_of_another_way_waits_for_the_slice(
     *, running: bool, tmp_path: Path

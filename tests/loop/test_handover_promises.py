@@ -151,6 +151,12 @@ KNOWN = {
         Move(bounce, (0, 0, 8.0, "")),
         Move(kill, (0,)),
     ),
+    "a stick without a serial is not the lost one in another socket, also while its record is not complete": (
+        Move(furnish, ()),
+        Move(pull, (3,)),
+        Move(swap, (1, "other", 0.5)),
+        Move(plug, ("nameless", "socket-1", 1, False)),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from support.model import Uncounted
 from support.model_claims_moves import FUNCTIONS, play
-from support.model_handover_moves import bounce, furnish, kill, kubelet_restarts, pull
-from support.model_moves import Move, moves
+from support.model_handover_moves import bounce, configure, furnish, kill, kubelet_restarts, pod, pull, restart
+from support.model_moves import Move, devnode, moves, records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,4 +39,32 @@ METRICS = Uncounted("0")
 @given(st.lists(moves(furnish, pull, bounce, kubelet_restarts, kill, functions=FUNCTIONS), min_size=10, max_size=30))
 def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None:
     """Those of `Promise`."""
+    assert play(history, METRICS) == []
+
+
+KNOWN = {
+    "a stick whose record comes after a restart keeps its ID": (
+        Move(records, (True,)),
+        Move(furnish, ()),
+        Move(kill, (1,)),
+        Move(records, (False,)),
+        Move(pod, (4,), 11.0),
+    ),
+    "a stick that a pod has under a former name is not offered within its grace": (
+        Move(furnish, ()),
+        Move(configure, (2, True), 11.0),
+        Move(pod, (9,)),
+        Move(bounce, (0, 0, 1.9, "")),
+    ),
+    "a container does not get another part of its stick after an uncertain scan": (
+        Move(furnish, ()),
+        Move(devnode, (1, 13), 11.0),
+        Move(restart, (3, 1.0), 11.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("history", [pytest.param(history, id=name) for name, history in KNOWN.items()])
+def test_a_history_that_has_failed_before(history: Sequence[Move]) -> None:
+    """Each failed once, or fails as soon as one of the promises is broken."""
     assert play(history, METRICS) == []

@@ -197,7 +197,7 @@ class Slots:
         return self._answer
 
     def _observe(self, devices: Sequence[Device], *, certain: bool) -> None:
-        units = {unit: each for unit, each in _units(self.unit, devices) if certain or not self._is_part(unit)}
+        units = {unit: each for unit, each in _units(self.unit, devices) if certain or not self._is_part(unit, each)}
         by_key = {device.key: slot.id for slot in self._known.values() for device in slot.devices}
         ids = {unit: by_key[device.key] for unit in units for device in unit if device.key in by_key}
         new = {unit: identity for unit, identity in units.items() if unit not in ids}
@@ -211,10 +211,14 @@ class Slots:
             if unit not in ids and not self._may_be_known(unit, identity):
                 self._add(unit, identity)
 
-    def _is_part(self, unit: _Unit) -> bool:
+    def _is_part(self, unit: _Unit, identity: Identity) -> bool:
         """Return whether a known device has these devnodes and further ones. An uncertain scan that finds these alone did not find it."""
         keys = {device.key for device in unit}
-        return any(keys < {device.key for device in slot.devices} for slot in self._known.values())
+        return any(
+            keys < {device.key for device in slot.devices}
+            or (len(unit) < len(slot.entries) and slot.identity.is_in_place(identity))
+            for slot in self._known.values()
+        )
 
     def _depart(self, absent: Iterable[Slot]) -> None:
         for slot in absent:

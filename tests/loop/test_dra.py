@@ -442,6 +442,22 @@ async def test_a_stick_that_a_claim_has_under_a_former_name_is_not_offered_withi
 
 
 @virtual
+async def test_a_restart_does_not_take_back_what_a_claim_has_under_the_new_name(tmp_path: Path) -> None:
+    """The annotation still has both sticks under the former one, for the sake of the pod with the other stick."""
+    async with dra_site(tmp_path, USB0, USB1) as one:
+        await one.claim("p")
+        one.use(config(name="a.io/other"))
+        await asyncio.sleep(60)
+        device = await one.claim("q")
+        one.kubelet.unheld = KubeletError("no folder")
+        await one.restart()
+        for _ in range(60):
+            await asyncio.sleep(1)
+            assert one.devices == {device: False}
+            assert one.devnodes() == [USB1]
+
+
+@virtual
 @pytest.mark.parametrize("running", [True, False], ids=["the same daemon", "the next daemon"])
 async def test_a_stick_that_goes_to_a_resource_of_another_way_waits_for_the_slice(
     *, running: bool, tmp_path: Path

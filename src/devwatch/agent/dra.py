@@ -7,6 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from devwatch.agent.pluginreport import DriverCondition
+from devwatch.core.slices import is_allocatable
 
 if TYPE_CHECKING:
     import asyncio
@@ -87,6 +88,17 @@ class Dra:
             return frozenset()
         held = self._parts.claims.held
         return ids & (frozenset(self._known) if held is None else frozenset().union(*held.values()))
+
+    def withheld(self, held: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+        """Return those of these devices that are not to be offered: a pod may have them under another name.
+
+        What a claim has, or the slice offers already, maybe of a former daemon, was found to be free before.
+        """
+        if self._parts is None:
+            return dict(held)
+        slices = (self._parts.slices.observed.by_name or {}).values()
+        kept = self.claimed(frozenset(held))
+        return {name: other for name, other in held.items() if name not in kept and not is_allocatable(name, slices)}
 
     def update(
         self,

@@ -15,8 +15,19 @@ from hypothesis import strategies as st
 
 from support.model import Uncounted
 from support.model_claims_moves import FUNCTIONS, play
-from support.model_handover_moves import bounce, configure, furnish, kill, kubelet_restarts, pod, pull, restart
-from support.model_moves import Move, devnode, moves, records
+from support.model_handover_moves import (
+    begin,
+    bounce,
+    configure,
+    furnish,
+    kill,
+    kubelet_restarts,
+    plug,
+    pod,
+    pull,
+    restart,
+)
+from support.model_moves import Move, devnode, finish, moves, records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +71,21 @@ KNOWN = {
         Move(furnish, ()),
         Move(devnode, (1, 13), 11.0),
         Move(restart, (3, 1.0), 11.0),
+    ),
+    "nor does the next daemon give it that": (
+        Move(furnish, ()),
+        Move(kill, (1,)),
+        Move(devnode, (1, 13)),
+        Move(begin, (), 6.0),
+        Move(restart, (3, 1.0), 11.0),
+    ),
+    "a restart does not take back what a claim has under the new name": (
+        Move(furnish, ()),
+        Move(configure, (2, False)),
+        Move(plug, ("nameless", "socket-4", 0, False)),
+        Move(finish, (), 11.0),
+        Move(pod, (9,), 6.0),
+        Move(kill, (2,)),
     ),
 }
 

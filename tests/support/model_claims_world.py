@@ -217,7 +217,7 @@ class ClaimJudge(Judge):
         if claim.tty is None:
             return ""
         back, pulled = self.find(claim.tty), self.world.host.pulled.get(claim.tty.birth, math.inf)
-        if back is None and claim.tolerates:
+        if claim.tolerates and self.is_surely_lost(claim.tty, claim.resource):
             return "its claim tolerates the loss"
         grace = want.grace if self.configured_at < pulled else 0.0
         if back is None and self.now >= pulled + grace + want.evict - SOON:

@@ -72,6 +72,11 @@ KNOWN = {
         Move(devnode, (1, 13), 11.0),
         Move(restart, (3, 1.0), 11.0),
     ),
+    "a device that a claim got within the grace stays in the slice": (
+        Move(plug, ("zigbee", "socket-1", 0, True), 11.0),
+        Move(pull, (0,), 1.5),
+        Move(pod, (7,), 11.0),
+    ),
     "nor does the next daemon give it that": (
         Move(furnish, ()),
         Move(kill, (1,)),

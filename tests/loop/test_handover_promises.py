@@ -157,6 +157,11 @@ KNOWN = {
         Move(swap, (1, "other", 0.5)),
         Move(plug, ("nameless", "socket-1", 1, False)),
     ),
+    "a device that a pod got within the grace stays listed": (
+        Move(plug, ("zigbee", "socket-1", 0, True), 11.0),
+        Move(pull, (0,), 1.5),
+        Move(pod, (5,), 11.0),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),

@@ -104,7 +104,7 @@ def strange(world: ClaimWorld, how: str) -> None:
     if not device:
         return
     stored = world.cluster.put("strange", device, **({"shareID": "s"} if how == "a share" else {}))
-    uid = "of another claim" if how == "another uid" else stored["metadata"]["uid"]
+    uid = "uid-of-another" if how == "another uid" else stored["metadata"]["uid"]
     claim = Claim(name="strange", uid=uid, resource=ZIGBEE, id=device, tty=None, tolerates=False)
 
     async def ask() -> None:

@@ -109,6 +109,13 @@ class ClaimJudge(Judge):
 
     # -- what is true
 
+    def configure(self, plan: Plan) -> None:
+        """Take note that the daemon has read a configuration. While the way of a resource changes, nothing of it is lost."""
+        before = {want.name: want.publish for want in self.plan.wants}
+        Judge.configure(self, plan)
+        changed = {want.name for want in plan.wants if before.get(want.name, want.publish) != want.publish}
+        self.idle_at |= dict.fromkeys(changed, self.now)
+
     def hands_over(self, want: Want) -> bool:
         """Return whether the kubelet gives the devices of a resource to pods."""
         return want.publish in {PLUGIN, DRA}
@@ -125,7 +132,7 @@ class ClaimJudge(Judge):
     def _find_device(self, device: Object) -> Tty | None:
         """Return the present devnode that a device of the slice is, as its attributes tell; None where they do not."""
         vendor, serial, face, port = (_text(device, name) for name in ("vendor", "serial", "interface", "port"))
-        ttys = [tty for tty in self.world.host.present if tty.socket == port or not port]
+        ttys = [tty for tty in self.world.host.present if tty.socket == port or (serial and not port)]
         alike = [tty for tty in ttys if (tty.vendor, tty.plain or "", tty.interface) == (vendor, serial, face)]
         return alike[0] if len(alike) == 1 else None
 
@@ -247,7 +254,7 @@ class ClaimJudge(Judge):
     def refused(self, claim: Claim, why: str) -> None:
         """Judge that a claim is not prepared: the daemon has offered its device, and everything works."""
         quiet = not self.world.spoiled and self.now > max(self.troubled_at, self.began_at) + TROUBLED
-        if quiet and self.shown_at.get(claim.id, self.now) > self.began_at:
+        if quiet and self.shown_at.get(claim.id, -math.inf) > max(self.began_at, self.configured_at):
             self.broken(Promise.ADMITTED, f"{claim.name} is not prepared: {why}")
 
     def crashed(self, task: asyncio.Task[None]) -> None:

@@ -128,6 +128,8 @@ class Truth:
     """By resource: when the configuration last did not evict for it, or the kubelet did not hand it over."""
     began_at: float = 0.0
     """When the daemon began."""
+    sure_at: float = math.inf
+    """When the daemon first compared what the annotation lists with a certain scan."""
     troubled_at: float = -math.inf
     """When something last kept daemon, kubelet and API server from working together."""
     fell_at: dict[str, float] = field(default_factory=dict)
@@ -162,6 +164,8 @@ class Truth:
         """Take note of a scan."""
         self.unread |= self.world.host.hidden
         self.seen, self.certain = frozenset(tty.birth for tty in seen), certain
+        if certain and self.answered:
+            self.sure_at = min(self.sure_at, self.now)
 
     def saw(self, state: NodeState) -> None:
         """Take note of what the watch reports."""
@@ -417,9 +421,9 @@ class Judge(Truth):
             return False
         places = {*tty.claims, tty.devnode}
         pulled = self.world.host.pulled
-        since = [each for each in self.world.host.past.values() if pulled.get(each.birth, math.inf) > self.began_at]
+        since = [each for each in self.world.host.past.values() if pulled.get(each.birth, math.inf) >= self.began_at]
         alike = (each for each in since if each.vendor == tty.vendor and places & each.claims)
-        return pulled[tty.birth] > self.began_at or not any(alike)
+        return pulled[tty.birth] > self.sure_at or not any(each for each in alike if each.birth != tty.birth)
 
 
 def _count(state: NodeState, name: str) -> int:
@@ -552,6 +556,7 @@ class HandoverWorld(Surroundings[Daemon]):
         """Start a daemon, if none runs."""
         if not self.daemons:
             self.judge.known, self.judge.answered, self.judge.began_at = [], False, self.loop.time()
+            self.judge.sure_at = math.inf
             self.judge.configure(self.plan)
             self.daemons.append(Daemon(self))
 

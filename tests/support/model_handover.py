@@ -14,6 +14,7 @@ from devwatch.agent.report import Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.core.errors import Retry
 from devwatch.core.handover import FALL_LIMIT, UNREGISTERED_LIMIT, Offer
+from devwatch.core.inventory import ARRIVAL_TIMEOUT
 from devwatch.core.node import Amounts, quantity
 from devwatch.observe.health import Health
 from support.fakekubelet import MEMORY
@@ -132,6 +133,8 @@ class Truth:
     """When the daemon first compared what the annotation lists with a certain scan."""
     troubled_at: float = -math.inf
     """When something last kept daemon, kubelet and API server from working together."""
+    stored: set[str] = field(default_factory=set)
+    """The IDs that the annotation has listed: the next daemon knows no others."""
     fell_at: dict[str, float] = field(default_factory=dict)
     """By resource: when a device left the list."""
     closed_at: dict[str, float] = field(default_factory=dict)
@@ -206,6 +209,14 @@ class Truth:
         gone = [self.world.host.pulled.get(self.led[link].birth) for link in links if self.here(link) is None]
         return max((at for at in gone if at is not None), default=self.configured_at)
 
+    def can_know(self, name: str) -> bool:
+        """Return whether the daemon can know a device: it has seen it, or a former one could store its ID before it was killed."""
+        return name in self.stored or any(
+            self.here(link) is not None or self.world.host.pulled[tty.birth] > self.began_at
+            for link, tty in self.led.items()
+            if id_of(link) == name
+        )
+
     def lowest(self, name: str, since: float) -> int:
         """Return the lowest figure that the Node has shown since, as far as the moment goes."""
         shown = self.shown.get(name, [])
@@ -215,6 +226,8 @@ class Truth:
     def noticed(self) -> None:
         """Take note of what the Node shows now, and of which resources the kubelet has a list."""
         state = self.world.server.state if self.world.server.exists else None
+        listed = state.listing().values() if state else ()
+        self.stored |= {entry.id for entries in listed for entry in entries if entry.id}
         for name in (METER, ZIGBEE, ZWAVE):
             count, shown = _count(state, name) if state else 0, self.shown.setdefault(name, [])
             if not shown or shown[-1][1] != count:
@@ -338,7 +351,7 @@ class Judge(Truth):
         if self.troubled_at + TROUBLED < self.now < due + FALL_LIMIT - SOON and lowest > limit:
             self.broken(Promise.FALL, f"{name} lists {sorted(left)} no longer while the Node shows {lowest}")
         want = self.plan.want(name)
-        replaced = any(tty.plugged >= due for tty in self.world.host.past.values())
+        replaced = any(tty.plugged >= due - ARRIVAL_TIMEOUT for tty in self.world.host.past.values())
         if want is None or want.publish != PLUGIN or replaced or due <= self.configured_at:
             return
         if self.now < due + want.grace - SOON:
@@ -401,7 +414,7 @@ class Judge(Truth):
         leads = {self.led[link].stick for link in self.world.kubelet.links.made if id_of(link) in taken.healthy}
         if len(taken.healthy) != here or len(leads) != (here if not want.per_devnode else len(leads)):
             self.broken(Promise.FIGURES, f"{want.name}: the kubelet has {taken}, but {here} are there: {leads}")
-        if not taken.unhealthy <= held <= taken.ids:
+        if not taken.unhealthy <= held or not {each for each in held if self.can_know(each)} <= taken.ids:
             self.broken(Promise.FIGURES, f"{want.name}: the kubelet has {taken}, but pods have {held}")
 
     def _kept(self, life: Life) -> None:
@@ -409,7 +422,8 @@ class Judge(Truth):
             want = self.plan.want(name)
             if want is None or want.evict is None or want.publish != PLUGIN or not life.evictable:
                 continue
-            gone = [link for link in self.led if id_of(link) in ids and self.is_surely_lost(self.led[link], name)]
+            links = [link for link in self.led if id_of(link) in ids and self.can_know(id_of(link))]
+            gone = [link for link in links if self.is_surely_lost(self.led[link], name)]
             if gone and not life.pod.terminating:
                 self.broken(Promise.EVICTS, f"{life.pod.name} keeps {gone}, which is lost")
 

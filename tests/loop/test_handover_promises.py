@@ -162,6 +162,15 @@ KNOWN = {
         Move(pull, (0,), 1.5),
         Move(pod, (5,), 11.0),
     ),
+    "the twin in another socket is not the lost one that returned under another number": (
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(furnish, ()),
+        Move(pull, (0,), 11.0),
+        Move(kill, (0,)),
+        Move(furnish, ()),
+        Move(pull, (0,)),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),

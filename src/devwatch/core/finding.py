@@ -59,12 +59,17 @@ class Finder:
     def _with_other_id(self, entry: Entry) -> set[Key]:
         """Return the devices that the kubelet has under another ID than a departed one: certainly others, where their IDs are known.
 
-        An entry of a former daemon may be a device that got a new ID because udev reports another serial now.
+        An entry of a former daemon may be a device that got a new ID because udev reports another serial now; one with the same serial got
+        it because it is another, or because it cannot be known which.
         """
         slots, listed = self.scene.slots(self.name) if entry.id else {}, {each.id for each in self.gone}
         observed = self.gone[entry].device is not None
-        others = {key: slot.id for key, slot in slots.items() if slot.id != entry.id}
-        return {key for key, name in others.items() if observed or name in listed or key in self.here}
+        others = {key: slot for key, slot in slots.items() if slot.id != entry.id}
+        return {
+            key
+            for key, slot in others.items()
+            if observed or slot.id in listed or key in self.here or slot.identity.ids == ids_of(entry)
+        }
 
     def _match_departed(
         self, excluded: Mapping[Entry, AbstractSet[Key]], devices: Sequence[Device]

@@ -65,7 +65,12 @@ class Identity:
     @property
     def model(self) -> tuple[str | None, ...]:
         """Everything but the socket, as far as the annotation lists it: equal for twins."""
-        return tuple(text and text[:MAX_TEXT] for text in (self.vendor, self.product, self.serial, self.place))
+        return (*self.ids, self.place[:MAX_TEXT])
+
+    @property
+    def ids(self) -> tuple[str | None, ...]:
+        """Vendor, product and serial, as the annotation lists them."""
+        return tuple(text and text[:MAX_TEXT] for text in (self.vendor, self.product, self.serial))
 
     @property
     def is_portable(self) -> bool:

@@ -591,7 +591,9 @@ class HandoverWorld(Surroundings[Daemon]):
         for daemon in self.daemons:
             ended: list[float] = []
             daemon.reconciler.end(lambda ended=ended: ended.append(self.loop.time()))  # type: ignore[misc]  # bound now
-            self.wait(1.1)
+            until = self.loop.time() + 1.1
+            while not ended and self.loop.time() < until:
+                self.wait(0.02)
             if not ended:
                 self.judge.broken(Promise.ALIVE, "TERM does not end it")
             self.judge.stopped()

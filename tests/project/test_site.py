@@ -28,14 +28,13 @@ def settings() -> Any:  # noqa: ANN401 - any YAML
     return yaml.safe_load(SETTINGS.read_text("utf-8"))
 
 
-def named(nav: list[Any]) -> Iterator[str]:
-    """Yield the pages of the navigation."""
-    for item in nav:
-        if isinstance(item, str):
-            yield item
-        else:
-            for below in item.values():
-                yield from named(below)
+def named(nav: Any) -> Iterator[str]:  # noqa: ANN401 - any YAML
+    """Yield the pages of the navigation: a page, a list, or what stands under a title."""
+    if isinstance(nav, str):
+        yield nav
+        return
+    for item in nav.values() if isinstance(nav, dict) else nav:
+        yield from named(item)
 
 
 def site(folder: Path, **files: str) -> Path:

@@ -59,9 +59,10 @@ def configuration() -> str:
 
 def _keys(keys: Mapping[str, _Key]) -> str:
     rows = (
-        (f"`{name}`", "required" if key.required else "", _allowed(key), key.description) for name, key in keys.items()
+        (f"`{name}`{' (required)' if key.required else ''}", _allowed(key), key.description)
+        for name, key in keys.items()
     )
-    return table(("key", "", "value", "meaning"), rows)
+    return table(("key", "value", "meaning"), rows)
 
 
 def _allowed(key: _Key) -> str:
@@ -96,10 +97,10 @@ def _command(title: str, parser: argparse.ArgumentParser) -> str:
 
 def _spelled(action: argparse.Action) -> str:
     """Return an option or argument as one writes it."""
+    value = str(action.metavar or (f"{{{','.join(action.choices)}}}" if action.choices else ""))
     if not action.option_strings:
-        return f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar or "|".join(action.choices or ()))
+        return f"[{value}]" if action.nargs == "?" else value
     names = ", ".join(action.option_strings)
-    value = action.metavar or "|".join(action.choices or ())
     if not value:
         return names
     return f"{names}[={value}]" if action.nargs == "?" else f"{names} {value}"

@@ -84,6 +84,8 @@ SETTLING = 200.0
 """Seconds after the last fault in which everything is as it should be."""
 REPAIRS = 400.0
 """Seconds for which the repair of what others have changed may wait."""
+WATCHED = 65.0
+"""Seconds after which a watch is tried again that was forbidden."""
 READ_AGAIN = 15.0
 """Seconds after which a record is read again that could not be read."""
 ATTRIBUTES = {"vendor", "product", "serial", "interface", "port", "model", "subsystem", "resource"}
@@ -346,7 +348,7 @@ class ClaimJudge(Judge):
             if not gone and not life.opened and not life.pod.terminating:
                 self.broken(Promise.ADMITTED, f"{life.pod.name} waits, and its device is there")
             evicts = want is not None and want.evict is not None and want.publish == DRA
-            lost = gone and claim.tty is not None and self.is_surely_lost(claim.tty, claim.resource)
+            lost = claim.tty is not None and self.is_surely_lost(claim.tty, claim.resource)
             # One that has joined a shared claim since is a successor.
             lost = lost and claim.tty is not None and life.bound < self.world.host.pulled[claim.tty.birth]
             if evicts and lost and life.evictable and not claim.tolerates and not life.pod.terminating:
@@ -495,6 +497,8 @@ class ClaimWorld(HandoverWorld):
         self.roll_out()
         changing = self.loop.time() < self.judge.configured_at + FORGETTING
         changing |= any(daemon.health.changing for daemon in self.daemons)
+        self.wait(WATCHED)
+        self.roll_out()  # for what was allocated while nothing could be read of the slices
         self.wait(max(FORGETTING * changing, REPAIRS * self.edited, SETTLING))
         if not self.broken:
             self.judge.ended()

@@ -91,13 +91,14 @@ READ_AGAIN = 15.0
 ATTRIBUTES = {"vendor", "product", "serial", "interface", "port", "model", "subsystem", "resource"}
 
 
-def _text(device: Object, name: str) -> str:
+def text_of(device: Object, name: str) -> str:
+    """Return an attribute of a device of the slice."""
     return str(device["attributes"][name]["string"])
 
 
 @dataclass(slots=True, kw_only=True)
-class ClaimJudge(Judge):
-    """Holds what becomes of slices, claims and containers against what is true."""
+class SliceJudge(Judge):
+    """Holds what becomes of the slice against what is true."""
 
     world: ClaimWorld
     ids: dict[str, Tty] = field(default_factory=dict)
@@ -126,14 +127,9 @@ class ClaimJudge(Judge):
         """Return what the Node shows in the end."""
         return 0 if want.publish == DRA else Judge.figure(self, want)
 
-    def may_share(self, life: Life, other: Life) -> bool:
-        """Return whether two pods have one claim."""
-        claims = self.world.cluster.claims_of(life)
-        return bool(claims) and claims == self.world.cluster.claims_of(other)
-
-    def _find_device(self, device: Object) -> Tty | None:
+    def find_device(self, device: Object) -> Tty | None:
         """Return the present devnode that a device of the slice is, as its attributes tell; None where they do not."""
-        vendor, serial, face, port = (_text(device, name) for name in ("vendor", "serial", "interface", "port"))
+        vendor, serial, face, port = (text_of(device, name) for name in ("vendor", "serial", "interface", "port"))
         ttys = [tty for tty in self.world.host.present if tty.socket == port or (serial and not port)]
         alike = [tty for tty in ttys if (tty.vendor, tty.plain or "", tty.interface) == (vendor, serial, face)]
         return alike[0] if len(alike) == 1 else None
@@ -172,14 +168,14 @@ class ClaimJudge(Judge):
         users = {claim.id for claim in self.world.cluster.claims.values() if not claim.tolerates}
         dra = {want.name for want in self.plan.wants if want.publish == DRA}
         for name, device in before.items():
-            if name in users - now.keys() and _text(device, "resource") in dra and not self.world.taintless:
+            if name in users - now.keys() and text_of(device, "resource") in dra and not self.world.taintless:
                 self.broken(Promise.FIGURES, f"takes {name} out of the slice, which a pod has")
             if not device.get("taints") and (name not in now or now[name].get("taints")):
                 self._withdrawn(name, device)
 
     def _withdrawn(self, name: str, device: Object) -> None:
         """Judge that a device is offered no longer: it is not there, and has not been for its grace."""
-        tty, want = self.ids.get(name), self.plan.want(_text(device, "resource"))
+        tty, want = self.ids.get(name), self.plan.want(text_of(device, "resource"))
         if tty is None or want is None or want.publish != DRA or self.configured_at >= self.shown_at.get(name, 0.0):
             return
         if tty.plain is None and self.unread:  # its socket, and so its identity, was not to be read
@@ -198,12 +194,22 @@ class ClaimJudge(Judge):
         devices = {device["name"]: device for device in self.world.cluster.devices if not device.get("taints")}
         self.shown_at = {name: self.shown_at.get(name, self.now) for name in devices}
         for name, device in devices.items():
-            tty, before = self._find_device(device), self.ids.get(name)
+            tty, before = self.find_device(device), self.ids.get(name)
             if tty is None:
                 continue
             if before is not None and (how := differs(before, tty)):
                 self.broken(Promise.OWN, f"{name} has become {how}: {tty.devnode} in {tty.socket}")
             self.ids[name] = tty
+
+
+@dataclass(slots=True, kw_only=True)
+class ClaimJudge(SliceJudge):
+    """Holds what becomes of claims and containers against what is true."""
+
+    def may_share(self, life: Life, other: Life) -> bool:
+        """Return whether two pods have one claim."""
+        claims = self.world.cluster.claims_of(life)
+        return bool(claims) and claims == self.world.cluster.claims_of(other)
 
     def evicts(self, pod: Pod) -> None:
         """Judge an eviction."""
@@ -312,7 +318,7 @@ class ClaimJudge(Judge):
         devices = cluster.devices
         here = [device for device in devices if not device.get("taints")]
         for want in self.plan.wants:
-            mine = [self._find_device(device) for device in here if _text(device, "resource") == want.name]
+            mine = [self.find_device(device) for device in here if text_of(device, "resource") == want.name]
             units = {tty and (tty.birth if want.per_devnode else tty.stick) for tty in mine}
             count = Judge.figure(self, want) if want.publish == DRA else 0
             if None in units or not len(units) == len(mine) == count:

@@ -163,6 +163,14 @@ class Truth:
         """Return whether the kubelet gives the devices of a resource to pods."""
         return want.publish == PLUGIN
 
+    def may_share(self, _life: Life, _other: Life) -> bool:
+        """Return whether two pods may have the same stick."""
+        return False
+
+    def figure(self, want: Want) -> int:
+        """Return what the Node shows in the end of a resource that no plugin hands over."""
+        return self.plan.counts(self.world.host.present)[want.name]
+
     def scanned(self, seen: Sequence[Tty], _now: float, *, certain: bool) -> None:
         """Take note of a scan."""
         self.unread |= self.world.host.hidden
@@ -381,14 +389,6 @@ class Judge(Truth):
             theirs = self.proper.get(other.pod.uid, set()) if other.opened else set()
             if other is not life and mine & theirs and not self.may_share(life, other):
                 self.broken(Promise.ALONE, f"{life.pod.name} and {other.pod.name} have the same stick")
-
-    def may_share(self, _life: Life, _other: Life) -> bool:
-        """Return whether two pods may have the same stick."""
-        return False
-
-    def figure(self, want: Want) -> int:
-        """Return what the Node shows in the end of a resource that no plugin hands over."""
-        return self.plan.counts(self.world.host.present)[want.name]
 
     def ended(self) -> None:
         """Judge the end, when everything has worked for long enough."""

@@ -532,6 +532,23 @@ async def test_a_claim_of_a_former_way_is_waited_for_after_a_restart(tmp_path: P
 
 
 @virtual
+async def test_what_a_former_daemon_offers_is_prepared_while_the_way_changes(tmp_path: Path) -> None:
+    """The slice cannot be written yet, so the scheduler may allocate from it; else its pod would wait until it is deleted."""
+    async with dra_site(tmp_path, USB0) as one:
+        one.objects.fail = lambda method, _path: Retry("timeout") if method in {"PUT", "DELETE"} else None
+        await one.kill()
+        one.used = config("nodeStatus", more=f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}], publish: dra}}\n")
+        one.start(one.used)
+        await asyncio.sleep(10)
+        await one.claim("p")
+        assert one.devnodes() == [USB0]
+        one.objects.fail = lambda _method, _path: None
+        await asyncio.sleep(330)
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert "home/p" in one.ready()[1]
+
+
+@virtual
 async def test_a_record_that_cannot_be_read_holds_every_lost_device(tmp_path: Path) -> None:
     """It is said, and the present devices are offered all the same."""
     async with dra_site(tmp_path, USB0, USB1) as one:

@@ -47,6 +47,8 @@ class Dra:
         self._parts: DraParts | None = None
         self._follow: tuple[asyncio.TaskGroup, Callable[[str], None]] | None = None
         self._rules: tuple[ResourceRule, ...] | None = None
+        self.paths: Mapping[str, str] = {}
+        """By resource of this node, however it is published: the path of its first devnode in a container."""
         self._known = set[str]()
         """Every ID that was published, by a former daemon too."""
 
@@ -118,7 +120,7 @@ class Dra:
         claims, slices = self._parts.claims, self._parts.slices
         slots = {**former, **(offered or {})}
         self._known.update(slot.id for slot in chain.from_iterable(slots.values()))
-        claims.update(slots, inventory)
+        claims.update(slots, inventory, self.paths)
         if offered is not None:
             held = claims.held or {}
             slices.update(offered, observed.uid, now, held=frozenset().union(*held.values()))

@@ -83,6 +83,7 @@ class Handovers:
     def configure(self, rules: Iterable[ResourceRule]) -> None:
         """Set the resources of this node, however they are published."""
         self._rules = tuple(rules)
+        self._dra.paths = {rule.name: rule.container_path for rule in self._rules}
         self._dra.configure(rule for rule in self._rules if rule.publish is Publish.DRA)
 
     @property

@@ -171,6 +171,17 @@ KNOWN = {
         Move(furnish, ()),
         Move(pull, (0,)),
     ),
+    "a stick without a serial whose record does not come may be the lost one": (
+        Move(furnish, ()),
+        Move(records, (True,)),
+        Move(bounce, (2, 1, 2.1, ""), 6.0),
+    ),
+    "what the kubelet wrote before it forgot the plugin is put right once the new way begins": (
+        Move(furnish, ()),
+        Move(pull, (1,)),
+        Move(kill, (0,)),
+        Move(configure, (2, False)),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),

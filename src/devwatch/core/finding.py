@@ -54,7 +54,13 @@ class Finder:
             if devices is foreign:
                 excluded = {entry: excluded[entry] | each.unlinked(rest) for entry, each in left.items()}
             found |= self._match_departed(excluded, rest)
-        return found
+        return {**self._unidentified(), **found}
+
+    def _unidentified(self) -> dict[Entry, Device]:
+        """Return a device for each departed one that it may be: it has the same ids, and no ID as long as its record is not complete."""
+        unidentified = self.scene.unidentified(self.name)
+        devices = {ids_of(Entry.of(each)): each for each in self.scene.devices if each.key in unidentified}
+        return {entry: devices[ids_of(entry)] for entry in self.gone if ids_of(entry) in devices}
 
     def _with_other_id(self, entry: Entry) -> set[Key]:
         """Return the devices that the kubelet has under another ID than a departed one: certainly others, where their IDs are known.

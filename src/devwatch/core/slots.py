@@ -78,9 +78,9 @@ class Identity:
         return bool(self.serial) and not is_shared(self.serial)
 
     def is_in_place(self, other: Identity) -> bool:
-        """Return whether another device with the same model is in the same socket, by whichever of its two names this one has."""
+        """Return whether another device with the same model is in the same socket, by either of its names."""
         sockets = {each[:MAX_TEXT] for each in (other.socket, other.path)}
-        return self.model == other.model and self.socket[:MAX_TEXT] in sockets
+        return self.model == other.model and not sockets.isdisjoint({self.socket[:MAX_TEXT], self.path[:MAX_TEXT]})
 
     def id(self, resource: str, *, in_socket: bool, salt: int = 0) -> str:
         """Return the ID of the device for a resource: vendor, product and serial as a slug, and a digest that makes it unique.

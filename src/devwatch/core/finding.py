@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from devwatch.core.departure import Departure, initialized_at
+from devwatch.core.departure import Departure, is_untouched
 from devwatch.core.listing import Entry
 from devwatch.core.matching import ids_of, match_remembered, match_replugged
 
@@ -101,9 +101,4 @@ class Finder:
         """Return the departed devices whose registration is still present: udev, as far as known, has not handled it a second time."""
         here = {device.key: device for device in self.scene.devices}
         pairs = ((entry, each.device, here.get(each.device.key)) for entry, each in self.gone.items() if each.device)
-        return {
-            entry: now
-            for entry, before, now in pairs
-            if now is not None
-            and (None in {initialized_at(now), initialized_at(before)} or initialized_at(now) == initialized_at(before))
-        }
+        return {entry: now for entry, before, now in pairs if now is not None and is_untouched(before, now)}

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from devwatch.core.departure import is_untouched
 from devwatch.core.device import natural
 from devwatch.core.listing import MAX_TEXT, Entry
 from devwatch.core.matching import ids_of, leads_to
@@ -78,9 +79,10 @@ class Identity:
         return bool(self.serial) and not is_shared(self.serial)
 
     def is_in_place(self, other: Identity) -> bool:
-        """Return whether another device with the same model is in the same socket, by either of its names."""
-        sockets = {each[:MAX_TEXT] for each in (other.socket, other.path)}
-        return self.model == other.model and not sockets.isdisjoint({self.socket[:MAX_TEXT], self.path[:MAX_TEXT]})
+        """Return whether another device with the same model is in the same socket, by its ID_PATH if both have one, else by the devpath."""
+        named = not any(each.socket.startswith("/") for each in (self, other))
+        mine, its = (self.socket, other.socket) if named else (self.path or self.socket, other.path)
+        return (self.model, mine[:MAX_TEXT]) == (other.model, its[:MAX_TEXT])
 
     def id(self, resource: str, *, in_socket: bool, salt: int = 0) -> str:
         """Return the ID of the device for a resource: vendor, product and serial as a slug, and a digest that makes it unique.
@@ -113,6 +115,14 @@ class Slot:
     """The API server's time when it began to be held (RFC 3339, seconds), None while it is not, or where that is unknown."""
     in_socket: bool = False
     """Whether the ID belongs to the socket: another device in it with the same model is this one, in another socket it is not."""
+
+    def may_be(self, device: Device, identity: Identity) -> bool:
+        """Return whether a device that has a registration of this one is this one, whatever its serial reads now.
+
+        One that was away meanwhile is only in its place: what has its devnode removed and made again keeps its registration.
+        """
+        same = (is_untouched(before, device) for before in self.devices if before.key == device.key)
+        return (self.state is SlotState.PRESENT and all(same)) or self.identity.is_in_place(identity)
 
     def is_among(self, devices: Iterable[Device]) -> bool:
         """Return whether one of these present devices is this one: it has a registration of it, or an entry of it names this device."""
@@ -203,8 +213,13 @@ class Slots:
 
     def _observe(self, devices: Sequence[Device], *, certain: bool) -> None:
         units = {unit: each for unit, each in _units(self.unit, devices) if certain or not self._is_part(unit, each)}
-        by_key = {device.key: slot.id for slot in self._known.values() for device in slot.devices}
-        ids = {unit: by_key[device.key] for unit in units for device in unit if device.key in by_key}
+        by_key = {device.key: slot for slot in self._known.values() for device in slot.devices}
+        ids = {
+            unit: slot.id
+            for unit, identity in units.items()
+            for device in unit
+            if (slot := by_key.get(device.key)) is not None and slot.may_be(device, identity)
+        }
         new = {unit: identity for unit, identity in units.items() if unit not in ids}
         absent = [slot for name, slot in self._known.items() if name not in ids.values()]
         self._depart(absent)

@@ -162,6 +162,27 @@ def test_a_device_that_udev_renames_in_place_keeps_its_id() -> None:
     assert ids(story.see(stick())) == ids(story.see(stick(serial="other")))
 
 
+def test_another_stick_with_the_registration_of_an_absent_one_is_another() -> None:
+    """As virtual consoles have it: two that come back with their names exchanged keep their IDs, and a newcomer gets its own."""
+    story, one, two = Story(), stick(serial="A"), stick("ttyUSB1", serial="B", socket="2")
+    first, second = ids(story.see(one, two))
+    story.see(counted=2)
+    assert ids(story.see(stick(serial="B"), counted=2)) == [second, first]
+    both = story.see(stick(serial="B"), stick("ttyUSB1", serial="A", socket="2"))
+    assert ids(both) == [second, first]
+    story.see(counted=2)
+    newcomer, *absent = story.see(stick(serial="C"), counted=3)
+    assert newcomer.id not in {first, second} == set(ids(tuple(absent)))
+
+
+def test_another_stick_between_two_scans_is_another() -> None:
+    """Its record tells that udev has handled the registration again."""
+    story = Story()
+    (first,) = ids(story.see(stick(serial="A", properties={"USEC_INITIALIZED": "1000"})))
+    (second,) = ids(story.see(stick(serial="B", properties={"USEC_INITIALIZED": "2000"})))
+    assert first != second
+
+
 def test_without_a_serial_the_socket_is_the_identity() -> None:
     """A stick in another socket is another; what is plugged into the same one is the same."""
     story = Story()

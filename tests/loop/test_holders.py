@@ -464,3 +464,38 @@ async def test_a_lost_device_that_a_pod_holds_is_marked_for_status_without_evict
         one.host.plug("0001", USB2, serial="S1")
         await asyncio.sleep(5)
         assert [entry.lost for entry in one.server.state.listing()[ZIGBEE]] == [None, None]
+
+
+# -- names that are exchanged
+
+
+@virtual
+async def test_a_stick_that_comes_back_with_the_registration_of_another_is_not_that_one() -> None:
+    """The holder of the one that is gone is evicted for its loss, and the other for its dead file; `a` has the first, `b` the second."""
+    async with two_holders() as one:
+        first = one.host.take(USB0)
+        one.host.take(USB1)
+        await asyncio.sleep(0.5)
+        one.host.put(replace(first, serial="S1", properties={"USEC_INITIALIZED": str(int(now() * 1e6))}))
+        await asyncio.sleep(20)
+        assert [(line.fields["pod"], line.fields["reason"]) for line in one.log.of("pod.evicted")] == [
+            ("home/b", "replugged"),
+            ("home/a", "lost"),
+        ]
+
+
+@virtual
+async def test_sticks_that_exchange_their_names_while_no_daemon_runs_leave_dead_files() -> None:
+    """Their IDs tell that each was plugged in again, though another one is where it was."""
+    async with two_holders() as one:
+        await one.kill()
+        one.host.unplug(USB0)
+        one.host.unplug(USB1)
+        for devnode, serial in ((USB0, "S1"), (USB1, "S0")):
+            one.host.plug("0001", devnode, serial=serial, properties={"USEC_INITIALIZED": str(int(now() * 1e6))})
+        one.start(EVICTING)
+        await asyncio.sleep(30)
+        assert {(line.fields["pod"], line.fields["reason"]) for line in one.log.of("pod.evicted")} == {
+            ("home/a", "replugged"),
+            ("home/b", "replugged"),
+        }

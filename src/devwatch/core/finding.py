@@ -101,4 +101,8 @@ class Finder:
         """Return the departed devices whose registration is still present: udev, as far as known, has not handled it a second time."""
         here = {device.key: device for device in self.scene.devices}
         pairs = ((entry, each.device, here.get(each.device.key)) for entry, each in self.gone.items() if each.device)
-        return {entry: now for entry, before, now in pairs if now is not None and is_untouched(before, now)}
+        return {
+            entry: now
+            for entry, before, now in pairs
+            if now is not None and is_untouched(before, now) and now.key not in self._with_other_id(entry)
+        }

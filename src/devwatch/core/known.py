@@ -297,7 +297,13 @@ def _return_of(entry: Entry, device: Device, departure: Departure, rule: Resourc
 
 
 def _is_unambiguous(entry: Entry, device: Device, scene: Scene, name: str) -> bool:
-    """Return whether exactly this device matches the entry of a former daemon: if its number changed, its pods are evicted."""
+    """Return whether exactly this device matches the entry of a former daemon: if its number changed, its pods are evicted.
+
+    Its ID tells. Without one, what has taken its devnode or its links by now may be the device as well, whatever its serial.
+    """
+    slot = scene.slots(name).get(device.key)
+    if slot is not None and entry.id is not None:
+        return slot.id == entry.id
     candidates = [
         each for each in scene.by_ownership(name)[0] if leads_to(entry, each) or ids_of(entry) == ids_of(Entry.of(each))
     ]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from devwatch.core.slots import SlotState
+
 if TYPE_CHECKING:
     from devwatch.core.device import Device, Key
     from devwatch.core.inventory import Inventory
@@ -48,7 +50,7 @@ class Scene:
         """Return the slots of the present devices that the kubelet hands over, by registration; none for another way of publishing."""
         figure = self.figure(name)
         handed_over = figure.slots if figure.amounts is not None and not figure.frozen else ()
-        return {device.key: slot for slot in handed_over for device in slot.devices}
+        return {device.key: slot for slot in handed_over if slot.state is SlotState.PRESENT for device in slot.devices}
 
     def unidentified(self, name: str) -> set[Key]:
         """Return the registrations of devices that have no ID yet, where the kubelet hands devices over: their records are not complete."""

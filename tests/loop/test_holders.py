@@ -82,6 +82,16 @@ async def test_nobody_is_evicted_while_the_kubelet_does_not_account_for_every_po
 
 
 @virtual
+async def test_a_pod_that_the_kubelet_never_accounts_for_keeps_no_holder_from_being_evicted() -> None:
+    """It has had its stick in an init container alone, which the kubelet does not list. The lost one is that of another pod."""
+    async with two_holders() as one:
+        one.workload.run(pod("init"))
+        one.host.unplug(USB1)
+        await asyncio.sleep(30)
+        assert evicted(one) == ["home/b"]
+
+
+@virtual
 async def test_a_kubelet_that_does_not_answer_is_asked_again() -> None:
     """One line says so."""
     async with two_holders() as one:

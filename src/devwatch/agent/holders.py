@@ -16,7 +16,7 @@ from devwatch.core.task import Task
 from devwatch.core.way import joined
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.report import Log
@@ -88,13 +88,24 @@ class HolderReader:
         spared = self.kubelet.spared(incident.ids) if isinstance(incident, Loss) else frozenset()
         holders = holders_of(incident, (each for each in holdings if (each.namespace, each.claim) not in spared))
         fault = unproved(incident, holders, before, after)
-        claimed = self.kubelet.is_claimed(incident.resource)
-        if not fault and held_ids(incident.resource, holdings, after, claimed=claimed) is None:
+        if not fault and not self._is_complete(incident, holdings, after):
             fault = UNACCOUNTED
         if fault:
             raise Retry(fault)
         self._holders[incident.key] = holders
         return after
+
+    def _is_complete(self, incident: Loss | Return, holdings: Collection[Holding], pods: Iterable[Pod]) -> bool:
+        """Return whether no pod can be missing among the holders that were read.
+
+        A device plugin gives a device to one pod, so the others need not be accounted for: a pod that has had its devices in an init
+        container alone never is (PodResources `List` shows no such container). Several pods may share a claim.
+        """
+        claimed = bool(self.kubelet and self.kubelet.is_claimed(incident.resource))
+        given = frozenset().union(*(each.ids for each in holdings if each.resource == incident.resource))
+        return (not claimed and incident.ids <= given) or held_ids(
+            incident.resource, holdings, pods, claimed=claimed
+        ) is not None
 
 
 @dataclass(slots=True, kw_only=True)

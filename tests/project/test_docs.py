@@ -33,8 +33,8 @@ PAGES = (README, CHECKOUT / "CHANGELOG.md", *sorted((CHECKOUT / ".github").glob(
 """Every page that has links."""
 LONGEST_README = 150
 """Lines: what a reader takes in who wants to know whether devwatch is the right tool."""
-FOREIGN_OPTIONS = frozenset({"--wait"})
-"""Options of other programs that stand alone in a code span: kubectl's."""
+FOREIGN_OPTIONS = frozenset({"--create-namespace", "--set", "--wait"})
+"""Options of other programs that stand alone in a code span: Helm's and kubectl's."""
 
 _FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _SPAN = re.compile(r"`([^`\n]+)`")

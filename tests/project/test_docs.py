@@ -33,8 +33,8 @@ PAGES = (README, CHECKOUT / "CHANGELOG.md", *sorted((CHECKOUT / ".github").glob(
 """Every page that has links."""
 LONGEST_README = 150
 """Lines: what a reader takes in who wants to know whether devwatch is the right tool."""
-FOREIGN_OPTIONS = frozenset({"--create-namespace", "--set", "--wait"})
-"""Options of other programs that stand alone in a code span: Helm's and kubectl's."""
+FOREIGN_OPTIONS = frozenset({"--create-namespace", "--device", "--domain", "--set", "--wait"})
+"""Options of other programs that stand alone in a code span: of Helm, kubectl and generic-device-plugin."""
 
 _FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _SPAN = re.compile(r"`([^`\n]+)`")
@@ -278,3 +278,24 @@ def test_every_documented_log_event_is_logged() -> None:
     code = "\n".join(path.read_text("utf-8") for path in (CHECKOUT / "src" / "devwatch").rglob("*.py"))
     assert len(names) > 20
     assert [name for name in sorted(names) if f'"{name}"' not in code] == []
+
+
+def test_what_replaces_another_configuration_is_valid() -> None:
+    """Every part of a resource in the tables of the page, put into a resource."""
+    rows = [line.split(" | ") for line in page("migrating.md").splitlines() if line.startswith("| ")]
+    spans = [span for row in rows for span in _SPAN.findall(row[-1])]
+    parts = [span for span in spans if re.match(r"(match|container): ", span)]
+    keys = [span for span in spans if re.match(r"(path|properties): ", span)]
+    assert len(parts) > 5
+    assert len(keys) > 1
+    for part in [*parts, *(f"match: [{{ {key} }}]" for key in keys)]:
+        rest = "" if part.startswith("match") else ", match: [{ port: x }], publish: devicePlugin"
+        parse(f"resources: [{{ name: a/b, {part}{rest} }}]".encode(), file=part)
+
+
+def test_what_is_replaced_is_what_the_other_program_reads() -> None:
+    """Lists and maps in the first column are YAML, as those programs parse them."""
+    rows = [line.split(" | ")[0] for line in page("migrating.md").splitlines() if line.startswith("| ")]
+    spans = [span for cell in rows for span in _SPAN.findall(cell) if re.match(r"\w+: ", span)]
+    assert len(spans) > 5
+    assert all(isinstance(yaml.safe_load(span), dict) for span in spans)

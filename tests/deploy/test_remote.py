@@ -10,6 +10,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from deploy import test_chart
 from devwatch import __version__
@@ -62,7 +63,7 @@ def test_kubectl_installs_from_an_address(served: str, tmp_path: Path) -> None:
         ["kubectl", "kustomize", address], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert list(test_chart.yaml.safe_load_all(done.stdout)) == rendered()
+    assert list(yaml.safe_load_all(done.stdout)) == rendered()
 
 
 def test_two_files_are_an_installation(served: str, tmp_path: Path) -> None:

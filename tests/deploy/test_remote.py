@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -19,9 +21,12 @@ from project.test_release import COMMITTED, NOBODY
 from support import release
 from support.checkout import CHECKOUT
 from support.deployment import IMAGE, build, container, documentation, missing, of_kind, rendered
+from system.apiserver import LOOPBACK, free_ports
 from system.testbed import require
+from system.waiting import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from support.deployment import Object
@@ -104,6 +109,41 @@ def test_helm_installs_with_one_command(tmp_path: Path) -> None:
     assert rule.name == "aeotec/zstick"
     assert [pattern.text for test in rule.match[0].tests for pattern in test.patterns] == ["0200", "0658"]
     assert container(objects)["image"] == f"{IMAGE}:{__version__}"
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    """Run a real registry for a test; return its host and port."""
+    program = shutil.which("docker-registry")
+    require(None if program else "needs docker-registry (Debian: apt-get install docker-registry)")
+    (port,) = free_ports(1)
+    storage = {"filesystem": {"rootdirectory": str(tmp_path / "storage")}}
+    settings = {"version": "0.1", "storage": storage, "http": {"addr": f"{LOOPBACK}:{port}"}, "log": {"level": "error"}}
+    (tmp_path / "registry.yml").write_text(json.dumps(settings))
+    command = [str(program), "serve", str(tmp_path / "registry.yml")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            eventually(lambda: listens(port))
+            yield f"{LOOPBACK}:{port}"
+        finally:
+            server.kill()
+
+
+def listens(port: int) -> bool:
+    """Return whether a server accepts connections there."""
+    with socket.socket() as client:
+        return client.connect_ex((LOOPBACK, port)) == 0
+
+
+def test_a_registry_gives_back_the_chart_that_was_pushed(registry: str, tmp_path: Path) -> None:
+    """By the address and the version of the documented command, to the byte."""
+    words = helm_command()
+    address = words[3].replace("ghcr.io", registry)
+    made = release.package(tmp_path, COMMITTED)
+    test_chart.helm.push(made, address.rpartition("/")[0], plain_http=True)
+    version = words[words.index("--version") + 1]
+    test_chart.helm.pull(address, version=version, destination=tmp_path, plain_http=True)
+    assert (tmp_path / f"devwatch-{version}.tgz").read_bytes() == made.read_bytes()
 
 
 def test_the_labels_of_the_namespace_are_in_the_documentation() -> None:

@@ -9,6 +9,7 @@ UNITS ?= /etc/systemd/system
 REGISTRY := ghcr.io/devwatch
 LOCK_VENV := $(VENV)-lock
 RELEASE_VENV := $(VENV)-release
+DOCS_VENV := $(VENV)-docs
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -28,6 +29,7 @@ RUN_STAMP := $(VENV)/.devwatch-run-$(call digest,$(RUN_LOCKS))
 DEV_STAMP := $(VENV)/.devwatch-dev-$(call digest,.requirements/dev.txt)
 LOCK_STAMP := $(LOCK_VENV)/.devwatch-lock-$(call digest,.requirements/lock.txt)
 RELEASE_STAMP := $(RELEASE_VENV)/.devwatch-release-$(call digest,.requirements/release.txt)
+DOCS_STAMP := $(DOCS_VENV)/.devwatch-docs-$(call digest,.requirements/docs.txt)
 # What `make test` installed holds all that `make run` needs.
 RUN_READY := $(firstword $(wildcard $(DEV_STAMP)) $(RUN_STAMP))
 
@@ -70,7 +72,7 @@ libudev || root_apt libudev1 || true
 libudev || { say "libudev.so.1 is missing (Debian: apt-get install libudev1)"; exit 1; }
 endef
 
-.PHONY: help run test check lint fmt bench usb fuzz soak install uninstall image ready build release push publish announce proto schema lock clean
+.PHONY: help run test check lint fmt bench usb fuzz soak install uninstall image ready build release push publish announce proto schema reference docs lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -251,17 +253,26 @@ proto: $(DEV_STAMP) ## Generate the messages of the kubelet's sockets again.
 schema: $(DEV_STAMP) ## Generate the configuration's part of the schema of the chart's values again.
 	@cd tests && exec "$(abspath $(VENV))/bin/python" -m support.chartschema
 
+reference: $(DEV_STAMP) ## Generate the reference pages of docs/ again: keys, commands, metrics, log events.
+	@cd tests && exec "$(abspath $(VENV))/bin/python" -m support.reference
+
+# Nothing is fetched: the locked environment holds the theme with its scripts.
+docs: $(DOCS_STAMP) ## Build the site of docs/ in build/site, and follow all of its links.
+	@NO_MKDOCS_2_WARNING=1 "$(DOCS_VENV)/bin/python" -m mkdocs build --clean --config-file .mkdocs.yml
+	cd tests && exec "$(abspath $(DOCS_VENV))/bin/python" -m support.builtsite "$(CURDIR)/build/site"
+
 lock: $(LOCK_STAMP) ## Resolve the dependencies again and write .requirements/.
 	@resolve() { "$(LOCK_VENV)/bin/uv" pip compile --quiet --no-config --universal --python-version 3.11 --upgrade \
 	    --generate-hashes --no-header --no-annotate "$$@" > /dev/null; }
 	resolve pyproject.toml --all-extras --group dev -o .requirements/dev.txt
 	resolve pyproject.toml --all-extras -c .requirements/dev.txt -o .requirements/run.txt
 	resolve --group build -c .requirements/dev.txt -o .requirements/build.txt
+	resolve --group docs -o .requirements/docs.txt
 	resolve --group release -o .requirements/release.txt
 	resolve --group lock -o .requirements/lock.txt
 
 clean: ## Remove what make made.
-	@for folder in "$(VENV)" "$(LOCK_VENV)" "$(RELEASE_VENV)"; do
+	@for folder in "$(VENV)" "$(LOCK_VENV)" "$(RELEASE_VENV)" "$(DOCS_VENV)"; do
 	    if compgen -G "$$folder/.devwatch-*" > /dev/null; then rm -rf "$$folder"; fi
 	done
 	rm -rf build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -283,4 +294,8 @@ $(LOCK_STAMP):
 
 $(RELEASE_STAMP):
 	@$(call environment,$(RELEASE_VENV),.requirements/release.txt)
+	touch $@
+
+$(DOCS_STAMP):
+	@$(call environment,$(DOCS_VENV),.requirements/docs.txt)
 	touch $@

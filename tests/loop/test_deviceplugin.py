@@ -193,16 +193,17 @@ async def test_a_kubelet_that_cannot_acknowledge_is_given_a_second_for_each_list
 
 @virtual
 async def test_a_fall_is_patch_list() -> None:
-    """The list goes out when the API server has answered."""
+    """The list goes out when the API server has answered; that no pod has the device counts only from then on."""
     async with site(USB0, USB1) as one:
         one.server.latency = 0.3
         one.forget()
         pulled = now()
         one.host.unplug(USB1)
-        await asyncio.sleep(GRACE + 1)
+        await asyncio.sleep(GRACE + 2)
         one.check_agreement(1)
         patch = next(request for request in one.server.requests if request.changes.get(ZIGBEE))
-        ((listed, _),) = one.lists()
+        (listed, first), (_, last) = one.lists()
+        assert (len(first.unhealthy), len(last.unhealthy)) == (1, 0)
         assert patch.ended is not None
         assert pulled + GRACE <= patch.at < patch.ended <= listed < patch.ended + 0.1
 

@@ -425,6 +425,39 @@ async def test_a_resource_that_is_renamed_does_not_offer_the_stick_of_a_claim(tm
 
 
 @virtual
+@pytest.mark.parametrize("way", ["dra", "nodeStatus"])
+async def test_a_stick_that_a_claim_has_under_a_former_name_is_not_offered_within_its_grace(
+    way: str, tmp_path: Path
+) -> None:
+    """It counts until that ends, and may be back before."""
+    async with dra_site(tmp_path, USB0) as one:
+        await one.claim("p")
+        one.use(config(way, name="a.io/other"))
+        await asyncio.sleep(60)
+        one.host.unplug(USB0)
+        for _ in range(30):
+            await asyncio.sleep(0.1)
+            assert one.allocatable == frozenset()
+            assert one.server.shows("a.io/other") == ZERO
+
+
+@virtual
+async def test_a_restart_does_not_take_back_what_a_claim_has_under_the_new_name(tmp_path: Path) -> None:
+    """The annotation still has both sticks under the former one, for the sake of the pod with the other stick."""
+    async with dra_site(tmp_path, USB0, USB1) as one:
+        await one.claim("p")
+        one.use(config(name="a.io/other"))
+        await asyncio.sleep(60)
+        device = await one.claim("q")
+        one.kubelet.unheld = KubeletError("no folder")
+        await one.restart()
+        for _ in range(60):
+            await asyncio.sleep(1)
+            assert one.devices == {device: False}
+            assert one.devnodes() == [USB1]
+
+
+@virtual
 @pytest.mark.parametrize("running", [True, False], ids=["the same daemon", "the next daemon"])
 async def test_a_stick_that_goes_to_a_resource_of_another_way_waits_for_the_slice(
     *, running: bool, tmp_path: Path
@@ -496,6 +529,23 @@ async def test_a_claim_of_a_former_way_is_waited_for_after_a_restart(tmp_path: P
         await asyncio.sleep(20)
         assert one.server.shows(ZIGBEE) == ("1", "1")
         assert not one.record.exists()
+
+
+@virtual
+async def test_what_a_former_daemon_offers_is_prepared_while_the_way_changes(tmp_path: Path) -> None:
+    """The slice cannot be written yet, so the scheduler may allocate from it; else its pod would wait until it is deleted."""
+    async with dra_site(tmp_path, USB0) as one:
+        one.objects.fail = lambda method, _path: Retry("timeout") if method in {"PUT", "DELETE"} else None
+        await one.kill()
+        one.used = config("nodeStatus", more=f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}], publish: dra}}\n")
+        one.start(one.used)
+        await asyncio.sleep(10)
+        await one.claim("p")
+        assert one.devnodes() == [USB0]
+        one.objects.fail = lambda _method, _path: None
+        await asyncio.sleep(330)
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert "home/p" in one.ready()[1]
 
 
 @virtual

@@ -40,7 +40,7 @@ from support.model_handover_moves import (
     stop,
     swap,
 )
-from support.model_moves import Move, blind, moves
+from support.model_moves import Move, blind, moves, records
 from support.model_pods import ZIGBEE
 
 if TYPE_CHECKING:
@@ -144,6 +144,43 @@ KNOWN = {
         Move(configure, (2, False), 11.0),
         Move(pull, (1,), 6.0),
         Move(configure, (0, False), 2.5),
+    ),
+    "a stick without a serial is known again in its socket once udev has its record": (
+        Move(records, (True,)),
+        Move(furnish, ()),
+        Move(bounce, (0, 0, 8.0, "")),
+        Move(kill, (0,)),
+    ),
+    "a stick without a serial is not the lost one in another socket, also while its record is not complete": (
+        Move(furnish, ()),
+        Move(pull, (3,)),
+        Move(swap, (1, "other", 0.5)),
+        Move(plug, ("nameless", "socket-1", 1, False)),
+    ),
+    "a device that a pod got within the grace stays listed": (
+        Move(plug, ("zigbee", "socket-1", 0, True), 11.0),
+        Move(pull, (0,), 1.5),
+        Move(pod, (5,), 11.0),
+    ),
+    "the twin in another socket is not the lost one that returned under another number": (
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(furnish, ()),
+        Move(pull, (0,), 11.0),
+        Move(kill, (0,)),
+        Move(furnish, ()),
+        Move(pull, (0,)),
+    ),
+    "a stick without a serial whose record does not come may be the lost one": (
+        Move(furnish, ()),
+        Move(records, (True,)),
+        Move(bounce, (2, 1, 2.1, ""), 6.0),
+    ),
+    "what the kubelet wrote before it forgot the plugin is put right once the new way begins": (
+        Move(furnish, ()),
+        Move(pull, (1,)),
+        Move(kill, (0,)),
+        Move(configure, (2, False)),
     ),
     "two sticks that change their places": (
         Move(furnish, ()),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support import chartschema
+from support import chartschema, reference
 from support.checkout import CHECKOUT
 
 if TYPE_CHECKING:
@@ -37,3 +37,10 @@ def test_the_schema_of_the_values_is_current() -> None:
     assert "-m support.chartschema\n" in (CHECKOUT / "Makefile").read_text(encoding="utf-8")
     text = chartschema.FILE.read_text("utf-8")
     assert chartschema.current(text) == text, "run make schema"
+
+
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_a_reference_page_is_current(name: str) -> None:
+    """`make reference` would change nothing: keys, commands, metrics and log events are those of the code, and no other."""
+    assert "-m support.reference\n" in (CHECKOUT / "Makefile").read_text(encoding="utf-8")
+    assert (reference.DOCS / name).read_text("utf-8") == reference.PAGES[name](), "run make reference"

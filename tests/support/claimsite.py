@@ -178,7 +178,8 @@ class ClaimSite:
                 free = frozenset() if held is None else frozenset(self.ids) - held.get(ZIGBEE, frozenset())
                 found = slots[ZIGBEE].update(present, len(present), certain=certain, free=free)
                 self.ids = tuple(slot.id for slot in found)
-                driver.update({ZIGBEE: found}, self._inventory)
+                paths = {rule.name: rule.container_path for rule in self.rules}
+                driver.update({ZIGBEE: found}, self._inventory, paths)
                 self._ask(driver, group, now)
                 await self._sleep(driver, now)
 

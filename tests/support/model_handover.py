@@ -14,6 +14,7 @@ from devwatch.agent.report import Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.core.errors import Retry
 from devwatch.core.handover import FALL_LIMIT, UNREGISTERED_LIMIT, Offer
+from devwatch.core.inventory import ARRIVAL_TIMEOUT
 from devwatch.core.node import Amounts, quantity
 from devwatch.observe.health import Health
 from support.fakekubelet import MEMORY
@@ -21,12 +22,13 @@ from support.fakes import RIGHTS, FakeSettings, RecordingLog, date
 from support.model import SOON, TIMEOUT, Eye, Fault, Hearing, Surroundings
 from support.model_contract import MOST_GRACE, Plan, Tty, Want
 from support.model_host import Kind
-from support.model_kubelet import Cluster, Life, PodKubelet, id_of
-from support.model_pods import METER, NODE, ZIGBEE, ZWAVE, host_date
+from support.model_kubelet import TEMPLATES, Cluster, Life, PodKubelet, id_of
+from support.model_pods import METER, NODE, ZIGBEE, ZWAVE, Template, host_date
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from devwatch.agent.dra import Dra
     from devwatch.config.schema import Config
     from devwatch.core.node import NodePatch, NodeState
     from devwatch.core.pods import Pod
@@ -127,8 +129,12 @@ class Truth:
     """By resource: when the configuration last did not evict for it, or the kubelet did not hand it over."""
     began_at: float = 0.0
     """When the daemon began."""
+    sure_at: float = math.inf
+    """When the daemon first compared what the annotation lists with a certain scan."""
     troubled_at: float = -math.inf
     """When something last kept daemon, kubelet and API server from working together."""
+    stored: set[str] = field(default_factory=set)
+    """The IDs that the annotation has listed: the next daemon knows no others."""
     fell_at: dict[str, float] = field(default_factory=dict)
     """By resource: when a device left the list."""
     closed_at: dict[str, float] = field(default_factory=dict)
@@ -148,15 +154,29 @@ class Truth:
     def configure(self, plan: Plan) -> None:
         """Take note that the daemon has read a configuration."""
         for each in (self.plan, plan):
-            evicting = {want.name for want in each.wants if want.publish == PLUGIN and want.evict is not None}
+            evicting = {want.name for want in each.wants if self.hands_over(want) and want.evict is not None}
             self.idle_at |= dict.fromkeys({METER, ZIGBEE, ZWAVE} - evicting, self.now)
         if plan is not self.plan:
             self.plan, self.configured_at = plan, self.now
+
+    def hands_over(self, want: Want) -> bool:
+        """Return whether the kubelet gives the devices of a resource to pods."""
+        return want.publish == PLUGIN
+
+    def may_share(self, _life: Life, _other: Life) -> bool:
+        """Return whether two pods may have the same stick."""
+        return False
+
+    def figure(self, want: Want) -> int:
+        """Return what the Node shows in the end of a resource that no plugin hands over."""
+        return self.plan.counts(self.world.host.present)[want.name]
 
     def scanned(self, seen: Sequence[Tty], _now: float, *, certain: bool) -> None:
         """Take note of a scan."""
         self.unread |= self.world.host.hidden
         self.seen, self.certain = frozenset(tty.birth for tty in seen), certain
+        if certain and self.answered:
+            self.sure_at = min(self.sure_at, self.now)
 
     def saw(self, state: NodeState) -> None:
         """Take note of what the watch reports."""
@@ -170,7 +190,10 @@ class Truth:
 
     def here(self, link: str) -> Tty | None:
         """Return the present device that is that of a link, None where it is lost."""
-        tty = self.led[link]
+        return self.find(self.led[link])
+
+    def find(self, tty: Tty) -> Tty | None:
+        """Return the present device that a former one is now, None where it is lost."""
         return next((each for each in self.world.host.present if self._is(tty, each)), None)
 
     def _is(self, tty: Tty, other: Tty) -> bool:
@@ -194,6 +217,14 @@ class Truth:
         gone = [self.world.host.pulled.get(self.led[link].birth) for link in links if self.here(link) is None]
         return max((at for at in gone if at is not None), default=self.configured_at)
 
+    def can_know(self, name: str) -> bool:
+        """Return whether the daemon can know a device: it has seen it, or a former one could store its ID before it was killed."""
+        return name in self.stored or any(
+            self.here(link) is not None or self.world.host.pulled[tty.birth] > self.began_at
+            for link, tty in self.led.items()
+            if id_of(link) == name
+        )
+
     def lowest(self, name: str, since: float) -> int:
         """Return the lowest figure that the Node has shown since, as far as the moment goes."""
         shown = self.shown.get(name, [])
@@ -203,6 +234,8 @@ class Truth:
     def noticed(self) -> None:
         """Take note of what the Node shows now, and of which resources the kubelet has a list."""
         state = self.world.server.state if self.world.server.exists else None
+        listed = state.listing().values() if state else ()
+        self.stored |= {entry.id for entries in listed for entry in entries if entry.id}
         for name in (METER, ZIGBEE, ZWAVE):
             count, shown = _count(state, name) if state else 0, self.shown.setdefault(name, [])
             if not shown or shown[-1][1] != count:
@@ -326,7 +359,7 @@ class Judge(Truth):
         if self.troubled_at + TROUBLED < self.now < due + FALL_LIMIT - SOON and lowest > limit:
             self.broken(Promise.FALL, f"{name} lists {sorted(left)} no longer while the Node shows {lowest}")
         want = self.plan.want(name)
-        replaced = any(tty.plugged >= due for tty in self.world.host.past.values())
+        replaced = any(tty.plugged >= due - ARRIVAL_TIMEOUT for tty in self.world.host.past.values())
         if want is None or want.publish != PLUGIN or replaced or due <= self.configured_at:
             return
         if self.now < due + want.grace - SOON:
@@ -354,7 +387,7 @@ class Judge(Truth):
         mine = self.proper[life.pod.uid] = {tty.birth for tty in life.opened.values()} & self.seen
         for other in self.world.cluster.here:
             theirs = self.proper.get(other.pod.uid, set()) if other.opened else set()
-            if other is not life and mine & theirs:
+            if other is not life and mine & theirs and not self.may_share(life, other):
                 self.broken(Promise.ALONE, f"{life.pod.name} and {other.pod.name} have the same stick")
 
     def ended(self) -> None:
@@ -367,7 +400,7 @@ class Judge(Truth):
             )
             if want.publish == PLUGIN:
                 self._handed_over(want, shown)
-            elif shown != Amounts.of(self.plan.counts(self.world.host.present)[want.name]):
+            elif shown != Amounts.of(self.figure(want)):
                 self.broken(Promise.FIGURES, f"{want.name} is {shown}")
         for life in self.world.cluster.here:
             self._kept(life)
@@ -381,7 +414,7 @@ class Judge(Truth):
         leads = {self.led[link].stick for link in self.world.kubelet.links.made if id_of(link) in taken.healthy}
         if len(taken.healthy) != here or len(leads) != (here if not want.per_devnode else len(leads)):
             self.broken(Promise.FIGURES, f"{want.name}: the kubelet has {taken}, but {here} are there: {leads}")
-        if not taken.unhealthy <= held <= taken.ids:
+        if not taken.unhealthy <= held or not {each for each in held if self.can_know(each)} <= taken.ids:
             self.broken(Promise.FIGURES, f"{want.name}: the kubelet has {taken}, but pods have {held}")
 
     def _kept(self, life: Life) -> None:
@@ -389,20 +422,22 @@ class Judge(Truth):
             want = self.plan.want(name)
             if want is None or want.evict is None or want.publish != PLUGIN or not life.evictable:
                 continue
-            gone = [link for link in self.led if id_of(link) in ids and self._is_surely_lost(link, name)]
+            links = [link for link in self.led if id_of(link) in ids and self.can_know(id_of(link))]
+            gone = [link for link in links if self.is_surely_lost(self.led[link], name)]
             if gone and not life.pod.terminating:
                 self.broken(Promise.EVICTS, f"{life.pod.name} keeps {gone}, which is lost")
 
-    def _is_surely_lost(self, link: str, name: str) -> bool:
+    def is_surely_lost(self, tty: Tty, name: str) -> bool:
         """Return whether a device is lost that the daemon, or the one before, knew by then, with nothing that could be it."""
-        tty = self.led[link]
-        if self.here(link) is not None or self.world.host.pulled[tty.birth] <= self.idle_at.get(name, -math.inf):
+        if self.find(tty) is not None or self.world.host.pulled[tty.birth] <= self.idle_at.get(name, -math.inf):
             return False
         if tty.plain is None and self.unread:  # its socket, and so its identity, was not to be read
             return False
         places = {*tty.claims, tty.devnode}
-        alike = (each for each in self.world.host.present if each.vendor == tty.vendor and places & each.claims)
-        return self.world.host.pulled[tty.birth] > self.began_at or not any(alike)
+        pulled = self.world.host.pulled
+        since = [each for each in self.world.host.past.values() if pulled.get(each.birth, math.inf) >= self.began_at]
+        alike = (each for each in since if each.vendor == tty.vendor and places & each.claims)
+        return pulled[tty.birth] > self.sure_at or not any(each for each in alike if each.birth != tty.birth)
 
 
 def _count(state: NodeState, name: str) -> int:
@@ -465,17 +500,20 @@ class Daemon:
         self.listener = MonitorListener(self.log, world.metrics)
         self.health = Health(sweep=10, last_cycle=world.loop.time())
         line = Line(world=world)
+        telemetry = Telemetry(log=self.log, metrics=world.metrics, health=self.health)
+        clock = Clock(now=world.loop.time, unix=lambda: host_date(world.loop.time()), jitter=lambda: world.jitter)
         self.reconciler = build_agent(
             source=Eye(world=world, judge=world.judge),  # type: ignore[arg-type]  # as far as they go
             api=line,
             watch=line.watch,
             workload=line,
             kubelet=lambda: world.kubelet,
+            dra=world.driver(telemetry, clock),
             settings=self,
             config=world.plan.config,
             node=NODE,
-            telemetry=Telemetry(log=self.log, metrics=world.metrics, health=self.health),
-            clock=Clock(now=world.loop.time, unix=lambda: host_date(world.loop.time()), jitter=lambda: world.jitter),
+            telemetry=telemetry,
+            clock=clock,
             cycled=world.judge.cycled,
         )
         self.listener.wake = self.reconciler.wake
@@ -485,24 +523,37 @@ class Daemon:
         """Read the configuration again."""
         config = self.settings.poll(force=force)
         if config is not None:
-            self.world.judge.configure(next(plan for plan in PLANS if plan.config is config))
+            self.world.judge.configure(next(plan for plan in self.world.plans if plan.config is config))
         return config
 
 
 class HandoverWorld(Surroundings[Daemon]):
     """Everything around the daemon of a node on which the kubelet hands devices over."""
 
+    plans: tuple[Plan, ...] = PLANS
+    """The configurations."""
+    templates: tuple[Template, ...] = TEMPLATES
+    """What users want to run."""
+
     def __init__(self, metrics: Metrics) -> None:
         """Have no stick and no pod, a kubelet and a daemon."""
         super().__init__(metrics)
-        self.plan = PLANS[0]
-        self.judge = Judge(world=self, plan=self.plan)
-        self.cluster = Cluster(self.loop, self.server)
-        self.kubelet = PodKubelet(self.loop, self.server, self.cluster, self.host)
+        self.plan = self.plans[0]
+        self.judge, self.cluster, self.kubelet = self.build()
         self.cluster.kubelet, self.cluster.plan, self.kubelet.observer = self.kubelet, self.plan, self.judge
         self.server.stored = self._stored
         self.kubelet.start()
         self.begin()
+
+    def build(self) -> tuple[Judge, Cluster, PodKubelet]:
+        """Return the parts of the world."""
+        cluster = Cluster(self.loop, self.server)
+        judge = Judge(world=self, plan=self.plan)
+        return judge, cluster, PodKubelet(self.loop, self.server, cluster, self.host)
+
+    def driver(self, _telemetry: Telemetry, _clock: Clock) -> Dra | None:
+        """Return the driver of claims of a new daemon, None where there are no claims."""
+        return None
 
     def _stored(self) -> None:
         self.judge.noticed()
@@ -519,6 +570,7 @@ class HandoverWorld(Surroundings[Daemon]):
         """Start a daemon, if none runs."""
         if not self.daemons:
             self.judge.known, self.judge.answered, self.judge.began_at = [], False, self.loop.time()
+            self.judge.sure_at = math.inf
             self.judge.configure(self.plan)
             self.daemons.append(Daemon(self))
 
@@ -539,7 +591,9 @@ class HandoverWorld(Surroundings[Daemon]):
         for daemon in self.daemons:
             ended: list[float] = []
             daemon.reconciler.end(lambda ended=ended: ended.append(self.loop.time()))  # type: ignore[misc]  # bound now
-            self.wait(1.1)
+            until = self.loop.time() + 1.1
+            while not ended and self.loop.time() < until:
+                self.wait(0.02)
             if not ended:
                 self.judge.broken(Promise.ALIVE, "TERM does not end it")
             self.judge.stopped()

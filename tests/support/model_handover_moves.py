@@ -104,7 +104,7 @@ def found(world: HandoverWorld, index: int) -> None:
         world.kubelet.taken.clear()
         world.kubelet.start()
         world.server.create()
-        world.configure(PLANS[index])
+        world.configure(world.plans[index])
         world.begin()
 
 
@@ -121,7 +121,7 @@ def furnish(world: HandoverWorld) -> None:
         if _socket(world, socket) == socket:
             world.host.plug(STICKS[kind], socket, number, record=True)
     world.hear()
-    for template in TEMPLATES[:4]:
+    for template in world.templates[:4]:
         world.cluster.make(template)
     world.wait(25)
 
@@ -239,12 +239,12 @@ def deaf(world: HandoverWorld) -> None:
 
 def pod(world: HandoverWorld, index: int) -> None:
     """Make a pod."""
-    world.cluster.make(TEMPLATES[index % len(TEMPLATES)])
+    world.cluster.make(world.templates[index % len(world.templates)])
 
 
 def pods(world: HandoverWorld) -> None:
     """Make a pod of each template."""
-    for template in TEMPLATES:
+    for template in world.templates:
         world.cluster.make(template)
 
 
@@ -273,7 +273,7 @@ def budget(world: HandoverWorld, index: int, forbidden: bool) -> None:  # noqa: 
 
 def configure(world: HandoverWorld, index: int, hup: bool) -> None:  # noqa: FBT001 - an argument of a move
     """Write another configuration."""
-    world.configure(PLANS[index])
+    world.configure(world.plans[index])
     for daemon in world.daemons if hup else ():
         daemon.listener.wake("config")
 

@@ -171,14 +171,20 @@ class Cluster(FakeWorkload):
             for name, count in life.pod.requests.items():
                 free[name] = free.get(name, 0) - count
         for life in [life for life in self.lives.values() if not life.gone and life.bound == math.inf]:
-            requests = life.pod.requests
-            if life.pod.title in self._pods or any(free.get(name, 0) < count for name, count in requests.items()):
+            if life.pod.title in self._pods or not self._place(life, free):
                 continue
-            for name, count in requests.items():
-                free[name] -= count
             life.bound = self._loop.time()
             self.change(life, node=NODE, scheduled=date(life.bound))
             self._loop.call_later(ADMISSION, self.kubelet.admit, life)
+
+    def _place(self, life: Life, free: dict[str, int]) -> bool:
+        """Take what a pod requests from what is free; return whether that is enough."""
+        requests = life.pod.requests
+        if any(free.get(name, 0) < count for name, count in requests.items()):
+            return False
+        for name, count in requests.items():
+            free[name] -= count
+        return True
 
     def change(self, life: Life, **fields: object) -> None:
         """Change what the API server has of a pod."""
@@ -401,17 +407,25 @@ class PodKubelet(FakeKubelet):
         """Admit a pod that was bound, or not; the pods that are gone must have been forgotten before."""
         if life.gone or life.pod.started or life.pod.terminating or not self.works:
             return
-        if self._cluster.away or any(other.gone for other in self._allocations.values()):
+        if self._cluster.away or self._has_ghosts:
             self._loop.call_later(GHOST, self.admit, life)
             return
         for name, count in life.pod.requests.items():
-            why = self._give(life, name, count) if self.knows(name) else self._fit(life, name, count)
-            if why:
+            if why := self._refuse(life, name, count):
                 self._cluster.fail(life)
                 self.observer.failed(life, name, why)
                 return
         self._cluster.change(life, started=True)
         self._loop.call_later(START, self.run, life)
+
+    @property
+    def _has_ghosts(self) -> bool:
+        """Whether a pod has devices that was deleted by force."""
+        return any(other.gone for other in self._allocations.values())
+
+    def _refuse(self, life: Life, name: str, count: int) -> str:
+        """Give a pod what it requests of a resource; return why not."""
+        return self._give(life, name, count) if self.knows(name) else self._fit(life, name, count)
 
     def _give(self, life: Life, name: str, count: int) -> str:
         """Give devices to a pod; return why not."""
@@ -453,7 +467,7 @@ class PodKubelet(FakeKubelet):
         """Start the container of a pod: its links have to lead somewhere."""
         if not life.lives or life.pod.terminating or life.opened:
             return
-        ttys = {link: self._host.ttys.get(self.links.made.get(link, "")) for link in life.links}
+        ttys = self._found(life)
         present = set(self._host.present)
         if not self.works or any(tty not in present for tty in ttys.values()):
             self._loop.call_later(AGAIN, self.run, life)
@@ -462,3 +476,7 @@ class PodKubelet(FakeKubelet):
         started = Container(name="c", started=int(host_date(self.now())))
         self._cluster.change(life, phase="Running", containers=(started,))
         self.observer.opened(life)
+
+    def _found(self, life: Life) -> dict[str, Tty | None]:
+        """Return what the container of a pod opens, by link; None where that leads nowhere."""
+        return {link: self._host.ttys.get(self.links.made.get(link, "")) for link in life.links}

@@ -70,6 +70,8 @@ class ObjectServer:
     """Seconds by which each event of a watch is late."""
     mute: bool = False
     """Whether watches are silent for ever; else a bookmark is sent once a minute."""
+    stored: Callable[[], None] = lambda: None
+    """Called after each change."""
     calls: list[Call] = field(default_factory=list)
     _objects: dict[_Key, Object] = field(default_factory=dict)
     _version: int = 100
@@ -247,6 +249,7 @@ class ObjectServer:
         for queue, (of_kind, selector) in self._queues.items():
             if of_kind == kind and _selected(stored, selector):
                 queue.put_nowait({"type": type_, "object": stored})
+        self.stored()
 
 
 def _selected(item: Object, selector: str) -> bool:

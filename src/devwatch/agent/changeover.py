@@ -109,10 +109,20 @@ class Changeover:
             if not late or way_of(self.former[name]) is not Publish.DEVICE_PLUGIN
         )
         held = {
-            name: replace(figure, amounts=Amounts.of(0), frozen=True) if name in self.waiting else figure
+            name: replace(figure, amounts=self._closed(name), frozen=True) if name in self.waiting else figure
             for name, figure in figures.by_name.items()
         }
         return replace(figures, by_name=held, forgotten=forgotten, left_out=figures.left_out | self.unread)
+
+    def _closed(self, name: str) -> Amounts:
+        """Return figures of which nothing is allocatable: 0, or what the kubelet writes until it has forgotten the plugin.
+
+        It writes the capacity again at each of its updates, ten seconds apart, and nothing can come of it.
+        """
+        state, plugin = self._observed, way_of(self._memory.get(name, ())) is Publish.DEVICE_PLUGIN
+        if state is None or not plugin or state.removable(name) or not state.removable(name, kubelet=True):
+            return Amounts.of(0)
+        return replace(state.amounts(name), allocatable=0)
 
     @property
     def unread(self) -> frozenset[str]:

@@ -137,16 +137,17 @@ class ClaimDriver:
         """Whether there may be a record of a former daemon that was not read yet."""
         return self.claims.files is None and bool(self._rules or self._recorded())
 
-    def update(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> None:
+    def update(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory, paths: Mapping[str, str]) -> None:
         """Process a scan: lost devices are taken out of the CDI files, and returned ones put in.
 
         `slots` are those of all resources that claims may hold, by resource. They have to know the IDs of a former daemon already, also
-        those of `PreparedClaims.recall`: otherwise a twin could get the ID of the device that a claim has.
+        those of `PreparedClaims.recall`: otherwise a twin could get the ID of the device that a claim has. `paths` are those in
+        containers, by resource of this node, however it is published.
         """
         self._load()
         if self.claims.files is None:
             return
-        self.claims.observe(slots, inventory, self._rules)
+        self.claims.observe(slots, inventory, paths)
         self._synchronize()
         self.registration.want(wanted=bool(self._rules or self.claims.by_uid))
         if not inventory.doubts:

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from devwatch.agent.pluginreport import DriverCondition
+from devwatch.core.slices import is_allocatable
 
 if TYPE_CHECKING:
     import asyncio
@@ -46,6 +47,8 @@ class Dra:
         self._parts: DraParts | None = None
         self._follow: tuple[asyncio.TaskGroup, Callable[[str], None]] | None = None
         self._rules: tuple[ResourceRule, ...] | None = None
+        self.paths: Mapping[str, str] = {}
+        """By resource of this node, however it is published: the path of its first devnode in a container."""
         self._known = set[str]()
         """Every ID that was published, by a former daemon too."""
 
@@ -88,6 +91,17 @@ class Dra:
         held = self._parts.claims.held
         return ids & (frozenset(self._known) if held is None else frozenset().union(*held.values()))
 
+    def withheld(self, held: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+        """Return those of these devices that are not to be offered: a pod may have them under another name.
+
+        What a claim has, or the slice offers already, maybe of a former daemon, was found to be free before.
+        """
+        if self._parts is None:
+            return dict(held)
+        slices = (self._parts.slices.observed.by_name or {}).values()
+        kept = self.claimed(frozenset(held))
+        return {name: other for name, other in held.items() if name not in kept and not is_allocatable(name, slices)}
+
     def update(
         self,
         offered: Mapping[str, Sequence[Slot]] | None,
@@ -106,7 +120,7 @@ class Dra:
         claims, slices = self._parts.claims, self._parts.slices
         slots = {**former, **(offered or {})}
         self._known.update(slot.id for slot in chain.from_iterable(slots.values()))
-        claims.update(slots, inventory)
+        claims.update(slots, inventory, self.paths)
         if offered is not None:
             held = claims.held or {}
             slices.update(offered, observed.uid, now, held=frozenset().union(*held.values()))

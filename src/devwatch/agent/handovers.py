@@ -83,6 +83,7 @@ class Handovers:
     def configure(self, rules: Iterable[ResourceRule]) -> None:
         """Set the resources of this node, however they are published."""
         self._rules = tuple(rules)
+        self._dra.paths = {rule.name: rule.container_path for rule in self._rules}
         self._dra.configure(rule for rule in self._rules if rule.publish is Publish.DRA)
 
     @property
@@ -121,6 +122,7 @@ class Handovers:
             for name, figure in figures.by_name.items()
         }
         shown |= self._plugins.update({name: shown[name] for name in self._plugins.names}, inventory, observed, held)
+        held |= {name: self._dra.withheld(held[name]) for name in self._dra.names}
         offered = {name: tuple(slot for slot in slots[name] if slot.id not in held[name]) for name in self._dra.names}
         unread = any(rule.publish is Publish.DRA and rule.name in self._changeover.unread for rule in self._rules)
         present = {name: _present(former[name], figures.by_name.get(name)) for name in claimed & former.keys()}

@@ -189,10 +189,7 @@ class HeldDevices:
     async def _read(self) -> None:
         self._read_at = self.clock.now() + READ_INTERVAL
         self._asked = frozenset(
-            each
-            for name, ids in self._absent.items()
-            for each in ids
-            if each not in self._lost or not self.can_allocate(name, frozenset({each}))
+            each for name, ids in self._absent.items() for each in ids if not self.can_allocate(name, frozenset({each}))
         )
         try:
             free = await self._unheld()

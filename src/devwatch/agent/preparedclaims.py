@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from devwatch.agent.claimreport import ClaimReport
     from devwatch.core.handover import Allocation
     from devwatch.core.inventory import Inventory
-    from devwatch.core.rules import ResourceRule
 
 _RECORD, _FILES = "record", "files"
 """The subjects of reports about the record of claims and about the CDI files."""
@@ -106,10 +105,8 @@ class PreparedClaims:
         self.known = {device.id: device.known for claim in claims for device in claim.devices}
         return claims
 
-    def observe(
-        self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory, rules: Mapping[str, ResourceRule]
-    ) -> None:
-        """Note where the devices are, and what the record has to know of them.
+    def observe(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory, paths: Mapping[str, str]) -> None:
+        """Note where the devices are, and what the record has to know of them; `paths` are those in containers, by resource.
 
         After an uncertain scan the devnodes of a device that it did not find stay, unless another device has one of them by now. A device
         of which a further devnode is about to arrive waits for that: its devnodes are numbered.
@@ -118,18 +115,17 @@ class PreparedClaims:
         incomplete, former = {device.body for device in inventory.pending}, self._devnodes
         self._devnodes = {}
         for resource, slot in ((name, slot) for name, each in slots.items() for slot in each):
-            self._know(resource, slot, rules.get(resource))
+            self._know(resource, slot, paths.get(resource, ""))
             if slot.state is SlotState.PRESENT:
                 if not any(device.body in incomplete for device in slot.devices):
                     self._devnodes[slot.id] = tuple(device.devnode for device in slot.devices)
             elif inventory.doubts and not taken & set(former.get(slot.id, ())):
                 self._devnodes[slot.id] = former.get(slot.id, ())
 
-    def _know(self, resource: str, slot: Slot, rule: ResourceRule | None) -> None:
+    def _know(self, resource: str, slot: Slot, path: str) -> None:
         """Note a device; the path of a resource that is not configured any more stays."""
         before = self.known.get(slot.id)
-        path = rule.container_path if rule else before.path if before else ""
-        if path:
+        if path := path or (before.path if before else ""):
             self.known[slot.id] = KnownDevice(
                 resource=resource, path=path, identity=slot.identity, in_socket=slot.in_socket
             )

@@ -171,6 +171,12 @@ def initialized_at(device: Device) -> float | None:
     return int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS else None
 
 
+def is_untouched(before: Device, now: Device) -> bool:
+    """Return whether udev, as far as its records say, has not handled a registration a second time between two scans."""
+    times = {initialized_at(before), initialized_at(now)}
+    return None in times or len(times) == 1
+
+
 def is_other_part(one: Device, other: Device) -> bool:
     """Return whether two devices are certainly different parts (interfaces) of a composite stick."""
     return None not in {one.interface, other.interface} and one.interface != other.interface

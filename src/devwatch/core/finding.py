@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from devwatch.core.departure import Departure, initialized_at
+from devwatch.core.departure import Departure, is_untouched
 from devwatch.core.listing import Entry
 from devwatch.core.matching import ids_of, match_remembered, match_replugged
 
@@ -54,17 +54,28 @@ class Finder:
             if devices is foreign:
                 excluded = {entry: excluded[entry] | each.unlinked(rest) for entry, each in left.items()}
             found |= self._match_departed(excluded, rest)
-        return found
+        return {**self._unidentified(), **found}
+
+    def _unidentified(self) -> dict[Entry, Device]:
+        """Return a device for each departed one that it may be: it has the same ids, and no ID as long as its record is not complete."""
+        unidentified = self.scene.unidentified(self.name)
+        devices = {ids_of(Entry.of(each)): each for each in self.scene.devices if each.key in unidentified}
+        return {entry: devices[ids_of(entry)] for entry in self.gone if ids_of(entry) in devices}
 
     def _with_other_id(self, entry: Entry) -> set[Key]:
         """Return the devices that the kubelet has under another ID than a departed one: certainly others, where their IDs are known.
 
-        An entry of a former daemon may be a device that got a new ID because udev reports another serial now.
+        An entry of a former daemon may be a device that got a new ID because udev reports another serial now; one with the same serial got
+        it because it is another, or because it cannot be known which.
         """
         slots, listed = self.scene.slots(self.name) if entry.id else {}, {each.id for each in self.gone}
         observed = self.gone[entry].device is not None
-        others = {key: slot.id for key, slot in slots.items() if slot.id != entry.id}
-        return {key for key, name in others.items() if observed or name in listed or key in self.here}
+        others = {key: slot for key, slot in slots.items() if slot.id != entry.id}
+        return {
+            key
+            for key, slot in others.items()
+            if observed or slot.id in listed or key in self.here or slot.identity.ids == ids_of(entry)
+        }
 
     def _match_departed(
         self, excluded: Mapping[Entry, AbstractSet[Key]], devices: Sequence[Device]
@@ -90,9 +101,4 @@ class Finder:
         """Return the departed devices whose registration is still present: udev, as far as known, has not handled it a second time."""
         here = {device.key: device for device in self.scene.devices}
         pairs = ((entry, each.device, here.get(each.device.key)) for entry, each in self.gone.items() if each.device)
-        return {
-            entry: now
-            for entry, before, now in pairs
-            if now is not None
-            and (None in {initialized_at(now), initialized_at(before)} or initialized_at(now) == initialized_at(before))
-        }
+        return {entry: now for entry, before, now in pairs if now is not None and is_untouched(before, now)}

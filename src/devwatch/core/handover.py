@@ -183,13 +183,14 @@ def ready_ids(
 
 
 def held_elsewhere(slots: Iterable[Slot], others: Iterable[tuple[str, Slot]]) -> dict[str, tuple[str, str]]:
-    """Return the present devices of a resource that a pod may have under another name, each with that resource and its ID there.
+    """Return the devices of a resource that a pod may have under another name, each with that resource and its ID there.
 
     `others` are the absent devices of other resources that a pod may have. One of them is not absent but this one where the configuration
-    has given it to this resource: then it has a registration of it, or, after a start, its entry in the annotation names it.
+    has given it to this resource: then it has a registration of it, or, after a start, its entry in the annotation names it. That is so
+    within the grace as well: a lingering device counts, so it could be given to a second pod.
     """
-    present = [slot for slot in slots if slot.state is SlotState.PRESENT]
-    return {slot.id: (name, other.id) for name, other in others for slot in present if other.is_among(slot.devices)}
+    counted = [slot for slot in slots if slot.state is not SlotState.HELD]
+    return {slot.id: (name, other.id) for name, other in others for slot in counted if other.is_among(slot.devices)}
 
 
 def _is_usable(slot: Slot, listed: AbstractSet[str], linked: Mapping[str, str]) -> bool:

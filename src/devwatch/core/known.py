@@ -65,8 +65,9 @@ class KnownDevices:
     3. Where the count is not above the present devices, entries of the former daemon that have no `lost` and no match are forgotten:
        they stopped counting without a date, so pods bound before and after cannot be distinguished, and none is evicted. Where the kubelet
        hands devices over it knows the holders, and no date is needed.
-    4. Each match is a return, unless it is unknown whether the resource claims the device (`Scene.open`): then it is also unknown whether
-       it is the departed one (`maybe`), and neither a return nor a loss follows. For departures without a match such a doubt is settled.
+    4. Each match is a return, unless it is unknown whether the resource claims the device (`Scene.open`), or which ID it gets
+       (`Scene.unidentified`): then it is also unknown whether it is the departed one (`maybe`), and neither a return nor a loss follows.
+       For departures without a match such a doubt is settled.
     5. `here` becomes the devices that the resource claims. A device that it claimed before, and may claim again, keeps its old entry,
        since its new values are incomplete. One that arrived unmatched inherits the time of an eviction by its ids.
     6. The departures without a match advance, towards a loss.
@@ -154,8 +155,9 @@ class KnownDevices:
         """Return the departed devices that are certainly back, and settle or record the doubts about the others."""
         returned: dict[Key, PresentDevice] = {}
         open_ = scene.open(rule.name)
+        doubtful = open_ | scene.unidentified(rule.name)
         for entry, device in found.items():
-            if device.key in open_:
+            if device.key in doubtful:
                 self.gone[entry].maybe = device.key
                 continue
             if self.gone[entry].device is None and entry.rdev == device.number:

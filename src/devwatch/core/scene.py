@@ -50,6 +50,12 @@ class Scene:
         handed_over = figure.slots if figure.amounts is not None and not figure.frozen else ()
         return {device.key: slot for slot in handed_over for device in slot.devices}
 
+    def unidentified(self, name: str) -> set[Key]:
+        """Return the registrations of devices that have no ID yet, where the kubelet hands devices over: their records are not complete."""
+        if self.figure(name).amounts is None:
+            return set()
+        return {device.key for device in self.devices if not device.complete} - self.slots(name).keys()
+
     def shows(self, name: str) -> bool:
         """Return whether both maps of the Node show the advertised count of a resource."""
         return self.observed is not None and self.observed.shows(name, self.figure(name).shown)

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from devwatch.core.departure import is_untouched
 from devwatch.core.device import natural
 from devwatch.core.listing import MAX_TEXT, Entry
 from devwatch.core.matching import ids_of, leads_to
@@ -57,13 +58,20 @@ class Identity:
     serial: str | None
     socket: str
     """The physical socket: ID_PATH of the device, else its devpath."""
+    path: str = ""
+    """The physical device in sysfs: its socket as a daemon knows it that finds no record of udev."""
     place: str = ""
     """The place of the devnode in its device, where each devnode is a device of its own (`count: devnode`)."""
 
     @property
     def model(self) -> tuple[str | None, ...]:
         """Everything but the socket, as far as the annotation lists it: equal for twins."""
-        return tuple(text and text[:MAX_TEXT] for text in (self.vendor, self.product, self.serial, self.place))
+        return (*self.ids, self.place[:MAX_TEXT])
+
+    @property
+    def ids(self) -> tuple[str | None, ...]:
+        """Vendor, product and serial, as the annotation lists them."""
+        return tuple(text and text[:MAX_TEXT] for text in (self.vendor, self.product, self.serial))
 
     @property
     def is_portable(self) -> bool:
@@ -71,8 +79,10 @@ class Identity:
         return bool(self.serial) and not is_shared(self.serial)
 
     def is_in_place(self, other: Identity) -> bool:
-        """Return whether another device with the same model is in the same socket."""
-        return (self.model, self.socket[:MAX_TEXT]) == (other.model, other.socket[:MAX_TEXT])
+        """Return whether another device with the same model is in the same socket, by its ID_PATH if both have one, else by the devpath."""
+        named = not any(each.socket.startswith("/") for each in (self, other))
+        mine, its = (self.socket, other.socket) if named else (self.path or self.socket, other.path)
+        return (self.model, mine[:MAX_TEXT]) == (other.model, its[:MAX_TEXT])
 
     def id(self, resource: str, *, in_socket: bool, salt: int = 0) -> str:
         """Return the ID of the device for a resource: vendor, product and serial as a slug, and a digest that makes it unique.
@@ -105,6 +115,14 @@ class Slot:
     """The API server's time when it began to be held (RFC 3339, seconds), None while it is not, or where that is unknown."""
     in_socket: bool = False
     """Whether the ID belongs to the socket: another device in it with the same model is this one, in another socket it is not."""
+
+    def may_be(self, device: Device, identity: Identity) -> bool:
+        """Return whether a device that has a registration of this one is this one, whatever its serial reads now.
+
+        One that was away meanwhile is only in its place: what has its devnode removed and made again keeps its registration.
+        """
+        same = (is_untouched(before, device) for before in self.devices if before.key == device.key)
+        return (self.state is SlotState.PRESENT and all(same)) or self.identity.is_in_place(identity)
 
     def is_among(self, devices: Iterable[Device]) -> bool:
         """Return whether one of these present devices is this one: it has a registration of it, or an entry of it names this device."""
@@ -194,9 +212,14 @@ class Slots:
         return self._answer
 
     def _observe(self, devices: Sequence[Device], *, certain: bool) -> None:
-        units = dict(_units(self.unit, devices))
-        by_key = {device.key: slot.id for slot in self._known.values() for device in slot.devices}
-        ids = {unit: by_key[device.key] for unit in units for device in unit if device.key in by_key}
+        units = {unit: each for unit, each in _units(self.unit, devices) if certain or not self._is_part(unit, each)}
+        by_key = {device.key: slot for slot in self._known.values() for device in slot.devices}
+        ids = {
+            unit: slot.id
+            for unit, identity in units.items()
+            for device in unit
+            if (slot := by_key.get(device.key)) is not None and slot.may_be(device, identity)
+        }
         new = {unit: identity for unit, identity in units.items() if unit not in ids}
         absent = [slot for name, slot in self._known.items() if name not in ids.values()]
         self._depart(absent)
@@ -207,6 +230,15 @@ class Slots:
         for unit, identity in new.items():
             if unit not in ids and not self._may_be_known(unit, identity):
                 self._add(unit, identity)
+
+    def _is_part(self, unit: _Unit, identity: Identity) -> bool:
+        """Return whether a known device has these devnodes and further ones. An uncertain scan that finds these alone did not find it."""
+        keys = {device.key for device in unit}
+        return any(
+            keys < {device.key for device in slot.devices}
+            or (len(unit) < len(slot.entries) and slot.identity.is_in_place(identity))
+            for slot in self._known.values()
+        )
 
     def _depart(self, absent: Iterable[Slot]) -> None:
         for slot in absent:
@@ -277,5 +309,12 @@ def _units(count: Count, devices: Sequence[Device]) -> Iterator[tuple[_Unit, Ide
 
 
 def _identity_of(device: Device, *, place: str = "") -> Identity:
-    socket = _INTERFACE.sub("", device.port) if device.port else device.physical or device.devpath
-    return Identity(vendor=device.vendor, product=device.product, serial=device.serial, socket=socket, place=place)
+    path = device.physical or device.devpath
+    return Identity(
+        vendor=device.vendor,
+        product=device.product,
+        serial=device.serial,
+        socket=_INTERFACE.sub("", device.port) if device.port else path,
+        path=path,
+        place=place,
+    )

@@ -72,6 +72,17 @@ def test_a_lost_device_is_lost_until_it_is_found() -> None:
     assert states(story.see(stick("ttyUSB1"), free=frozenset())) == [PRESENT]
 
 
+def test_an_uncertain_scan_that_finds_a_part_of_a_device_has_not_found_it() -> None:
+    """The part would be handed out in the place of the first devnode."""
+    one, two = (stick(f"ttyUSB{number}", interface=f"0{number}", physical="/devices/usb/1") for number in (0, 1))
+    story = Story()
+    story.see(one, two)
+    (slot,) = story.see(two, counted=1, certain=False)
+    assert (slot.state, slot.devices) == (LINGERING, (one, two))
+    (slot,) = story.see(two, counted=1)
+    assert (slot.state, slot.devices) == (PRESENT, (two,))
+
+
 # -- the form of an ID
 
 
@@ -151,6 +162,27 @@ def test_a_device_that_udev_renames_in_place_keeps_its_id() -> None:
     assert ids(story.see(stick())) == ids(story.see(stick(serial="other")))
 
 
+def test_another_stick_with_the_registration_of_an_absent_one_is_another() -> None:
+    """As virtual consoles have it: two that come back with their names exchanged keep their IDs, and a newcomer gets its own."""
+    story, one, two = Story(), stick(serial="A"), stick("ttyUSB1", serial="B", socket="2")
+    first, second = ids(story.see(one, two))
+    story.see(counted=2)
+    assert ids(story.see(stick(serial="B"), counted=2)) == [second, first]
+    both = story.see(stick(serial="B"), stick("ttyUSB1", serial="A", socket="2"))
+    assert ids(both) == [second, first]
+    story.see(counted=2)
+    newcomer, *absent = story.see(stick(serial="C"), counted=3)
+    assert newcomer.id not in {first, second} == set(ids(tuple(absent)))
+
+
+def test_another_stick_between_two_scans_is_another() -> None:
+    """Its record tells that udev has handled the registration again."""
+    story = Story()
+    (first,) = ids(story.see(stick(serial="A", properties={"USEC_INITIALIZED": "1000"})))
+    (second,) = ids(story.see(stick(serial="B", properties={"USEC_INITIALIZED": "2000"})))
+    assert first != second
+
+
 def test_without_a_serial_the_socket_is_the_identity() -> None:
     """A stick in another socket is another; what is plugged into the same one is the same."""
     story = Story()
@@ -168,6 +200,15 @@ def test_without_udev_the_devpath_is_the_socket() -> None:
     one, two = device("ttyUSB0", serial=None), device("ttyUSB1", serial=None)
     console = device("tty40", physical=None, serial=None)
     assert len(set(ids(Story().see(one, two, console)))) == 3
+
+
+def test_a_stick_whose_record_comes_after_a_restart_keeps_its_id() -> None:
+    """The former daemon knew the socket by the devpath alone; in another socket it is another stick."""
+    unread = device("ttyUSB0", serial=None, physical="/devices/usb/1-1")
+    read = replace(unread, port="pci-0000:00:14.0-usb-0:1:1.0")
+    former = stored("old", unread, in_socket=True)
+    assert ids(Story(former).see(read)) == ["old"]
+    assert "old" not in ids(Story(former).see(replace(read, physical="/devices/usb/1-2")))
 
 
 def test_the_newcomer_of_twins_gets_the_id_of_the_socket() -> None:

@@ -1,0 +1,250 @@
+"""What devwatch promises where pods get devices by claims, through any history of its world: see `test_promises.py`.
+
+`DEVWATCH_CLAIMS=100000` plays so many, `DEVWATCH_SEED=7` others. A history that fails is printed as Python; put into `KNOWN` it is
+played for ever.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from devwatch.core.node import Amounts, NodePatch
+from support.model import Uncounted
+from support.model_claims_moves import FUNCTIONS, play, strange
+from support.model_claims_world import ClaimWorld
+from support.model_handover import Promise
+from support.model_handover_moves import (
+    begin,
+    bounce,
+    configure,
+    delete,
+    furnish,
+    kill,
+    kubelet_restarts,
+    plug,
+    pod,
+    pods,
+    pull,
+    restart,
+    stop,
+)
+from support.model_moves import Move, devnode, finish, moves, records
+from support.model_pods import ZIGBEE
+from support.objectserver import SLICES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from enum import Enum
+
+pytestmark = pytest.mark.no_cover
+"""As in `test_promises.py`."""
+HISTORIES = int(os.environ.get("DEVWATCH_CLAIMS", "30"))
+SEED = int(os.environ.get("DEVWATCH_SEED", "0"))
+METRICS = Uncounted("0")
+
+
+@seed(SEED)
+@settings(
+    max_examples=HISTORIES,
+    deadline=None,
+    database=None,
+    phases=(Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),  # they are about the time that a history takes
+)
+@given(st.lists(moves(furnish, pull, bounce, kubelet_restarts, kill, functions=FUNCTIONS), min_size=10, max_size=30))
+def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None:
+    """Those of `Promise`."""
+    assert play(history, METRICS) == []
+
+
+KNOWN = {
+    "a stick whose record comes after a restart keeps its ID": (
+        Move(records, (True,)),
+        Move(furnish, ()),
+        Move(kill, (1,)),
+        Move(records, (False,)),
+        Move(pod, (4,), 11.0),
+    ),
+    "a stick that a pod has under a former name is not offered within its grace": (
+        Move(furnish, ()),
+        Move(configure, (2, True), 11.0),
+        Move(pod, (9,)),
+        Move(bounce, (0, 0, 1.9, "")),
+    ),
+    "a container does not get another part of its stick after an uncertain scan": (
+        Move(furnish, ()),
+        Move(devnode, (1, 13), 11.0),
+        Move(restart, (3, 1.0), 11.0),
+    ),
+    "a device that a claim got within the grace stays in the slice": (
+        Move(plug, ("zigbee", "socket-1", 0, True), 11.0),
+        Move(pull, (0,), 1.5),
+        Move(pod, (7,), 11.0),
+    ),
+    "a claim that tolerates the loss is spared": (
+        Move(plug, ("zigbee", "socket-1", 0, True), 1.5),
+        Move(pod, (5,), 11.0),
+        Move(pull, (0,), 35.0),
+    ),
+    "what is not a device of this node is not prepared": (
+        Move(furnish, ()),
+        Move(strange, ("another node",)),
+    ),
+    "a share of a device is not prepared": (
+        Move(furnish, ()),
+        Move(strange, ("a share",)),
+    ),
+    "another claim of the same name is not prepared": (
+        Move(furnish, ()),
+        Move(strange, ("another uid",)),
+    ),
+    "no pod gets by its name what its predecessor has lost": (
+        Move(furnish, ()),
+        Move(plug, ("composite", "socket-4", 0, True), 11.0),
+        Move(pull, (1,), 5.9),
+        Move(delete, (3, True), 11.0),
+    ),
+    "a kubelet that starts deletes the slices, and gets them again": (
+        Move(furnish, ()),
+        Move(pull, (0,), 11.0),
+        Move(kubelet_restarts, (1.0,), 11.0),
+    ),
+    "a claim keeps its stick over restarts of all": (
+        Move(furnish, ()),
+        Move(stop, (), 35.0),
+        Move(bounce, (0, 3, 1.9, "socket-4")),
+        Move(kubelet_restarts, (0.0,)),
+        Move(begin, (), 11.0),
+    ),
+    "the new way waits for the claims of the former one": (
+        Move(furnish, ()),
+        Move(configure, (3, True), 11.0),
+        Move(pods, (), 35.0),
+    ),
+    "nor does the next daemon give it that": (
+        Move(furnish, ()),
+        Move(kill, (1,)),
+        Move(devnode, (1, 13)),
+        Move(begin, (), 6.0),
+        Move(restart, (3, 1.0), 11.0),
+    ),
+    "a restart does not take back what a claim has under the new name": (
+        Move(furnish, ()),
+        Move(configure, (2, False)),
+        Move(plug, ("nameless", "socket-4", 0, False)),
+        Move(finish, (), 11.0),
+        Move(pod, (9,), 6.0),
+        Move(kill, (2,)),
+    ),
+}
+
+
+@pytest.mark.parametrize("history", [pytest.param(history, id=name) for name, history in KNOWN.items()])
+def test_a_history_that_has_failed_before(history: Sequence[Move]) -> None:
+    """Each failed once, or fails as soon as one of the promises is broken."""
+    assert play(history, METRICS) == []
+
+
+# -- the judge itself
+
+
+@pytest.fixture
+def world() -> Iterator[ClaimWorld]:
+    """Have a node on which pods have their sticks."""
+    one = ClaimWorld(METRICS)
+    furnish(one)
+    yield one
+    one.close()
+
+
+def verdicts(world: ClaimWorld) -> set[Enum]:
+    """Return the promises that were found broken."""
+    return {promise for promise, _ in world.broken}
+
+
+def test_the_judge_sees_a_figure_beside_the_slice(world: ClaimWorld) -> None:
+    """The scheduler would take the figure."""
+    world.judge.sent(NodePatch(counts={ZIGBEE: Amounts.of(1)}))
+    assert Promise.CHANGE in verdicts(world)
+
+
+def _renamed(spec: dict[str, Any]) -> None:
+    spec["devices"].append({**spec["devices"][0], "name": "other"})
+
+
+def _withdrawn(spec: dict[str, Any]) -> None:
+    spec["devices"][0]["taints"] = [{"key": "devwatch.io/unplugged", "effect": "NoSchedule"}]
+
+
+def _removed(spec: dict[str, Any]) -> None:
+    spec["pool"]["generation"] += 1
+    del spec["devices"][0]
+
+
+def _bare(spec: dict[str, Any]) -> None:
+    del spec["devices"][0]["attributes"]["model"]
+
+
+@pytest.mark.parametrize(
+    ("change", "promise"),
+    [
+        (_renamed, Promise.FIGURES),
+        (_withdrawn, Promise.FALL),
+        (_removed, Promise.FIGURES),
+        (_bare, Promise.FIGURES),
+    ],
+)
+def test_the_judge_sees_a_slice_that_is_wrong(
+    world: ClaimWorld, change: Callable[[dict[str, Any]], None], promise: Promise
+) -> None:
+    """Other names without another generation, a present or a held device less, an attribute that is missing."""
+    (stored,) = world.objects.all(SLICES)
+    (item,) = world.objects.all(SLICES)
+    change(item["spec"])
+    world.judge.written(item, stored)
+    assert promise in verdicts(world)
+
+
+def test_the_judge_sees_a_file_that_names_another_stick(world: ClaimWorld) -> None:
+    """Two claims have exchanged their devices."""
+    first, second, *_ = world.cluster.claims.values()
+    first.tty, second.tty = second.tty, first.tty
+    world.judge.cycled()
+    assert verdicts(world) == {Promise.OWN}
+
+
+def test_the_judge_sees_an_eviction_without_a_loss(world: ClaimWorld) -> None:
+    """All sticks are there."""
+    world.judge.evicts(world.cluster.here[0].pod)
+    assert verdicts(world) == {Promise.HOLDERS}
+
+
+def test_the_judge_sees_two_pods_with_one_stick_unless_they_share_a_claim(world: ClaimWorld) -> None:
+    """The first has a claim of its own."""
+    alone, left, right, _ = world.cluster.here
+    world.judge.opened(right)
+    assert verdicts(world) == set()
+    left.opened = dict(zip(left.opened, alone.opened.values(), strict=True))
+    world.judge.opened(left)
+    assert Promise.ALONE in verdicts(world)
+
+
+def test_the_judge_sees_a_claim_that_is_not_prepared(world: ClaimWorld) -> None:
+    """Everything has worked for long, and the device was offered."""
+    world.wait(100)
+    world.judge.refused(next(iter(world.cluster.claims.values())), "not now")
+    assert verdicts(world) == {Promise.ADMITTED}
+
+
+def test_the_judge_sees_what_is_wrong_in_the_end(world: ClaimWorld) -> None:
+    """No daemon takes note that a stick is gone, and the record is lost."""
+    world.kill()
+    world.host.pull(world.host.sticks[0])
+    world.record.unlink()
+    world.judge.ended()
+    assert verdicts(world) >= {Promise.EVICTS, Promise.FIGURES}

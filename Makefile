@@ -4,6 +4,9 @@ VENV ?= .venv
 PYTHONS := python3.14 python3.13 python3.12 python3.11 python3
 PREFIX ?= /usr/local
 UNITS ?= /etc/systemd/system
+# Where a release goes. Every other file that names the registry is held to this by tests/project/test_publishing.py, and those that name
+# the repository to [project.urls] of pyproject.toml.
+REGISTRY := ghcr.io/devwatch
 LOCK_VENV := $(VENV)-lock
 RELEASE_VENV := $(VENV)-release
 DOCS_VENV := $(VENV)-docs
@@ -69,7 +72,7 @@ libudev || root_apt libudev1 || true
 libudev || { say "libudev.so.1 is missing (Debian: apt-get install libudev1)"; exit 1; }
 endef
 
-.PHONY: help run test check lint fmt bench usb fuzz soak install uninstall image ready build release publish proto schema reference docs lock clean
+.PHONY: help run test check lint fmt bench usb fuzz soak install uninstall image ready build release push publish announce proto schema reference docs lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -138,7 +141,7 @@ install: $(RUN_READY) ## Install the program, its unit and an example configurat
 	done
 	echo "installed; next: edit /etc/devwatch, then systemctl daemon-reload && systemctl enable --now devwatch"
 
-IMAGE ?= devwatch/devwatch:$(version)
+IMAGE ?= $(REGISTRY)/devwatch:$(version)
 image: ## Build the container image with docker, podman or buildah (IMAGE=NAME:TAG).
 	@for builder in "docker build" "podman build" "buildah build"; do
 	    command -v "$${builder%% *}" > /dev/null && exec $$builder -f deploy/image/Containerfile -t "$(IMAGE)" .
@@ -168,7 +171,7 @@ ready: ## Say whether this commit can be released: all committed, one version in
 	[ -z "$$tagged" ] || [ "$$tagged" = "$$(git rev-parse HEAD)" ] || refuse "v$(version) is another commit, $$tagged"
 
 # Built twice from the commit, in different places and with different permissions. A file that depends on either stops the build.
-build: $(DEV_STAMP) ## Build wheel and sdist of the last commit into dist/, reproducibly.
+build: $(DEV_STAMP) ## Build wheel, sdist and chart of the last commit into dist/, reproducibly.
 	@$(dated)
 	work=$$(mktemp -d)
 	trap 'rm -rf "$$work"' EXIT
@@ -176,6 +179,7 @@ build: $(DEV_STAMP) ## Build wheel and sdist of the last commit into dist/, repr
 	    mkdir -p "$$work/$$1"
 	    git archive HEAD | tar --no-same-permissions -x -C "$$work/$$1"
 	    (cd "$$work/$$1" && "$(abspath $(VENV))/bin/python" -m hatchling build -d "$$work/dist-$$1")
+	    (cd "$$work/$$1/tests" && "$(abspath $(VENV))/bin/python" -m support.release "$$work/dist-$$1")
 	}
 	build first > /dev/null
 	(umask 077 && build second > /dev/null)
@@ -204,14 +208,44 @@ release: ready $(RELEASE_STAMP) ## Check, build, try and describe a release in d
 	    --pyproject "$$work/pyproject.toml" -o dist/devwatch-$(version).cdx.json .requirements/run.txt
 	(cd dist && sha256sum devwatch-* > SHA256SUMS && cat SHA256SUMS)
 	cat <<- 'END'
-	    devwatch $(version) is ready in dist/ and published nowhere. What would publish it:
+	    devwatch $(version) is ready in dist/ and published nowhere. One tag publishes all of it:
 	        git tag -a v$(version) -m "devwatch $(version)" && git push origin v$(version)
-	        make publish
+	    It starts .github/workflows/release.yml, which makes these files again and then runs:
+	        make push       image and chart to $(REGISTRY), signed, with the bill of materials
+	        make publish    wheel and sdist to the package index
+	        make announce   the release page, with the notes of dist/NOTES.md
+	    Once for a repository: .github/CONTRIBUTING.md, "A release".
 	END
+
+# A signature is of a digest: a tag can be moved. What is logged in here is forgotten with the folder. buildah, helm and cosign all read
+# the credentials in the form of docker's config.json.
+PLATFORMS := linux/amd64,linux/arm64
+push: ## Build the image for PLATFORMS; push image and chart, sign both, attest the bill of materials (REGISTRY_USER, REGISTRY_TOKEN).
+	@(cd dist && sha256sum --check --quiet SHA256SUMS)
+	work=$$(mktemp -d)
+	trap 'rm -rf "$$work"' EXIT
+	export DOCKER_CONFIG="$$work" REGISTRY_AUTH_FILE="$$work/config.json"
+	buildah login --username "$$REGISTRY_USER" --password-stdin "$(firstword $(subst /, ,$(REGISTRY)))" <<< "$$REGISTRY_TOKEN"
+	unset REGISTRY_TOKEN
+	$(dated)
+	buildah build --platform "$(PLATFORMS)" --timestamp "$$SOURCE_DATE_EPOCH" --manifest "$(IMAGE)" -f deploy/image/Containerfile .
+	buildah manifest push --all --digestfile "$$work/digest" "$(IMAGE)" "docker://$(IMAGE)"
+	helm push --registry-config "$$work/config.json" dist/devwatch-chart-$(version).tgz "oci://$(REGISTRY)/charts" 2>&1 | tee "$$work/pushed"
+	image="$(REGISTRY)/devwatch@$$(cat "$$work/digest")"
+	chart="$(REGISTRY)/charts/devwatch@$$(sed -n 's/^Digest: //p' "$$work/pushed")"
+	for pushed in "$$image" "$$chart"; do
+	    [[ $$pushed =~ @sha256:[0-9a-f]{64}$$ ]] || { echo "devwatch: no digest of $$pushed, so nothing is signed" >&2; exit 1; }
+	done
+	cosign sign --yes "$$image" "$$chart"
+	cosign attest --yes --type cyclonedx --predicate dist/devwatch-$(version).cdx.json "$$image"
 
 publish: $(LOCK_STAMP) ## Upload what make release made, as a trusted publisher or with UV_PUBLISH_TOKEN.
 	@(cd dist && sha256sum --check --quiet SHA256SUMS)
 	exec "$(LOCK_VENV)/bin/uv" publish dist/*.whl dist/*.tar.gz
+
+announce: ## Make the release page of the tag, with the notes and files of dist/ (GH_TOKEN).
+	@(cd dist && sha256sum --check --quiet SHA256SUMS)
+	exec gh release create "v$(version)" --verify-tag --title "devwatch $(version)" --notes-file dist/NOTES.md dist/devwatch-* dist/SHA256SUMS
 
 proto: $(DEV_STAMP) ## Generate the messages of the kubelet's sockets again.
 	@"$(VENV)/bin/python" -m grpc_tools.protoc -I src --python_out=src --pyi_out=src src/devwatch/kubelet/kubelet.proto

@@ -26,6 +26,7 @@ from support.deployment import (
     BASE,
     COMPONENTS,
     DEPLOY,
+    IMAGE,
     Object,
     build,
     container,
@@ -227,10 +228,10 @@ def test_the_base_counts_what_the_first_users_had() -> None:
 
 
 def test_the_image_is_that_of_this_version(base: list[Object]) -> None:
-    """Never `latest`, and no registry: who mirrors the image sets `images:` of kustomize."""
-    assert container(base)["image"] == f"devwatch/devwatch:{__version__}"
+    """Never `latest`, and the one that a release pushes: a mirror is set by `images:` of kustomize."""
+    assert container(base)["image"] == f"{IMAGE}:{__version__}"
     (example,) = yaml.safe_load((DEPLOY / "example" / "kustomization.yaml").read_text())["images"]
-    assert example == {"name": "devwatch/devwatch", "newTag": __version__}
+    assert example == {"name": IMAGE, "newTag": __version__}
 
 
 def test_the_base_is_privileged_and_its_root_read_only(base: list[Object]) -> None:

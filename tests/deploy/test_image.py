@@ -72,6 +72,7 @@ def test_the_labels_tell_what_the_package_tells(stages: list[Stage]) -> None:
         "version": devwatch.__version__,
         "licenses": project["license"],
         "authors": project["authors"][0]["name"],
+        "source": project["urls"]["Source"],
     }
 
 

@@ -36,8 +36,8 @@ LONGEST_README = 150
 """Lines: what a reader takes in who wants to know whether devwatch is the right tool."""
 NOT_EVENTS = frozenset({"config.yaml"})
 """What only looks like a log event."""
-FOREIGN_OPTIONS = frozenset({"--wait"})
-"""Options of other programs that stand alone in a code span: kubectl's."""
+FOREIGN_OPTIONS = frozenset({"--create-namespace", "--device", "--domain", "--set", "--wait"})
+"""Options of other programs that stand alone in a code span: of Helm, kubectl and generic-device-plugin."""
 
 _FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _SPAN = re.compile(r"`([^`\n]+)`")
@@ -289,3 +289,24 @@ def test_every_documented_log_event_is_logged() -> None:
     events = {name for name in named if name.partition(".")[0] in subjects}
     assert len(events) > 30
     assert events - known.keys() - NOT_EVENTS == set()
+
+
+def test_what_replaces_another_configuration_is_valid() -> None:
+    """Every part of a resource in the tables of the page, put into a resource."""
+    rows = [line.split(" | ") for line in page("migrating.md").splitlines() if line.startswith("| ")]
+    spans = [span for row in rows for span in _SPAN.findall(row[-1])]
+    parts = [span for span in spans if re.match(r"(match|container): ", span)]
+    keys = [span for span in spans if re.match(r"(path|properties): ", span)]
+    assert len(parts) > 5
+    assert len(keys) > 1
+    for part in [*parts, *(f"match: [{{ {key} }}]" for key in keys)]:
+        rest = "" if part.startswith("match") else ", match: [{ port: x }], publish: devicePlugin"
+        parse(f"resources: [{{ name: a/b, {part}{rest} }}]".encode(), file=part)
+
+
+def test_what_is_replaced_is_what_the_other_program_reads() -> None:
+    """Lists and maps in the first column are YAML, as those programs parse them."""
+    rows = [line.split(" | ")[0] for line in page("migrating.md").splitlines() if line.startswith("| ")]
+    spans = [span for cell in rows for span in _SPAN.findall(cell) if re.match(r"\w+: ", span)]
+    assert len(spans) > 5
+    assert all(isinstance(yaml.safe_load(span), dict) for span in spans)

@@ -26,6 +26,9 @@ SCHEMAS = {
     GITHUB / "dependabot.yml": "vendor.dependabot",
 }
 GUIDE = GITHUB / "CONTRIBUTING.md"
+SCRIPTS = {f".ci/{path.name}" for path in (CHECKOUT / ".ci").iterdir()}
+ACTIONS = r"actions/[\w-]+|sigstore/cosign-installer"
+"""Whose code may run in a workflow: GitHub's own, and the installer of the one program that no runner has."""
 ARCHITECTURE = CHECKOUT / "docs" / "architecture.md"
 
 
@@ -75,10 +78,10 @@ def test_the_linter_of_workflows_finds_nothing() -> None:
 
 
 def test_every_step_is_one_that_a_contributor_can_run() -> None:
-    """A make target that exists, or the script with the whole verdict: no logic hides in a workflow."""
+    """A make target that exists, or a script in .ci: no logic hides in a workflow."""
     commands = [step["run"] for step in steps() if "run" in step]
-    made = [re.fullmatch(r"make ([a-z]+)(?: [A-Z]+=\S+)*", command) for command in commands if command != ".ci/run"]
-    assert (CHECKOUT / ".ci" / "run").exists()
+    made = [re.fullmatch(r"make ([a-z]+)(?: [A-Z]+=\S+)*", command) for command in commands if command not in SCRIPTS]
+    assert {".ci/run", ".ci/emulation"} == SCRIPTS & set(commands)
     assert None not in made, commands
     assert {found[1] for found in made if found} <= targets()
 
@@ -87,7 +90,8 @@ def test_every_action_is_pinned_to_a_commit_and_says_its_release() -> None:
     """A tag can be moved; and without the comment nobody sees what runs."""
     uses = [line for path in WORKFLOWS for line in path.read_text("utf-8").splitlines() if "uses:" in line]
     assert len(uses) == sum("uses" in step for step in steps())
-    assert [line for line in uses if not re.fullmatch(r" +- uses: actions/[\w-]+@[0-9a-f]{40} # v[\d.]+", line)] == []
+    pinned = re.compile(rf" +- uses: (?:{ACTIONS})@[0-9a-f]{{40}} # v[\d.]+")
+    assert [line for line in uses if not pinned.fullmatch(line)] == []
 
 
 def test_one_action_has_one_commit() -> None:
@@ -97,10 +101,12 @@ def test_one_action_has_one_commit() -> None:
 
 
 def test_a_job_may_read_the_sources_and_nothing_else() -> None:
-    """One job alone may say who it is, and it publishes."""
+    """Those that publish may do what each needs: push packages, say which workflow they are, write the release page."""
     assert {path.name: document(path.name)["permissions"] for path in WORKFLOWS} == {"ci.yml": {}, "release.yml": {}}
     rights = {name: job["permissions"] for name, job in jobs().items()}
     assert rights.pop("release.publish") == {"contents": "read", "id-token": "write"}
+    assert rights.pop("release.registry") == {"contents": "read", "id-token": "write", "packages": "write"}
+    assert rights.pop("release.announce") == {"contents": "write"}
     assert {tuple(each.items()) for each in rights.values()} == {(("contents", "read"),)}
 
 
@@ -115,10 +121,27 @@ def test_only_a_tag_releases_and_only_a_decision_publishes() -> None:
     """Publishing waits for the whole release, a variable of the repository, and an environment that can ask a person."""
     release = document("release.yml")
     assert release[True] == {"push": {"tags": ["v*"]}}
-    publish = release["jobs"]["publish"]
-    assert (publish["needs"], publish["if"]) == ("release", "vars.PUBLISH == 'true'")
-    assert publish["environment"] == "package-index"
-    assert "make publish" not in str(release["jobs"]["release"]) + str(document("ci.yml"))
+    checked, *publishing = release["jobs"]
+    assert (checked, publishing) == ("release", ["registry", "publish", "announce"])
+    assert {name: release["jobs"][name]["needs"] for name in publishing} == {
+        "registry": "release",
+        "publish": "release",
+        "announce": ["registry", "publish"],
+    }
+    assert {release["jobs"][name]["if"] for name in publishing} == {"vars.PUBLISH == 'true'"}
+    assert {name: release["jobs"][name].get("environment") for name in publishing} == {
+        "registry": "registry",
+        "publish": "package-index",
+        "announce": None,  # it gives away nothing that the others have not
+    }
+    assert not re.search("make (push|publish|announce)", str(release["jobs"]["release"]) + str(document("ci.yml")))
+
+
+def test_no_secret_of_the_repository_is_used() -> None:
+    """Each job has the token that GitHub makes for it, and hands it to the one step that needs it."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in WORKFLOWS)
+    assert "secrets." not in text
+    assert [step["run"] for step in steps() if "github.token" in str(step)] == ["make push", "make announce"]
 
 
 def test_a_skip_fails_only_where_everything_can_run() -> None:

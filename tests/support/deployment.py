@@ -24,6 +24,8 @@ Object = dict[str, Any]
 DEPLOY = CHECKOUT / "deploy"
 BASE = DEPLOY / "base"
 COMPONENTS = DEPLOY / "components"
+IMAGE = "ghcr.io/devwatch/devwatch"
+"""The image that a release pushes."""
 OLDEST_KUSTOMIZE = (4, 0)
 """The first kustomize inside kubectl that knows components (kubectl 1.21)."""
 

@@ -22,7 +22,9 @@ the kernel looks like udevd to every daemon here.
 """
 
 
-SERVERS = tuple(f"tests/system/test_{name}.py" for name in ("admin", "admission", "deploy", "faulty_proxy", "kube"))
+SERVERS = tuple(
+    f"tests/system/test_{name}.py" for name in ("admin", "admission", "deploy", "faulty_proxy", "helm", "kube")
+)
 """The files among them whose tests need an API server at most, and no udevd and no daemon: another worker runs them, with a server of its
 own.
 """

@@ -3,6 +3,11 @@ app.kubernetes.io/name: devwatch
 app.kubernetes.io/component: daemon
 {{- end }}
 
+{{- define "devwatch.image" -}}
+{{ .Values.image.repository }}
+{{- if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
 {{- /* The names of the configured resources as a JSON list. Refuses what a schema cannot say. */}}
 {{- define "devwatch.names" -}}
 {{- $names := list }}
@@ -34,4 +39,29 @@ subjects:
   - kind: ServiceAccount
     name: devwatch
     namespace: {{ .namespace }}
+{{- end }}
+
+{{- /* What lets the Pods into a namespace where Pod Security is enforced. */}}
+{{- define "devwatch.podSecurity" -}}
+pod-security.kubernetes.io/enforce: privileged
+pod-security.kubernetes.io/audit: privileged
+pod-security.kubernetes.io/warn: privileged
+{{- end }}
+
+{{- /* The Namespace of the release as JSON; {} where there is none yet, without a cluster, and where it is not to be looked at. */}}
+{{- define "devwatch.namespace" -}}
+{{- $found := dict }}
+{{- if .Values.namespace.label }}{{ $found = lookup "v1" "Namespace" "" .Release.Namespace }}{{ end }}
+{{- toJson $found }}
+{{- end }}
+
+{{- /* Not empty where the release makes its Namespace: with Helm 4 on a cluster (each has kube-system), and only if the Namespace is not
+there yet or this release has made it. `helm template` shows none: what it prints may be deleted as a whole. */}}
+{{- define "devwatch.ownsNamespace" -}}
+{{- if and .Values.namespace.label (semverCompare ">=4.0.0-0" .Capabilities.HelmVersion.Version) }}
+  {{- if lookup "v1" "Namespace" "" "kube-system" }}
+    {{- $found := include "devwatch.namespace" . | fromJson }}
+    {{- if or (not $found) (eq .Release.Name (dig "metadata" "annotations" "meta.helm.sh/release-name" "" $found)) }}yes{{ end }}
+  {{- end }}
+{{- end }}
 {{- end }}

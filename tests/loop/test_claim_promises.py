@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from devwatch.core.node import Amounts, NodePatch
 from support.model import Uncounted
-from support.model_claims_moves import FUNCTIONS, play, strange
+from support.model_claims_moves import FUNCTIONS, edited, play, strange
 from support.model_claims_world import ClaimWorld
 from support.model_handover import Promise
 from support.model_handover_moves import (
@@ -113,6 +113,10 @@ KNOWN = {
         Move(furnish, ()),
         Move(pull, (0,), 11.0),
         Move(kubelet_restarts, (1.0,), 11.0),
+    ),
+    "a slice that is not the one of the node is deleted": (
+        Move(furnish, ()),
+        Move(edited, ("beside",), 11.0),
     ),
     "a claim keeps its stick over restarts of all": (
         Move(furnish, ()),

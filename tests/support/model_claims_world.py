@@ -231,17 +231,16 @@ class ClaimJudge(SliceJudge):
             return f"{claim.resource} never evicts"
         if claim.tty is None:
             return ""
-        back, pulled = self.find(claim.tty), self.world.host.pulled.get(claim.tty.birth, math.inf)
-        if claim.tolerates and self.is_surely_lost(claim.tty, claim.resource):
+        back, lost = self.find(claim.tty), self.is_surely_lost(claim.tty, claim.resource)
+        if claim.tolerates and lost:
             return "its claim tolerates the loss"
-        grace = want.grace if self.configured_at < pulled else 0.0
-        if back is None and self.now >= pulled + grace + want.evict - SOON:
-            return ""
-        opened = {tty.birth for tty in life.opened.values()}
-        here = {tty.birth for tty in self.world.host.present}
-        if back is not None and opened - here and self.now >= back.plugged + want.evict - SOON:
-            return ""
-        return f"its device {claim.id} is there"
+        pulled = self.world.host.pulled.get(claim.tty.birth, math.inf)
+        due = pulled + want.evict + (want.grace if self.configured_at < pulled else 0.0)
+        if back is not None:
+            dead = {tty.birth for tty in life.opened.values()} - {tty.birth for tty in self.world.host.present}
+            due = back.plugged + want.evict if dead else math.inf
+        # After a restart another stick may be taken for the lost one: then its file is dead, and the time that of the other one.
+        return "" if self.now >= due - SOON or (back is None and not lost) else f"its device {claim.id} is there"
 
     # -- claims
 

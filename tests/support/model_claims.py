@@ -65,9 +65,9 @@ TEMPLATES = (
 """What users want to run, by `limits` and by claims."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Claim:
-    """A ResourceClaim as it truly is."""
+    """A ResourceClaim as it truly is, from its allocation on: one that is shared is another one when it is allocated again."""
 
     name: str
     uid: str
@@ -314,8 +314,8 @@ class ClaimKubelet(PodKubelet):
         """By UID: the claims that were prepared, and not unprepared since (the checkpoint)."""
         self._ready = dict[str, list[str]]()
         """By UID: the CDI devices of those that were prepared since the start of the kubelet."""
-        self._busy = set[str]()
-        """The UIDs of the claims that are being prepared, or unprepared."""
+        self._busy = dict[str, Claim]()
+        """By UID: the claims that are being prepared."""
         self._tasks = set[asyncio.Task[None]]()
 
     def spawn(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
@@ -399,19 +399,24 @@ class ClaimKubelet(PodKubelet):
     def run(self, life: Life) -> None:
         """Start the container of a pod, whose claims have to be prepared."""
         claims = self._cluster.claims_of(life)
-        if not claims or all(claim.uid in self._ready for claim in claims):
+        if all(claim.uid in self._ready and self._known.get(claim.uid) is claim for claim in claims):
             super().run(life)
         elif life.lives and life.pod.started and not life.pod.terminating:
-            if self.works and not {claim.uid for claim in claims} & self._busy:
+            if self.works and not any(claim.uid in self._busy or self._is_left(claim) for claim in claims):
                 self.spawn(self._prepare(life, claims))
             else:
                 self._loop.call_later(AGAIN, self.run, life)
 
+    def _is_left(self, claim: Claim) -> bool:
+        """Return whether a claim is prepared still for its former allocation."""
+        return self._known.get(claim.uid, claim) is not claim
+
     async def _prepare(self, life: Life, claims: tuple[Claim, ...]) -> None:
-        births, uids = self._births, {claim.uid for claim in claims}
-        self._busy |= uids
+        births = self._births
+        self._busy |= {claim.uid: claim for claim in claims}
         answers = [await self.ask(claim) for claim in claims]
-        self._busy -= uids
+        for claim in claims:
+            self._busy.pop(claim.uid, None)
         if births != self._births:
             return
         for claim, answer in zip(claims, answers, strict=True):
@@ -437,7 +442,9 @@ class ClaimKubelet(PodKubelet):
     def must_unprepare(self, life: Life) -> list[Claim]:
         """Return the claims to unprepare before a pod is gone: those that no other one uses."""
         claims = [
-            claim for claim in self._cluster.claims_of(life) if claim.uid in self._known or claim.uid in self._busy
+            claim
+            for claim in self._cluster.claims_of(life)
+            if claim in {self._known.get(claim.uid), self._busy.get(claim.uid)}
         ]
         return [claim for claim in claims if not [user for user in self._cluster.users(claim) if user is not life]]
 

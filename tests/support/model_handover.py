@@ -436,7 +436,12 @@ class Judge(Truth):
         places = {*tty.claims, tty.devnode}
         pulled = self.world.host.pulled
         since = [each for each in self.world.host.past.values() if pulled.get(each.birth, math.inf) >= self.began_at]
-        alike = (each for each in since if each.vendor == tty.vendor and places & each.claims)
+        nameless = tty.plain is None  # one that has no serial may be any other after a restart
+        alike = (
+            each
+            for each in since
+            if each.vendor == tty.vendor and (places & each.claims or (nameless and each.plain is None))
+        )
         return pulled[tty.birth] > self.sure_at or not any(each for each in alike if each.birth != tty.birth)
 
 

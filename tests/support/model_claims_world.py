@@ -75,7 +75,7 @@ PLANS = (
         wants=(
             Want(name=ZIGBEE, ids=_ZIGBEES, publish=PLUGIN, evict=3),
             Want(name=ZWAVE, ids=_ZWAVES, publish=DRA),
-            Want(name=METER, ids=_METERS, publish=DRA),
+            Want(name=METER, ids=_METERS, per_devnode=True, publish=DRA),
         )
     ),
 )
@@ -84,6 +84,8 @@ SETTLING = 200.0
 """Seconds after the last fault in which everything is as it should be."""
 REPAIRS = 400.0
 """Seconds for which the repair of what others have changed may wait."""
+SECOND = 1.0
+"""Seconds in which a daemon without a plugin learns from the Node that the one before had some, and left links."""
 WATCHED = 65.0
 """Seconds after which a watch is tried again that was forbidden."""
 READ_AGAIN = 15.0
@@ -178,7 +180,7 @@ class SliceJudge(Judge):
         tty, want = self.ids.get(name), self.plan.want(text_of(device, "resource"))
         if tty is None or want is None or want.publish != DRA or self.configured_at >= self.shown_at.get(name, 0.0):
             return
-        if tty.plain is None and self.unread:  # its socket, and so its identity, was not to be read
+        if self.unread:  # the socket, and so the identity without a serial or of twins, was not to be read
             return
         pulled = self.world.host.pulled.get(tty.birth)
         if pulled is None and tty.birth in self.seen:
@@ -273,7 +275,8 @@ class ClaimJudge(SliceJudge):
 
     def cycled(self) -> None:
         """Judge what links and CDI files name after a cycle of the daemon."""
-        Judge.cycled(self)
+        if self.now > self.began_at + SECOND or any(want.publish == PLUGIN for want in self.plan.wants):
+            Judge.cycled(self)
         if not self.certain or not self.answered or self.now < self.world.disk_at + READ_AGAIN:
             return
         present = {tty.devnode: tty for tty in self.world.host.present}

@@ -132,7 +132,7 @@ class SliceJudge(Judge):
     def find_device(self, device: Object) -> Tty | None:
         """Return the present devnode that a device of the slice is, as its attributes tell; None where they do not."""
         vendor, serial, face, port = (text_of(device, name) for name in ("vendor", "serial", "interface", "port"))
-        ttys = [tty for tty in self.world.host.present if tty.socket == port or (serial and not port)]
+        ttys = [tty for tty in self.world.host.present if tty.socket == port]
         alike = [tty for tty in ttys if (tty.vendor, tty.plain or "", tty.interface) == (vendor, serial, face)]
         return alike[0] if len(alike) == 1 else None
 
@@ -180,12 +180,14 @@ class SliceJudge(Judge):
         tty, want = self.ids.get(name), self.plan.want(text_of(device, "resource"))
         if tty is None or want is None or want.publish != DRA or self.configured_at >= self.shown_at.get(name, 0.0):
             return
-        if self.unread:  # the socket, and so the identity without a serial or of twins, was not to be read
+        if (
+            self.unread or not tty.record
+        ):  # the socket, and so the identity without a serial or of twins, was not to be read
             return
         pulled = self.world.host.pulled.get(tty.birth)
         if pulled is None and tty.birth in self.seen:
             self.broken(Promise.FALL, f"withdraws {name}, which is there")
-        replaced = any(each.plugged >= (pulled or 0.0) for each in self.world.host.past.values())
+        replaced = any((each.handled or math.inf) >= (pulled or 0.0) for each in self.world.host.past.values())
         if pulled is not None and not replaced and self.now < pulled + want.grace - SOON:
             self.broken(Promise.FALL, f"withdraws {name} within its grace")
 
@@ -239,7 +241,8 @@ class ClaimJudge(SliceJudge):
         pulled = self.world.host.pulled.get(claim.tty.birth, math.inf)
         due = pulled + want.evict + (want.grace if self.configured_at < pulled else 0.0)
         if back is not None:
-            dead = {tty.birth for tty in life.opened.values()} - {tty.birth for tty in self.world.host.present}
+            here = {tty.birth for tty in self.world.host.present if tty.stick == back.stick}
+            dead = {tty.birth for tty in life.opened.values()} - here
             due = back.plugged + want.evict if dead else math.inf
         # After a restart another stick may be taken for the lost one: then its file is dead, and the time that of the other one.
         return "" if self.now >= due - SOON or (back is None and not lost) else f"its device {claim.id} is there"

@@ -96,10 +96,8 @@ class Dra:
 
         What a claim has, or the slice offers already, maybe of a former daemon, was found to be free before.
         """
-        if self._parts is None:
-            return dict(held)
-        slices = (self._parts.slices.observed.by_name or {}).values()
-        kept = self.claimed(frozenset(held))
+        observed = self._parts.slices.observed.by_name if self._parts else None
+        slices, kept = (observed or {}).values(), self.claimed(frozenset(held))
         return {name: other for name, other in held.items() if name not in kept and not is_allocatable(name, slices)}
 
     def update(

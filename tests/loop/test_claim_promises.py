@@ -19,6 +19,7 @@ from support.model_claims_moves import FUNCTIONS, edited, play, strange
 from support.model_claims_world import ClaimWorld
 from support.model_handover import Promise
 from support.model_handover_moves import (
+    away,
     begin,
     bounce,
     configure,
@@ -129,6 +130,13 @@ KNOWN = {
         Move(furnish, ()),
         Move(configure, (3, True), 11.0),
         Move(pods, (), 35.0),
+    ),
+    "what was to be offered before a change is not offered after it": (
+        Move(pod, (1,)),
+        Move(pod, (9,), 1.5),
+        Move(away, (True,)),
+        Move(plug, ("nameless", "socket-3", 0, True)),
+        Move(configure, (2, False), 11.0),
     ),
     "nor does the next daemon give it that": (
         Move(furnish, ()),

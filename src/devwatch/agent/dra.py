@@ -119,7 +119,9 @@ class Dra:
         slots = {**former, **(offered or {})}
         self._known.update(slot.id for slot in chain.from_iterable(slots.values()))
         claims.update(slots, inventory, self.paths)
-        if offered is not None:
+        if offered is None:
+            slices.hold()
+        else:
             held = claims.held or {}
             slices.update(offered, observed.uid, now, held=frozenset().union(*held.values()))
 

@@ -123,6 +123,10 @@ class ResourceSlices:
             self._refused = ()
             self._backoff.until = min(self._backoff.until, now)
 
+    def hold(self) -> None:
+        """Write nothing until the next `update`: a write that was decided before may offer what must not be offered any more."""
+        self._write = None
+
     def action(self, now: float) -> Task | None:
         """Return the write that is due, None for none."""
         write, due = self._write, self.due(now)

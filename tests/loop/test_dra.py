@@ -279,6 +279,76 @@ async def test_a_claim_that_tolerates_the_loss_is_spared(tmp_path: Path) -> None
 
 
 @virtual
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_administrative_access_neither_evicts_its_pod_nor_keeps_the_device(
+    *, restarts: bool, tmp_path: Path
+) -> None:
+    """The kubelet lists the device for both pods; which claim does not hold it, the record tells."""
+    async with dra_site(tmp_path, USB0, used=EVICTING) as one:
+        device = await one.claim("p")
+        await one.claim("x", administers=device)
+        if restarts:
+            await one.restart()
+            await asyncio.sleep(30)
+        one.host.unplug(USB0)
+        await asyncio.sleep(60)
+        assert one.evicted == ["p"]
+        assert one.devices == {}
+        one.host.plug("0001", USB1, serial="S0")
+        await asyncio.sleep(10)
+        assert one.devices == {device: False}
+        assert one.devnodes() == [USB1]
+
+
+@virtual
+async def test_a_pod_that_holds_the_device_by_another_claim_is_evicted(tmp_path: Path) -> None:
+    """Whatever else it has for administrative access."""
+    async with dra_site(tmp_path, USB0, used=EVICTING) as one:
+        device = await one.claim("p")
+        await one.claim("x", "p", administers=device, claims=frozenset({"p", "x"}))
+        one.host.unplug(USB0)
+        await asyncio.sleep(60)
+        assert one.evicted == ["p"]
+        assert one.devices == {}
+
+
+@virtual
+async def test_a_stick_that_returns_under_another_number_evicts_no_pod_with_administrative_access(
+    tmp_path: Path,
+) -> None:
+    """Its file is dead too, but no other pod waits for its end."""
+    async with dra_site(tmp_path, USB0, used=EVICTING) as one:
+        device, started = await one.claim("p"), (Container(name="c", started=1),)
+        await one.claim("x", administers=device, containers=started)
+        one.host.unplug(USB0)
+        await asyncio.sleep(1)
+        one.host.plug("0001", "/dev/ttyUSB7", serial="S0")
+        await asyncio.sleep(60)
+        assert one.evicted == []
+
+
+@virtual
+async def test_nobody_is_evicted_before_the_record_of_the_claims_is_read(tmp_path: Path) -> None:
+    """Which claim holds the device, and which tolerates its loss, only the record tells."""
+    async with dra_site(tmp_path, USB0, USB1, used=EVICTING) as one:
+        await one.claim("x", administers=await one.claim("p"))
+        await one.claim("q", tolerations=(TOLERATION,))
+        await one.kill()
+        aside = one.record.rename(one.record.with_suffix(".aside"))
+        one.record.symlink_to(one.record)
+        one.start(one.used)
+        await asyncio.sleep(30)
+        for devnode in (USB0, USB1):
+            one.host.unplug(devnode)
+        await asyncio.sleep(120)
+        assert one.evicted == []
+        one.record.unlink()
+        aside.rename(one.record)
+        await asyncio.sleep(330)
+        assert one.evicted == ["p"]
+
+
+@virtual
 async def test_a_successor_with_another_stick_is_not_evicted(tmp_path: Path) -> None:
     """Nor is one that gets the stick once it has returned."""
     async with dra_site(tmp_path, USB0, USB1, used=EVICTING) as one:
@@ -343,6 +413,21 @@ async def test_to_the_status_of_the_node_the_figures_wait_for_the_claims(tmp_pat
         assert one.server.shows(ZIGBEE) == ("2", "2")
         assert one.devices == {}
         assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_the_new_way_waits_for_administrative_access_too(tmp_path: Path) -> None:
+    """Its pod has asked in the former way, and is to be made once more for the new one."""
+    async with dra_site(tmp_path, USB0) as one:
+        await one.claim("x", administers=min(one.allocatable))
+        one.use(config("nodeStatus"))
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert "waits for the end of home/x" in one.waits()
+        assert one.devnodes() == [USB0]
+        await one.end("x")
+        await asyncio.sleep(20)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
 
 
 @virtual

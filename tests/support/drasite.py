@@ -104,11 +104,21 @@ class DraSite(Home):
 
     # -- pods with claims
 
-    async def claim(self, name: str, *pods: str, tolerations: tuple[dict[str, str], ...] = (), **fields: Any) -> str:  # noqa: ANN401 - of a Pod
-        """Let pods, one of the name of the claim without any, run with a free device, and return its ID."""
-        device = min(self.allocatable)
+    async def claim(
+        self,
+        name: str,
+        *pods: str,
+        administers: str = "",
+        tolerations: tuple[dict[str, str], ...] = (),
+        **fields: Any,  # noqa: ANN401 - of a Pod
+    ) -> str:
+        """Let pods, one of the name of the claim without any, run with a free device, and return its ID.
+
+        With `administers` they have that device, for administrative access.
+        """
+        device = administers or min(self.allocatable)
         result = {"request": "stick", "driver": DRIVER, "pool": POOL, "device": device, "tolerations": [*tolerations]}
-        allocation = {"devices": {"results": [result]}}
+        allocation = {"devices": {"results": [result | {"adminAccess": bool(administers)}]}}
         claim = {"kind": "ResourceClaim", "metadata": {"name": name, "namespace": "home"}, "spec": {}}
         stored = self.objects.put(CLAIMS, {**claim, "status": {"allocation": allocation}})
         names = pods or (name,)

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from devwatch.agent.pluginreport import DriverCondition
+from devwatch.core.claims import administered
 from devwatch.core.slices import is_allocatable
 
 if TYPE_CHECKING:
@@ -157,3 +158,10 @@ class Dra:
         claims = self._parts.claims.holders if self._parts else ()
         found = {each.reference: [device.spared for device in each.held if device.id in ids] for each in claims}
         return frozenset((claim.namespace, claim.name) for claim, spared in found.items() if spared and all(spared))
+
+    def administered(self, namespace: str, name: str) -> frozenset[str] | None:
+        """Return the IDs of the devices that a claim has without a hold (`core.claims.administered`), None before the record is read."""
+        if self._parts is None:
+            return frozenset()
+        claims = self._parts.claims
+        return None if claims.held is None else administered(claims.holders, namespace, name)

@@ -177,9 +177,21 @@ class Handovers:
         return resource in self._dra.names
 
     async def holdings(self) -> tuple[Holding, ...]:
-        """Return which pods have devices, each with the resource that these belong to. Raises `KubeletError`."""
+        """Return which pods hold devices, each with the resource that these belong to. Raises `KubeletError`."""
         found = await self._plugins.holdings()
-        return tuple(each for reading in found for each in self._by_resource(reading))
+        usages = (each for reading in found for each in self._by_resource(reading))
+        return tuple(held for each in usages if (held := self._without_administered(each)))
+
+    def _without_administered(self, usage: Holding) -> Holding | None:
+        """Return what a container holds of what it has, maybe nothing: its pod has asked for the resource all the same.
+
+        The kubelet does not tell what is for administrative access alone, and the record of claims does. Before that is read, None leaves
+        the claim unaccounted for, and so the holders unknown.
+        """
+        if not usage.claim:
+            return usage
+        administered = self._dra.administered(usage.namespace, usage.claim)
+        return None if administered is None else replace(usage, ids=usage.ids - administered)
 
     def _by_resource(self, holding: Holding) -> list[Holding]:
         """Return a reading once for each resource: the kubelet knows the names of claims, and not the resources behind them."""

@@ -178,6 +178,13 @@ def is_allocated_here(found: ClaimState, uid: str, pool: str) -> bool:
     return found.uid == uid and any((each.driver, each.pool) == (DRIVER, pool) for each in found.devices)
 
 
+def administered(claims: Iterable[PreparedClaim], namespace: str, name: str) -> frozenset[str]:
+    """Return the IDs of the devices that the claim of this name has for administrative access alone, which is not a hold."""
+    named = [each for each in claims if (each.reference.namespace, each.reference.name) == (namespace, name)]
+    devices = {device.id for claim in named for device in claim.devices}
+    return frozenset(devices.difference(device.id for claim in named for device in claim.held))
+
+
 def cdi_devices(claim: PreparedClaim, devnodes: Mapping[str, Sequence[str]]) -> dict[str, Allocation]:
     """Return by name the CDI devices of a claim, one for each request whose devices are all present, as `devnodes` says by ID.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from devwatch.core.claims import Toleration, cdi_devices, is_allocated_here, prepare
+from devwatch.core.claims import Toleration, administered, cdi_devices, is_allocated_here, prepare
 from devwatch.core.errors import ClaimRefused
 from devwatch.core.names import UNPLUGGED
 from support.build import ZIGBEE, ZWAVE
@@ -79,6 +79,18 @@ def test_administrative_access_gets_the_device_and_holds_none() -> None:
     claim = prepare(reference(), state(allocated("a", admin=True), allocated("b")), POOL, KNOWN)
     assert [each.id for each in claim.held] == ["b"]
     assert len(cdi_devices(claim, {"a": ("/dev/a",), "b": ("/dev/b",)})) == 1
+
+
+def test_a_claim_holds_what_it_has_for_administrative_access_only_if_it_has_it_otherwise_too() -> None:
+    """By namespace and name, as the kubelet names claims."""
+    both = state(
+        allocated("a", admin=True), allocated("b", admin=True), allocated("b", request="other"), allocated("z")
+    )
+    claims = [prepare(reference(), both, POOL, KNOWN), prepared("b", uid="2")]
+    assert administered(claims[:1], "home", "c") == {"a"}
+    assert administered(claims[:1], "home", "d") == administered(claims[:1], "other", "c") == frozenset()
+    overlapping = [prepared("a", admin=True), prepared("a", uid="2")]
+    assert administered(overlapping, "home", "c") == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from devwatch.core.slots import Slot
 
 
+FIRST_REPAIR = 0.1
+"""Seconds between the first and the second repair of the slice, at least. Several in a row are no contest yet: a kubelet deletes the slices
+of its node at each start, and until the slice is right again pods stay Pending."""
+
+
 class SliceApi(Protocol):
     """The API for the slices of this driver on this node. All methods raise `ApiError`."""
 
@@ -73,7 +78,7 @@ class ResourceSlices:
         self._write: Write | None = None
         self._published: tuple[object, ...] = ()
         """The content of the slice that the server has accepted last."""
-        self._backoff, self._repairs = Backoff(), RepairBackoff()
+        self._backoff, self._repairs = Backoff(), RepairBackoff(first=FIRST_REPAIR)
         self._refused: tuple[object, ...] = ()
         """The content that the server has refused last; another one does not wait for the backoff."""
         self.refused = False

@@ -132,8 +132,8 @@ class _Source:
     def scan(self, now: float) -> Scan:
         return self.lister.scan(now)
 
-    def expect(self, paths: frozenset[str]) -> None:
-        self.lister.paths = paths
+    def expect(self, paths: frozenset[str], subsystems: frozenset[str]) -> None:
+        self.lister.paths, self.lister.subsystems = paths, subsystems
 
     def cycled(self) -> None:
         self.cycles.append(time.perf_counter() - self.began)

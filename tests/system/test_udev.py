@@ -367,7 +367,7 @@ def test_a_link_that_the_configuration_names_is_followed(
     """Also outside /dev."""
     (tmp_path / "zigbee").symlink_to(plug(sticks))
     sticks.settle()
-    listener.source.expect(frozenset({str(tmp_path / "zigbee")}))
+    listener.source.expect(frozenset({str(tmp_path / "zigbee")}), frozenset({"tty"}))
     assert getattr(listener.device("tty40"), "link", None) == str(tmp_path / "zigbee")
 
 

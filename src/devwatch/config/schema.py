@@ -18,7 +18,7 @@ from devwatch.config.tree import MAX_FAULTS, MAX_QUOTE, NO_STRING, Node, Place, 
 from devwatch.core.errors import ConfigError, Fault
 from devwatch.core.handover import variable_of
 from devwatch.core.keys import KEYS, MatchKey
-from devwatch.core.names import resource_name_fault
+from devwatch.core.names import resource_name_fault, subsystem_fault
 from devwatch.core.rules import Count, KeyTest, Matcher, Pattern, Publish, ResourceRule, is_glob
 from devwatch.core.serials import SHARED_SERIALS
 from devwatch.core.slices import MAX_ATTRIBUTE
@@ -305,6 +305,11 @@ def _name(text: str) -> tuple[str | None, str]:
     return None if why else text, why
 
 
+def _subsystem(text: str) -> tuple[str | None, str]:
+    why = subsystem_fault(text)
+    return None if why else text, why
+
+
 def _choice(text: str, *, words: Mapping[str, T]) -> tuple[T | None, str]:
     return words.get(text), " or ".join(words)
 
@@ -364,6 +369,12 @@ _RESOURCE = {
         field="exclude",
         read=partial(_list, read=_entry, least=0),
         description="What matches here goes on to the next resource.",
+    ),
+    "subsystem": _Key(
+        field="subsystem",
+        read=partial(_scalar, spelling=_subsystem),
+        description="The udev subsystem of the devices: tty (the default), usb (the whole device), hidraw, video4linux, or another one "
+        "whose devices have a character devnode.",
     ),
     "count": _Key(field="count", read=_COUNT, description="Physical devices (device, the default), or devnodes."),
     "publish": _Key(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from devwatch.core.departure import Departure, advance_departures, initialized_at, returned_at
+from devwatch.core.device import TTY
 from devwatch.core.finding import Finder
 from devwatch.core.incidents import Loss, Registration, Return
 from devwatch.core.listing import MAX_LINKS, MAX_NUMBERS, Entry, listed_path
@@ -85,6 +86,8 @@ class KnownDevices:
 
     def observe(self, rule: ResourceRule, scene: Scene, before: PreviousScan, paths: Paths) -> None:
         """Process a certain scan by the steps of the class docstring; `before` is the previous one."""
+        # A resource that counts another subsystem now has no departed devices: the former one may not be scanned any more.
+        self.gone = {entry: each for entry, each in self.gone.items() if (entry.subsystem or TTY) == rule.subsystem}
         self._record_departures(rule, scene, before, paths)
         uncounted = self._restore_departures(rule, scene)
         found = Finder(gone=self.gone, here=self.here.keys(), scene=scene, name=rule.name).find()
@@ -114,6 +117,8 @@ class KnownDevices:
             if device.key not in self.here or device.key in keys:
                 continue
             known = self.here.pop(device.key)
+            if device.subsystem != rule.subsystem:
+                continue  # the same for a device that was present before
             shared = paths.shared(device.key) - {listed_path(device.devnode)}
             own = tuple(link for link in known.entry.links if link not in shared)
             entry = replace(known.entry, links=own, shared=tuple(sorted(shared))[:MAX_LINKS])
@@ -133,9 +138,11 @@ class KnownDevices:
         """Turn the entries of a former daemon into departures, once, at the first certain scan; return those without `lost`.
 
         The entries of present devices are matched in the same scan, which ends their departures. An entry with `lost` has already been
-        removed from the count: it starts in the state "sent", without grace.
+        removed from the count: it starts in the state "sent", without grace. An entry of another subsystem is forgotten: the configuration
+        has changed, and that subsystem may not be scanned any more.
         """
-        remembered, self._remembered = self._remembered or (), None
+        known, self._remembered = self._remembered or (), None
+        remembered = [entry for entry in known if (entry.subsystem or TTY) == rule.subsystem]
         for entry in remembered:
             numbers = entry.numbers or (((0, entry.rdev),) if entry.rdev is not None else ())
             former = (Registration(second=second, number=number, paths=entry.paths) for second, number in numbers)

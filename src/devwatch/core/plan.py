@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from devwatch.core.device import TTY
+from devwatch.core.exclusion import exclude_other_kind
 from devwatch.core.inventory import Inventory, Window
 from devwatch.core.listing import Entry, Listing, render_listing
 from devwatch.core.node import ANNOTATION_PART, Amounts, NodePatch, NodeState, Part
@@ -31,6 +33,7 @@ class Claims:
         """Store the rules of this node, in the order of their priority."""
         self.rules = tuple(rules)
         self._known: dict[Device, Claim] = {}
+        self._claims: dict[Device, Claim] = {}
         self._asked: tuple[Device, ...] = ()
 
     def judge(self, devices: Iterable[Device]) -> dict[Device, Claim]:
@@ -40,8 +43,9 @@ class Claims:
         if asked != self._asked:
             known = self._known
             self._known = {device: known.get(device) or claim(device, self.rules) for device in asked}
+            self._claims = self._known | exclude_other_kind(self._known, self.rules)
             self._asked = asked
-        return self._known
+        return self._claims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,8 @@ class Figure:
     """The present devices that the resource claims."""
     publish: Publish = Publish.NODE_STATUS
     """How the resource is published."""
+    subsystem: str = TTY
+    """The udev subsystem of its devices."""
     slots: tuple[Slot, ...] = ()
     """What the resource offers: one slot for each device that is present, lingers, or is held by a pod."""
     held: bool = False
@@ -216,6 +222,7 @@ class Tally:
         return Figure(
             present=present,
             publish=rule.publish,
+            subsystem=rule.subsystem,
             amounts=Amounts.of(0) if rule.publish is Publish.DRA else None,
             advertised=max(self._last[rule.name], shown),
             devices=devices,

@@ -15,6 +15,7 @@ from devwatch.core.listing import MAX_TEXT, Entry
 from devwatch.core.matching import ids_of, leads_to
 from devwatch.core.rules import Count
 from devwatch.core.serials import is_shared
+from devwatch.core.states import first_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -297,7 +298,7 @@ class Slots:
 def _units(count: Count, devices: Sequence[Device]) -> Iterator[tuple[_Unit, Identity]]:
     """Yield the devices that a resource counts, each as its claimed devnodes in order, with its identity."""
     bodies: dict[str, list[Device]] = {}
-    for device in sorted(devices, key=lambda device: (device.interface or "", natural(device.devnode))):
+    for device in sorted(devices, key=lambda device: (device.interface or "", device.index, natural(device.devnode))):
         bodies.setdefault(device.body, []).append(device)
     for unit in bodies.values():
         if count is Count.DEVICE:
@@ -310,9 +311,10 @@ def _units(count: Count, devices: Sequence[Device]) -> Iterator[tuple[_Unit, Ide
 
 def _identity_of(device: Device, *, place: str = "") -> Identity:
     path = device.physical or device.devpath
+    vendor, product = first_state(device.vendor, device.product)
     return Identity(
-        vendor=device.vendor,
-        product=device.product,
+        vendor=vendor,
+        product=product,
         serial=device.serial,
         socket=_INTERFACE.sub("", device.port) if device.port else path,
         path=path,

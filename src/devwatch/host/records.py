@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from devwatch.core.device import TTY
 from devwatch.core.inventory import ARRIVAL_TIMEOUT
 from devwatch.host.files import stamp
 
@@ -92,14 +93,15 @@ class RecordFile:
         record = self.record
         if record is None:
             return device
+        device = replace(device, properties=record, port=record.get("ID_PATH", device.port))
+        if device.subsystem != TTY and "ID_VENDOR_ID" not in record:
+            return device  # udev's rules do not read the ids of every device, such as hidraw before systemd 257: sysfs has them
         return replace(
             device,
-            properties=record,
             vendor=_hex_digits(record.get("ID_VENDOR_ID")),
             product=_hex_digits(record.get("ID_MODEL_ID")),
             serial=record.get("ID_SERIAL_SHORT"),
             interface=_lower(record.get("ID_USB_INTERFACE_NUM")),
-            port=record.get("ID_PATH"),
         )
 
 

@@ -258,7 +258,7 @@ def test_a_wrong_pattern_says_what_is_allowed(text: str, fault: str | None) -> N
         assert found == f"4:{fault}"
 
 
-ONE_OF = "(name, match, exclude, count, publish, container, nodes, removalGrace, evict"
+ONE_OF = "(name, match, exclude, subsystem, count, publish, container, nodes, removalGrace, evict"
 WAYS = "nodeStatus or devicePlugin or dra"
 BELOW_DEV = "an absolute path below /dev without ., .., a comma or white space in it"
 TIME = "a duration such as 500ms, 2s, 5m or 1h, from"

@@ -338,7 +338,7 @@ def test_the_paths_of_the_configuration_are_followed(source: tuple[UdevSource, H
     devices, host = source
     host.stick()
     link = host.link("zigbee", "ttyUSB0")
-    devices.expect(frozenset({link}))
+    devices.expect(frozenset({link}), frozenset({"tty"}))
     assert [device.links for device in devices.scan(0).devices] == [(link,)]
 
 

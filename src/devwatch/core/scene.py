@@ -69,13 +69,14 @@ class Scene:
         return [each for each in devices if each not in foreign], [each for each in devices if each in foreign]
 
     def open(self, name: str) -> set[Key]:
-        """Return the registrations of which it is unknown whether the resource claims them."""
+        """Return the registrations of which it is unknown whether the resource claims them, and those that have not arrived yet."""
         claims = self.figures.claims
         # A device that another resource certainly has is not open, even without a record.
         devices = self._devices_like(name)
         unknown = (device for device in devices if not device.complete and claims[device].owner is None)
         doubtful = (device for device in devices if name in claims[device].doubtful)
-        return {device.key for device in chain(unknown, doubtful)} - self.claimed(name).keys()
+        pending = (device for device in self.inventory.pending if claims[device].owner == name)
+        return {device.key for device in chain(unknown, doubtful, pending)} - self.claimed(name).keys()
 
     def _devices_like(self, name: str) -> list[Device]:
         """Return the devices of the subsystem of a resource: a whole USB device has the ids of its parts."""

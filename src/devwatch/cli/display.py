@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+from devwatch.core.device import TTY
 from devwatch.core.keys import VALUE_KEYS
 from devwatch.core.rules import Verdict
 from devwatch.core.text import escape, quote_for_yaml
@@ -114,9 +115,9 @@ def show_devices(screen: Screen, rows: Sequence[Row], *, wide: bool) -> None:
     heads = ["DEVNODE", "WHAT", "ID", "SERIAL", "INTERFACE", "LINK", "RESOURCE"]
     lines = [_cells(row) for row in rows]
     if wide:
-        heads += ["DRIVER", "PORT", "LINKS"]
+        heads += ["SUBSYSTEM", "DRIVER", "PORT", "LINKS"]
         lines = [
-            [*line, row.driver or "", row.device.port or "", " ".join(row.device.links)]
+            [*line, row.device.subsystem, row.driver or "", row.device.port or "", " ".join(row.device.links)]
             for line, row in zip(lines, rows, strict=True)
         ]
     screen.table(heads, lines)
@@ -147,6 +148,7 @@ def device_document(row: Row) -> dict[str, Any]:
     return {
         "devnode": device.devnode,
         "what": row.what,
+        "subsystem": device.subsystem,
         **{key: getattr(device, key) for key in VALUE_KEYS},
         "driver": row.driver,
         "link": next(iter(device.links), None),
@@ -216,7 +218,8 @@ def _resource(suggestion: Suggestion) -> str:
         f"{escape(suggestion.title)}: {', '.join(suggestion.devnodes)}",
         *([suggestion.note] if suggestion.note else []),
     ]
-    lines = [f"  # {line}" for line in comment] + [f"  - name: {suggestion.name}", "    match:"]
+    lines = [f"  # {line}" for line in comment] + [f"  - name: {suggestion.name}"]
+    lines += [f"    subsystem: {suggestion.subsystem}"] * (suggestion.subsystem != TTY) + ["    match:"]
     for index, (key, values) in enumerate(suggestion.keys.items()):
         texts = [quote_for_yaml(value) for value in values]
         value = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"

@@ -46,7 +46,7 @@ class Device:
     subsystem: str = TTY
     """The udev subsystem; `usb` stands for a whole USB device (`DEVTYPE=usb_device`), the others for a part of a device."""
     hub: bool = False
-    """Whether it is a USB hub (`bDeviceClass` 09, USB 2.0 specification, 11.23.1)."""
+    """Whether it is a whole USB device that is a hub."""
     index: int = 0
     """The `index` attribute in sysfs, which numbers the devnodes of one video4linux device; 0 where there is none."""
     physical: str | None = None

@@ -14,6 +14,17 @@ SECOND_STATES = MappingProxyType(
 """By vendor and product in the second state: those in the first. `config/sticks.toml` has each of these devices in both states."""
 
 
+def states_of(vendor: str | None, product: str | None) -> dict[str, tuple[str, ...]]:
+    """Return the values of the keys vendor and product in both states of a device, empty for a device that has one."""
+    first = first_state(vendor, product)
+    second = (each for each, before in SECOND_STATES.items() if before == first)
+    return {
+        key: values
+        for after in second
+        for key, values in zip(("vendor", "product"), zip(SECOND_STATES[after], after, strict=True), strict=True)
+    }
+
+
 def first_state(vendor: str | None, product: str | None) -> tuple[str | None, str | None]:
     """Return vendor and product by which a device is identified: those of its first state."""
     return SECOND_STATES.get((vendor or "", product or ""), (vendor, product))

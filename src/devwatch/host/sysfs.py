@@ -24,6 +24,8 @@ KERNEL_TTYS = frozenset({"tty", "console"})
 """The ttys that every kernel with virtual terminals registers at boot (`drivers/tty/tty_io.c`, `tty_init`)."""
 USB_DEVICE = "usb_device"
 """The DEVTYPE of a whole USB device (`drivers/usb/core/usb.c`); its interfaces have another one and no devnode."""
+_HUB = "09"
+"""The `bDeviceClass` of a hub (USB 2.0 specification, 11.23.1)."""
 _SOCKETS = frozenset({USB, "pci", "platform"})
 """The subsystems of the ancestors that name a socket."""
 _MAX_DIGITS = 10
@@ -115,45 +117,51 @@ class Registrations:
 
     def _register(self, name: str, path: str, incarnation: int, entry: int) -> Registration | None:
         if self.subsystem != TTY and status(f"{path}/dev") is None:
-            return None  # as most entries of some classes, such as the ports of a graphics card
-        real, top = os.path.realpath(path), os.path.realpath(self.roots.sys)
+            return None  # as most entries of some classes, such as the outputs of a graphics card
+        real = os.path.realpath(path)
         number = _read_device_number(f"{real}/dev")
         if number is None:
             # Being added or removed: the kernel adds `dev` last and removes it first (device_add, device_del).
             return None
-        uevent = {} if self.subsystem == TTY else _read_uevent(real)
-        if self.subsystem == USB and uevent.get("DEVTYPE") != USB_DEVICE:
+        bare = self._read_device(name, real, number, incarnation)
+        if bare is None:
             return None
-        node = uevent.get("DEVNAME") or name.replace("!", "/")
-        body, interface = _ancestor_with(real, top, "idVendor"), _ancestor_with(real, top, "bInterfaceNumber")
-        bare = Device(
-            devnode=f"{self.roots.dev}/{node}",
-            devpath=real.removeprefix(top),
-            number=number,
-            incarnation=incarnation,
-            subsystem=self.subsystem,
-            hub=self.subsystem == USB and _attribute_text(real, "bDeviceClass") == "09",
-            index=0 if self.subsystem == TTY else _read_index(real),
-            physical=body and body.removeprefix(top),
-            vendor=_attribute_text(body, "idVendor"),
-            product=_attribute_text(body, "idProduct"),
-            serial=normal_serial(read_attribute(f"{body}/serial") or b"") if body else None,
-            interface=_attribute_text(interface, "bInterfaceNumber"),
-            port=None if self.subsystem == TTY or body is None else socket_of(real, top),
-        )
         former, left = self._former.get(number, (incarnation, None))
         typed = self.subsystem == TTY and status(f"{real}/type") is not None
         known = self._known[name] = Registration(
             entry=entry,
             bare=bare,
             typed=typed,
-            plain=bare.virtual and not typed and "/" not in node,
+            plain=bare.virtual and not typed and os.path.dirname(bare.devnode) == self.roots.dev,
             record=RecordFile(
                 path=f"{self.roots.run}/data/c{os.major(number)}:{os.minor(number)}",
                 inherited=None if former == incarnation else left,
             ),
         )
         return known
+
+    def _read_device(self, name: str, real: str, number: int, incarnation: int) -> Device | None:
+        """Return the device at a real path in sysfs, None for a part of a USB device, which the bus usb lists beside the whole ones."""
+        top = os.path.realpath(self.roots.sys)
+        uevent = {} if self.subsystem == TTY else _read_uevent(real)
+        if self.subsystem == USB and uevent.get("DEVTYPE") != USB_DEVICE:
+            return None
+        body, interface = _ancestor_with(real, top, "idVendor"), _ancestor_with(real, top, "bInterfaceNumber")
+        return Device(
+            devnode=f"{self.roots.dev}/{uevent.get('DEVNAME') or name.replace('!', '/')}",
+            devpath=real.removeprefix(top),
+            number=number,
+            incarnation=incarnation,
+            subsystem=self.subsystem,
+            hub=self.subsystem == USB and _attribute_text(real, "bDeviceClass") == _HUB,
+            index=0 if self.subsystem == TTY else _read_index(real),
+            physical=body and body.removeprefix(top),
+            vendor=_attribute_text(body, "idVendor"),
+            product=_attribute_text(body, "idProduct"),
+            serial=normal_serial(read_attribute(f"{body}/serial") or b"") if body else None,
+            interface=_attribute_text(interface, "bInterfaceNumber"),
+            port=None if self.subsystem == TTY or body is None else _socket_of(real, top),
+        )
 
 
 def normal_serial(raw: bytes) -> str | None:
@@ -201,7 +209,7 @@ def _read_index(path: str) -> int:
     return int(text) if text.isdecimal() and len(text) < _MAX_DIGITS else 0
 
 
-def socket_of(path: str, top: str) -> str | None:
+def _socket_of(path: str, top: str) -> str | None:
     """Return the physical socket of a USB device or of a part of it, None where nothing tells it.
 
     As udev's builtin `path_id` writes ID_PATH (systemd, `udev-builtin-path_id.c`): of neighbouring ancestors of one subsystem the nearest

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from devwatch.core.departure import is_untouched
-from devwatch.core.device import natural
+from devwatch.core.device import USB, natural
 from devwatch.core.listing import MAX_TEXT, Entry
 from devwatch.core.matching import ids_of, leads_to
 from devwatch.core.rules import Count
@@ -312,11 +312,13 @@ def _units(count: Count, devices: Sequence[Device]) -> Iterator[tuple[_Unit, Ide
 def _identity_of(device: Device, *, place: str = "") -> Identity:
     path = device.physical or device.devpath
     vendor, product = first_state(device.vendor, device.product)
+    # The socket behind a hub (usb-0:1.4) looks as the interface of a device does (usb-0:1:1.4), which a whole device has not.
+    socket = device.port if device.subsystem == USB or not device.port else _INTERFACE.sub("", device.port)
     return Identity(
         vendor=vendor,
         product=product,
         serial=device.serial,
-        socket=_INTERFACE.sub("", device.port) if device.port else path,
+        socket=socket or path,
         path=path,
         place=place,
     )

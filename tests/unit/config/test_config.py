@@ -259,6 +259,10 @@ def test_a_wrong_pattern_says_what_is_allowed(text: str, fault: str | None) -> N
 
 
 ONE_OF = "(name, match, exclude, subsystem, count, publish, container, nodes, removalGrace, evict"
+ANY_OTHER = "tty, usb, hidraw, video4linux or another udev subsystem whose devices have a character devnode"
+NO_DISK = "a block device has no character devnode, and Pods get disks as volumes"
+NO_INTERFACE = "a network interface has no devnode, and Pods get interfaces from network plugins"
+WHOLE = "the whole USB device is called usb"
 WAYS = "nodeStatus or devicePlugin or dra"
 BELOW_DEV = "an absolute path below /dev without ., .., a comma or white space in it"
 TIME = "a duration such as 500ms, 2s, 5m or 1h, from"
@@ -267,6 +271,13 @@ TIME = "a duration such as 500ms, 2s, 5m or 1h, from"
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
+        ("subsystem: block", f"16: resources[0].subsystem: 'block' is not valid ({NO_DISK}; {ANY_OTHER})"),
+        ("subsystem: net", f"16: resources[0].subsystem: 'net' is not valid ({NO_INTERFACE}; {ANY_OTHER})"),
+        ("subsystem: usb_device", f"16: resources[0].subsystem: 'usb_device' is not valid ({WHOLE}; {ANY_OTHER})"),
+        ("subsystem: USB", f"16: resources[0].subsystem: 'USB' is not valid ({ANY_OTHER})"),
+        ("subsystem: ../misc", f"16: resources[0].subsystem: '../misc' is not valid ({ANY_OTHER})"),
+        ("subsystem: [usb]", f"16: resources[0].subsystem: a list stands here ({ANY_OTHER})"),
+        ("subsystem: ''", f"16: resources[0].subsystem: '' is not valid ({ANY_OTHER})"),
         ("count: devices", "12: resources[0].count: 'devices' is not valid (device or devnode)"),
         ("count:", "11: resources[0].count: nothing stands here (device or devnode)"),
         ("publish: deviceplugin", f"14: resources[0].publish: 'deviceplugin' is not valid ({WAYS})"),

@@ -205,6 +205,9 @@ async def test_a_device_counts_as_a_whole_or_by_its_parts(first: str) -> None:
         await asyncio.sleep(100)
         counts = {name: shown(one, name)[0] for name in ("x/whole", "x/part")}
         assert counts == {name: "1" if name == first else "0" for name in counts}
+        (contested,) = one.log.of("device.contested")
+        excluded = "/dev/ttyACM0" if first == "x/whole" else "/dev/bus/usb/001/004"
+        assert (contested.fields["devnode"], contested.fields["claimed_by"]) == (excluded, first)
         one.host.plug("1a6e", "/dev/ttyACM1", physical="/devices/usb1/1-9")
         await asyncio.sleep(1)
         assert shown(one, "x/part")[0] == ("1" if first == "x/whole" else "2")

@@ -165,8 +165,9 @@ class Reporter:
     def _report_contested(self, figures: Figures) -> None:
         for device, claim in figures.claims.items():
             if len(claim.wanted) > 1:
+                owner = claim.owner or claim.excluded_by
                 self._warn_once(
-                    "device.contested", devnode=device.devnode, claimed_by=claim.owner, matched=list(claim.wanted)
+                    "device.contested", devnode=device.devnode, claimed_by=owner, matched=list(claim.wanted)
                 )
 
     def _report_held_counts(self, figures: Figures, there: Collection[Key], scan: Scan) -> None:

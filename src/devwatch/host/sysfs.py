@@ -26,8 +26,8 @@ USB_DEVICE = "usb_device"
 """The DEVTYPE of a whole USB device (`drivers/usb/core/usb.c`); its interfaces have another one and no devnode."""
 _HUB = "09"
 """The `bDeviceClass` of a hub (USB 2.0 specification, 11.23.1)."""
-_SOCKETS = frozenset({USB, "pci", "platform"})
-"""The subsystems of the ancestors that name a socket."""
+_CONTROLLERS = frozenset({"pci", "platform"})
+"""The subsystems of the ancestors that name the controller of a socket."""
 _MAX_DIGITS = 10
 """Digits from which on an index is not plausible: it is a C int."""
 _SERIAL_SIZE = 511
@@ -219,8 +219,11 @@ def _socket_of(path: str, top: str) -> str | None:
     before = ""
     while len(path) > len(top):
         kind, name = _subsystem_at(path), os.path.basename(path)
-        if kind != before and kind in _SOCKETS:
-            parts.append(f"usb-0:{name.partition('-')[2]}" if kind == USB else f"{kind}-{name}")
+        ports = name.partition("-")[2]
+        if kind == USB and before != USB and ports:  # a root hub is in no port
+            parts.append(f"usb-0:{ports}")
+        elif kind in _CONTROLLERS and kind != before:
+            parts.append(f"{kind}-{name}")
         path, before = os.path.dirname(path), kind
     return "-".join(reversed(parts)) or None
 

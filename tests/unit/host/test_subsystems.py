@@ -57,13 +57,13 @@ def test_a_usb_device_is_found_with_all_that_can_be_matched(host: Host) -> None:
 
 
 def test_interfaces_have_no_devnode_and_hubs_are_known_as_such(host: Host) -> None:
-    """Of four entries on the bus two are hubs, and one is the device."""
+    """Of six entries on the bus two are hubs, and one is the device. A root hub is in the socket of its controller."""
     on_a_hub(host)
     host.usb_device("1-1.4", at=BODY.removeprefix("devices/"))
-    assert {name: device.hub for name, device in host.found().items()} == {
-        "bus/usb/001/001": True,
-        "bus/usb/001/002": True,
-        "bus/usb/001/004": False,
+    assert {name: (device.hub, device.port) for name, device in host.found().items()} == {
+        "bus/usb/001/001": (True, "pci-0000:00:14.0"),
+        "bus/usb/001/002": (True, "pci-0000:00:14.0-usb-0:1"),
+        "bus/usb/001/004": (False, SOCKET),
     }
 
 

@@ -216,6 +216,12 @@ class Matcher:
         exact = {test.key for test in self.tests if not any(is_glob(pattern.text) for pattern in test.patterns)}
         return exact >= {"vendor", "product"}
 
+    def allows_model(self, vendor: str, product: str) -> bool:
+        """Return whether the keys vendor and product do not exclude this model."""
+        model = {"vendor": vendor, "product": product}
+        tests = (test for test in self.tests if test.key in model)
+        return all(any(pattern.matches(model[test.key]) for pattern in test.patterns) for test in tests)
+
     def covers(self, other: Matcher) -> bool:
         """Return True where every device that matches `other` certainly matches this entry."""
         return all(any(mine.covers(theirs) for theirs in other.tests) for mine in self.tests)

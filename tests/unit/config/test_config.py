@@ -780,3 +780,31 @@ def _said(text: str) -> str:
 def test_a_configuration_holds_rules() -> None:
     """What comes out needs no further reading."""
     assert all(isinstance(rule, ResourceRule) for rule in _config(FULL).resources)
+
+
+FIRST, SECOND = "{vendor: 1a6e, product: 089a}", "{vendor: 18d1, product: '9302'}"
+
+
+@pytest.mark.parametrize(
+    ("match", "warning"),
+    [
+        (f"[{FIRST}, {SECOND}]", ""),
+        ("[{vendor: [1a6e, 18d1], product: [089a, '9302']}]", ""),
+        (f"[{FIRST}, {{port: x}}]", ""),
+        ("[{vendor: 1a6e}]", ""),
+        (f"[{FIRST}]", "1a6e:089a has the ids 18d1:9302 in its other state"),
+        (f"[{SECOND}, {{vendor: '0403'}}]", "18d1:9302 has the ids 1a6e:089a in its other state"),
+        ("[{vendor: '0403', interface: '00'}]", "a whole USB device has no interface"),
+    ],
+)
+def test_what_cannot_be_meant_for_a_usb_device_is_a_warning(match: str, warning: str) -> None:
+    """It is valid, and would count nothing, or nothing from the first use on."""
+    config = _config(f"resources:\n- {{name: a/b, subsystem: usb,\n   match: {match}}}\n")
+    said = [fault for fault in config.warnings if fault.path == "resources[0].match"]
+    assert [warning in fault.message for fault in said] == ([True] if warning else [])
+    assert all((fault.line, fault.column) == (3, 4) for fault in said)
+
+
+def test_a_tty_has_an_interface() -> None:
+    """There is nothing to warn of."""
+    assert _config("resources: [{name: a/b, match: [{vendor: '0403', interface: '00'}]}]").warnings == ()

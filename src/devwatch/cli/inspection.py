@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _ESCAPED = re.compile(r"\\x([0-9a-fA-F]{2})")
-_BY_ID = "/dev/serial/by-id/"
-"""The directory of the links that udev makes of vendor, model and serial (60-serial.rules)."""
+_BY_ID = "/by-id/"
+"""Part of the links that udev makes of vendor, model and serial (60-serial.rules, 60-persistent-v4l.rules)."""
 _SLUG = re.compile(r"[^a-z0-9]+")
 
 
@@ -296,7 +296,7 @@ def _identifying_keys(group: Sequence[Device], others: Sequence[Device]) -> tupl
 
 def _stable_path(device: Device, *, by_socket: bool) -> str:
     """Return the most stable link to a device, else its devnode. Devices that the socket alone distinguishes share their by-id link."""
-    links = (link for link in device.links if not (by_socket and link.startswith(_BY_ID)))
+    links = (link for link in device.links if not (by_socket and _BY_ID in link))
     return next(links, device.devnode)
 
 

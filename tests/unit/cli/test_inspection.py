@@ -442,3 +442,8 @@ def test_a_suggestion_is_for_the_subsystem_that_is_asked_for() -> None:
     assert suggested.subsystem == "usb"
     assert suggested.verdict(WHOLE) is Verdict.MATCHED
     assert "subsystem" not in suggestion_text((tty,))
+    (pod,) = yaml.safe_load_all(pod_text((usb,)))
+    assert (
+        pod["volumes"][0]["hostPath"]["path"] == pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/dev/bus/usb"
+    )
+    assert "#   /dev/bus/usb/001/004\n" in pod_text((usb,))

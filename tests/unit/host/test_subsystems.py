@@ -114,12 +114,15 @@ def test_the_ids_that_udevs_rules_do_not_read_come_from_sysfs(host: Host) -> Non
     host.usb_device(serial=b"A1")
     host.lister.subsystems = frozenset({"hidraw"})
     folder = host.member("hidraw", "hidraw0", "devices/pci0000:00/0000:00:14.0/usb1/1-1/1-1:1.0/0003:1A6E:089A.0001")
+    host.belongs(host.sys / "devices/pci0000:00/0000:00:14.0", "pci")
     host.belongs(folder.parent.parent, "hid")
     host.belongs(folder.parent.parent.parent, "usb")
     host.rules_run(folder, ID_VENDOR_FROM_DATABASE="Global Unichip Corp.")
     device = host.found()["hidraw0"]
     assert (device.vendor, device.product, device.serial, device.interface) == ("1a6e", "089a", "A1", "00")
-    assert (device.complete, device.port, device.subsystem) == (True, "usb-0:1:1.0", "hidraw")
+    assert (device.complete, device.port, device.subsystem) == (True, "pci-0000:00:14.0-usb-0:1:1.0", "hidraw")
+    host.rules_run(folder, ID_SERIAL_SHORT="B2")
+    assert (host.found()["hidraw0"].serial, host.found()["hidraw0"].vendor) == ("B2", "1a6e")
     host.rules_run(folder, ID_VENDOR_ID="0001", ID_MODEL_ID="0002", ID_PATH="here")
     read = host.found()["hidraw0"]
     assert (read.vendor, read.product, read.serial, read.interface, read.port) == ("0001", "0002", None, None, "here")

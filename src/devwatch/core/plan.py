@@ -34,16 +34,21 @@ class Claims:
         self.rules = tuple(rules)
         self._known: dict[Device, Claim] = {}
         self._claims: dict[Device, Claim] = {}
-        self._asked: tuple[Device, ...] = ()
+        self._asked: tuple[tuple[Device, ...], bool] = ((), True)
+        self._present: tuple[Device, ...] = ()
+        """The devices of the last certain scan."""
 
-    def judge(self, devices: Iterable[Device]) -> dict[Device, Claim]:
-        """Return the claim of each device; other devices are forgotten."""
-        asked = tuple(devices)
+    def judge(self, devices: Iterable[Device], *, certain: bool = True) -> dict[Device, Claim]:
+        """Return the claim of each device of a scan. A device that an uncertain one misses still excludes the other kind."""
+        asked = (tuple(devices), certain)
         # A scan without changes yields identical objects, which compare fast.
         if asked != self._asked:
-            known = self._known
-            self._known = {device: known.get(device) or claim(device, self.rules) for device in asked}
-            self._claims = self._known | exclude_other_kind(self._known, self.rules)
+            found, known = asked[0], self._known
+            self._present = found if certain else self._present
+            missed = self._present if not certain else ()
+            self._known = {device: known.get(device) or claim(device, self.rules) for device in (*found, *missed)}
+            changed = exclude_other_kind(self._known, self.rules)
+            self._claims = {device: changed.get(device) or self._known[device] for device in found}
             self._asked = asked
         return self._claims
 
@@ -172,13 +177,13 @@ class Tally:
         `free` are the IDs of which certainly no pod has the device from the kubelet; `waiting` are the resources of which pods may have
         devices in a former way. `date` is the API server's time in its last response.
         """
-        claims = self._claims.judge((*inventory.present, *inventory.pending))
+        certain = not inventory.doubts
+        claims = self._claims.judge((*inventory.present, *inventory.pending), certain=certain)
         owned: dict[str, list[Device]] = {rule.name: [] for rule in self._claims.rules}
         for device in inventory.present:
             if (owner := claims[device].owner) is not None:
                 owned[owner].append(device)
         self._forget_reassigned({device.key: name for name, devices in owned.items() for device in devices})
-        certain = not inventory.doubts
         open_ = _undecided_resources(inventory, claims) if certain else set(owned)
         figures: dict[str, Figure] = {}
         for rule in self._claims.rules:

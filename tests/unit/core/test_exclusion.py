@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devwatch.core.exclusion import claim_all
+from devwatch.core.plan import Claims
 from devwatch.core.rules import Claim, ResourceRule, Verdict, claim
 from support.build import device, entry, rule
 
@@ -61,6 +62,15 @@ def test_while_it_is_unknown_which_is_the_first_neither_has_the_device(unknown: 
     # Where the unknown one comes second, it changes nothing.
     claims = claim_all((bare, sure), (second, by_port))
     assert (claims[sure].owner, claims[bare].doubtful) == (second.name, frozenset())
+
+
+def test_a_part_that_an_uncertain_scan_misses_excludes_the_whole_as_before() -> None:
+    """It may be there: the device would count both ways."""
+    claims = Claims((TTY, USB))
+    assert claims.judge((WHOLE, ZWAVE))[WHOLE].excluded_by == "x/tty"
+    assert claims.judge((WHOLE,), certain=False) == {WHOLE: Claim(wanted=("x/tty", "x/usb"), excluded_by="x/tty")}
+    assert claims.judge((WHOLE,), certain=False)[WHOLE].owner is None
+    assert claims.judge((WHOLE,))[WHOLE].owner == "x/usb"
 
 
 PARTS = st.lists(

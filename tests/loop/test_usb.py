@@ -213,6 +213,21 @@ async def test_a_device_counts_as_a_whole_or_by_its_parts(first: str) -> None:
         assert shown(one, "x/part")[0] == ("1" if first == "x/whole" else "2")
 
 
+@virtual
+async def test_a_part_with_the_same_ids_is_not_a_return_of_the_whole_device() -> None:
+    """It comes when the device has gone."""
+    lost, other = "/dev/bus/usb/001/004", "- {name: x/other, match: [{vendor: '0009'}]}\n"
+    async with home(used=config(BOTH, other), sticks=()) as one:
+        plug(one)
+        one.workload.run(holder(lost))
+        await asyncio.sleep(100)
+        one.host.unplug(lost)
+        await asyncio.sleep(0.5)
+        one.host.plug("1a6e", "/dev/ttyACM0", product="089a")
+        await asyncio.sleep(60)
+        assert [line.fields["reason"] for line in one.log.of("pod.evicted")] == ["lost"]
+
+
 # -- changes of the configuration
 
 

@@ -86,14 +86,14 @@ class KnownDevices:
 
     def observe(self, rule: ResourceRule, scene: Scene, before: PreviousScan, paths: Paths) -> None:
         """Process a certain scan by the steps of the class docstring; `before` is the previous one."""
-        # A resource that counts another subsystem now has no departed devices: the former one may not be scanned any more.
-        self.gone = {entry: each for entry, each in self.gone.items() if (entry.subsystem or TTY) == rule.subsystem}
         self._record_departures(rule, scene, before, paths)
         uncounted = self._restore_departures(rule, scene)
+        # A resource that counts another subsystem now has no departed devices: the former one may not be scanned any more.
+        self.gone = {entry: each for entry, each in self.gone.items() if (entry.subsystem or TTY) == rule.subsystem}
         found = Finder(gone=self.gone, here=self.here.keys(), scene=scene, name=rule.name).find()
         exact = rule.publish.hands_over
         if not exact and scene.figure(rule.name).advertised <= scene.figure(rule.name).present:
-            for entry in uncounted - found.keys():
+            for entry in uncounted & self.gone.keys() - found.keys():
                 del self.gone[entry]
         returned = self._end_departures(found, rule, scene, paths)
         self._add_present(returned, rule.name, scene, before)
@@ -117,8 +117,6 @@ class KnownDevices:
             if device.key not in self.here or device.key in keys:
                 continue
             known = self.here.pop(device.key)
-            if device.subsystem != rule.subsystem:
-                continue  # the same for a device that was present before
             shared = paths.shared(device.key) - {listed_path(device.devnode)}
             own = tuple(link for link in known.entry.links if link not in shared)
             entry = replace(known.entry, links=own, shared=tuple(sorted(shared))[:MAX_LINKS])
@@ -138,11 +136,9 @@ class KnownDevices:
         """Turn the entries of a former daemon into departures, once, at the first certain scan; return those without `lost`.
 
         The entries of present devices are matched in the same scan, which ends their departures. An entry with `lost` has already been
-        removed from the count: it starts in the state "sent", without grace. An entry of another subsystem is forgotten: the configuration
-        has changed, and that subsystem may not be scanned any more.
+        removed from the count: it starts in the state "sent", without grace.
         """
-        known, self._remembered = self._remembered or (), None
-        remembered = [entry for entry in known if (entry.subsystem or TTY) == rule.subsystem]
+        remembered, self._remembered = self._remembered or (), None
         for entry in remembered:
             numbers = entry.numbers or (((0, entry.rdev),) if entry.rdev is not None else ())
             former = (Registration(second=second, number=number, paths=entry.paths) for second, number in numbers)

@@ -307,6 +307,8 @@ def test_a_device_of_another_subsystem_comes_and_goes(listener: MonitorListener,
     assert listener.heard.actions == []
     listener.hears(terminal.remove, "remove")
     assert listener.device(terminal.name) is None
+    listener.hears(terminal.register, "add")
+    assert getattr(listener.device(terminal.name), "serial", None) == "V1"
     assert listener.said() == []
 
 

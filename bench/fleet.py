@@ -75,7 +75,7 @@ class Publisher:
         """Return the stick while it is plugged."""
         return Scan(at=now, devices=(_STICK,) if self.plugged else ())
 
-    def expect(self, paths: frozenset[str]) -> None:
+    def expect(self, paths: frozenset[str], subsystems: frozenset[str]) -> None:
         """Ignore the paths: there are no links."""
 
     async def patch(self, patch: NodePatch) -> NodeState:

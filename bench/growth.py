@@ -22,7 +22,7 @@ from devwatch.agent.report import Telemetry
 from devwatch.agent.wiring import build_agent
 from devwatch.config.schema import Config
 from devwatch.core.node import NodePatch, NodeState
-from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule
+from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule, subsystems_of
 from devwatch.host.lister import Lister
 from devwatch.host.mounts import Roots
 from devwatch.observe.health import Health
@@ -34,8 +34,15 @@ if TYPE_CHECKING:
     from devwatch.core.inventory import Scan
 
 DEVICES, RULES = (1, 8, 64, 512), (1, 16, 256)
-_MAJOR = 188
-"""The major number of USB serial converters (Linux, Documentation/admin-guide/devices.txt)."""
+SUBSYSTEMS = {
+    "tty": (188, "ttyUSB{}"),
+    "usb": (189, "bus/usb/001/{:03}"),
+    "hidraw": (240, "hidraw{}"),
+    "video4linux": (81, "video{}"),
+}
+"""The major number and the devnodes of each subsystem (Linux, Documentation/admin-guide/devices.txt); that of hidraw is dynamic."""
+MIXED = (64, 16)
+"""The devices and rules of the row with all subsystems."""
 _SLACK = 1.5
 """How much worse than in proportion a time may be before it counts as worse than linear: small ones hold fixed costs and noise."""
 _MS = 1000.0
@@ -69,28 +76,29 @@ class Settled:
 
 
 class Copy:
-    """A copy of sysfs, /dev and the udev database with `count` sticks. It needs root, to make the device nodes."""
+    """A copy of sysfs, /dev and the udev database with `count` devices. It needs root, to make the device nodes."""
 
-    def __init__(self, folder: Path, count: int, vendors: int) -> None:
-        """Make the copy; the sticks alternate between this many vendors."""
+    def __init__(self, folder: Path, count: int, vendors: int, subsystems: tuple[str, ...]) -> None:
+        """Make the copy; the devices alternate between the subsystems, and those of each between the vendors of its rules."""
         self.roots = Roots(
             sys=f"{folder}/sys", dev=f"{folder}/dev", run=f"{folder}/run", mountinfo=f"{folder}/mountinfo"
         )
-        for name in ("sys/class/tty", "dev", "run/data"):
+        for name in ("sys/class/tty", "sys/bus/platform", "sys/bus/usb/devices", "dev/bus/usb/001", "run/data"):
             (folder / name).mkdir(parents=True)
         (folder / "run/control").touch()
         (folder / "mountinfo").write_text(f"1 1 0:1 / {folder}/dev rw - devtmpfs devtmpfs rw\n")
         self._records: dict[str, dict[str, str]] = {}
         for name, number in (("tty", os.makedev(5, 0)), ("console", os.makedev(5, 1))):
-            self._register(name, f"devices/virtual/tty/{name}", number)
+            self._register(f"devices/virtual/tty/{name}", number, f"class/tty/{name}", name)
+        kinds = len(subsystems)
         for index in range(count):
-            self._stick(index, f"{index % vendors:04x}")
+            self._device(index, f"{index // kinds % (vendors // kinds):04x}", subsystems[index % kinds])
 
     def record(self, path: str) -> dict[str, str] | None:
         """Return the udev record of a sysfs path, as libudev would."""
         return self._records.get(path)
 
-    def _stick(self, index: int, vendor: str) -> None:
+    def _device(self, index: int, vendor: str, subsystem: str) -> None:
         body = f"devices/usb1/1-{index}"
         ids = {"idVendor": vendor, "idProduct": PRODUCT, "serial": f"S{index}", "1.0/bInterfaceNumber": "00"}
         for name, text in ids.items():
@@ -103,21 +111,27 @@ class Copy:
             "ID_SERIAL_SHORT": f"S{index}",
             "ID_PATH": f"usb-{index}",
         }
-        place = f"{body}/1.0/ttyUSB{index}/tty/ttyUSB{index}"
-        self._register(f"ttyUSB{index}", place, os.makedev(_MAJOR, index))
+        major, devnode = SUBSYSTEMS[subsystem]
+        node = devnode.format(index)
+        name = f"1-{index}" if subsystem == "usb" else node
+        place = body if subsystem == "usb" else f"{body}/1.0/{name}/{subsystem}/{name}"
+        entry = f"bus/usb/devices/{name}" if subsystem == "usb" else f"class/{subsystem}/{name}"
+        self._register(place, os.makedev(major, index), entry, node)
         # A record of udev holds some forty properties.
         self._records[str(Path(self.roots.sys, place))] = {
             **known,
             **{f"ID_OTHER_{number}": "text" for number in range(36)},
         }
 
-    def _register(self, name: str, place: str, number: int) -> None:
-        device = Path(self.roots.sys, place)
-        device.mkdir(parents=True)
+    def _register(self, place: str, number: int, entry: str, node: str) -> None:
+        device, link = Path(self.roots.sys, place), Path(self.roots.sys, entry)
+        device.mkdir(parents=True, exist_ok=True)
         (device / "dev").write_text(f"{os.major(number)}:{os.minor(number)}\n")
-        Path(self.roots.sys, "class/tty", name).symlink_to(device)
+        (device / "uevent").write_text(f"DEVNAME={node}\nDEVTYPE=usb_device\n")
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(device)
         Path(self.roots.run, f"data/c{os.major(number)}:{os.minor(number)}").touch()
-        os.mknod(Path(self.roots.dev, name), stat.S_IFCHR | 0o600, number)
+        os.mknod(Path(self.roots.dev, node), stat.S_IFCHR | 0o600, number)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -132,8 +146,8 @@ class _Source:
     def scan(self, now: float) -> Scan:
         return self.lister.scan(now)
 
-    def expect(self, paths: frozenset[str]) -> None:
-        self.lister.paths = paths
+    def expect(self, paths: frozenset[str], subsystems: frozenset[str]) -> None:
+        self.lister.paths, self.lister.subsystems = paths, subsystems
 
     def cycled(self) -> None:
         self.cycles.append(time.perf_counter() - self.began)
@@ -161,15 +175,22 @@ class Point:
 
     devices: int
     rules: int
+    subsystems: int
     first: float
     warm: Sample
     size: int
 
 
-def rules_for(count: int) -> tuple[ResourceRule, ...]:
-    """Return rules of which each names another vendor."""
+def rules_for(count: int, subsystems: tuple[str, ...] = ("tty",)) -> tuple[ResourceRule, ...]:
+    """Return rules that alternate between the subsystems; those of each name another vendor."""
+    kinds = len(subsystems)
     return tuple(
-        ResourceRule(name=f"example.com/stick-{number}", match=(_matcher(f"{number:04x}"),)) for number in range(count)
+        ResourceRule(
+            name=f"example.com/stick-{number}",
+            match=(_matcher(f"{number // kinds:04x}"),),
+            subsystem=subsystems[number % kinds],
+        )
+        for number in range(count)
     )
 
 
@@ -178,12 +199,12 @@ def _matcher(vendor: str) -> Matcher:
     return Matcher(tests=tuple(KeyTest(key=key, patterns=(Pattern(text=text),)) for key, text in texts.items()))
 
 
-def measure(devices: int, rules: int, cycles: int) -> Point:
+def measure(devices: int, rules: int, cycles: int, subsystems: tuple[str, ...] = ("tty",)) -> Point:
     """Measure the first cycle, and then `cycles` in which nothing has changed."""
     folder = Path(tempfile.mkdtemp(prefix="devwatch-growth-", dir="/dev/shm"))
     try:
-        copy = Copy(folder, devices, rules)
-        return asyncio.run(_measure(copy, rules_for(rules), devices, cycles))
+        copy = Copy(folder, devices, rules, subsystems)
+        return asyncio.run(_measure(copy, rules_for(rules, subsystems), devices, cycles))
     finally:
         shutil.rmtree(folder)
 
@@ -203,6 +224,7 @@ async def _measure(copy: Copy, rules: tuple[ResourceRule, ...], devices: int, cy
     return Point(
         devices=devices,
         rules=len(rules),
+        subsystems=len(subsystems_of(rules)),
         first=first,
         warm=Sample.of(source.cycles[_FIRST_CYCLES:]),
         size=max(node.sizes),
@@ -241,12 +263,15 @@ def growth(ground: Ground) -> list[Row]:
     """Measure every size."""
     sizes = [(devices, rules) for rules in RULES for devices in DEVICES]
     points = [measure(devices, rules, ground.size(20, 3)) for devices, rules in sizes]
+    mixed = measure(*MIXED, ground.size(20, 3), tuple(SUBSYSTEMS))
     made = (_first, _warm, _size)
-    return [*(make(point) for make in made for point in points), _linear(points)]
+    rows = [make(point) for make in made for point in points]
+    return [*rows, _linear(points), *(make(mixed) for make in made)]
 
 
 def _titled(point: Point, what: str) -> str:
-    return f"{what}, {point.devices:3} devices, {point.rules:3} rules"
+    kinds = f", {point.subsystems} subsystems" if point.subsystems > 1 else ""
+    return f"{what}, {point.devices:3} devices, {point.rules:3} rules{kinds}"
 
 
 def _first(point: Point) -> Row:

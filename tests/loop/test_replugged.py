@@ -80,6 +80,19 @@ async def test_a_pod_with_a_dead_file_is_evicted_after_the_return(seconds: float
         assert one.evicted == ["p"]
 
 
+@virtual
+async def test_a_return_that_is_seen_before_its_record_is_a_return() -> None:
+    """The ids are known from sysfs; it has arrived when udev has finished."""
+    async with home(holder()) as one:
+        one.host.unplug()
+        await asyncio.sleep(0.5)
+        one.host.plug("0001", USB0, serial="S0", link=BY_ID, record=False)
+        await asyncio.sleep(0.5)
+        one.host.finish()
+        await asyncio.sleep(AFTER + 5)
+        assert one.evicted == ["p"]
+
+
 @pytest.mark.parametrize(
     ("started", "evicted"), [(100, True), (104, True), (104.9, True), (105, False), (105.9, False), (107, False)]
 )

@@ -53,7 +53,8 @@ def _key_lines(entry: Mapping[str, Any], indent: str) -> Iterator[str]:
 def _resource(row: Mapping[str, Any]) -> str:
     entries = ("".join(_key_lines(entry, " " * 8)) for entry in row["match"])
     matches = "".join(entry.replace("        ", "      - ", 1) for entry in entries)
-    return f"{_comment(row['comment'], '  ')}  - name: {row['resource']}\n    match:\n{matches}"
+    subsystem = f"    subsystem: {row['subsystem']}\n" if "subsystem" in row else ""
+    return f"{_comment(row['comment'], '  ')}  - name: {row['resource']}\n{subsystem}    match:\n{matches}"
 
 
 def rendered() -> str:
@@ -73,6 +74,11 @@ def _values(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"{key} " + " or ".join(f"`{each}`" for each in ([value] if isinstance(value, str) else value))
 
 
+def _subsystem(row: Mapping[str, Any]) -> Iterator[str]:
+    if "subsystem" in row:
+        yield f"subsystem `{row['subsystem']}`"
+
+
 def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -84,7 +90,7 @@ def page() -> str:
         (
             row["title"],
             f"`{row['resource']}`",
-            "; ".join(", ".join(_values(entry)) for entry in row["match"]),
+            "; ".join((*_subsystem(row), *(", ".join(_values(entry)) for entry in row["match"]))),
             row["source"],
         )
         for row in _catalogue()["stick"]

@@ -44,6 +44,7 @@ class FakeHost:
     troubles: tuple[str, ...] = ()
     again_at: float | None = None
     scans: list[float] = field(default_factory=list)
+    subsystems: frozenset[str] = frozenset({"tty"})
     expected: list[frozenset[str]] = field(default_factory=list)
     at_look: Callable[[], None] = lambda: None
     _devices: dict[str, Device] = field(default_factory=dict)
@@ -53,13 +54,22 @@ class FakeHost:
         """Return what is plugged; while there are doubts nothing of it can be seen, as in a failed enumeration."""
         self.scans.append(now)
         self.at_look()
-        devices = () if self.doubts else tuple(self._devices.values())
+        listed = (each for each in self._devices.values() if each.subsystem in self.subsystems)
+        devices = () if self.doubts else tuple(listed)
         again_at = self.again_at if self.again_at is not None and self.again_at > now else None
-        return Scan(at=now, devices=devices, doubts=self.doubts, troubles=self.troubles, again_at=again_at)
+        return Scan(
+            at=now,
+            devices=devices,
+            doubts=self.doubts,
+            troubles=self.troubles,
+            again_at=again_at,
+            subsystems=self.subsystems,
+        )
 
-    def expect(self, paths: frozenset[str]) -> None:
-        """Note the paths."""
+    def expect(self, paths: frozenset[str], subsystems: frozenset[str]) -> None:
+        """Note the paths, and scan no other subsystems from now on."""
         self.expected.append(paths)
+        self.subsystems = subsystems
 
     def plug(  # noqa: PLR0913 - what a stick may be like, by keyword
         self,
@@ -72,10 +82,14 @@ class FakeHost:
         links: tuple[str, ...] = (),
         number: int | None = None,
         properties: dict[str, str] | None = None,
+        **fields: object,
     ) -> None:
-        """Let the kernel register a stick, under another number each time; without `record` udev has not finished it yet."""
+        """Let the kernel register a device, under another number each time; without `record` udev has not finished it yet.
+
+        By default it is a tty; `fields` are further ones of the `Device`.
+        """
         self._incarnations += 1
-        self._devices[devnode] = Device(
+        device = Device(
             devnode=devnode,
             devpath=f"/devices/usb{devnode}",
             number=os.makedev(188, self._incarnations if number is None else number),
@@ -87,6 +101,7 @@ class FakeHost:
             links=(link, *links) if link else links,
             properties=(properties or {}) if record else None,
         )
+        self._devices[devnode] = replace(device, **fields)  # type: ignore[arg-type]  # the fields of a Device
         self._announce()
 
     def change(self, devnode: str = "/dev/ttyUSB0", **fields: object) -> None:

@@ -47,7 +47,13 @@ class Host:
         self.home = home
         self.sys, self.dev, self.run = home / "sys", home / "dev", home / "run"
         self.ttys, self.data = self.sys / "class/tty", self.run / "data"
-        for folder in (self.ttys, self.dev / "serial/by-id", self.dev / "serial/by-path", self.data):
+        for folder in (
+            self.ttys,
+            self.sys / "bus/platform",
+            self.dev / "serial/by-id",
+            self.dev / "serial/by-path",
+            self.data,
+        ):
             folder.mkdir(parents=True)
         (self.run / "control").touch()
         self.mounts(f"24 1 0:6 / {self.dev} rw,relatime shared:2 - devtmpfs devtmpfs rw")
@@ -85,6 +91,51 @@ class Host:
             path.parent.mkdir(exist_ok=True)
             path.symlink_to(node)
         return folder
+
+    def usb_device(  # noqa: PLR0913 - each is a property of a device that a test may want to set, by its name
+        self,
+        name: str = "1-1",
+        *,
+        at: str = "pci0000:00/0000:00:14.0/usb1/1-1",
+        devnode: str = "bus/usb/001/004",
+        node: Path = NUMBERS[0],
+        vendor: str = "1a6e",
+        product: str = "089a",
+        serial: bytes | None = None,
+        device_class: str = "00",
+    ) -> Path:
+        """Plug a USB device as a whole: it has its devnode, and an interface that has none."""
+        body, bus = self.sys / "devices" / at, self.sys / "bus/usb/devices"
+        face = body / f"{body.name}:1.0"
+        face.mkdir(parents=True)
+        bus.mkdir(parents=True, exist_ok=True)
+        number = device_number(node)
+        uevent = "\n".join((f"MAJOR={number.split(':')[0]}", f"DEVNAME={devnode}", "DEVTYPE=usb_device"))
+        self.write(body, idVendor=vendor, idProduct=product, bDeviceClass=device_class, uevent=uevent, dev=number)
+        self.write(face, bInterfaceNumber="00", uevent="DEVTYPE=usb_interface")
+        self.belongs(body, "usb")
+        for entry in (body, face):
+            (bus / (name if entry is body else entry.name)).symlink_to(os.path.relpath(entry, bus))
+        if serial is not None:
+            (body / "serial").write_bytes(serial + b"\n")
+        path = self.dev / devnode
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(node)
+        return body
+
+    def member(self, subsystem: str, name: str, parent: str, *, node: Path = NUMBERS[0], **attributes: str) -> Path:
+        """Register a device of a class with the kernel, and make its node."""
+        folder, entries = self.sys / parent / subsystem / name, self.sys / "class" / subsystem
+        folder.mkdir(parents=True)
+        entries.mkdir(exist_ok=True)
+        self.write(folder, dev=device_number(node), uevent=f"DEVNAME={name}", **attributes)
+        (entries / name).symlink_to(os.path.relpath(folder, entries))
+        (self.dev / name).symlink_to(node)
+        return folder
+
+    def belongs(self, folder: Path, subsystem: str) -> None:
+        """Let a folder in sysfs be a device of a subsystem."""
+        (folder / "subsystem").symlink_to(f"/sys/bus/{subsystem}")
 
     def stick(  # noqa: PLR0913 - each is a property of a stick that a test may want to set, by its name
         self,
@@ -132,14 +183,14 @@ class Host:
         link.symlink_to(self.node(name))
         return str(link)
 
-    def rules_run(self, name: str, **properties: str) -> None:
+    def rules_run(self, name: str | Path, **properties: str) -> None:
         """Have udev write its record: it renames a new file into place."""
         fresh = self.data / "fresh"
         fresh.write_text(json.dumps(properties))
         fresh.rename(self.database(name))
 
-    def database(self, name: str) -> Path:
-        """Return the file that holds udev's record of a tty."""
+    def database(self, name: str | Path) -> Path:
+        """Return the file that holds udev's record of a tty, or of the device with this folder in sysfs."""
         return self.data / f"c{(self.ttys / name / 'dev').read_text().strip()}"
 
     def record(self, path: str) -> Mapping[str, str] | None:

@@ -113,7 +113,7 @@ class Eye:
     """By birth: the ttys whose record was read, as it was then, which holds until they go."""
     _made: dict[tuple[Tty, tuple[str, ...]], Device] = field(default_factory=dict)
 
-    def expect(self, paths: frozenset[str]) -> None:
+    def expect(self, paths: frozenset[str], subsystems: frozenset[str]) -> None:
         """Follow no link: the paths of `PLANS` are devnodes."""
 
     def scan(self, now: float) -> Scan:

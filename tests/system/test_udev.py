@@ -291,6 +291,27 @@ def lister_of(terminal: Terminal, folder: Path) -> Lister:
     return Lister(record=lambda _: read_record(context, f"/sys/class/vc/{terminal.name}"), roots=Roots(sys=str(folder)))
 
 
+def test_a_device_of_another_subsystem_comes_and_goes(listener: MonitorListener, terminal: Terminal) -> None:
+    """Its record and its links are udev's; ttys are neither scanned nor heard any more."""
+    listener.source.expect(frozenset(), frozenset({"vc"}))
+    listener.tend()
+    found = listener.device(terminal.name)
+    assert found is not None
+    assert (found.subsystem, found.serial, found.complete) == ("vc", "V1", True)
+    assert f"{DEV}/serial/by-id/usb-vcs" in found.links
+    assert listener.device("tty63") is None
+    listener.heard.batches.clear()
+    uevent("tty63")
+    settle()
+    turn(listener.loop)
+    assert listener.heard.actions == []
+    listener.hears(terminal.remove, "remove")
+    assert listener.device(terminal.name) is None
+    listener.hears(terminal.register, "add")
+    assert getattr(listener.device(terminal.name), "serial", None) == "V1"
+    assert listener.said() == []
+
+
 @pytest.mark.parametrize("pause", [0.0, 0.002, 0.005])
 def test_a_device_that_flaps_is_published_as_it_is_or_not_at_all(
     terminal: Terminal, tmp_path: Path, pause: float
@@ -367,7 +388,7 @@ def test_a_link_that_the_configuration_names_is_followed(
     """Also outside /dev."""
     (tmp_path / "zigbee").symlink_to(plug(sticks))
     sticks.settle()
-    listener.source.expect(frozenset({str(tmp_path / "zigbee")}))
+    listener.source.expect(frozenset({str(tmp_path / "zigbee")}), frozenset({"tty"}))
     assert getattr(listener.device("tty40"), "link", None) == str(tmp_path / "zigbee")
 
 

@@ -44,11 +44,16 @@ resources:
   - name: example.com/nameless
     match: [{vendor: 1a86, product: 7523, serial: ""}]
     removalGrace: 500ms
+  - name: coral.ai/edgetpu
+    subsystem: usb
+    match: [{vendor: 1a6e, product: 089a}, {vendor: 18d1, product: 9302}]
+    removalGrace: 30s
 """
 FTDI, SLOW, ZSTICK = "ftdi.example.com/adapter", "ftdi.example.com/slow", "aeotec/zstick"
 ZWAVE, ZIGBEE = "nortek.com/zwave", "nortek.com/zigbee"
 MODEM, PORT, NAMELESS = "huawei.com/modem", "huawei.com/port", "example.com/nameless"
-RESOURCES = (FTDI, SLOW, ZSTICK, ZWAVE, ZIGBEE, MODEM, PORT, NAMELESS)
+CORAL = "coral.ai/edgetpu"
+RESOURCES = (FTDI, SLOW, ZSTICK, ZWAVE, ZIGBEE, MODEM, PORT, NAMELESS, CORAL)
 
 CONFIG_FILE = "/etc/devwatch/config.yaml"
 KUBECONFIG_FILE = "/etc/devwatch/kubeconfig"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
-from usb.site import FTDI, MODEM, NAMELESS, PORT, SLOW, ZIGBEE, ZSTICK, ZWAVE
+from system.waiting import eventually
+from usb.machine import TIMEOUT
+from usb.site import CORAL, FTDI, MODEM, NAMELESS, PORT, SLOW, ZIGBEE, ZSTICK, ZWAVE
 
 if TYPE_CHECKING:
     from usb.site import Site
@@ -106,6 +109,36 @@ def test_a_stick_that_is_back_within_the_grace_changes_no_count(site: Site) -> N
     assert site.await_log("device.returned")["resource"] == SLOW
     assert site.shows("1", SLOW)
     assert [record["resources"][SLOW] for record in site.log("node.patched") if SLOW in record["resources"]] == [1]
+
+
+def test_a_usb_device_that_changes_its_ids_counts_once(site: Site) -> None:
+    """As a Coral does when it is first used: it is another devnode by then, and one device under the ids of its first state."""
+    site.machine.make("coral", "1a6e:089a")
+    site.await_counts({CORAL: 1})
+    (before,) = site.listed(CORAL)
+    site.machine.unmake("coral")
+    site.machine.make("coral", "18d1:9302")
+    assert site.await_log("device.returned")["id"] == "18d1:9302"
+    (after,) = eventually(
+        lambda: [each for each in site.listed(CORAL) if each["devnode"] != before["devnode"]], timeout=TIMEOUT
+    )
+    assert {(each["vendor"], each["product"], each["subsystem"]) for each in (before, after)} == {
+        ("1a6e", "089a", "usb")
+    }
+    assert [record["resources"][CORAL] for record in site.log("node.patched") if CORAL in record["resources"]] == [1]
+
+
+def test_the_socket_of_a_usb_device_is_the_one_that_udev_would_write(site: Site) -> None:
+    """Its rules write none for whole devices; its builtin knows."""
+    site.machine.make("coral", "1a6e:089a")
+    site.machine.plug("hub", driver="usb-hub", port="7")
+    site.machine.plug("inside", serial="INSIDE", port="7.2")
+    site.await_counts({CORAL: 1, FTDI: 1})
+    shown = json.loads(site.machine.run("devwatch devices --subsystem usb --all -o json"))["devices"]
+    sockets = {each["physical"]: each["port"] for each in shown}
+    builtin = "udevadm test-builtin path_id {} 2>/dev/null | sed -n s/^ID_PATH=//p"
+    assert len(sockets) > 3
+    assert {path: site.machine.run(builtin.format(path)).strip() for path in sockets} == sockets
 
 
 def test_what_happens_while_the_daemon_is_down_is_made_good(site: Site) -> None:

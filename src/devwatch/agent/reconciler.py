@@ -11,7 +11,7 @@ from devwatch.agent.requests import Publisher, Requests
 from devwatch.core.errors import ConfigError
 from devwatch.core.inventory import Inventory, Scan
 from devwatch.core.plan import Figures, Tally
-from devwatch.core.rules import Publish
+from devwatch.core.rules import Publish, subsystems_of
 from devwatch.core.scene import Scene
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class DeviceSource(Protocol):
     def scan(self, now: float) -> Scan:
         """Return the devices present now; never raises where something cannot be read."""
 
-    def expect(self, paths: frozenset[str]) -> None:
-        """Set the literal paths of the configuration, which may be links to devices."""
+    def expect(self, paths: frozenset[str], subsystems: frozenset[str]) -> None:
+        """Set the literal paths of the configuration, which may be links to devices, and the subsystems to scan."""
 
 
 class Settings(Protocol):
@@ -238,7 +238,7 @@ class Reconciler:
         self._tally.configure(self._rules, left_out=frozenset(each.name for each in rules if each not in self._rules))
         if self._handovers is not None:
             self._handovers.configure(self._rules)
-        self._source.expect(config.literal_paths)
+        self._source.expect(config.literal_paths, subsystems_of(self._rules))
         self.publisher.configure(config.resync)
         self._reporter.configured(config)
 

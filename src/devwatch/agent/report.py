@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from devwatch.core.listing import parse_omitted
 from devwatch.core.node import ANNOTATION, ANNOTATION_PART
 from devwatch.core.repeat import RepeatFilter
+from devwatch.core.states import first_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -61,9 +62,10 @@ class _ReportedDevice:
 
     @property
     def identity(self) -> _StickIdentity:
-        """The resource and ids, which are the same when the stick returns in another socket."""
+        """The resource and ids, which are the same when the stick returns in another socket, or in its other state."""
         device = self.device
-        return (self.owner, device.vendor, device.product, device.serial, device.interface)
+        vendor, product = first_state(device.vendor, device.product)
+        return (self.owner, vendor, product, device.serial, device.interface)
 
     def fields(self) -> dict[str, object]:
         device = self.device
@@ -138,7 +140,11 @@ class Reporter:
             for device in present
             if (owner := figures.claims[device].owner)
         }
-        missing = {key: shown for key, shown in self._reported_devices.items() if key not in there}
+        # A device of a subsystem that is not scanned any more has not departed.
+        reported = (
+            (key, shown) for key, shown in self._reported_devices.items() if shown.device.subsystem in scan.subsystems
+        )
+        missing = {key: shown for key, shown in reported if key not in there}
         # A device whose name another one has now is gone, even if the scan is uncertain.
         gone = [key for key, shown in missing.items() if scan.certain or shown.device.devnode in names]
         for shown in (missing.pop(key) for key in gone):
@@ -159,8 +165,9 @@ class Reporter:
     def _report_contested(self, figures: Figures) -> None:
         for device, claim in figures.claims.items():
             if len(claim.wanted) > 1:
+                owner = claim.owner or claim.excluded_by
                 self._warn_once(
-                    "device.contested", devnode=device.devnode, claimed_by=claim.owner, matched=list(claim.wanted)
+                    "device.contested", devnode=device.devnode, claimed_by=owner, matched=list(claim.wanted)
                 )
 
     def _report_held_counts(self, figures: Figures, there: Collection[Key], scan: Scan) -> None:

@@ -13,9 +13,11 @@ from devwatch.cli import display, inspection
 from devwatch.config.file import ConfigFile
 from devwatch.core import exitstatus
 from devwatch.core.classes import device_classes
+from devwatch.core.device import TTY
 from devwatch.core.errors import ConfigError
 from devwatch.core.keys import KEYS, VALUE_KEYS
-from devwatch.core.rules import Publish
+from devwatch.core.names import subsystem_fault
+from devwatch.core.rules import Publish, subsystems_of
 from devwatch.core.text import escape
 from devwatch.host.obstructions import obstruction
 from devwatch.host.snapshot import Host
@@ -41,21 +43,23 @@ class Scene:
     host: Host
     hidden: str = ""
     """Why the configuration could not be read, empty where it was read or does not exist."""
+    only: str = ""
+    """The only subsystem to show, empty for all that were scanned."""
 
     @classmethod
-    def see(cls, file: Path, *, given: bool, node: Callable[[], str]) -> Scene:
+    def see(cls, file: Path, *, given: bool, node: Callable[[], str], only: str = "", path: str | None = None) -> Scene:
         """Scan once; `node` is called only if there is a configuration.
 
-        Raises `ConfigError`, except where the default configuration does not exist or this user may not read it.
+        Scanned are the subsystems of the configuration, tty, the one to show, and that of a `path`. Raises `ConfigError`, except where
+        the default configuration does not exist or this user may not read it.
         """
         (config, hidden), host = _configuration(file, given=given), Host.open()
-        return cls(
-            scan=host.scan(config.literal_paths if config else frozenset(), time.monotonic()),
-            config=config,
-            node=node() if config else "",
-            host=host,
-            hidden=hidden,
-        )
+        name = node() if config else ""
+        subsystems = {TTY, only, host.subsystem_of(path) if path else ""} - {""}
+        subsystems |= subsystems_of(config.for_node(name)) if config else frozenset()
+        paths = config.literal_paths if config else frozenset[str]()
+        scan = host.scan(paths, frozenset(subsystems), time.monotonic())
+        return cls(scan=scan, config=config, node=name, host=host, hidden=hidden, only=only)
 
     @property
     def troubles(self) -> tuple[str, ...]:
@@ -68,10 +72,16 @@ class Scene:
         return self.config.for_node(self.node) if self.config else ()
 
     def rows(self, *, consoles: bool) -> tuple[inspection.Row, ...]:
-        """Return the rows to show: real and claimed devices, with `consoles` all devices."""
+        """Return the rows to show: real and claimed devices, with `consoles` also virtual consoles and hubs."""
         drivers = {device.devnode: driver for device in self.scan.devices if (driver := self.host.driver(device))}
         rows = inspection.rows(self.scan.devices, self.rules, drivers)
-        return tuple(row for row in rows if consoles or not row.device.virtual or row.claim.owner or row.claim.doubtful)
+        shown = (row for row in rows if self.only in {"", row.device.subsystem})
+        return tuple(row for row in shown if consoles or row.claim.candidates or not _is_minor(row.device))
+
+
+def _is_minor(device: Device) -> bool:
+    """Return whether a device is shown only on request: a virtual console, or a hub."""
+    return device.hub or (device.virtual and device.subsystem == TTY)
 
 
 def _configuration(file: Path, *, given: bool) -> tuple[Config | None, str]:
@@ -110,7 +120,8 @@ def _notes(rows: Sequence[inspection.Row]) -> Iterator[str]:
 
 def _remarks(scene: Scene, rows: Sequence[inspection.Row]) -> Iterator[str]:
     if not rows and scene.scan.certain:
-        yield "there is no serial device here (--all shows virtual consoles too)"
+        here = "there is no serial device here (--all shows virtual consoles too)"
+        yield f"there is no device of the subsystem {scene.only} here" if scene.only else here
     yield from (
         f"warning: {row.device.devnode} matches {' and '.join(row.claim.wanted)}"
         for row in rows
@@ -123,7 +134,7 @@ def _remarks(scene: Scene, rows: Sequence[inspection.Row]) -> Iterator[str]:
 def suggest(scene: Scene, screen: Screen, remarks: Screen, *, pod: bool) -> int:
     """Write a configuration for the devices that no resource claims, and with `pod` what a Pod needs for each resource."""
     taken = [rule.name for rule in scene.config.resources] if scene.config else []
-    suggestions = inspection.suggest(scene.scan.devices, scene.rules, taken)
+    suggestions = inspection.suggest(scene.scan.devices, scene.rules, taken, subsystem=scene.only or TTY)
     screen.out.write(display.suggestion_text(suggestions, certain=scene.scan.certain))
     if pod:
         screen.out.write(display.pod_text(suggestions))
@@ -150,7 +161,7 @@ def explain(scene: Scene, screen: Screen, remarks: Screen, path: str) -> int:
 
 
 def _resolve(path: str, present: Sequence[Device]) -> list[Device]:
-    """Return the devices that a path denotes; a path in sysfs denotes every tty below it."""
+    """Return the devices that a path denotes; a path in sysfs denotes every scanned device below it."""
     real = _real(path)
     inside = real.removeprefix(os.path.realpath("/sys"))
     return [
@@ -171,8 +182,10 @@ def _real(path: str) -> str:
 
 
 def _explain_device(scene: Scene, screen: Screen, device: Device) -> None:
-    decided, reports = inspection.explain(device, scene.config.resources if scene.config else (), scene.node)
+    resources = scene.config.resources if scene.config else ()
+    decided, reports = inspection.explain(device, resources, scene.node, scene.scan.devices)
     screen.line(f"{device.devnode}: {escape(inspection.describe(device))}")
+    screen.line(f"subsystem: {device.subsystem}", indent=2)
     for key in VALUE_KEYS:
         value = getattr(device, key)
         screen.line(f"{key}: {'none' if value is None else escape(value)}{_gap(key, device)}", indent=2)
@@ -197,6 +210,8 @@ def _decision(decided: Claim, scene: Scene) -> str:
         )
     if decided.owner:
         return f"claimed by {decided.owner}"
+    if decided.excluded_by:
+        return f"claimed by no resource: {decided.excluded_by} has the same device through another subsystem"
     if decided.doubtful:
         return f"unknown: it may belong to {', '.join(sorted(decided.doubtful))}; until that is known no count of theirs is lowered"
     return "claimed by no resource"
@@ -224,8 +239,11 @@ def _what_is_there(path: str) -> str:
     if empty and path.startswith("/dev/"):
         return obstruction(path).removeprefix(f"{path}: ")
     if stat.S_ISDIR(status.st_mode):
-        return "a directory without a tty below it" if path.startswith("/sys") else "a directory"
-    return "a character device, but not a present tty" if stat.S_ISCHR(status.st_mode) else "not a character device"
+        return "a directory without a device below it that is scanned" if path.startswith("/sys") else "a directory"
+    if stat.S_ISBLK(status.st_mode):
+        return subsystem_fault("block")
+    present = "a character device, but not the devnode of a present device"
+    return present if stat.S_ISCHR(status.st_mode) else "not a character device"
 
 
 def check(file: Path, screen: Screen, *, form: str) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+from devwatch.core.device import TTY, USB
 from devwatch.core.keys import VALUE_KEYS
 from devwatch.core.rules import Verdict
 from devwatch.core.text import escape, quote_for_yaml
@@ -114,9 +115,9 @@ def show_devices(screen: Screen, rows: Sequence[Row], *, wide: bool) -> None:
     heads = ["DEVNODE", "WHAT", "ID", "SERIAL", "INTERFACE", "LINK", "RESOURCE"]
     lines = [_cells(row) for row in rows]
     if wide:
-        heads += ["DRIVER", "PORT", "LINKS"]
+        heads += ["SUBSYSTEM", "DRIVER", "PORT", "LINKS"]
         lines = [
-            [*line, row.driver or "", row.device.port or "", " ".join(row.device.links)]
+            [*line, row.device.subsystem, row.driver or "", row.device.port or "", " ".join(row.device.links)]
             for line, row in zip(lines, rows, strict=True)
         ]
     screen.table(heads, lines)
@@ -147,6 +148,7 @@ def device_document(row: Row) -> dict[str, Any]:
     return {
         "devnode": device.devnode,
         "what": row.what,
+        "subsystem": device.subsystem,
         **{key: getattr(device, key) for key in VALUE_KEYS},
         "driver": row.driver,
         "link": next(iter(device.links), None),
@@ -216,7 +218,8 @@ def _resource(suggestion: Suggestion) -> str:
         f"{escape(suggestion.title)}: {', '.join(suggestion.devnodes)}",
         *([suggestion.note] if suggestion.note else []),
     ]
-    lines = [f"  # {line}" for line in comment] + [f"  - name: {suggestion.name}", "    match:"]
+    lines = [f"  # {line}" for line in comment] + [f"  - name: {suggestion.name}"]
+    lines += [f"    subsystem: {suggestion.subsystem}"] * (suggestion.subsystem != TTY) + ["    match:"]
     for index, (key, values) in enumerate(suggestion.keys.items()):
         texts = [quote_for_yaml(value) for value in values]
         value = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
@@ -229,25 +232,29 @@ _POD = """\
 ---
 # For the spec of a Pod that uses {name}: its container opens
 {paths}
-# With `publish: devicePlugin` or `publish: dra` the limit alone is needed, and the device is at {container_path}.
+# {way}
 containers:
   - name: app
     resources:
       limits:
         {name}: 1
     securityContext:
-      privileged: true # the device cgroup of a container allows no tty otherwise
+      privileged: true # the device cgroup of a container allows no device of the host otherwise
     volumeMounts:
       - name: dev
         mountPath: {mount}
 volumes:
   - name: dev
     hostPath:
-      path: /dev # not the devnode: in its place the container runtime would make a directory while the device is away
+      path: {folder} # not the devnode: in its place the container runtime would make a directory while the device is away
       type: Directory
 """
 _MOUNT = "/host/dev"
 """Where the Pod finds /dev of the host; /dev itself is the container's own."""
+_BUS = "/dev/bus/usb"
+"""The folder in which libusb finds whole USB devices, and in no other one."""
+_HANDED_OVER = "With `publish: devicePlugin` or `publish: dra` the limit alone is needed, and the device is at {}."
+_SEARCHED = "A program that uses libusb searches this folder. At another path it finds no device, so leave `publish` at nodeStatus."
 
 
 def pod_text(suggestions: Sequence[Suggestion]) -> str:
@@ -256,7 +263,8 @@ def pod_text(suggestions: Sequence[Suggestion]) -> str:
 
 
 def _pod(suggestion: Suggestion) -> str:
-    paths = (escape(f"#   {_MOUNT}{path.removeprefix('/dev')}") for path in suggestion.paths)
-    return _POD.format(
-        name=suggestion.name, paths="\n".join(paths), container_path=suggestion.container_path, mount=_MOUNT
-    )
+    whole = suggestion.subsystem == USB
+    folder, mount = (_BUS, _BUS) if whole else ("/dev", _MOUNT)
+    paths = (escape(f"#   {mount}{path.removeprefix(folder)}") for path in suggestion.paths)
+    way = _SEARCHED if whole else _HANDED_OVER.format(suggestion.container_path)
+    return _POD.format(name=suggestion.name, paths="\n".join(paths), way=way, folder=folder, mount=mount)

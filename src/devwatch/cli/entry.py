@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 from devwatch import __version__
 from devwatch.core import exitstatus
 from devwatch.core.errors import ConfigError, DevwatchError, OutputLost, Unavailable, UsageError
+from devwatch.core.names import subsystem_fault
 from devwatch.core.text import escape
 from devwatch.observe.output import BestEffortStream, OutputError, ResultStream, mute
 
@@ -63,7 +64,8 @@ examples:
   devwatch devices -o wide               with driver, port and all links
   devwatch devices -o json | jq -r '.devices[] | select(.resource == null) | .devnode'
   devwatch devices --suggest             a configuration for the devices that no resource claims
-  devwatch devices --suggest --pod       and what a Pod needs for each of them"""
+  devwatch devices --suggest --pod       and what a Pod needs for each of them
+  devwatch devices --subsystem usb       whole USB devices instead of serial ones"""
 _EXPLAIN_HELP = """\
 why is a device claimed, or not?
 Explains rule by rule and key by key why a device is claimed or not, and what is unknown on this host.
@@ -290,7 +292,9 @@ def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
 def _add_devices(commands: _Commands, environ: Mapping[str, str]) -> None:
     option = _command(commands, environ, "devices", _devices, _DEVICES_HELP)
     _add_config_options(option)
-    option.flag("--all", help="with virtual consoles")
+    option.flag("--all", help="with virtual consoles, and with USB hubs where USB devices are shown")
+    shown = "the devices of this udev subsystem alone, such as usb; default: tty, and those of the configuration"
+    option("--subsystem", metavar="NAME", help=shown)
     option.flag("--suggest", help="print a configuration for the devices that no resource claims")
     option.flag("--pod", help="with --suggest: also print, as further YAML documents, what a Pod needs for each")
     _add_output_option(option, _FORMS, "how to show them")
@@ -517,14 +521,15 @@ def _stdout() -> TextIO:
     return sys.stdout
 
 
-def _scene(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Scene:
+def _scene(
+    arguments: argparse.Namespace, environ: Mapping[str, str], *, only: str = "", path: str | None = None
+) -> Scene:
     from devwatch.cli.commands import Scene  # noqa: PLC0415 - the daemon does not need it
     from devwatch.host.snapshot import node_name  # noqa: PLC0415 - as above
 
     given = arguments.config is not None
-    return Scene.see(
-        Path(arguments.config or DEFAULT_CONFIG), given=given, node=lambda: node_name(arguments.node_name, environ)
-    )
+    file = Path(arguments.config or DEFAULT_CONFIG)
+    return Scene.see(file, given=given, node=lambda: node_name(arguments.node_name, environ), only=only, path=path)
 
 
 def _screens(environ: Mapping[str, str]) -> tuple[Screen, Screen]:
@@ -539,7 +544,10 @@ def _devices(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     if arguments.pod and not arguments.suggest:
         raise UsageError("--pod is for the resources that --suggest suggests: give both")
-    scene, (screen, remarks) = _scene(arguments, environ), _screens(environ)
+    subsystem = arguments.subsystem or ""
+    if subsystem and (fault := subsystem_fault(subsystem)):
+        raise UsageError(f"--subsystem {subsystem!r} is not valid ({fault})")
+    scene, (screen, remarks) = _scene(arguments, environ, only=subsystem), _screens(environ)
     if arguments.suggest:
         return commands.suggest(scene, screen, remarks, pod=arguments.pod)
     return commands.devices(scene, screen, remarks, form=arguments.output, consoles=arguments.all)
@@ -548,7 +556,8 @@ def _devices(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _explain(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from devwatch.cli import commands  # noqa: PLC0415 - the daemon does not need it
 
-    return commands.explain(_scene(arguments, environ), *_screens(environ), arguments.device)
+    scene = _scene(arguments, environ, path=arguments.device)
+    return commands.explain(scene, *_screens(environ), arguments.device)
 
 
 def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:

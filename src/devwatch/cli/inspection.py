@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING
 
 from devwatch.config.catalogue import well_known_sticks
 from devwatch.config.schema import spelling
-from devwatch.core.device import Device, natural
+from devwatch.core.device import TTY, USB, Device, natural
+from devwatch.core.exclusion import claim_all
 from devwatch.core.names import resource_name_fault
-from devwatch.core.rules import Claim, Finding, Matcher, ResourceRule, Verdict, claim
+from devwatch.core.rules import Claim, Finding, Matcher, ResourceRule, Verdict
 from devwatch.core.serials import is_shared
+from devwatch.core.states import states_of
 from devwatch.core.sticks import recognise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _ESCAPED = re.compile(r"\\x([0-9a-fA-F]{2})")
-_BY_ID = "/dev/serial/by-id/"
-"""The directory of the links that udev makes of vendor, model and serial (60-serial.rules)."""
+_BY_ID = "/by-id/"
+"""Part of the links that udev makes of vendor, model and serial (60-serial.rules, 60-persistent-v4l.rules)."""
 _SLUG = re.compile(r"[^a-z0-9]+")
 
 
@@ -39,11 +41,12 @@ class Row:
 def rows(devices: Iterable[Device], rules: Sequence[ResourceRule], drivers: Mapping[str, str]) -> tuple[Row, ...]:
     """Return a row for each device, in the natural order of the devnodes; `drivers` is by devnode."""
     ordered = sorted(devices, key=lambda device: natural(device.devnode))
+    claims = claim_all(ordered, rules)
     return tuple(
         Row(
             device=device,
             what=describe(device),
-            claim=claim(device, rules),
+            claim=claims[device],
             driver=drivers.get(device.devnode),
             twins=twins_of(device, ordered),
         )
@@ -59,6 +62,8 @@ def describe(device: Device) -> str:
     record = device.properties or {}
     maker = record.get("ID_VENDOR_FROM_DATABASE") or _decoded(record, "ID_VENDOR")
     if device.vendor is None and not maker:
+        if device.subsystem != TTY:
+            return f"{device.subsystem} device"
         return "virtual console" if device.virtual else "serial port of the board"
     own, kind = _decoded(record, "ID_MODEL"), record.get("ID_MODEL_FROM_DATABASE", "")
     if kind and own and own.lower() not in kind.lower():
@@ -80,7 +85,7 @@ def twins_of(device: Device, devices: Iterable[Device]) -> tuple[str, ...]:
 
 
 def _ids(device: Device) -> tuple[str | None, ...]:
-    return (device.vendor, device.product, device.serial, device.interface)
+    return (device.subsystem, device.vendor, device.product, device.serial, device.interface)
 
 
 # -- explain
@@ -106,20 +111,31 @@ class RuleReport:
     change: str
 
 
-def explain(device: Device, rules: Sequence[ResourceRule], node: str) -> tuple[Claim, tuple[RuleReport, ...]]:
-    """Return the claim on a device, and a report for each resource, also for those of other nodes."""
+def explain(
+    device: Device, rules: Sequence[ResourceRule], node: str, beside: Iterable[Device] = ()
+) -> tuple[Claim, tuple[RuleReport, ...]]:
+    """Return the claim on a device, and a report for each resource, also for those of other nodes; `beside` are the other devices."""
     mine = [rule for rule in rules if rule.applies_to(node)]
-    decided = claim(device, mine)
+    decided = claim_all((device, *beside), mine)[device]
     return decided, tuple(_report(rule, device, decided, node) for rule in rules)
 
 
 def _report(rule: ResourceRule, device: Device, decided: Claim, node: str) -> RuleReport:
     entries = (*_entries("match", rule.match, device), *_entries("exclude", rule.exclude, device))
+    if device.subsystem != rule.subsystem:
+        entries = (_subsystem_entry(rule, device),)
     verdict, applies = rule.verdict(device), rule.applies_to(node)
     report = RuleReport(name=rule.name, verdict=verdict, applies=applies, entries=entries, change="")
     return RuleReport(
         name=rule.name, verdict=verdict, applies=applies, entries=entries, change=_change(report, decided, node)
     )
+
+
+def _subsystem_entry(rule: ResourceRule, device: Device) -> EntryReport:
+    """Return the report on a device of another subsystem: no key of the entries decides about it."""
+    wanted, seen = (rule.subsystem,), (device.subsystem,)
+    finding = Finding(key="subsystem", wanted=wanted, seen=seen, verdict=Verdict.NOT)
+    return EntryReport(where="subsystem", verdict=Verdict.NOT, findings=(finding,))
 
 
 def _entries(kind: str, matchers: tuple[Matcher, ...], device: Device) -> tuple[EntryReport, ...]:
@@ -135,10 +151,10 @@ def _change(report: RuleReport, decided: Claim, node: str) -> str:
         return ""
     if not report.applies:
         return f"it is not for node {node} (see its nodes)"
+    if report.entries[0].where == "subsystem":
+        return f"it counts devices of {_missing(report.entries[0])}"
     if report.verdict is Verdict.MATCHED:
-        rivals = sorted(decided.doubtful - {report.name})
-        first = decided.owner or f"{', '.join(rivals)}, which may want it,"
-        return f"{first} comes first: exclude the device there, or move this resource before it"
+        return _rival(report, decided)
     excluded = [
         entry.where
         for entry in report.entries
@@ -147,6 +163,15 @@ def _change(report: RuleReport, decided: Claim, node: str) -> str:
     if excluded:
         return f"{excluded[0]} takes it out"
     return _unknown_exclusions(report) or _nearest_match(report)
+
+
+def _rival(report: RuleReport, decided: Claim) -> str:
+    """Return which resource has the device although this one matches."""
+    if decided.excluded_by:
+        return f"{decided.excluded_by} comes first, and has the device through another subsystem: move this resource before it"
+    rivals = sorted(decided.doubtful - {report.name})
+    first = decided.owner or f"{', '.join(rivals)}, which may want it,"
+    return f"{first} comes first: exclude the device there, or move this resource before it"
 
 
 def _unknown_exclusions(report: RuleReport) -> str:
@@ -163,6 +188,8 @@ def _nearest_match(report: RuleReport) -> str:
     """Return what the entry of `match` with the fewest mismatches lacks."""
     matches = [entry for entry in report.entries if entry.where.startswith("match")]
     nearest = min(matches, key=lambda entry: sum(finding.verdict is not Verdict.MATCHED for finding in entry.findings))
+    if nearest.verdict is Verdict.MATCHED:
+        return "it is a hub, which counts only by an entry with its exact vendor and product"
     return f"{nearest.where} wants {_missing(nearest)}"
 
 
@@ -189,6 +216,7 @@ class Suggestion:
     paths: tuple[str, ...]
     """For each devnode the path that a program opens: the link that follows the device as `keys` do, else the devnode."""
     note: str = ""
+    subsystem: str = TTY
 
     @property
     def container_path(self) -> str:
@@ -197,13 +225,14 @@ class Suggestion:
 
 
 def suggest(
-    devices: Sequence[Device], rules: Sequence[ResourceRule], taken: Iterable[str] = ()
+    devices: Sequence[Device], rules: Sequence[ResourceRule], taken: Iterable[str] = (), *, subsystem: str = TTY
 ) -> tuple[Suggestion, ...]:
-    """Return a resource for every physical device that no rule claims; each claims exactly the devnodes that it names.
+    """Return a resource for every physical device of a subsystem that no rule claims; each claims exactly the devnodes that it names.
 
     Its name differs from those of the rules and from the `taken` ones, such as those of resources of other nodes.
     """
-    free = [device for device in devices if not device.virtual and _free(claim(device, rules))]
+    free = _free_devices(devices, rules, subsystem)
+    devices = [device for device in devices if device.subsystem == subsystem]
     groups: dict[tuple[str, str], list[Device]] = {}
     for device in sorted(free, key=lambda device: natural(device.devnode)):
         stick = recognise(device, well_known_sticks())
@@ -212,17 +241,31 @@ def suggest(
     return tuple(_suggestion(group, devices, names) for group in groups.values())
 
 
-def _free(decided: Claim) -> bool:
-    return decided.owner is None and not decided.doubtful
+def _free_devices(devices: Iterable[Device], rules: Sequence[ResourceRule], subsystem: str) -> list[Device]:
+    """Return the devices of a subsystem that no rule claims, neither themselves nor as a whole or in part."""
+    claims = claim_all(devices, rules)
+    taken = {(device.body, device.subsystem == USB) for device, each in claims.items() if each.candidates}
+    mine = (device for device in claims if device.subsystem == subsystem and not device.virtual and not device.hub)
+    kinds = {device: (device.body, device.subsystem != USB) for device in mine}
+    return [device for device, other in kinds.items() if not claims[device].candidates and other not in taken]
 
 
 def _suggestion(group: Sequence[Device], devices: Sequence[Device], names: set[str]) -> Suggestion:
     chosen = tuple(device.devnode for device in group)
     keys, note = _identifying_keys(group, [device for device in devices if device.devnode not in chosen])
     name = _unused(_name(group[0]), names)
+    keys |= states_of(group[0].vendor, group[0].product) if "product" in keys else {}
     globs = {key: tuple(spelling(key, value) or value for value in values) for key, values in keys.items()}
     paths = tuple(_stable_path(device, by_socket="port" in keys) for device in group)
-    return Suggestion(name=name, title=describe(group[0]), devnodes=chosen, keys=globs, paths=paths, note=note)
+    return Suggestion(
+        name=name,
+        title=describe(group[0]),
+        devnodes=chosen,
+        keys=globs,
+        paths=paths,
+        note=note,
+        subsystem=group[0].subsystem,
+    )
 
 
 def _identifying_keys(group: Sequence[Device], others: Sequence[Device]) -> tuple[dict[str, tuple[str, ...]], str]:
@@ -253,7 +296,7 @@ def _identifying_keys(group: Sequence[Device], others: Sequence[Device]) -> tupl
 
 def _stable_path(device: Device, *, by_socket: bool) -> str:
     """Return the most stable link to a device, else its devnode. Devices that the socket alone distinguishes share their by-id link."""
-    links = (link for link in device.links if not (by_socket and link.startswith(_BY_ID)))
+    links = (link for link in device.links if not (by_socket and _BY_ID in link))
     return next(links, device.devnode)
 
 

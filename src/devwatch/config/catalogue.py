@@ -7,6 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from devwatch.core.device import TTY
 from devwatch.core.rules import KeyTest, Matcher, Pattern, ResourceRule
 from devwatch.core.sticks import Stick
 
@@ -22,9 +23,8 @@ def well_known_sticks() -> tuple[Stick, ...]:
 
 
 def _rule(row: Mapping[str, Any]) -> ResourceRule:
-    return ResourceRule(
-        name=row["resource"], match=tuple(Matcher(tests=tuple(_key_tests(entry))) for entry in row["match"])
-    )
+    match = tuple(Matcher(tests=tuple(_key_tests(entry))) for entry in row["match"])
+    return ResourceRule(name=row["resource"], match=match, subsystem=row.get("subsystem", TTY))
 
 
 def _key_tests(entry: Mapping[str, Any]) -> Iterator[KeyTest]:

@@ -38,10 +38,20 @@ from devwatch.config.schema import (
     _resources,
     _scalar,
     _seconds,
+    _subsystem,
     _tests,
     _values,
 )
-from devwatch.core.names import KEPT_DOMAIN, KEPT_PREFIX, MAX_PREFIX, MAX_SHORT, QUALIFIED, SUBDOMAIN
+from devwatch.core.names import (
+    KEPT_DOMAIN,
+    KEPT_PREFIX,
+    MAX_PREFIX,
+    MAX_SHORT,
+    QUALIFIED,
+    SUBDOMAIN,
+    SUBSYSTEM,
+    WITHOUT_DEVNODE,
+)
 from devwatch.core.rules import Publish
 from devwatch.core.slices import MAX_ATTRIBUTE
 
@@ -166,6 +176,7 @@ class Forms:
             _digits: self._digits,
             _glob: self._glob,
             _name: self._name,
+            _subsystem: _subsystem_form,
         }
         function, given = _parts(spelling)
         return forms[function](**given, **more)
@@ -197,6 +208,10 @@ class Forms:
 def _parts(function: Callable[..., object]) -> tuple[Callable[..., object], Mapping[str, Any]]:
     """Return a function and the arguments that it was given by `partial`."""
     return (function.func, function.keywords) if isinstance(function, partial) else (function, {})
+
+
+def _subsystem_form() -> Schema:
+    return {**_STRING, "pattern": f"^{SUBSYSTEM.pattern}$", "not": {"enum": list(WITHOUT_DEVNODE)}}
 
 
 # -- durations

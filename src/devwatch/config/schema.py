@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, chain
 from typing import TypeVar
 
 from devwatch.config.tree import MAX_FAULTS, MAX_QUOTE, NO_STRING, Node, Place, read_document, shown_faults
+from devwatch.core.device import USB
 from devwatch.core.errors import ConfigError, Fault
 from devwatch.core.handover import variable_of
 from devwatch.core.keys import KEYS, MatchKey
-from devwatch.core.names import resource_name_fault
+from devwatch.core.names import resource_name_fault, subsystem_fault
 from devwatch.core.rules import Count, KeyTest, Matcher, Pattern, Publish, ResourceRule, is_glob
 from devwatch.core.serials import SHARED_SERIALS
 from devwatch.core.slices import MAX_ATTRIBUTE
+from devwatch.core.states import SECOND_STATES
 from devwatch.core.text import quote
 
 _MAX_PATTERN, _MAX_WILDCARDS = 512, 32
@@ -243,10 +245,24 @@ def _resource(node: Node, at: Place) -> ResourceRule | None:
         wanted = f"{rule.container_path} is a file that every container needs: choose another with container: {{path: /dev/...}}"
         entries = _entries(node, Place())
         at.key("container").fault(entries.get("container", entries["name"])[0], wanted)
+    warn = replace(at, faults=at.warnings).key("match").fault
+    for doubt in _doubts_of_match(rule):
+        warn(_entries(node, Place())["match"][0], doubt)
     if rule.container and not rule.publish.hands_over:
         ways = f"only with publish: {Publish.DEVICE_PLUGIN.value} or {Publish.DRA.value}"
         at.key("container").fault(_entries(node, Place())["container"][0], f"no device is handed over ({ways})")
     return rule
+
+
+def _doubts_of_match(rule: ResourceRule) -> Iterator[str]:
+    """Yield what is valid in `match`, and cannot be meant for devices of this kind."""
+    if rule.subsystem == USB and any(test.key == "interface" for entry in rule.match for test in entry.tests):
+        yield "a whole USB device has no interface: an entry with one matches nothing"
+    for second, first in SECOND_STATES.items():
+        for state, other in ((first, second), (second, first)):
+            exact = any(entry.names_model and entry.allows_model(*state) for entry in rule.match)
+            if exact and not any(entry.allows_model(*other) for entry in rule.match):
+                yield f"{':'.join(state)} has the ids {':'.join(other)} in its other state (it changes them when it is used): match both"
 
 
 def _resources(node: Node, at: Place) -> tuple[ResourceRule, ...] | None:
@@ -302,6 +318,11 @@ def _meeting(rule: ResourceRule, earlier: ResourceRule, line: int) -> str:
 
 def _name(text: str) -> tuple[str | None, str]:
     why = resource_name_fault(text)
+    return None if why else text, why
+
+
+def _subsystem(text: str) -> tuple[str | None, str]:
+    why = subsystem_fault(text)
     return None if why else text, why
 
 
@@ -364,6 +385,12 @@ _RESOURCE = {
         field="exclude",
         read=partial(_list, read=_entry, least=0),
         description="What matches here goes on to the next resource.",
+    ),
+    "subsystem": _Key(
+        field="subsystem",
+        read=partial(_scalar, spelling=_subsystem),
+        description="The udev subsystem of the devices: tty (the default), usb (the whole device), hidraw, video4linux, or another one "
+        "whose devices have a character devnode.",
     ),
     "count": _Key(field="count", read=_COUNT, description="Physical devices (device, the default), or devnodes."),
     "publish": _Key(

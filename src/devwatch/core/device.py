@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 Key = tuple[str, int, int]
 """Devpath, device number and sysfs inode: unique for each registration of a device with the kernel."""
 
+TTY, USB = "tty", "usb"
+"""The subsystem of a resource that names none, and the one of whole USB devices."""
 _DIGITS = re.compile(r"([0-9]+)")
 
 
@@ -28,7 +30,7 @@ def _rank(part: str) -> tuple[int, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One devnode of the tty subsystem, as one scan found it.
+    """One devnode of a udev subsystem, as one scan found it.
 
     All strings except `devnode` and `devpath` come from the device or its driver and are untrusted. An absent value is None.
     """
@@ -41,6 +43,12 @@ class Device:
     """The device number (`st_rdev`)."""
     incarnation: int
     """The inode of the sysfs directory, which differs for every registration of the device with the kernel."""
+    subsystem: str = TTY
+    """The udev subsystem; `usb` stands for a whole USB device (`DEVTYPE=usb_device`), the others for a part of a device."""
+    hub: bool = False
+    """Whether it is a whole USB device that is a hub."""
+    index: int = 0
+    """The `index` attribute in sysfs, which numbers the devnodes of one video4linux device; 0 where there is none."""
     physical: str | None = None
     """The nearest sysfs ancestor with an `idVendor` attribute, None where there is none."""
     vendor: str | None = None
@@ -71,7 +79,7 @@ class Device:
 
     @property
     def body(self) -> str:
-        """The physical device: two devnodes with the same value belong to one stick."""
+        """The physical device: two devnodes with the same value belong to one device."""
         return self.physical or self.devnode
 
     @property
@@ -86,6 +94,6 @@ class Device:
 
 
 def by_stability(link: str) -> tuple[int, str]:
-    """Return a sort key: by-id links (which follow the stick), then by-path links (the socket), then all others by name."""
-    order = ("/dev/serial/by-id/", "/dev/serial/by-path/")
-    return next((rank for rank, prefix in enumerate(order) if link.startswith(prefix)), len(order)), link
+    """Return a sort key: by-id links (which follow the device), then by-path links (the socket), then all others by name."""
+    order = ("/by-id/", "/by-path/")
+    return next((rank for rank, folder in enumerate(order) if folder in link), len(order)), link

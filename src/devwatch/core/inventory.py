@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from devwatch.core.device import TTY
+
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
@@ -29,6 +31,8 @@ class Scan:
     """When to scan again even without a uevent."""
     troubles: tuple[str, ...] = ()
     """What this host lacks, one line each with the remedy; such a scan may still be certain."""
+    subsystems: frozenset[str] = frozenset({TTY})
+    """The subsystems that were scanned; a device of any other one may be present."""
     blocked: tuple[str, ...] = ()
     """The troubles about a directory in the place of a devnode or link."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from devwatch.core.departure import Departure, advance_departures, initialized_at, returned_at
+from devwatch.core.device import TTY
 from devwatch.core.finding import Finder
 from devwatch.core.incidents import Loss, Registration, Return
 from devwatch.core.listing import MAX_LINKS, MAX_NUMBERS, Entry, listed_path
@@ -87,10 +88,12 @@ class KnownDevices:
         """Process a certain scan by the steps of the class docstring; `before` is the previous one."""
         self._record_departures(rule, scene, before, paths)
         uncounted = self._restore_departures(rule, scene)
+        # A resource that counts another subsystem now has no departed devices: the former one may not be scanned any more.
+        self.gone = {entry: each for entry, each in self.gone.items() if (entry.subsystem or TTY) == rule.subsystem}
         found = Finder(gone=self.gone, here=self.here.keys(), scene=scene, name=rule.name).find()
         exact = rule.publish.hands_over
         if not exact and scene.figure(rule.name).advertised <= scene.figure(rule.name).present:
-            for entry in uncounted - found.keys():
+            for entry in uncounted & self.gone.keys() - found.keys():
                 del self.gone[entry]
         returned = self._end_departures(found, rule, scene, paths)
         self._add_present(returned, rule.name, scene, before)

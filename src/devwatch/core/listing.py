@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from devwatch.core.device import Device, natural
+from devwatch.core.device import TTY, Device, natural
 from devwatch.core.names import resource_name_fault
+from devwatch.core.states import first_state
 
 MAX_TEXT = 128
 """Characters of each string."""
@@ -72,13 +73,22 @@ class Entry:
     """The place of the devnode in its device, where each devnode is a device of its own."""
     publish: str | None = None
     """The way of publishing, None for the Node's status."""
+    subsystem: str | None = None
+    """The udev subsystem, None for tty."""
 
     @classmethod
     def of(cls, device: Device) -> Entry:
-        """Return the entry of a device, with strings cut to `MAX_TEXT` characters, so that it equals the entry that is read back."""
-        vendor, product, serial = (_text(text) for text in (device.vendor, device.product, device.serial))
+        """Return the entry of a device, with strings cut to `MAX_TEXT` characters, so that it equals the entry that is read back.
+
+        Vendor and product are those of its first state, so that a device that changes them when it is used stays the same one.
+        """
+        ids = (*first_state(device.vendor, device.product), device.serial)
+        vendor, product, serial = map(_text, ids)
         link = listed_path(device.link) if device.link else None
-        return cls(devnode=device.devnode, vendor=vendor, product=product, serial=serial, link=link)
+        subsystem = None if device.subsystem == TTY else _text(device.subsystem)
+        return cls(
+            devnode=device.devnode, vendor=vendor, product=product, serial=serial, link=link, subsystem=subsystem
+        )
 
     def remembering(
         self,
@@ -134,7 +144,7 @@ def _entries(entries: list[dict[str, object]]) -> Iterable[Entry]:
     for entry in entries:
         devnode = entry.get("devnode", "" if entry.get("publish") else None)
         if isinstance(devnode, str):
-            texts = {name: _text(entry.get(name)) for name in (*_IDS, "lost", *_SLOT)}
+            texts = {name: _text(entry.get(name)) for name in (*_IDS, "lost", "subsystem", *_SLOT)}
             whole = {name: _number(entry.get(name)) for name in ("rdev", "replugged")}
             links = {name: _texts(entry.get(name)) for name in ("links", "shared")}
             numbers = tuple(map(_pair, _items(entry.get("numbers"))[:MAX_NUMBERS]))
@@ -209,6 +219,7 @@ def _entry_object(entry: Entry) -> dict[str, object]:
         return {"publish": entry.publish}
     shown: dict[str, object] = {name: _text(getattr(entry, name)) for name in ("devnode", *_IDS)}
     memory = {
-        name: getattr(entry, name) for name in ("links", "shared", "rdev", "numbers", "lost", "replugged", *_SLOT)
+        name: getattr(entry, name)
+        for name in ("links", "shared", "rdev", "numbers", "lost", "replugged", "subsystem", *_SLOT)
     }
     return shown | {name: value for name, value in memory.items() if value}

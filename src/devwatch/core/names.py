@@ -1,8 +1,9 @@
-"""The names of devwatch at the kubelet and the API server, and the names of extended resources, validated as the Pod API does."""
+"""The names of devwatch at the kubelet and the API server, of extended resources, as the Pod API validates them, and of subsystems."""
 
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 
 DRIVER = "devwatch.io"
 """The name of the DRA driver, in slices, device classes and claims, and at the kubelet."""
@@ -36,3 +37,22 @@ def resource_name_fault(name: str) -> str:
         ),
     )
     return next((wanted for kept, wanted in rules if not kept), "")
+
+
+SUBSYSTEM = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+WITHOUT_DEVNODE = MappingProxyType(
+    {
+        "block": "a block device has no character devnode, and Pods get disks as volumes",
+        "net": "a network interface has no devnode, and Pods get interfaces from network plugins",
+        "usb_device": "the whole USB device is called usb",
+    }
+)
+"""The subsystems that cannot be scanned, and why."""
+
+
+def subsystem_fault(name: str) -> str:
+    """Return why a subsystem cannot be scanned, empty where it can. The driver that registers it may be loaded later."""
+    allowed = "tty, usb, hidraw, video4linux or another udev subsystem whose devices have a character devnode"
+    if why := WITHOUT_DEVNODE.get(name):
+        return f"{why}; {allowed}"
+    return "" if SUBSYSTEM.fullmatch(name) else allowed

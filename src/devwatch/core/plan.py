@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from devwatch.core.device import TTY
+from devwatch.core.exclusion import exclude_other_kind
 from devwatch.core.inventory import Inventory, Window
 from devwatch.core.listing import Entry, Listing, render_listing
 from devwatch.core.node import ANNOTATION_PART, Amounts, NodePatch, NodeState, Part
@@ -31,17 +33,24 @@ class Claims:
         """Store the rules of this node, in the order of their priority."""
         self.rules = tuple(rules)
         self._known: dict[Device, Claim] = {}
-        self._asked: tuple[Device, ...] = ()
+        self._claims: dict[Device, Claim] = {}
+        self._asked: tuple[tuple[Device, ...], bool] = ((), True)
+        self._present: tuple[Device, ...] = ()
+        """The devices of the last certain scan."""
 
-    def judge(self, devices: Iterable[Device]) -> dict[Device, Claim]:
-        """Return the claim of each device; other devices are forgotten."""
-        asked = tuple(devices)
+    def judge(self, devices: Iterable[Device], *, certain: bool = True) -> dict[Device, Claim]:
+        """Return the claim of each device of a scan. A device that an uncertain one misses still excludes the other kind."""
+        asked = (tuple(devices), certain)
         # A scan without changes yields identical objects, which compare fast.
         if asked != self._asked:
-            known = self._known
-            self._known = {device: known.get(device) or claim(device, self.rules) for device in asked}
+            found, known = asked[0], self._known
+            self._present = found if certain else self._present
+            missed = self._present if not certain else ()
+            self._known = {device: known.get(device) or claim(device, self.rules) for device in (*found, *missed)}
+            changed = exclude_other_kind(self._known, self.rules)
+            self._claims = {device: changed.get(device) or self._known[device] for device in found}
             self._asked = asked
-        return self._known
+        return self._claims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +63,8 @@ class Figure:
     """The present devices that the resource claims."""
     publish: Publish = Publish.NODE_STATUS
     """How the resource is published."""
+    subsystem: str = TTY
+    """The udev subsystem of its devices."""
     slots: tuple[Slot, ...] = ()
     """What the resource offers: one slot for each device that is present, lingers, or is held by a pod."""
     held: bool = False
@@ -166,13 +177,13 @@ class Tally:
         `free` are the IDs of which certainly no pod has the device from the kubelet; `waiting` are the resources of which pods may have
         devices in a former way. `date` is the API server's time in its last response.
         """
-        claims = self._claims.judge((*inventory.present, *inventory.pending))
+        certain = not inventory.doubts
+        claims = self._claims.judge((*inventory.present, *inventory.pending), certain=certain)
         owned: dict[str, list[Device]] = {rule.name: [] for rule in self._claims.rules}
         for device in inventory.present:
             if (owner := claims[device].owner) is not None:
                 owned[owner].append(device)
         self._forget_reassigned({device.key: name for name, devices in owned.items() for device in devices})
-        certain = not inventory.doubts
         open_ = _undecided_resources(inventory, claims) if certain else set(owned)
         figures: dict[str, Figure] = {}
         for rule in self._claims.rules:
@@ -216,6 +227,7 @@ class Tally:
         return Figure(
             present=present,
             publish=rule.publish,
+            subsystem=rule.subsystem,
             amounts=Amounts.of(0) if rule.publish is Publish.DRA else None,
             advertised=max(self._last[rule.name], shown),
             devices=devices,

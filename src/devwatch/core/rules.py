@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from devwatch.core.device import TTY
 from devwatch.core.keys import KEYS
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 _DEVNODE = re.compile(
     r"/dev/(?:tty(?:ACM|AMA|AT|GS|HS|LP|MSM|MXUSB|O|S|SAC|SC|THS|UL|USB|XRUSB|mxc)?|gsmtty|hvc|rfcomm)[0-9*?\[\]!-]+"
+    r"|/dev/bus/usb/[0-9*?\[\]!-]+/[0-9*?\[\]!-]+|/dev/(?:hidraw|video)[0-9*?\[\]!-]+"
 )
-"""The names that the kernel's drivers give to ttys (Documentation/admin-guide/devices.txt, n_gsm.c); any other path may be a link."""
+"""The names that the kernel's drivers give to devnodes (Documentation/admin-guide/devices.txt, n_gsm.c); any other path may be a link."""
 _HARDWARE = "ID_"
 """The prefix of the properties that udev's rules read from hardware (60-serial.rules, `usb_id`, `path_id`)."""
 _LISTED = ("/dev/serial/by-id/", "/dev/serial/by-path/")
@@ -208,6 +210,18 @@ class Matcher:
         """Return whether the device matches this entry."""
         return all_of(test.verdict(device) for test in self.tests)
 
+    @property
+    def names_model(self) -> bool:
+        """Whether vendor and product are given exactly."""
+        exact = {test.key for test in self.tests if not any(is_glob(pattern.text) for pattern in test.patterns)}
+        return exact >= {"vendor", "product"}
+
+    def allows_model(self, vendor: str, product: str) -> bool:
+        """Return whether the keys vendor and product do not exclude this model."""
+        model = {"vendor": vendor, "product": product}
+        tests = (test for test in self.tests if test.key in model)
+        return all(any(pattern.matches(model[test.key]) for pattern in test.patterns) for test in tests)
+
     def covers(self, other: Matcher) -> bool:
         """Return True where every device that matches `other` certainly matches this entry."""
         return all(any(mine.covers(theirs) for theirs in other.tests) for mine in self.tests)
@@ -220,6 +234,8 @@ class ResourceRule:
     name: str
     match: tuple[Matcher, ...]
     exclude: tuple[Matcher, ...] = ()
+    subsystem: str = TTY
+    """The udev subsystem of its devices."""
     count: Count = Count.DEVICE
     nodes: tuple[Pattern, ...] | None = None
     removal_grace: float = 2.0
@@ -237,17 +253,24 @@ class ResourceRule:
 
     def verdict(self, device: Device) -> Verdict:
         """Return whether the device matches and is not excluded; an earlier resource may still claim it first."""
-        wanted = any_of(entry.verdict(device) for entry in self.match)
+        wanted = any_of(entry.verdict(device) for entry in self.entries_for(device))
         if wanted is Verdict.NOT:
             return wanted
         return all_of((wanted, negation(any_of(entry.verdict(device) for entry in self.exclude))))
+
+    def entries_for(self, device: Device) -> tuple[Matcher, ...]:
+        """Return the entries of `match` that can match a device of its subsystem; a hub only by exact vendor and product."""
+        if device.subsystem != self.subsystem:
+            return ()
+        return tuple(entry for entry in self.match if entry.names_model) if device.hub else self.match
 
     def unknowns(self, device: Device) -> tuple[Finding, ...]:
         """Return the unknown findings that leave the verdict open."""
         if self.verdict(device) is not Verdict.UNKNOWN:
             return ()
-        matched = any_of(entry.verdict(device) for entry in self.match) is Verdict.MATCHED
-        entries = self.exclude if matched else (*self.match, *self.exclude)
+        match = self.entries_for(device)
+        matched = any_of(entry.verdict(device) for entry in match) is Verdict.MATCHED
+        entries = self.exclude if matched else (*match, *self.exclude)
         open_ = (entry for entry in entries if entry.verdict(device) is Verdict.UNKNOWN)
         findings = (finding for entry in open_ for finding in entry.findings(device))
         return tuple(finding for finding in findings if finding.verdict is Verdict.UNKNOWN)
@@ -258,6 +281,8 @@ class ResourceRule:
 
     def shadows(self, later: ResourceRule) -> bool:
         """Return True where a later resource can certainly claim no device; False may mean that this is unknown."""
+        if self.subsystem != later.subsystem:
+            return False
         nodes = self.nodes is None or (
             later.nodes is not None and all(any(mine.covers(theirs) for mine in self.nodes) for theirs in later.nodes)
         )
@@ -272,6 +297,13 @@ class Claim:
     owner: str | None = None
     doubtful: frozenset[str] = frozenset()
     wanted: tuple[str, ...] = ()
+    excluded_by: str | None = None
+    """The resource that has the device as a whole, where this is a part of it, or a part of it, where this is the whole."""
+
+    @property
+    def candidates(self) -> frozenset[str]:
+        """The owner, or the resources between which that is open."""
+        return self.doubtful if self.owner is None else frozenset({self.owner})
 
 
 def claim(device: Device, rules: Sequence[ResourceRule]) -> Claim:
@@ -290,6 +322,11 @@ def claim(device: Device, rules: Sequence[ResourceRule]) -> Claim:
         if verdict is Verdict.MATCHED:
             break
     return Claim(doubtful=frozenset(rivals), wanted=wanted)
+
+
+def subsystems_of(rules: Iterable[ResourceRule]) -> frozenset[str]:
+    """Return the subsystems to scan for these rules."""
+    return frozenset(rule.subsystem for rule in rules) or frozenset({TTY})
 
 
 def quantity_of(rule: ResourceRule, devices: Iterable[Device]) -> int:

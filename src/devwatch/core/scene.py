@@ -63,18 +63,25 @@ class Scene:
         return self.observed is not None and self.observed.shows(name, self.figure(name).shown)
 
     def by_ownership(self, name: str) -> tuple[list[Device], list[Device]]:
-        """Return the devices that a resource has or may have, and separately those that another one certainly has."""
+        """Return the devices of its subsystem that a resource has or may have, and separately those that another one certainly has."""
         foreign = {device for device, claim in self.figures.claims.items() if claim.owner not in {None, name}}
-        own = [device for device in self.devices if device not in foreign]
-        return own, [device for device in self.devices if device in foreign]
+        devices = self._devices_like(name)
+        return [each for each in devices if each not in foreign], [each for each in devices if each in foreign]
 
     def open(self, name: str) -> set[Key]:
-        """Return the registrations of which it is unknown whether the resource claims them."""
+        """Return the registrations of which it is unknown whether the resource claims them, and those that have not arrived yet."""
         claims = self.figures.claims
         # A device that another resource certainly has is not open, even without a record.
-        unknown = (device for device in self.devices if not device.complete and claims[device].owner is None)
-        doubtful = (device for device in self.devices if name in claims[device].doubtful)
-        return {device.key for device in chain(unknown, doubtful)} - self.claimed(name).keys()
+        devices = self._devices_like(name)
+        unknown = (device for device in devices if not device.complete and claims[device].owner is None)
+        doubtful = (device for device in devices if name in claims[device].doubtful)
+        pending = (device for device in self.inventory.pending if claims[device].owner == name)
+        return {device.key for device in chain(unknown, doubtful, pending)} - self.claimed(name).keys()
+
+    def _devices_like(self, name: str) -> list[Device]:
+        """Return the devices of the subsystem of a resource: a whole USB device has the ids of its parts."""
+        subsystem = self.figure(name).subsystem
+        return [device for device in self.devices if device.subsystem == subsystem]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

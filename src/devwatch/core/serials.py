@@ -15,8 +15,10 @@ SHARED_SERIALS = MappingProxyType(
         "A50285BI": "copies of the bridge chip FT232R",
         # usb-FTDI_FT232R_USB_UART_00000000-if00-port0, usb-Texas_Instruments_XDS110__02.02.04.02__with_CMSIS-DAP_00000000-if00.
         "00000000": "copies of the bridge chip FT232R, some debuggers XDS110",
-        # RfidResearchGroup/ChameleonUltra pull request 388, Noltari/pico-uart-bridge pull request 8.
-        "000000000000": "firmware for microcontrollers that sets none",
+        # DSheirer/sdrtrunk issue 661, shajen/rtl-sdr-scanner-cpp issue 7: what `rtl_eeprom -s` is for.
+        "00000001": "radio receivers RTL-SDR",
+        # RfidResearchGroup/ChameleonUltra pull request 388, Noltari/pico-uart-bridge pull request 8; networkupstools/nut issue 605.
+        "000000000000": "firmware for microcontrollers that sets none, some UPSs of CyberPower",
         # usb-HUAWEI_MOBILE_HUAWEI_MOBILE_0123456789ABCDEF-if00-port0, usb-SIMCOM_SDXBAAGHA-IDP__SN:..._0123456789ABCDEF-if00-port0.
         "0123456789ABCDEF": "mobile modems of Huawei and SIMCom",
         # usb-Huawei_Incorporated_HUAWEI_Mobile_Connect_1234567890ABCDEF-if00-port0, and the same for ZTE and for Sierra Wireless.

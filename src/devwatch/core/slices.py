@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from devwatch.core.device import TTY
 from devwatch.core.names import DRIVER, UNPLUGGED
 from devwatch.core.slots import SlotState
 from devwatch.core.text import blank
@@ -29,8 +30,6 @@ _MAX_NAME = 253
 """Characters of a slice's name: a DNS subdomain (RFC 1123)."""
 _DIGITS = 10
 """Hex digits of the digest in a name that had to be cut."""
-_SUBSYSTEM = "tty"
-"""The subsystem of all devices."""
 
 
 def slice_name(node: str) -> str:
@@ -253,11 +252,17 @@ def _attributes(resource: str, slot: Slot) -> Iterator[tuple[str, str]]:
         "product": slot.identity.product,
         "resource": resource,
         "serial": slot.identity.serial,
-        "subsystem": _SUBSYSTEM,
+        "subsystem": _subsystem(slot),
         "vendor": slot.identity.vendor,
     }
     for name, text in texts.items():
         yield name, _fitted(text or "")
+
+
+def _subsystem(slot: Slot) -> str:
+    """Return the subsystem of a device, as its devnode or the annotation of a former daemon tells it."""
+    named = (*(device.subsystem for device in slot.devices), *(entry.subsystem for entry in slot.entries))
+    return next(filter(None, named), TTY)
 
 
 def _fitted(text: str) -> str:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from devwatch.core.departure import is_untouched
-from devwatch.core.device import natural
+from devwatch.core.device import USB, natural
 from devwatch.core.listing import MAX_TEXT, Entry
 from devwatch.core.matching import ids_of, leads_to
 from devwatch.core.rules import Count
 from devwatch.core.serials import is_shared
+from devwatch.core.states import first_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -297,7 +298,7 @@ class Slots:
 def _units(count: Count, devices: Sequence[Device]) -> Iterator[tuple[_Unit, Identity]]:
     """Yield the devices that a resource counts, each as its claimed devnodes in order, with its identity."""
     bodies: dict[str, list[Device]] = {}
-    for device in sorted(devices, key=lambda device: (device.interface or "", natural(device.devnode))):
+    for device in sorted(devices, key=lambda device: (device.interface or "", device.index, natural(device.devnode))):
         bodies.setdefault(device.body, []).append(device)
     for unit in bodies.values():
         if count is Count.DEVICE:
@@ -310,11 +311,14 @@ def _units(count: Count, devices: Sequence[Device]) -> Iterator[tuple[_Unit, Ide
 
 def _identity_of(device: Device, *, place: str = "") -> Identity:
     path = device.physical or device.devpath
+    vendor, product = first_state(device.vendor, device.product)
+    # The socket behind a hub (usb-0:1.4) looks as the interface of a device does (usb-0:1:1.4), which a whole device has not.
+    socket = device.port if device.subsystem == USB or not device.port else _INTERFACE.sub("", device.port)
     return Identity(
-        vendor=device.vendor,
-        product=device.product,
+        vendor=vendor,
+        product=product,
         serial=device.serial,
-        socket=_INTERFACE.sub("", device.port) if device.port else path,
+        socket=socket or path,
         path=path,
         place=place,
     )

@@ -1,4 +1,4 @@
-"""Scan the ttys of this host: enumerate them in sysfs, check their presence by `stat`, and never take an error for an absence."""
+"""Scan the devices of this host: enumerate them in sysfs, check their presence by `stat`, and never take an error for an absence."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ import stat
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from devwatch.core.device import Device, by_stability
+from devwatch.core.device import TTY, Device, by_stability
 from devwatch.core.inventory import Scan
 from devwatch.host.files import GONE, Folder, describe, read_attribute
 from devwatch.host.links import Links
 from devwatch.host.mounts import Mounts, Roots
 from devwatch.host.obstructions import Obstructions, tty_directories
-from devwatch.host.sysfs import KERNEL_TTYS, Registration, Registrations
+from devwatch.host.subsystems import Subsystem, incomplete_sysfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from devwatch.host.records import Record
+    from devwatch.host.sysfs import Registration
+
+    Entries = Mapping[str, int]
 
 
 @dataclass(slots=True, kw_only=True)
 class Lister:
-    """Lists the present ttys. `record` reads the complete udev record of a sysfs path and returns None where there is none.
+    """Lists the present devices. `record` reads the complete udev record of a sysfs path and returns None where there is none.
 
-    An error is never an absence. A tty is missing from a scan only if the kernel says so: no entry in /sys/class/tty, an errno of
+    An error is never an absence. A device is missing from a scan only if the kernel says so: no entry in sysfs, an errno of
     `GONE`, another device under its devnode, or an 8250 port without hardware. Any other error becomes a doubt, which makes the scan
     uncertain, and an uncertain scan lowers no count.
     """
@@ -36,10 +39,12 @@ class Lister:
     roots: Roots = field(default_factory=Roots)
     paths: frozenset[str] = frozenset()
     """Further paths that may be links to a devnode: those that the configuration names."""
+    subsystems: frozenset[str] = frozenset({TTY})
+    """The subsystems to scan."""
     _obstructions: Obstructions = field(init=False, default_factory=Obstructions)
     _mounts: Mounts = field(init=False)
     _links: Links = field(init=False)
-    _registrations: Registrations = field(init=False)
+    _subsystems: dict[str, Subsystem] = field(init=False, default_factory=dict)
     _folders: tuple[Folder, ...] = field(init=False)
     """The folders of devnodes and of records."""
 
@@ -47,14 +52,13 @@ class Lister:
         """Start with nothing known."""
         self._mounts = Mounts(roots=self.roots)
         self._links = Links(roots=self.roots, obstructions=self._obstructions)
-        self._registrations = Registrations(roots=self.roots, obstructions=self._obstructions)
         self._folders = (Folder(path=self.roots.dev), Folder(path=f"{self.roots.run}/data"))
 
     def scan(self, now: float) -> Scan:
-        """Return the ttys that are present now. Never raises `OSError`: an error of one tty is a doubt, and the others are still scanned.
+        """Return the present devices. Never raises `OSError`: an error of one device is a doubt, and the others are still scanned.
 
-        Without /dev, /sys/class/tty or the listing of links there is nothing to scan: the scan has no device, and a doubt. A class
-        without the kernel's own ttys is not complete (a masked or foreign /sys), which no error reports.
+        Without /dev or the listing of links there is nothing to scan: the scan has no device, and a doubt. A sysfs without the
+        kernel's own entries is not complete (masked or foreign), which no error reports.
         """
         troubles: tuple[str, ...] = ()
         doubts: list[str] = []
@@ -62,14 +66,13 @@ class Lister:
             if self._mounts.refresh():
                 self._obstructions.suspect(tty_directories(self.roots.dev))
             troubles = self._mounts.troubles()
-            entries = _entries(f"{self.roots.sys}/class/tty")
+            listings = self._list(doubts)
             links = self._links.by_number(self.paths, doubts)
         except OSError as error:
-            return Scan(at=now, doubts=(describe(error),), troubles=troubles)
-        if not entries.keys() >= KERNEL_TTYS:
-            doubts.append(f"{self.roots.sys}/class/tty lacks the kernel's own tty and console")
-        found = tuple(self._devices(entries, links, doubts, now))
-        self._registrations.keep(entries.keys())
+            return Scan(at=now, doubts=(*doubts, describe(error)), troubles=troubles, subsystems=self.subsystems)
+        found = tuple(self._devices(listings, links, doubts, now))
+        for subsystem, entries in listings:
+            subsystem.registrations.keep(entries.keys())
         blocked = self._obstructions.report()
         return Scan(
             at=now,
@@ -78,20 +81,39 @@ class Lister:
             udevd=self.roots.udevd,
             troubles=(*troubles, *blocked),
             blocked=blocked,
+            subsystems=self.subsystems,
         )
 
+    def _list(self, doubts: list[str]) -> list[tuple[Subsystem, Entries]]:
+        """Return the entries of each subsystem that can be listed. Raises `OSError`."""
+        self._subsystems = {
+            name: self._subsystems.get(name) or Subsystem.of(name, self.roots, self._obstructions)
+            for name in sorted(self.subsystems)
+        }
+        found = ((subsystem, subsystem.entries(doubts)) for subsystem in self._subsystems.values())
+        listings: list[tuple[Subsystem, Entries]] = [(each, entries) for each, entries in found if entries is not None]
+        if not doubts:
+            tty = next((entries.keys() for subsystem, entries in listings if subsystem.name == TTY), None)
+            doubts += incomplete_sysfs(self.roots, tty=tty, bus=self.subsystems != {TTY})
+        return listings
+
     def _devices(
-        self, entries: Mapping[str, int], links: Mapping[int, list[str]], doubts: list[str], now: float
+        self,
+        listings: Sequence[tuple[Subsystem, Entries]],
+        links: Mapping[int, list[str]],
+        doubts: list[str],
+        now: float,
     ) -> Iterator[Device]:
         """Yield the present devices.
 
-        Nothing but the virtual consoles can be left unexamined, and on most nodes these are nearly all ttys: a stick is examined in every
+        Nothing but virtual devices can be left unexamined, and on most nodes these are nearly all ttys: a stick is examined in every
         scan. The folders are checked first, so that a change of them during this scan is noticed by the next one.
         """
         unchanged_after = max(folder.unchanged_after(now) for folder in self._folders)
-        for name, entry in entries.items():
+        every = ((each, name, entry) for each, entries in listings for name, entry in entries.items())
+        for subsystem, name, entry in every:
             try:
-                known = self._registrations.find(name, entry)
+                known = subsystem.registrations.find(name, entry)
                 if known is None:
                     continue
                 listed = links.get(known.bare.number, ())
@@ -186,9 +208,3 @@ class Lister:
         trusted = not self._mounts.devtmpfs
         found = {link for link in known.record.links if trusted or self._links.number(link) == known.bare.number}
         return tuple(sorted({*found, *listed} - {known.bare.devnode}, key=by_stability))
-
-
-def _entries(folder: str) -> dict[str, int]:
-    """Return the names in a folder with their inodes. Raises `OSError`."""
-    with os.scandir(folder) as entries:
-        return {entry.name: entry.inode() for entry in entries}

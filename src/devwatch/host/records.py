@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from devwatch.core.device import TTY
 from devwatch.core.inventory import ARRIVAL_TIMEOUT
+from devwatch.core.keys import KEYS
 from devwatch.host.files import stamp
 
 if TYPE_CHECKING:
@@ -92,15 +94,24 @@ class RecordFile:
         record = self.record
         if record is None:
             return device
+        ids: Mapping[str, str | None] = record
+        if device.subsystem != TTY and "ID_VENDOR_ID" not in record:
+            # udev's rules do not read the ids of every device, such as those of hidraw (50-udev-default.rules): sysfs has them.
+            ids = {**_ids_of(device), **record}
         return replace(
             device,
             properties=record,
-            vendor=_hex_digits(record.get("ID_VENDOR_ID")),
-            product=_hex_digits(record.get("ID_MODEL_ID")),
-            serial=record.get("ID_SERIAL_SHORT"),
-            interface=_lower(record.get("ID_USB_INTERFACE_NUM")),
-            port=record.get("ID_PATH"),
+            vendor=_hex_digits(ids.get("ID_VENDOR_ID")),
+            product=_hex_digits(ids.get("ID_MODEL_ID")),
+            serial=ids.get("ID_SERIAL_SHORT"),
+            interface=_lower(ids.get("ID_USB_INTERFACE_NUM")),
+            port=record.get("ID_PATH", device.port),
         )
+
+
+def _ids_of(device: Device) -> dict[str, str | None]:
+    """Return the ids that are known of a device, by the properties that udev stores them in."""
+    return {key.source: getattr(device, key.name) for key in KEYS.values() if key.source and not key.recorded}
 
 
 def _hex_digits(text: str | None) -> str | None:

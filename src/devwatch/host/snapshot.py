@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from devwatch.core.device import USB
 from devwatch.core.errors import UsageError
+from devwatch.core.names import subsystem_fault
 from devwatch.host import udev
 from devwatch.host.lister import Lister
 from devwatch.host.mounts import Roots
@@ -49,17 +53,29 @@ class Host:
         """Return the real host. Raises `Unavailable` where libudev is not installed."""
         return cls(lister=Lister(record=udev.record_reader()))
 
-    def scan(self, paths: frozenset[str], now: float) -> Scan:
-        """Scan once; `paths` are the links that the configuration names."""
-        self.lister.paths = paths
+    def scan(self, paths: frozenset[str], subsystems: frozenset[str], now: float) -> Scan:
+        """Scan these subsystems once; `paths` are the links that the configuration names."""
+        self.lister.paths, self.lister.subsystems = paths, subsystems
         return self.lister.scan(now)
 
     def driver(self, device: Device) -> str | None:
         """Return the name of the driver of a device, None where it has none."""
+        place = "driver" if device.subsystem == USB else "device/driver"
         try:
-            return Path(f"{self.roots.sys}{device.devpath}/device/driver").readlink().name
+            return Path(f"{self.roots.sys}{device.devpath}/{place}").readlink().name
         except OSError:
             return None
+
+    def subsystem_of(self, path: str) -> str:
+        """Return the subsystem of a devnode, a link to one or a device in sysfs, empty where the kernel names none."""
+        try:
+            found = os.stat(path)  # noqa: PTH116 - its device number is wanted
+            number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+            place = f"{self.roots.sys}/dev/char/{number}" if stat.S_ISCHR(found.st_mode) else path
+            name = Path(f"{place}/subsystem").readlink().name
+        except (OSError, ValueError):
+            return ""
+        return "" if subsystem_fault(name) else name
 
     def troubles(self) -> tuple[str, ...]:
         """Return why a daemon here would not receive udevd's uevents, one line each."""

@@ -1,4 +1,4 @@
-"""The registrations of ttys with the kernel: their attributes in sysfs are read once for each."""
+"""The registrations of devices with the kernel: their attributes in sysfs are read once for each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from devwatch.core.device import Device
+from devwatch.core.device import TTY, USB, Device
 from devwatch.host.files import GONE, read_attribute, status
 from devwatch.host.records import RecordFile
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 KERNEL_TTYS = frozenset({"tty", "console"})
 """The ttys that every kernel with virtual terminals registers at boot (`drivers/tty/tty_io.c`, `tty_init`)."""
+USB_DEVICE = "usb_device"
+"""The DEVTYPE of a whole USB device (`drivers/usb/core/usb.c`); its interfaces have another one and no devnode."""
+_HUB = "09"
+"""The `bDeviceClass` of a hub (USB 2.0 specification, 11.23.1)."""
+_CONTROLLERS = frozenset({"pci", "platform"})
+"""The subsystems of the ancestors that name the controller of a socket."""
+_MAX_DIGITS = 10
+"""Digits from which on an index is not plausible: it is a C int."""
 _SERIAL_SIZE = 511
 """Bytes of a serial that systemd's usb_id keeps (`UDEV_NAME_SIZE` less the final NUL)."""
 _REPLACED_CHARS = re.compile(r"(\\x)|[^0-9A-Za-z#+.:=@_-]")
@@ -30,10 +38,10 @@ _REPLACED_CHARS = re.compile(r"(\\x)|[^0-9A-Za-z#+.:=@_-]")
 
 @dataclass(slots=True, kw_only=True)
 class Registration:
-    """One registration of a tty with the kernel. Its attributes in sysfs are read once, its udev record whenever that changes."""
+    """One registration of a device with the kernel. Its attributes in sysfs are read once, its udev record whenever that changes."""
 
     entry: int
-    """The inode of its entry in /sys/class/tty; the kernel makes a new entry for every registration."""
+    """The inode of its entry in the folder of the subsystem; the kernel makes a new entry for every registration."""
     bare: Device
     """The device as sysfs alone shows it, without record and links."""
     typed: bool
@@ -55,29 +63,33 @@ class Registration:
         return settled and not (self.record.links or (self.device and self.device.links))
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Registrations:
-    """The registrations of ttys by name."""
+    """The registrations of the devices of one subsystem by name."""
 
-    roots: Roots
-    obstructions: Obstructions
+    subsystem: str
+    roots: Roots = field(kw_only=True)
+    obstructions: Obstructions = field(kw_only=True)
+    folder: str = ""
+    """The folder in sysfs that lists them."""
     _known: dict[str, Registration] = field(default_factory=dict)
     _former: dict[int, tuple[int, Stamp]] = field(default_factory=dict)
     """By device number: the last departed registration and the stamp of its record, which udevd may not have removed yet."""
 
     def find(self, name: str, entry: int) -> Registration | None:
-        """Return the registration of the tty of this name, read now if it is a new one; None when the tty is gone. Raises `OSError`.
+        """Return the registration of the device of this name, read now if it is a new one; None without a devnode. Raises `OSError`.
 
         A name may be used again between two scans. The inode of the sysfs directory tells whether it is the same registration, but
-        following the entry to it is the most expensive step of a scan, and most ttys are virtual consoles: for those the inode of the
-        entry itself is enough. The kernel's own ttys are always followed: where that fails, nothing in sysfs can be followed.
+        following the entry to it is the most expensive step of a scan, and most ttys are virtual consoles: for those, and for other
+        virtual devices, the inode of the entry itself is enough. The kernel's own ttys are always followed: where that fails, nothing in
+        sysfs can be followed.
 
         An entry that cannot be followed is gone if the entry itself has vanished as well; one that is still there is an error.
         """
         known = self._known.get(name)
         if known is not None and known.plain and known.entry == entry and name not in KERNEL_TTYS:
             return known
-        path = f"{self.roots.sys}/class/tty/{name}"
+        path = f"{self.folder}/{name}"
         try:
             incarnation = os.stat(path).st_ino
         except OSError as error:
@@ -104,36 +116,52 @@ class Registrations:
             self.obstructions.suspect((known.device.devnode, *known.device.links))
 
     def _register(self, name: str, path: str, incarnation: int, entry: int) -> Registration | None:
-        real, top = os.path.realpath(path), os.path.realpath(self.roots.sys)
+        if self.subsystem != TTY and status(f"{path}/dev") is None:
+            return None  # as most entries of some classes, such as the outputs of a graphics card
+        real = os.path.realpath(path)
         number = _read_device_number(f"{real}/dev")
         if number is None:
             # Being added or removed: the kernel adds `dev` last and removes it first (device_add, device_del).
             return None
-        body, interface = _ancestor_with(real, top, "idVendor"), _ancestor_with(real, top, "bInterfaceNumber")
-        bare = Device(
-            devnode=f"{self.roots.dev}/{name.replace('!', '/')}",
-            devpath=real.removeprefix(top),
-            number=number,
-            incarnation=incarnation,
-            physical=body and body.removeprefix(top),
-            vendor=_attribute_text(body, "idVendor"),
-            product=_attribute_text(body, "idProduct"),
-            serial=normal_serial(read_attribute(f"{body}/serial") or b"") if body else None,
-            interface=_attribute_text(interface, "bInterfaceNumber"),
-        )
+        bare = self._read_device(name, real, number, incarnation)
+        if bare is None:
+            return None
         former, left = self._former.get(number, (incarnation, None))
-        typed = status(f"{real}/type") is not None
+        typed = self.subsystem == TTY and status(f"{real}/type") is not None
         known = self._known[name] = Registration(
             entry=entry,
             bare=bare,
             typed=typed,
-            plain=bare.virtual and not typed and "!" not in name,
+            plain=bare.virtual and not typed and os.path.dirname(bare.devnode) == self.roots.dev,
             record=RecordFile(
                 path=f"{self.roots.run}/data/c{os.major(number)}:{os.minor(number)}",
                 inherited=None if former == incarnation else left,
             ),
         )
         return known
+
+    def _read_device(self, name: str, real: str, number: int, incarnation: int) -> Device | None:
+        """Return the device at a real path in sysfs, None for a part of a USB device, which the bus usb lists beside the whole ones."""
+        top = os.path.realpath(self.roots.sys)
+        uevent = {} if self.subsystem == TTY else _read_uevent(real)
+        if self.subsystem == USB and uevent.get("DEVTYPE") != USB_DEVICE:
+            return None
+        body, interface = _ancestor_with(real, top, "idVendor"), _ancestor_with(real, top, "bInterfaceNumber")
+        return Device(
+            devnode=f"{self.roots.dev}/{uevent.get('DEVNAME') or name.replace('!', '/')}",
+            devpath=real.removeprefix(top),
+            number=number,
+            incarnation=incarnation,
+            subsystem=self.subsystem,
+            hub=self.subsystem == USB and _attribute_text(real, "bDeviceClass") == _HUB,
+            index=0 if self.subsystem == TTY else _read_index(real),
+            physical=body and body.removeprefix(top),
+            vendor=_attribute_text(body, "idVendor"),
+            product=_attribute_text(body, "idProduct"),
+            serial=normal_serial(read_attribute(f"{body}/serial") or b"") if body else None,
+            interface=_attribute_text(interface, "bInterfaceNumber"),
+            port=None if self.subsystem == TTY or body is None else _socket_of(real, top),
+        )
 
 
 def normal_serial(raw: bytes) -> str | None:
@@ -168,6 +196,46 @@ def _read_device_number(path: str) -> int | None:
         return os.makedev(*map(int, text.split(b":")))
     except (ValueError, TypeError, OverflowError) as error:
         raise OSError(errno.EINVAL, "no device number", path) from error
+
+
+def _read_uevent(path: str) -> dict[str, str]:
+    """Return what the kernel reports of a device in its uevents: DEVNAME, the path of its devnode below /dev, and DEVTYPE."""
+    text = (read_attribute(f"{path}/uevent") or b"").decode("utf-8", "surrogateescape")
+    return {name: value for name, equals, value in (line.partition("=") for line in text.splitlines()) if equals}
+
+
+def _read_index(path: str) -> int:
+    text = _attribute_text(path, "index") or ""
+    return int(text) if text.isdecimal() and len(text) < _MAX_DIGITS else 0
+
+
+def _socket_of(path: str, top: str) -> str | None:
+    """Return the physical socket of a USB device or of a part of it, None where nothing tells it.
+
+    As udev's builtin `path_id` writes ID_PATH (systemd, `udev-builtin-path_id.c`): of neighbouring ancestors of one subsystem the nearest
+    counts. udev's rules run it for ttys and cameras, and neither for whole USB devices nor for hidraw.
+    """
+    parts: list[str] = []
+    before = ""
+    while len(path) > len(top):
+        kind, name = _subsystem_at(path), os.path.basename(path)
+        ports = name.partition("-")[2]
+        if kind == USB and before != USB and ports:  # a root hub is in no port
+            parts.append(f"usb-0:{ports}")
+        elif kind in _CONTROLLERS and kind != before:
+            parts.append(f"{kind}-{name}")
+        path, before = os.path.dirname(path), kind
+    return "-".join(reversed(parts)) or None
+
+
+def _subsystem_at(path: str) -> str:
+    """Return the subsystem of a device in sysfs, empty where there is none. Raises `OSError`."""
+    try:
+        return os.path.basename(os.readlink(f"{path}/subsystem"))
+    except OSError as error:
+        if error.errno in GONE:
+            return ""
+        raise
 
 
 def _attribute_text(folder: str | None, attribute: str) -> str | None:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import pyudev
 
+from devwatch.core.device import TTY, USB
 from devwatch.core.errors import Unavailable
 from devwatch.host.lister import Lister
 from devwatch.host.mounts import Roots
+from devwatch.host.sysfs import USB_DEVICE
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from devwatch.core.inventory import Scan
     from devwatch.host.records import Record
 
-SUBSYSTEM = "tty"
 BUFFER_SIZE = 128 * 1024 * 1024
 """Bytes of the receive buffer; without CAP_NET_ADMIN the kernel grants no more than net.core.rmem_max (socket(7))."""
 SETTLING = (0.2, 1.0, 3.0)
@@ -106,6 +107,7 @@ class _UeventSocket:
 
     monitor: pyudev.Monitor
     source: str
+    subsystems: frozenset[str]
     descriptor: int
     inode: int
     unreadable: int = 0
@@ -122,7 +124,7 @@ class _UeventSocket:
 
 @dataclass(slots=True, kw_only=True)
 class Monitor:
-    """Receives the uevents of ttys in the event loop, and reports when it cannot.
+    """Receives the uevents of the configured subsystems in the event loop, and reports when it cannot.
 
     The source is udev where udevd runs in this network namespace, else the kernel. `tend` opens the socket and replaces it when it has
     failed; until the first call nothing is open. The failures, each of which is silent by itself, and how `tend` detects them:
@@ -130,6 +132,8 @@ class Monitor:
     - another part of the process has closed the descriptor: its inode is not the socket's any more;
     - the socket is in no multicast group, so that it receives nothing: /proc/net/netlink shows its groups;
     - udevd has started or ended, so that the other source is the right one: the same table shows its socket.
+
+    A socket with the filter of other subsystems is replaced as well.
     """
 
     context: pyudev.Context
@@ -137,6 +141,8 @@ class Monitor:
     loop: asyncio.AbstractEventLoop
     roots: Roots
     table: str = "/proc/self/net/netlink"
+    subsystems: frozenset[str] = frozenset({TTY})
+    """The subsystems whose uevents are received, by the filter of the socket."""
     settling: list[float] = field(default_factory=list)
     """When to scan again after a kernel uevent, on the clock of the loop."""
     _socket: _UeventSocket | None = None
@@ -144,8 +150,13 @@ class Monitor:
     """The loss that was reported last, empty while uevents arrive."""
     _tended: float = float("-inf")
 
+    def listen_to(self, subsystems: frozenset[str]) -> None:
+        """Receive the uevents of these subsystems, at the latest from the end of the next `tend` on."""
+        if subsystems != self.subsystems:
+            self.subsystems, self._tended = subsystems, float("-inf")
+
     def tend(self, now: float) -> None:
-        """Open the monitor, or open it again where it was closed, is in no group, or has the wrong source.
+        """Open the monitor, or open it again where it was closed, is in no group, or has the wrong source or filter.
 
         A closed descriptor is checked first, since its number may belong to another file by now. An error of the later checks
         keeps an open socket, which still receives.
@@ -167,24 +178,33 @@ class Monitor:
         current = self._socket
         besides = current.inode if current else 0
         source = "udev" if self.roots.udevd and netlink.has_udevd(besides=besides) else "kernel"
-        if current is None or current.source != source:
+        if current is None or (current.source, current.subsystems) != (source, self.subsystems):
             self._open(source)
 
     def _open(self, source: str) -> None:
         """Open a new socket and only then close the current one, so that no failure on the way leaves the monitor without any."""
         monitor = pyudev.Monitor.from_netlink(self.context, source=source)
-        monitor.filter_by(SUBSYSTEM)
+        for subsystem in self.subsystems:
+            monitor.filter_by(subsystem, USB_DEVICE if subsystem == USB else None)
         monitor.start()
         descriptor = monitor.fileno()
-        opened = _UeventSocket(monitor=monitor, source=source, descriptor=descriptor, inode=os.fstat(descriptor).st_ino)
+        opened = _UeventSocket(
+            monitor=monitor,
+            source=source,
+            subsystems=self.subsystems,
+            descriptor=descriptor,
+            inode=os.fstat(descriptor).st_ino,
+        )
         if _Netlink.read(self.table).receives_nothing(opened.inode):
             raise OSError(f"libudev opened a {source} monitor in no multicast group")
         _enlarge_buffer(monitor)
         self.loop.add_reader(descriptor, self._read)  # before the current one closes: epoll may refuse it
+        same = source == self.source
         self.close()
         self._socket = opened
         self._reported_loss = ""
-        self.listener.restored(source)
+        if not same:
+            self.listener.restored(source)
 
     def _lose(self, reason: str) -> None:
         """Close the socket, and report the reason unless it was the last one reported."""
@@ -301,9 +321,10 @@ class UdevSource:
             monitor=Monitor(context=context, listener=listener, loop=loop, roots=where),
         )
 
-    def expect(self, paths: frozenset[str]) -> None:
-        """Set the paths of the configuration, which may be links."""
-        self.lister.paths = paths
+    def expect(self, paths: frozenset[str], subsystems: frozenset[str]) -> None:
+        """Set the paths of the configuration, which may be links, and its subsystems: no other ones are scanned and received."""
+        self.lister.paths, self.lister.subsystems = paths, subsystems
+        self.monitor.listen_to(subsystems)
 
     def scan(self, now: float) -> Scan:
         """Return the devices that are present now. The monitor is tended first, so that no change between the two is missed."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -199,8 +200,57 @@ def test_what_is_not_there_is_explained_too(config: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert "/dev/ttyNONE0: there is nothing" in out
     assert "a.io/b expects a device there" in out
-    assert main(["explain", "/dev/null", "--config", str(config)], {}) == 1
-    assert "a character device, but not a present tty" in capsys.readouterr().out
+    assert main(["explain", "/dev/pts/ptmx", "--config", str(config)], {}) == 1
+    assert "a character device, but not the devnode of a present device" in capsys.readouterr().out
+
+
+def test_the_devices_of_another_subsystem_are_shown_and_explained(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that every kernel has, for this machine has no others for certain; virtual ones too, since that is what was asked for."""
+    config.write_text("resources:\n- {name: a.io/null, subsystem: mem, match: [{path: /dev/null}]}\n")
+    assert main(["devices", "--subsystem", "mem", "-o", "json", "--config", str(config)], {}) == 0
+    shown = {each["devnode"]: each for each in json.loads(capsys.readouterr().out)["devices"]}
+    assert {each["subsystem"] for each in shown.values()} == {"mem"}
+    assert (shown["/dev/null"]["resource"], shown["/dev/zero"]["resource"]) == ("a.io/null", None)
+    assert main(["explain", "/dev/zero", "--config", str(config)], {}) == 0
+    out = capsys.readouterr().out
+    assert "  subsystem: mem\n" in out
+    assert "match[0] wants path '/dev/null' (seen /dev/zero)" in out
+    assert main(["devices", "--config", str(config)], {}) == 0
+    assert re.search(r"^/dev/null .* a\.io/null$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("block", "Pods get disks as volumes"),
+        ("net", "Pods get interfaces from network plugins"),
+        ("usb_device", "the whole USB device is called usb"),
+        ("../class", "another udev subsystem whose devices have a character devnode"),
+    ],
+)
+def test_a_subsystem_without_devnodes_is_wrong_usage(name: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reason is said."""
+    assert main(["devices", "--subsystem", name], {}) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_subsystem_that_is_not_here_has_no_devices(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Its driver may not be loaded."""
+    assert main(["devices", "--subsystem", "nothing-of-this-name"], {"HOME": str(tmp_path)}) == 0
+    assert "there is no device of the subsystem nothing-of-this-name here" in capsys.readouterr().err
+
+
+def test_explain_says_that_a_resource_counts_another_subsystem(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its keys do not matter then."""
+    config.write_text("resources:\n- {name: a.io/b, subsystem: usb, match: [{path: /dev/null}]}\n")
+    assert main(["explain", "/dev/null", "--config", str(config)], {}) == 0
+    out = capsys.readouterr().out
+    assert "to change: it counts devices of subsystem 'usb' (seen mem)" in out
+    assert "match[0]" not in out
 
 
 def test_the_schema_is_json_and_needs_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -181,3 +182,43 @@ def test_a_fault_in_a_pipe_is_shown_with_its_line(tmp_path: Path) -> None:
         thread.join(30)
     assert statuses == [78]
     assert out.getvalue().splitlines()[1:] == ["    resources: nonsense", "               ^"]
+
+
+def test_hubs_and_other_subsystems_are_shown_on_request() -> None:
+    """A hub with `--all`; virtual devices of other subsystems always; and with a subsystem nothing else."""
+    hub = device("bus/usb/001/001", subsystem="usb", hub=True)
+    camera = device("video0", subsystem="video4linux", devpath="/devices/virtual/video4linux/video0")
+    console = device("tty1", devpath="/devices/virtual/tty/tty1")
+    seen = scene(hub, camera, console, device(), config=Config(resources=()))
+
+    def shown(*, consoles: bool, only: str = "") -> list[str]:
+        return [row.device.devnode for row in replace(seen, only=only).rows(consoles=consoles)]
+
+    assert shown(consoles=False) == ["/dev/ttyUSB0", "/dev/video0"]
+    assert shown(consoles=True) == ["/dev/bus/usb/001/001", "/dev/tty1", "/dev/ttyUSB0", "/dev/video0"]
+    assert shown(consoles=True, only="usb") == ["/dev/bus/usb/001/001"]
+
+
+def test_a_block_device_is_explained_with_the_reason(tmp_path: Path) -> None:
+    """No resource can count it."""
+    disk = next((each for each in Path("/dev").iterdir() if each.is_block_device()), None)
+    if disk is None:
+        pytest.skip("this machine has no block device")
+    assert "Pods get disks as volumes" in explained(str(disk))
+    assert "claimed by no resource" not in explained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("path", "subsystem"),
+    [
+        ("/dev/null", "mem"),
+        ("/sys/class/mem/zero", "mem"),
+        ("/dev/nothing", ""),
+        ("\0", ""),
+        ("/dev", ""),
+        ("/dev/tty", "tty"),
+    ],
+)
+def test_the_subsystem_of_a_path_is_what_the_kernel_says(path: str, subsystem: str) -> None:
+    """Of a devnode, or of a device in sysfs."""
+    assert Host(lister=Lister(record=lambda _: None)).subsystem_of(path) == subsystem

@@ -52,6 +52,7 @@ def test_a_pipe_gets_whole_lines() -> None:
         "INTERFACE",
         "LINK",
         "RESOURCE",
+        "SUBSYSTEM",
         "DRIVER",
         "PORT",
         "LINKS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -381,3 +382,68 @@ def test_what_a_configuration_cannot_hold_is_not_suggested(fields: dict[str, str
     suggestions = suggest([stick, other], ())
     config = parse(suggestion_text(suggestions).encode(), file="suggested")
     assert [claim(each, config.resources).owner for each in (stick, other)] == [each.name for each in suggestions]
+
+
+# -- other subsystems than tty
+
+BODY = "/devices/usb1/1-1"
+WHOLE = device("bus/usb/001/004", subsystem="usb", devpath=BODY, physical=BODY)
+PART = device(physical=BODY)
+
+
+def test_a_device_without_ids_is_named_by_its_subsystem() -> None:
+    """It is neither a port nor a console."""
+    bare = device("net/tun", subsystem="misc", vendor=None, devpath="/devices/virtual/misc/tun")
+    assert describe(bare) == "misc device"
+
+
+def test_the_parts_of_a_device_are_no_twins_of_the_whole() -> None:
+    """They have the same ids, and are told apart by their subsystem."""
+    other = device("ttyUSB9")
+    assert [row.twins for row in rows([WHOLE, other], [], {})] == [(), ()]
+
+
+def test_explain_says_that_a_resource_counts_another_subsystem() -> None:
+    """Whatever its keys say."""
+    _, (report,) = explain(PART, [rule(subsystem="usb")], "here")
+    assert report.verdict is Verdict.NOT
+    assert report.change == "it counts devices of subsystem 'usb' (seen tty)"
+    assert [entry.where for entry in report.entries] == ["subsystem"]
+
+
+def test_explain_says_who_has_the_device_as_a_whole_or_in_part() -> None:
+    """The order of the resources decides."""
+    rules = [rule("x/usb", subsystem="usb"), rule("x/tty")]
+    decided, (_, report) = explain(PART, rules, "here", [WHOLE, PART])
+    assert (decided.owner, decided.excluded_by) == (None, "x/usb")
+    assert report.change.startswith("x/usb comes first, and has the device through another subsystem")
+    (whole, part) = rows([WHOLE, PART], rules, {})
+    assert (whole.claim.owner, part.claim.owner) == ("x/usb", None)
+
+
+def test_explain_says_why_a_hub_does_not_count() -> None:
+    """Its keys match, and are not exact."""
+    _, (report,) = explain(replace(WHOLE, hub=True), [rule(match=[entry(vendor="10c4")], subsystem="usb")], "here")
+    assert report.change == "it is a hub, which counts only by an entry with its exact vendor and product"
+
+
+def test_a_suggestion_is_for_the_subsystem_that_is_asked_for() -> None:
+    """And not for a hub, nor for a device that a resource has through another subsystem already."""
+    hub = replace(WHOLE, devnode="/dev/bus/usb/001/002", physical="/devices/usb1/1-2", hub=True)
+    devices = [hub, WHOLE, PART]
+    (usb,) = suggest(devices, [], subsystem="usb")
+    (tty,) = suggest(devices, [])
+    assert (usb.subsystem, usb.devnodes) == ("usb", ("/dev/bus/usb/001/004",))
+    assert (tty.subsystem, tty.devnodes) == ("tty", ("/dev/ttyUSB0",))
+    assert suggest(devices, [rule()], subsystem="usb") == ()
+    assert suggest(devices, [rule(subsystem="usb")]) == ()
+    text = suggestion_text((usb,))
+    (suggested,) = parse(text.encode(), file="c").resources
+    assert suggested.subsystem == "usb"
+    assert suggested.verdict(WHOLE) is Verdict.MATCHED
+    assert "subsystem" not in suggestion_text((tty,))
+    (pod,) = yaml.safe_load_all(pod_text((usb,)))
+    assert (
+        pod["volumes"][0]["hostPath"]["path"] == pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/dev/bus/usb"
+    )
+    assert "#   /dev/bus/usb/001/004\n" in pod_text((usb,))

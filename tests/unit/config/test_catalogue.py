@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from devwatch.cli.inspection import suggest
 from devwatch.config.catalogue import well_known_sticks
 from devwatch.config.schema import parse
 from devwatch.core.serials import SHARED_SERIALS
+from devwatch.core.states import SECOND_STATES
 from devwatch.core.sticks import Stick, recognise
 from support.build import device
 from support.checkout import CHECKOUT
@@ -51,6 +53,9 @@ def _cp210x(model: str, vendor: str) -> dict[str, Any]:
         ({"vendor": "0403", "product": "6001", "properties": {"ID_MODEL": "EnOcean_USB_300_DC"}}, "EnOcean"),
         ({"vendor": "0451", "product": "bef3", "interface": "00"}, "LaunchPad"),
         ({"vendor": "1d50", "product": "614e", "properties": {"ID_VENDOR": "Klipper"}}, "Klipper"),
+        ({"vendor": "0bda", "product": "2838", "subsystem": "usb"}, "RTL-SDR"),
+        ({"vendor": "0764", "product": "0601", "subsystem": "usb"}, "CyberPower"),
+        ({"vendor": "051d", "product": "0002", "subsystem": "usb"}, "APC"),
     ],
 )
 def test_a_well_known_stick_is_recognised(fields: dict[str, Any], title: str) -> None:
@@ -97,4 +102,20 @@ def test_no_stick_hides_another(stick: Stick) -> None:
     for entry in stick.rule.match:
         fields = {test.label: test.patterns[0].text.replace("*", "") for test in entry.tests}
         properties = {key.partition(".")[2]: fields.pop(key) for key in sorted(fields) if "." in key}
-        assert recognise(device(**fields, properties=properties), STICKS) is stick
+        found = device(**fields, subsystem=stick.rule.subsystem, properties=properties)
+        assert recognise(found, STICKS) is stick
+
+
+def test_a_device_with_two_states_is_in_the_catalogue_in_both() -> None:
+    """Under one resource, which is suggested for it in either state."""
+    for second, first in SECOND_STATES.items():
+        found = {
+            recognise(device(vendor=vendor, product=product, subsystem="usb"), STICKS)
+            for vendor, product in (first, second)
+        }
+        (stick,) = found
+        assert stick is not None
+        for vendor, product in (first, second):
+            (suggestion,) = suggest([device(vendor=vendor, product=product, subsystem="usb")], [], subsystem="usb")
+            assert suggestion.name == stick.rule.name
+            assert (suggestion.keys["vendor"], suggestion.keys["product"]) == tuple(zip(first, second, strict=True))

@@ -258,7 +258,11 @@ def test_a_wrong_pattern_says_what_is_allowed(text: str, fault: str | None) -> N
         assert found == f"4:{fault}"
 
 
-ONE_OF = "(name, match, exclude, count, publish, container, nodes, removalGrace, evict"
+ONE_OF = "(name, match, exclude, subsystem, count, publish, container, nodes, removalGrace, evict"
+ANY_OTHER = "tty, usb, hidraw, video4linux or another udev subsystem whose devices have a character devnode"
+NO_DISK = "a block device has no character devnode, and Pods get disks as volumes"
+NO_INTERFACE = "a network interface has no devnode, and Pods get interfaces from network plugins"
+WHOLE = "the whole USB device is called usb"
 WAYS = "nodeStatus or devicePlugin or dra"
 BELOW_DEV = "an absolute path below /dev without ., .., a comma or white space in it"
 TIME = "a duration such as 500ms, 2s, 5m or 1h, from"
@@ -267,6 +271,13 @@ TIME = "a duration such as 500ms, 2s, 5m or 1h, from"
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
+        ("subsystem: block", f"16: resources[0].subsystem: 'block' is not valid ({NO_DISK}; {ANY_OTHER})"),
+        ("subsystem: net", f"16: resources[0].subsystem: 'net' is not valid ({NO_INTERFACE}; {ANY_OTHER})"),
+        ("subsystem: usb_device", f"16: resources[0].subsystem: 'usb_device' is not valid ({WHOLE}; {ANY_OTHER})"),
+        ("subsystem: USB", f"16: resources[0].subsystem: 'USB' is not valid ({ANY_OTHER})"),
+        ("subsystem: ../misc", f"16: resources[0].subsystem: '../misc' is not valid ({ANY_OTHER})"),
+        ("subsystem: [usb]", f"16: resources[0].subsystem: a list stands here ({ANY_OTHER})"),
+        ("subsystem: ''", f"16: resources[0].subsystem: '' is not valid ({ANY_OTHER})"),
         ("count: devices", "12: resources[0].count: 'devices' is not valid (device or devnode)"),
         ("count:", "11: resources[0].count: nothing stands here (device or devnode)"),
         ("publish: deviceplugin", f"14: resources[0].publish: 'deviceplugin' is not valid ({WAYS})"),
@@ -769,3 +780,31 @@ def _said(text: str) -> str:
 def test_a_configuration_holds_rules() -> None:
     """What comes out needs no further reading."""
     assert all(isinstance(rule, ResourceRule) for rule in _config(FULL).resources)
+
+
+FIRST, SECOND = "{vendor: 1a6e, product: 089a}", "{vendor: 18d1, product: '9302'}"
+
+
+@pytest.mark.parametrize(
+    ("match", "warning"),
+    [
+        (f"[{FIRST}, {SECOND}]", ""),
+        ("[{vendor: [1a6e, 18d1], product: [089a, '9302']}]", ""),
+        (f"[{FIRST}, {{port: x}}]", ""),
+        ("[{vendor: 1a6e}]", ""),
+        (f"[{FIRST}]", "1a6e:089a has the ids 18d1:9302 in its other state"),
+        (f"[{SECOND}, {{vendor: '0403'}}]", "18d1:9302 has the ids 1a6e:089a in its other state"),
+        ("[{vendor: '0403', interface: '00'}]", "a whole USB device has no interface"),
+    ],
+)
+def test_what_cannot_be_meant_for_a_usb_device_is_a_warning(match: str, warning: str) -> None:
+    """It is valid, and would count nothing, or nothing from the first use on."""
+    config = _config(f"resources:\n- {{name: a/b, subsystem: usb,\n   match: {match}}}\n")
+    said = [fault for fault in config.warnings if fault.path == "resources[0].match"]
+    assert [warning in fault.message for fault in said] == ([True] if warning else [])
+    assert all((fault.line, fault.column) == (3, 4) for fault in said)
+
+
+def test_a_tty_has_an_interface() -> None:
+    """There is nothing to warn of."""
+    assert _config("resources: [{name: a/b, match: [{vendor: '0403', interface: '00'}]}]").warnings == ()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devwatch.core.listing import Entry
 from devwatch.core.slices import (
     MAX_ATTRIBUTE,
     Offer,
@@ -265,6 +266,19 @@ def test_a_device_that_only_the_annotation_tells_of_keeps_what_the_slice_says() 
         *("HUSBZB-1", "usb-0:1:1.0", "10c4"),
     )
     assert (unknown.attributes["model"], unknown.attributes["port"]) == ("", "1")
+
+
+def test_a_device_is_of_the_subsystem_of_its_devnode_or_of_its_entry() -> None:
+    """A restarted daemon has the entry alone."""
+    camera = replace(slot(), devices=(device(subsystem="video4linux"),))
+    entry = Entry(devnode="/dev/hidraw0", subsystem="hidraw")
+    for known, subsystem in (
+        (camera, "video4linux"),
+        (replace(camera, devices=(), entries=(entry,)), "hidraw"),
+        (replace(camera, devices=(), entries=(replace(entry, subsystem=None),)), "tty"),
+    ):
+        (found,) = devices_of([(ZIGBEE, known)], None)
+        assert found.attributes["subsystem"] == subsystem
 
 
 @given(st.text(st.characters(codec=None), max_size=100))

@@ -275,6 +275,44 @@ def test_the_devnodes_of_a_device_come_in_the_order_of_interface_and_name() -> N
     assert [each.devnode for each in slot.devices] == ["/dev/ttyUSB9", "/dev/ttyUSB10", "/dev/ttyUSB0"]
 
 
+def test_the_devnodes_of_a_camera_come_in_the_order_of_its_driver() -> None:
+    """Which is by interface first; names may be given in any order."""
+    nodes = (("video0", "01", 0), ("video1", "00", 1), ("video2", "00", 0))
+    camera = [
+        device(name, subsystem="video4linux", interface=face, index=index, physical="/devices/usb1/1-1")
+        for name, face, index in nodes
+    ]
+    (slot,) = Story().see(*camera)
+    assert [each.devnode for each in slot.devices] == ["/dev/video2", "/dev/video1", "/dev/video0"]
+
+
+def test_whole_devices_behind_one_hub_are_in_sockets_of_their_own() -> None:
+    """A socket behind a hub is written as an interface is."""
+    story = Story()
+    first, second = (
+        device(f"bus/usb/001/00{number}", subsystem="usb", serial=None, port=f"pci-0000:00:14.0-usb-0:1.{number}")
+        for number in (4, 5)
+    )
+    assert len(set(ids(story.see(first, second)))) == 2
+    assert {slot.identity.socket for slot in story.see(first, second)} == {first.port, second.port}
+
+
+def test_a_device_with_two_states_has_one_id_in_its_socket() -> None:
+    """The first state is its identity; another device in the socket is another."""
+
+    def coral(name: str, vendor: str, product: str) -> Device:
+        return device(name, subsystem="usb", serial=None, port="usb-0:1", vendor=vendor, product=product)
+
+    story = Story()
+    first = story.see(coral("bus/usb/001/004", "1a6e", "089a"))
+    story.see(counted=1)
+    second = story.see(coral("bus/usb/001/005", "18d1", "9302"))
+    assert ids(first) == ids(second)
+    assert re.match("1a6e-089a-[0-9a-f]{10}$", first[0].id)
+    story.see(counted=1)
+    assert ids(story.see(coral("bus/usb/001/006", "18d1", "4ee1"))) != ids(first)
+
+
 def test_no_two_devices_have_one_id() -> None:
     """Even where the rules of udev give two of them one socket."""
     story = Story()

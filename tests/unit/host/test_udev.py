@@ -338,7 +338,7 @@ def test_the_paths_of_the_configuration_are_followed(source: tuple[UdevSource, H
     devices, host = source
     host.stick()
     link = host.link("zigbee", "ttyUSB0")
-    devices.expect(frozenset({link}))
+    devices.expect(frozenset({link}), frozenset({"tty"}))
     assert [device.links for device in devices.scan(0).devices] == [(link,)]
 
 
@@ -356,3 +356,40 @@ def test_a_udevd_that_cannot_be_heard_is_said(source: tuple[UdevSource, Host]) -
     (host.run / "control").unlink()
     assert not any("hostNetwork" in trouble for trouble in devices.scan(0).troubles)
     devices.close()
+
+
+UEVENTS = {name: Path(f"/sys/class/{path}/uevent") for name, path in {"mem": "mem/null", "tty": "tty/tty"}.items()}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may write to /sys/class/mem/null/uevent")
+@pytest.mark.parametrize("name", UEVENTS)
+def test_only_uevents_of_the_subsystems_of_the_configuration_are_heard(bench: Bench, name: str) -> None:
+    """By the filter of the socket, which the next `tend` replaces when the configuration names others; nobody is told of that."""
+    bench.tend()
+    for subsystems in ({"mem", "usb"}, {"tty"}, {"hidraw"}, {"mem", "tty"}):
+        before = uevent_descriptors()
+        bench.monitor.listen_to(frozenset(subsystems))
+        bench.monitor.tend(bench.now)
+        assert len(uevent_descriptors()) == 1 == len(before)
+        bench.heard.batches.clear()
+        UEVENTS[name].write_text("change", "ascii")
+        turn(bench.loop)
+        assert bench.heard.actions == (["change"] if name in subsystems else [])
+    assert bench.said() == ["restored: kernel"]
+
+
+def test_the_same_subsystems_again_change_nothing(bench: Bench) -> None:
+    """A configuration that is read again names them each time."""
+    bench.tend()
+    before = inode()
+    bench.monitor.listen_to(frozenset({"tty"}))
+    bench.tend()
+    assert inode() == before
+
+
+def test_a_source_scans_and_hears_the_subsystems_of_the_configuration(source: tuple[UdevSource, Host]) -> None:
+    """And no other ones."""
+    devices, _ = source
+    devices.expect(frozenset(), frozenset({"usb"}))
+    assert devices.lister.subsystems == devices.monitor.subsystems == {"usb"}
+    assert devices.scan(0).subsystems == {"usb"}

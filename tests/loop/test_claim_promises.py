@@ -138,6 +138,15 @@ KNOWN = {
         Move(plug, ("nameless", "socket-3", 0, True)),
         Move(configure, (2, False), 11.0),
     ),
+    "a device that was found to be free and then offered within its grace stays in the slice": (
+        Move(furnish, ()),
+        Move(kubelet_restarts, (1.0,)),
+        Move(pods, (), 7.5),
+        Move(configure, (2, False), 2.5),
+        Move(bounce, (0, 1, 0.5, ""), 11.0),
+        Move(delete, (4, True)),
+        Move(pull, (3,)),
+    ),
     "nor does the next daemon give it that": (
         Move(furnish, ()),
         Move(kill, (1,)),

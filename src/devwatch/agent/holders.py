@@ -152,8 +152,15 @@ class HeldDevices:
         absent = _all(self._absent.values())
         if absent - before:
             self._read_at = now
-        self.free &= absent
-        self._asked &= absent
+        # A lingering device that has been offered since the last reading may be given to a pod.
+        offered = frozenset(
+            each
+            for name, ids in self._absent.items()
+            for each in ids - self._lost
+            if self.can_allocate(name, frozenset({each}))
+        )
+        self.free &= absent - offered
+        self._asked &= absent - offered
 
     def elsewhere(self, figures: Figures, slots: Mapping[str, Sequence[Slot]]) -> dict[str, dict[str, tuple[str, str]]]:
         """Return by resource the present devices that a pod may have under another name (`held_elsewhere`); `slots` are of all names."""

@@ -286,7 +286,9 @@ class Judge(Truth):
             if want.publish == PLUGIN:
                 taken = self.world.kubelet.taken.get(name, Offer())
                 if self.world.kubelet.streaming(name) is None:
-                    if self.now > self.closed_at.get(name, -math.inf):  # one that ends in this very moment is not known to have ended
+                    if self.now > self.closed_at.get(
+                        name, -math.inf
+                    ):  # one that ends in this very moment is not known to have ended
                         self.broken(Promise.RISE, f"{text} without a stream")
                 elif amounts.allocatable > len(taken.healthy):
                     self.broken(Promise.RISE, f"{text}, where the kubelet has {len(taken.healthy)}")

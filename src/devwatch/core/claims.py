@@ -82,6 +82,20 @@ class ClaimState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimSummary:
+    """A ResourceClaim of the cluster, without what it requests or has for administrative access."""
+
+    namespace: str
+    name: str
+    requested: Mapping[str, int]
+    """By DeviceClass: how many devices it requests."""
+    devices: frozenset[tuple[str, str]]
+    """The devices of this driver that it has, by pool and ID."""
+    pods: frozenset[str]
+    """The pods that it is reserved for, as `NAMESPACE/NAME`: none before it is allocated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KnownDevice:
     """A device of this node that was published."""
 

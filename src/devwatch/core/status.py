@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from devwatch.core.classes import class_names
 from devwatch.core.node import FIELD_MANAGER
 from devwatch.core.rules import Publish
 from devwatch.core.slices import slice_name
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
+    from devwatch.core.claims import ClaimSummary
     from devwatch.core.listing import Entry
     from devwatch.core.node import Amounts, NodeState
     from devwatch.core.pods import Pod
 
     PodsByNode = Mapping[str | None, Sequence[Pod]]
+    ClaimKey = tuple[str, str]
+    """The namespace and name of a ResourceClaim."""
     Reservations = Mapping[tuple[str, str], AbstractSet[str]]
     """By pool and ID of a device that a ResourceClaim has: the pods that the claim is reserved for, as `NAMESPACE/NAME`."""
     Offers = Mapping[str, AbstractSet[str]]
@@ -52,11 +56,13 @@ class ResourceStatus:
     summary: NodeSummary | None
     resource: str
     pods: tuple[Pod, ...] | None
-    """The unfinished pods that request it, or have it through a claim, None without the permission to list pods."""
+    """The unfinished pods that request it, or request or have it through a claim, None without the permission to list pods."""
     reserved: Mapping[str, AbstractSet[str]] | None = None
     """With `dra`, by ID: the pods that a claim reserves the device for, None where the claims are unknown."""
     offered: AbstractSet[str] | None = None
     """With `dra`: the IDs of the devices that the Node's slices offer, None where the slices are unknown."""
+    unreserved: Mapping[ClaimKey, int] = field(default_factory=dict)
+    """By claim of a pod that it is not reserved for yet: how many devices it requests."""
     waiting: tuple[Pod, ...] = ()
     """The pods that request it and are not bound to any Node."""
     mixed: str = ""
@@ -83,11 +89,12 @@ class ResourceStatus:
 
     @property
     def requested(self) -> int | None:
-        """The requests, and the devices of pods that have some only through a claim; None without the permission to list pods."""
+        """The requests, and what pods have or request only through a claim; None without the permission to list pods."""
         if self.pods is None:
             return None
         claiming = [self.ids(pod) for pod in self.pods if self.resource not in pod.requests]
-        return sum(pod.requests.get(self.resource, 0) for pod in self.pods) + len(frozenset().union(*claiming))
+        requests = sum(pod.requests.get(self.resource, 0) for pod in self.pods)
+        return requests + len(frozenset().union(*claiming)) + sum(self.unreserved.values())
 
     @property
     def owned(self) -> bool:
@@ -259,23 +266,25 @@ def _number(count: int) -> str:
 def resource_statuses(
     nodes: Mapping[str, NodeSummary],
     pods: PodsByNode | None,
-    reservations: Reservations | None = None,
+    claims: Sequence[ClaimSummary] | None = None,
     offers: Offers | None = None,
 ) -> tuple[ResourceStatus, ...]:
     """Return every resource that devwatch advertises on these Nodes, and the requests of pods for it or for what no Node has.
 
     They are in the order of node and name; those without a node come last. `pods` are the unfinished ones, None where they are unknown;
-    likewise the `reservations` of claims and the `offers` of slices.
+    likewise the `claims` and the `offers` of slices.
     """
     owned = {name for node in nodes.values() for name in node.owned}
     shown = owned.union(*(node.shown for node in nodes.values()))
     rows: dict[tuple[str, str], list[Pod]] = {(node, name): [] for node in nodes for name in nodes[node].owned}
+    reservations = None if claims is None else _reservations(claims)
     reserved = {(node, name): _reserved(nodes[node], name, reservations) for node, name in rows}
+    requested = _by_resource(claims or (), nodes.values())
     for node in (None, *nodes):
         for pod in (pods or {}).get(node, ()):
             requests = _relevant_requests(pod, nodes[node] if node else None, owned, shown)
             claimed = (row[1] for row, found in reserved.items() if row[0] == node and _has_any(pod, found))
-            for name in dict.fromkeys((*requests, *claimed)):
+            for name in dict.fromkeys((*requests, *claimed, *_unreserved([pod], requested))):
                 rows.setdefault((node or "", name), []).append(pod)
     mixed = {name: _mixed(name, nodes.values()) for name in owned}
     return tuple(
@@ -285,6 +294,7 @@ def resource_statuses(
             pods=None if pods is None else tuple(requesting),
             reserved=reserved.get((node, name)),
             offered=None if offers is None else offers.get(node, frozenset()),
+            unreserved=_unreserved(requesting, requested).get(name, {}),
             waiting=tuple(rows.get(("", name), ())),
             mixed=mixed.get(name, ""),
             unadvertised=name not in shown,
@@ -294,12 +304,48 @@ def resource_statuses(
     )
 
 
+def _reservations(claims: Iterable[ClaimSummary]) -> Reservations:
+    found: dict[tuple[str, str], set[str]] = {}
+    for claim in claims:
+        for device in claim.devices:
+            found.setdefault(device, set()).update(claim.pods)
+    return found
+
+
 def _reserved(node: NodeSummary, name: str, reservations: Reservations | None) -> Mapping[str, AbstractSet[str]] | None:
     """Return by ID the pods that the devices of a resource are reserved for, None where that is unknown."""
     if reservations is None:
         return None
     ids = {entry.id for entry in node.state.listing()[name] if entry.id and entry.publish == Publish.DRA.value}
     return {each: reservations.get((slice_name(node.name), each), frozenset()) for each in sorted(ids)}
+
+
+def _by_resource(claims: Iterable[ClaimSummary], nodes: Iterable[NodeSummary]) -> Mapping[ClaimKey, ClaimSummary]:
+    """Return the claims with what they request by resource, of those that a Node publishes by slices, instead of by DeviceClass."""
+    listings = [node.state.listing() for node in nodes]
+    names = {name for each in listings for name, entries in each.items() if way_of(entries) is Publish.DRA}
+    classes = {device_class: name for name, device_class in class_names(sorted(names))}
+    return {
+        (claim.namespace, claim.name): replace(
+            claim, requested={classes[each]: count for each, count in claim.requested.items() if each in classes}
+        )
+        for claim in claims
+    }
+
+
+def _unreserved(pods: Iterable[Pod], claims: Mapping[ClaimKey, ClaimSummary]) -> dict[str, dict[ClaimKey, int]]:
+    """Return by resource how many devices each claim requests that is not reserved for its pod: the pod waits for them.
+
+    What a pod requests by `limits` as well is left out: for that the scheduler makes a claim.
+    """
+    found: dict[str, dict[ClaimKey, int]] = {}
+    for pod in pods:
+        keys = ((pod.namespace, name) for name in pod.claims)
+        for key in (key for key in keys if key in claims and pod.title not in claims[key].pods):
+            for name, count in claims[key].requested.items():
+                if name not in pod.requests:
+                    found.setdefault(name, {})[key] = count
+    return found
 
 
 def _has_any(pod: Pod, reserved: Mapping[str, AbstractSet[str]] | None) -> bool:

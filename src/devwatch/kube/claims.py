@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from devwatch.core.claims import AllocatedDevice, ClaimState, Toleration
+from devwatch.core.claims import AllocatedDevice, ClaimState, ClaimSummary, Toleration
 from devwatch.core.errors import Missing, Retry, Unserved
 from devwatch.core.names import DRIVER
 from devwatch.kube.pods import list_all
 from devwatch.kube.slices import unserved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from devwatch.core.claims import ClaimReference
-    from devwatch.core.status import Reservations
     from devwatch.kube.pods import Requests
 
 
@@ -35,43 +35,48 @@ async def read_claim(requests: Requests, claim: ClaimReference) -> ClaimState:
         raise Retry(f"unexpected response to GET {path}: malformed ({type(error).__name__})") from error
 
 
-async def list_reservations(requests: Requests) -> Reservations:
-    """Return the devices of this driver that claims of the cluster reserve for pods. Administrative access reserves none.
+async def list_claims(requests: Requests) -> tuple[ClaimSummary, ...]:
+    """Return the claims of the cluster. Administrative access requests no device, and has none.
 
     Raises an `ApiError`: `Forbidden` without the permission to list claims, `Unserved` where the server does not have them.
     """
-    found: dict[tuple[str, str], set[str]] = {}
     try:
-        async for item in list_all(requests, "/apis/resource.k8s.io/v1/resourceclaims"):
-            pods = set(_reserved_for(item))
-            for each in _devices_of(item):
-                found.setdefault((each.pool, each.device), set()).update(pods)
+        return tuple(
+            [_summary_of(item) async for item in list_all(requests, "/apis/resource.k8s.io/v1/resourceclaims")]
+        )
     except (Missing, Unserved) as error:
         raise unserved(error) from error
-    return found
 
 
-def _reserved_for(item: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the pods that may use a claim, as `NAMESPACE/NAME` (ResourceClaimStatus, `reservedFor`)."""
+def _summary_of(item: Mapping[str, Any]) -> ClaimSummary:
     try:
-        for each in (item.get("status") or {}).get("reservedFor") or ():
-            if each["resource"] == "pods":
-                yield f"{item['metadata']['namespace']}/{each['name']}"
-    except (AttributeError, KeyError, TypeError) as error:
-        raise _malformed(error) from error
+        namespace, devices = str(item["metadata"]["namespace"]), _state_of(item).devices
+        reserved = (item.get("status") or {}).get("reservedFor") or ()
+        return ClaimSummary(
+            namespace=namespace,
+            name=str(item["metadata"]["name"]),
+            requested=_requested(item),
+            devices=frozenset((each.pool, each.device) for each in devices if each.driver == DRIVER and not each.admin),
+            pods=frozenset(f"{namespace}/{each['name']}" for each in reserved if each["resource"] == "pods"),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Retry(f"unexpected response: an item is not a ResourceClaim ({type(error).__name__})") from error
 
 
-def _devices_of(item: Mapping[str, Any]) -> Iterator[AllocatedDevice]:
-    """Yield the devices of this driver that a claim holds."""
-    try:
-        devices = _state_of(item).devices
-    except (AttributeError, KeyError, TypeError) as error:
-        raise _malformed(error) from error
-    return (each for each in devices if each.driver == DRIVER and not each.admin)
+def _requested(item: Mapping[str, Any]) -> Mapping[str, int]:
+    """Return by DeviceClass how many devices a claim requests; for all devices of a class, which have no number, one.
 
-
-def _malformed(error: Exception) -> Retry:
-    return Retry(f"unexpected response: an item is not a ResourceClaim ({type(error).__name__})")
+    Each alternative of a prioritised list may be the one that is allocated.
+    """
+    total = Counter[str]()
+    for request in ((item.get("spec") or {}).get("devices") or {}).get("requests") or ():
+        found: dict[str, int] = {}
+        for each in [request["exactly"]] if request.get("exactly") else request.get("firstAvailable") or ():
+            if each.get("adminAccess") is not True:
+                name = str(each["deviceClassName"])
+                found[name] = max(found.get(name, 0), int(each.get("count") or 1))
+        total.update(found)
+    return total
 
 
 def _state_of(content: Mapping[str, Any]) -> ClaimState:

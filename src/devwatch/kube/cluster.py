@@ -11,7 +11,7 @@ from devwatch.core.node import NodePatch, NodeState
 from devwatch.core.rules import Publish
 from devwatch.core.status import NodeSummary, ResourceStatus, resource_statuses
 from devwatch.core.way import way_of
-from devwatch.kube.claims import list_reservations
+from devwatch.kube.claims import list_claims
 from devwatch.kube.nodes import node_state
 from devwatch.kube.pods import list_all, pod_of
 from devwatch.kube.slices import list_slices
@@ -19,11 +19,12 @@ from devwatch.kube.slices import list_slices
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from devwatch.core.claims import ClaimSummary
     from devwatch.core.errors import ApiError
     from devwatch.core.listing import Entry
     from devwatch.core.pods import Pod
     from devwatch.core.slices import Slice
-    from devwatch.core.status import Offers, PodsByNode, Reservations
+    from devwatch.core.status import Offers, PodsByNode
     from devwatch.kube.client import Connection
 
 
@@ -36,7 +37,7 @@ class Overview:
     hidden: str = ""
     """Why the pods are not shown, empty where they are."""
     unclaimed: str = ""
-    """Why it is unknown which devices slices offer or claims hold, empty where it is known, or no resource has `publish: dra`."""
+    """Why it is unknown which devices slices offer and claims have or request, empty where it is known, or nothing has `publish: dra`."""
 
 
 async def summarize_nodes(connection: Connection) -> tuple[NodeSummary, ...]:
@@ -61,7 +62,7 @@ async def overview(connection: Connection) -> Overview:
     """
     nodes = await summarize_nodes(connection)
     pods: PodsByNode | None = None
-    reservations: Reservations | None = None
+    claims: tuple[ClaimSummary, ...] | None = None
     offers: Offers | None = None
     hidden = unclaimed = ""
     try:
@@ -71,10 +72,10 @@ async def overview(connection: Connection) -> Overview:
     if any(way_of(entries) is Publish.DRA for node in nodes for entries in node.state.listing().values()):
         try:
             offers = _offers(await list_slices(connection, None))
-            reservations = await list_reservations(connection)
+            claims = await list_claims(connection)
         except (Forbidden, Unserved) as error:
             unclaimed = _reason(error)
-    resources = resource_statuses({node.name: node for node in nodes}, pods, reservations, offers)
+    resources = resource_statuses({node.name: node for node in nodes}, pods, claims, offers)
     return Overview(resources=resources, hidden=hidden, unclaimed=unclaimed)
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 GPU = "example.com/gpu"
 """What another plugin advertises, on n2 alone."""
+CLASS = "a.io.stick"
+"""The DeviceClass of the stick."""
 LISTED = 'pods is forbidden: User "u" cannot list resource "pods" in API group "" at the cluster scope'
 
 
@@ -373,6 +375,17 @@ def claim(name: str, *pods: str, device: str = "dw1", node: str = "n1", **more: 
     return {"metadata": {"namespace": "default", "name": name, "uid": name}, "status": status}
 
 
+def asking(name: str, *requests: dict[str, Any]) -> dict[str, Any]:
+    """Return a ResourceClaim that is not allocated."""
+    named = [{"name": f"r{number}", **request} for number, request in enumerate(requests)]
+    return {"metadata": {"namespace": "default", "name": name, "uid": name}, "spec": {"devices": {"requests": named}}}
+
+
+def exactly(device_class: str = CLASS, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - any value
+    """Return a request of a ResourceClaim."""
+    return {"exactly": {"deviceClassName": device_class, **more}}
+
+
 def claiming(name: str, *claims: str, node: str = "n1", phase: str = "Running") -> dict[str, Any]:
     """Return a pod that has its devices through claims alone."""
     made = pod(name, {}, node=node, phase=phase)
@@ -437,6 +450,78 @@ def test_who_holds_a_device_of_a_slice_is_what_the_claims_say(cluster: Site) -> 
     assert [each["holders"] for each in first["devices"]] == [["default/a", "default/b"], []]
     assert [(each["name"], each["devices"]) for each in first["pods"]] == [("a", ["dw1"]), ("b", ["dw1"])]
     assert [each["holders"] for each in second["devices"]] == [[], ["default/c"]]
+
+
+@pytest.mark.parametrize(
+    ("requests", "count"),
+    [
+        ([exactly()], 1),
+        ([exactly(allocationMode="ExactCount", count=2), exactly("gpu"), exactly()], 3),
+        ([exactly(allocationMode="All")], 1),
+        ([{"firstAvailable": [{"deviceClassName": "gpu"}, {"deviceClassName": CLASS, "count": 2}]}], 2),
+        (
+            [
+                {
+                    "firstAvailable": [
+                        {"deviceClassName": CLASS},
+                        {"deviceClassName": CLASS, "count": 3},
+                        {"deviceClassName": CLASS},
+                    ]
+                }
+            ],
+            3,
+        ),
+    ],
+    ids=["one", "several", "all", "an alternative", "several alternatives"],
+)
+def test_a_pod_that_waits_for_a_claim_has_a_row_without_a_node(
+    requests: list[dict[str, Any]], count: int, alone: Site
+) -> None:
+    """Like one that asks by limits. A claim is for its number of devices, whoever shares it."""
+    advertise(alone, "n1", [dra_stick(1)], 0, 0)
+    serve_claims(alone, asking("new", *requests))
+    alone.pods = [
+        claiming("a", "new", node="", phase="Pending"),
+        pod("b", {RESOURCE: 1}),
+        claiming("c", "new", node="", phase="Pending"),
+    ]
+    names = "default/a (Pending), default/b (Pending), default/c (Pending)"
+    assert [" ".join(row) for row in status(alone).rows[1:]] == [f"- {RESOURCE} - - - {count + 1} {names} -"]
+    assert status(alone).err == []
+
+
+def test_a_claim_that_a_template_made_counts_for_its_pod(alone: Site) -> None:
+    """The status of the pod names it."""
+    advertise(alone, "n1", [dra_stick(1)], 0, 0)
+    serve_claims(alone, asking("a-stick-x7k2p", exactly()))
+    waiting = pod("a", {})
+    waiting["spec"]["resourceClaims"] = [{"name": "stick", "resourceClaimTemplateName": "t"}]
+    waiting["status"]["resourceClaimStatuses"] = [{"name": "stick", "resourceClaimName": "a-stick-x7k2p"}]
+    alone.pods = [waiting]
+    assert [row["pods"] and row["pods"][0]["name"] for row in status(alone, "json").resources] == [[], "a"]
+
+
+def test_what_a_claim_requests_counts_once(alone: Site) -> None:
+    """Not beside what is reserved, or requested by limits; nor does administrative access, or a class of another driver."""
+    advertise(alone, "n1", [dra_stick(1), dra_stick(2)], 0, 0)
+    held = {**claim("held", "a"), "spec": asking("held", exactly())["spec"]}
+    claims = asking("limits", exactly()), asking("admin", exactly(adminAccess=True)), asking("gpu", exactly("gpu"))
+    serve_claims(alone, held, *claims)
+    made = pod("b", {RESOURCE: 1})
+    made["status"]["extendedResourceClaimStatus"] = {"resourceClaimName": "limits"}
+    alone.pods = [
+        claiming("a", "held"),
+        made,
+        *(claiming(each, each, node="", phase="Pending") for each in ("admin", "gpu", "gone")),
+        claiming("late", "held", node="", phase="Pending"),
+    ]
+    assert [
+        (row["node"], row["requested"], [each["name"] for each in row["pods"]])
+        for row in status(alone, "json").resources
+    ] == [
+        ("n1", 1, ["a"]),
+        (None, 2, ["b", "late"]),
+    ]
 
 
 def test_a_lost_device_of_a_slice_names_who_keeps_it(alone: Site) -> None:
@@ -519,11 +604,19 @@ def test_holders_are_known_from_claims_where_the_pods_are_not(alone: Site) -> No
     assert (row["requested"], row["pods"], row["devices"][0]["holders"]) == (None, None, ["default/a"])
 
 
-@pytest.mark.parametrize("broken", [{"status": {"reservedFor": [{"resource": "pods"}]}}, {"status": {"allocation": 1}}])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"status": {"reservedFor": [{"resource": "pods"}]}},
+        {"status": {"allocation": 1}},
+        {"spec": {"devices": {"requests": [{"exactly": {"count": 1}}]}}},
+        {"spec": {"devices": {"requests": [exactly(count="two")]}}},
+    ],
+)
 def test_what_is_no_claim_is_not_taken_for_one(broken: dict[str, Any], alone: Site) -> None:
     """A proxy may answer: the command fails with one line."""
     advertise(alone, "n1", [dra_stick(1)], 0, 0)
     serve_claims(alone)
-    alone.objects["resourceclaims"] = {"x": {"metadata": {"namespace": "default", "uid": "x"}, **broken}}
+    alone.objects["resourceclaims"] = {"x": {"metadata": {"namespace": "default", "name": "x", "uid": "x"}, **broken}}
     with pytest.raises(Unavailable, match="an item is not a ResourceClaim"):
         status(alone)

@@ -48,7 +48,10 @@ def texts() -> dict[str, str]:
 def test_the_registry_stands_in_the_makefile() -> None:
     """Every other file names the image or the chart in it, and nothing else."""
     registry = re.escape(variable("REGISTRY"))
-    named = {name: re.findall(r"\bghcr\.io/(?!squat|project|blakeblackshear)[\w./-]*\w", text) for name, text in texts().items()}
+    named = {
+        name: re.findall(r"\bghcr\.io/(?!squat|project|blakeblackshear)[\w./-]*\w", text)
+        for name, text in texts().items()
+    }
     wrong = [
         (name, found)
         for name, places in named.items()

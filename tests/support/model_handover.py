@@ -133,8 +133,10 @@ class Truth:
     """When the daemon first compared what the annotation lists with a certain scan."""
     troubled_at: float = -math.inf
     """When something last kept daemon, kubelet and API server from working together."""
-    stored: set[str] = field(default_factory=set)
-    """The IDs that the annotation has listed: the next daemon knows no others."""
+    places: dict[str, str | None] = field(default_factory=dict)
+    """By ID that the annotation has listed: the socket that it listed last. The next daemon knows no others."""
+    unplaced: frozenset[str] = frozenset()
+    """The links whose device was in another socket than the annotation listed when the last daemon ended."""
     fell_at: dict[str, float] = field(default_factory=dict)
     """By resource: when a device left the list."""
     closed_at: dict[str, float] = field(default_factory=dict)
@@ -178,6 +180,11 @@ class Truth:
         if certain and self.answered:
             self.sure_at = min(self.sure_at, self.now)
 
+    def ended_daemon(self) -> None:
+        """Take note that the daemon has ended."""
+        self.seen, self.certain = frozenset(), False
+        self.unplaced = frozenset(link for link, tty in self.led.items() if self.places.get(id_of(link)) != tty.socket)
+
     def saw(self, state: NodeState) -> None:
         """Take note of what the watch reports."""
         self.known.append(state)
@@ -219,7 +226,7 @@ class Truth:
 
     def can_know(self, name: str) -> bool:
         """Return whether the daemon can know a device: it has seen it, or a former one could store its ID before it was killed."""
-        return name in self.stored or any(
+        return name in self.places or any(
             self.here(link) is not None or self.world.host.pulled[tty.birth] > self.began_at
             for link, tty in self.led.items()
             if id_of(link) == name
@@ -235,7 +242,7 @@ class Truth:
         """Take note of what the Node shows now, and of which resources the kubelet has a list."""
         state = self.world.server.state if self.world.server.exists else None
         listed = state.listing().values() if state else ()
-        self.stored |= {entry.id for entries in listed for entry in entries if entry.id}
+        self.places |= {entry.id: entry.port for entries in listed for entry in entries if entry.id}
         for name in (METER, ZIGBEE, ZWAVE):
             count, shown = _count(state, name) if state else 0, self.shown.setdefault(name, [])
             if not shown or shown[-1][1] != count:
@@ -261,7 +268,8 @@ class Judge(Truth):
                 continue
             if before is not None and before.birth != tty.birth:
                 how = differs(before, tty)
-                if not how and id_of(link) in held and before.birth in {each.birth for each in present.values()}:
+                own = {each.birth for each in present.values()} if link not in self.unplaced else set()
+                if not how and id_of(link) in held and before.birth in own:
                     how = "another stick, while its own is there"
                 if how:
                     self.broken(Promise.OWN, f"the link {link} leads to {how}: {devnode}")
@@ -590,7 +598,7 @@ class HandoverWorld(Surroundings[Daemon]):
             self._until(asyncio.wait([daemon.task]))  # type: ignore[arg-type]  # its result is not asked for
             if not daemon.task.cancelled():
                 self.judge.broken(Promise.ALIVE, f"the daemon ended: {daemon.task}")
-        self.judge.seen, self.judge.certain = frozenset(), False
+        self.judge.ended_daemon()
         for plugin in self.kubelet.plugins.values():
             plugin.end()
 

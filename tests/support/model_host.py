@@ -168,10 +168,10 @@ def device(tty: Tty, links: tuple[str, ...]) -> Device:
         links = tuple(link for link in links if link.startswith("/dev/serial/"))
     return Device(
         devnode=tty.devnode,
-        devpath=f"/devices/virtual{tty.devnode}" if tty.console else f"/devices/{tty.socket}/{tty.stick}{tty.devnode}",
+        devpath=f"/devices/virtual{tty.devnode}" if tty.console else f"/devices/{tty.socket}/{tty.slot}{tty.devnode}",
         number=os.makedev(188, tty.number),
         incarnation=0 if tty.console else tty.birth,
-        physical=f"/devices/{tty.socket}/{tty.stick}",
+        physical=f"/devices/{tty.socket}/{tty.slot}",
         vendor=tty.vendor,
         product="0001",
         serial=tty.told,

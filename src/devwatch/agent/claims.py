@@ -141,8 +141,7 @@ class ClaimDriver:
         """Process a scan: lost devices are taken out of the CDI files, and returned ones put in.
 
         `slots` are those of all resources that claims may hold, by resource. They have to know the IDs of a former daemon already, also
-        those of `PreparedClaims.recall`: otherwise a twin could get the ID of the device that a claim has. `paths` are those in
-        containers, by resource of this node, however it is published.
+        those of `PreparedClaims.recall`: otherwise a twin could get the ID of the device that a claim has. `paths` has all resources.
         """
         self._load()
         if self.claims.files is None:

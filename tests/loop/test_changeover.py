@@ -143,6 +143,31 @@ async def test_back_to_the_status_of_the_node_the_kubelet_has_to_forget_the_plug
 
 
 @virtual
+async def test_what_the_kubelet_writes_until_it_has_forgotten_a_plugin_is_not_contested() -> None:
+    """It is a capacity of which nothing can be allocated; what is there then is counted at once."""
+    async with site(USB0) as one:
+        one.use(NODE_STATUS)
+        await asyncio.sleep(5)
+        one.forget()
+        one.server.write(ZIGBEE, "1", maps=("capacity",), manager="kubelet")
+        await asyncio.sleep(FIVE_MINUTES - 20)
+        assert one.patches() == []
+        await asyncio.sleep(30)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+        assert not one.log.of("drift.contested")
+
+
+@virtual
+async def test_a_kubelet_that_hangs_does_not_keep_the_former_way_allocatable() -> None:
+    """It cannot say which pods have the devices, for which the new way waits."""
+    async with site(USB0) as one:
+        one.kubelet.hanging = True
+        one.use(NODE_STATUS)
+        await asyncio.sleep(1)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+
+
+@virtual
 async def test_a_kubelet_that_starts_again_meanwhile_has_five_minutes_of_its_own() -> None:
     """Its checkpoint brings the resource back."""
     async with site(USB0) as one:

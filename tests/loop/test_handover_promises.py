@@ -182,6 +182,12 @@ KNOWN = {
         Move(kill, (0,)),
         Move(configure, (2, False)),
     ),
+    "a kubelet that hangs does not keep the former way allocatable": (
+        Move(furnish, ()),
+        Move(kubelet_hangs, (True,)),
+        Move(configure, (1, False), 11.0),
+        Move(roll_out, ()),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),

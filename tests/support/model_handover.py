@@ -652,6 +652,8 @@ class HandoverWorld(Surroundings[Daemon]):
         """Let every fault end, and everything run."""
         self.host.heal()
         self.hearing = Hearing.ONCE
+        if self.cluster.away:
+            self.judge.troubled_at = self.loop.time()
         self.relieve()
         self.cluster.away, self.cluster.error, self.cluster.rights = False, None, set(RIGHTS)
         self.cluster.budgets.clear()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 READ_INTERVAL = 5.0
 """Seconds between two lists of the pods of the former way."""
+UNREAD_LIMIT = 0.5
+"""Seconds for which the figures stay until the pods have been listed once; a list or a kubelet that hangs may take much longer."""
 
 _UNREAD = "waits for the list of pods"
 """The reason until the pods have been listed, which takes a moment and is not reported."""
@@ -67,6 +69,7 @@ class Changeover:
     _leaving: frozenset[str] = frozenset()
     """The resources that the kubelet handed over, and that are not configured any more."""
     _read_at: float = -math.inf
+    _unread_until: float = -math.inf
 
     def observe(self, rules: Sequence[ResourceRule], observed: NodeState | None, now: float) -> None:
         """Process the configuration, and what the Node's annotation says of the former ways."""
@@ -79,7 +82,7 @@ class Changeover:
         pending, former = changes(rules, self._memory, self._established), handed_over_before(self._memory)
         gone = former.keys() - {rule.name for rule in rules}
         if pending - self._changes:
-            self._read_at = now
+            self._read_at, self._unread_until = now, now + UNREAD_LIMIT
         socket = self.kubelet() if pending or gone else None
         if pending - self._changes or gone - self._leaving or socket != self._kubelet_began[0]:
             self._kubelet_began = (socket, now)
@@ -126,8 +129,13 @@ class Changeover:
 
     @property
     def unread(self) -> frozenset[str]:
-        """The resources of which it is not known yet whether they wait: until then all that is published stays."""
-        return frozenset(name for name, why in self.waiting.items() if why == _UNREAD)
+        """The resources of which it is not known yet whether they wait: until then, for a moment, all that is published stays."""
+        late = self.clock.now() >= self._unread_until
+        return frozenset() if late else frozenset(name for name, why in self.waiting.items() if why == _UNREAD)
+
+    def changes_at(self, now: float) -> float | None:
+        """Return when figures change without a further event, also while a request is in flight; None for never."""
+        return self._unread_until if self.waiting and now < self._unread_until else None
 
     @property
     def _forgotten_at(self) -> float:

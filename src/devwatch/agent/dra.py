@@ -7,7 +7,6 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from devwatch.agent.pluginreport import DriverCondition
-from devwatch.core.claims import administered
 from devwatch.core.slices import is_allocatable
 
 if TYPE_CHECKING:
@@ -161,7 +160,6 @@ class Dra:
 
     def administered(self, namespace: str, name: str) -> frozenset[str] | None:
         """Return the IDs of the devices that a claim has without a hold (`core.claims.administered`), None before the record is read."""
-        if self._parts is None:
-            return frozenset()
-        claims = self._parts.claims
-        return None if claims.held is None else administered(claims.holders, namespace, name)
+        if self._parts and self._parts.claims.held is None:
+            return None
+        return self._parts.claims.claims.administered(namespace, name) if self._parts else frozenset()

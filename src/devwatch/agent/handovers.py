@@ -156,7 +156,8 @@ class Handovers:
 
     def changes_at(self, now: float) -> float | None:
         """Return when a list or a figure changes without a further event, None for never."""
-        return self._plugins.changes_at(now)
+        moments = (self._plugins.changes_at(now), self._changeover.changes_at(now))
+        return min((at for at in moments if at is not None), default=None)
 
     def end(self) -> bool:
         """Let the Node show that nothing can be allocated from the kubelet's plugins; return whether there are any."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
-from devwatch.core.claims import KnownDevice, PreparedClaim, cdi_devices
+from devwatch.core.claims import KnownDevice, PreparedClaim, administered, cdi_devices
 from devwatch.core.errors import KubeletError
 from devwatch.core.slots import Slot, SlotState
 
@@ -73,6 +73,10 @@ class PreparedClaims:
     def held(self) -> Mapping[str, frozenset[str]]:
         """The IDs of the devices that claims hold, by resource."""
         return {resource: frozenset(slot.id for slot in slots) for resource, slots in self.recall().items()}
+
+    def administered(self, namespace: str, name: str) -> frozenset[str]:
+        """Return the IDs of the devices that the claim of this name has without a hold."""
+        return administered(self.by_uid.values(), namespace, name)
 
     def recall(self) -> Mapping[str, tuple[Slot, ...]]:
         """Return by resource the slots that the claims tell of: their devices keep their IDs."""

@@ -70,6 +70,8 @@ class Changeover:
     """The resources that the kubelet handed over, and that are not configured any more."""
     _read_at: float = -math.inf
     _unread_until: float = -math.inf
+    _closed_once: set[str] = field(default_factory=set)
+    """The waiting resources of which the Node has shown 0."""
 
     def observe(self, rules: Sequence[ResourceRule], observed: NodeState | None, now: float) -> None:
         """Process the configuration, and what the Node's annotation says of the former ways."""
@@ -95,6 +97,7 @@ class Changeover:
             waiting[change.resource] = "waits for the kubelet to forget the plugin (5 min 20 s)" if late else ""
         self.waiting = {name: why for name, why in waiting.items() if why}
         self.former = {name: each for name, each in former.items() if name in gone or name in self.waiting}
+        self._closed_once &= self.waiting.keys()
         self._established |= {rule.name: rule.publish for rule in rules if rule.name not in self.waiting}
         self._report()
 
@@ -118,12 +121,15 @@ class Changeover:
         return replace(figures, by_name=held, forgotten=forgotten, left_out=figures.left_out | self.unread)
 
     def _closed(self, name: str) -> Amounts:
-        """Return figures of which nothing is allocatable: 0, or what the kubelet writes until it has forgotten the plugin.
+        """Return figures of which nothing is allocatable: 0, and then what the kubelet writes until it has forgotten the plugin.
 
         It writes the capacity again at each of its updates, ten seconds apart, and nothing can come of it.
         """
         state, plugin = self._observed, way_of(self._memory.get(name, ())) is Publish.DEVICE_PLUGIN
-        if state is None or not plugin or state.removable(name) or not state.removable(name, kubelet=True):
+        if state is not None and state.amounts(name) == Amounts.of(0):
+            self._closed_once.add(name)
+        kubelets = state is not None and not state.removable(name) and state.removable(name, kubelet=True)
+        if state is None or not (plugin and kubelets and name in self._closed_once):
             return Amounts.of(0)
         return replace(state.amounts(name), allocatable=0)
 

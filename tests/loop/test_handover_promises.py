@@ -40,7 +40,7 @@ from support.model_handover_moves import (
     stop,
     swap,
 )
-from support.model_moves import Move, blind, moves, records
+from support.model_moves import Move, blind, devnode, moves, records
 from support.model_pods import ZIGBEE
 
 if TYPE_CHECKING:
@@ -187,6 +187,13 @@ KNOWN = {
         Move(kubelet_hangs, (True,)),
         Move(configure, (1, False), 11.0),
         Move(roll_out, ()),
+    ),
+    "a stick that returns and goes again while scans are uncertain is lost anew": (
+        Move(furnish, ()),
+        Move(pull, (0,), 6.0),
+        Move(devnode, (0, 13)),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(pull, (2,)),
     ),
     "two sticks that change their places": (
         Move(furnish, ()),

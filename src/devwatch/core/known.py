@@ -101,7 +101,10 @@ class KnownDevices:
         advance_departures(self.gone, rule.name, scene, paths.all)
 
     def refresh(self, name: str, scene: Scene, paths: Paths) -> None:
-        """Update the known devices from a scan, even an uncertain one: changed values, and devices that the resource no longer claims."""
+        """Update the known devices from a scan, even an uncertain one: changed values, and devices that the resource no longer claims.
+
+        A departed device whose ID a present one has is back: if it goes again before a certain scan finds it, it has departed anew.
+        """
         claimed, slots, publish = scene.claimed(name), scene.slots(name), scene.figure(name).publish
         others = {device.key for device in scene.devices} - claimed.keys() - scene.open(name)
         self.here = {
@@ -109,6 +112,9 @@ class KnownDevices:
             for key, known in self.here.items()
             if key not in others
         }
+        back = {slot.id: key for key, slot in slots.items()}
+        for entry, departure in self.gone.items():
+            departure.maybe = back.get(entry.id or "", departure.maybe)
 
     def _record_departures(self, rule: ResourceRule, scene: Scene, before: PreviousScan, paths: Paths) -> None:
         """Move the known devices that the scan lacks from `here` to `gone`."""

@@ -195,6 +195,12 @@ KNOWN = {
         Move(plug, ("zigbee", "socket-1", 0, True)),
         Move(pull, (2,)),
     ),
+    "a change that is taken back forgets no device that was lost before it": (
+        Move(furnish, ()),
+        Move(pull, (0,)),
+        Move(configure, (1, False), 6.0),
+        Move(configure, (0, False)),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),

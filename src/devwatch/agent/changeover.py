@@ -139,6 +139,10 @@ class Changeover:
         late = self.clock.now() >= self._unread_until
         return frozenset() if late else frozenset(name for name, why in self.waiting.items() if why == _UNREAD)
 
+    def has_begun(self, rule: ResourceRule) -> bool:
+        """Return whether no other way was in use before the one of a rule; false also until the change is processed (`observe`)."""
+        return self._established.get(rule.name, rule.publish) is rule.publish
+
     def changes_at(self, now: float) -> float | None:
         """Return when figures change without a further event, also while a request is in flight; None for never."""
         return self._unread_until if self.waiting and now < self._unread_until else None

@@ -99,7 +99,8 @@ class Handovers:
     @property
     def waiting(self) -> Collection[str]:
         """The resources whose way of publishing changes, while pods may have them in the former one."""
-        return self._changeover.waiting.keys()
+        changing = {rule.name for rule in self._rules if not self._changeover.has_begun(rule)}
+        return changing | self._changeover.waiting.keys()
 
     def update(self, figures: Figures, inventory: Inventory, observed: NodeState | None, now: float) -> Figures:
         """Set what is handed over, and return the figures with those that the Node should show."""

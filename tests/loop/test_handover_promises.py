@@ -19,6 +19,7 @@ from support.model import Uncounted
 from support.model_handover import HandoverWorld, Promise
 from support.model_handover_moves import (
     FUNCTIONS,
+    begin,
     bounce,
     configure,
     cross,
@@ -200,6 +201,14 @@ KNOWN = {
         Move(pull, (0,)),
         Move(configure, (1, False), 6.0),
         Move(configure, (0, False)),
+    ),
+    "without udev's records it is unknown which of two twins is there": (
+        Move(plug, ("zigbee", "socket-2", 0, True)),
+        Move(furnish, ()),
+        Move(pull, (0,)),
+        Move(records, (True,)),
+        Move(kill, (0,)),
+        Move(begin, (), 0.05),
     ),
     "two sticks that change their places": (
         Move(furnish, ()),

@@ -307,10 +307,17 @@ class Judge(Truth):
         """Judge an eviction."""
         life = self.world.cluster.lives[pod.uid]
         faults = [self._wrongly(life, name, ids) for name, ids in life.ids.items()]
-        if "" not in faults:
+        if "" not in faults and not self._lost_by_volume(life):
             self.broken(Promise.HOLDERS, f"evicts {pod.name}: {'; '.join(faults) or 'it holds nothing'}")
         if not life.evictable:
             self.broken(Promise.HOLDERS, f"evicts {pod.name}, which no controller replaces elsewhere")
+
+    def _lost_by_volume(self, life: Life) -> bool:
+        """Return whether a pod may have lost a device of a resource that it has in the way of the Node status."""
+        wants = [self.plan.want(name) for name, way in life.ways.items() if way == STATUS and name not in life.ids]
+        evicting = [want for want in wants if want is not None and want.evict is not None]
+        gone = [tty for birth, tty in self.world.host.past.items() if birth in self.world.host.pulled]
+        return any(want.verdict(tty) for want in evicting for tty in gone)
 
     def _wrongly(self, life: Life, name: str, ids: frozenset[str]) -> str:
         """Return why a pod is not to be evicted for its devices of a resource; empty where it is."""

@@ -260,7 +260,15 @@ class Slots:
         gone = {slot.id for slot in absent}
         taken = {slot.identity.model for name, slot in self._known.items() if name not in gone}
         taken |= {new[unit].model for unit in found}
-        moved = {unit: identity for unit, identity in new.items() if identity.is_portable and unit not in found}
+        absent_models = [slot.identity.model for slot in absent]
+        moved = {
+            unit: identity
+            for unit, identity in new.items()
+            # Between twins the socket decides, which only the record can tell.
+            if identity.is_portable
+            and unit not in found
+            and (unit[0].complete or absent_models.count(identity.model) == 1)
+        }
         models = [identity.model for identity in moved.values() if identity.model not in taken]
         for unit, identity in moved.items():
             fits = [name for name, slot in free.items() if slot.identity.model == identity.model and not slot.in_socket]

@@ -211,6 +211,14 @@ def test_a_stick_whose_record_comes_after_a_restart_keeps_its_id() -> None:
     assert "old" not in ids(Story(former).see(replace(read, physical="/devices/usb/1-2")))
 
 
+def test_without_a_record_it_is_unknown_which_of_two_stored_twins_is_there() -> None:
+    """Until then it has no slot: under the ID of the other one it would be given to a second pod."""
+    twins = (stored("one", stick(socket="1")), stored("two", stick("ttyUSB1", socket="2"), in_socket=True))
+    unread = stick("ttyUSB2", socket="2", properties=None)
+    assert set(ids(Story(*twins).see(replace(unread, port=None), counted=2, free=frozenset()))) == {"one", "two"}
+    assert ids(Story(*twins).see(replace(unread, properties={}), counted=2, free=frozenset()))[0] == "two"
+
+
 def test_the_newcomer_of_twins_gets_the_id_of_the_socket() -> None:
     """The older one keeps the ID that it had."""
     story = Story()

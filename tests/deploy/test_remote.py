@@ -148,6 +148,7 @@ def test_a_registry_gives_back_the_chart_that_was_pushed(registry: str, tmp_path
 
 def test_the_labels_of_the_namespace_are_in_the_documentation() -> None:
     """Word for word those of the base, for who makes the namespace by hand."""
+    require(missing())
     command = documented(r"^(kubectl label namespace devwatch [^\n]*)$")
     (namespace,) = of_kind(rendered(), "Namespace")
     wanted = {f"{name}={level}" for name, level in namespace["metadata"]["labels"].items() if "pod-security" in name}

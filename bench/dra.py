@@ -69,7 +69,7 @@ def _claimed(scene: Scene, sticks: Sequence[Switch]) -> list[Row]:
         first = Sample.of([seconds for stick in sticks for seconds in scene.plug_for_pods([stick], [0.0])])
         again = Sample.of(_start_again(scene, sticks))
         costs = weigh("dra", daemon, limit=_LIMIT) + rest_rows("dra", daemon, scene.ground.size(60, 5))
-    _delete(scene)
+    scene.delete_pods()
     note = "with udevd, scheduler, kubelet and containerd; by the time of the container's first line"
     return [
         row(figure=FIGURE, value=first, goal=at_most(GOAL, first.median, "p50"), note=note),
@@ -106,7 +106,7 @@ def _evicted(scene: Scene, sticks: Sequence[Switch]) -> list[Row]:
     with scene.daemon():
         scene.plug_for_pods(sticks, [0.0] * len(sticks))
         found = Sample.of([_pull_for_eviction(scene, stick) - _GRACE - _AFTER for stick in sticks])
-    _delete(scene)
+    scene.delete_pods()
     return [
         Row(
             bench="dra",
@@ -144,9 +144,3 @@ def _make_classes(scene: Scene) -> None:
 
 def _read(scene: Scene, pod: Object) -> Object:
     return must(scene.ground.server, "GET", f"{PODS}/{pod['metadata']['name']}")
-
-
-def _delete(scene: Scene) -> None:
-    for pod in scene.pods:
-        scene.ground.server.request("DELETE", f"{PODS}/{pod['metadata']['name']}?gracePeriodSeconds=0")
-    eventually(lambda: not any(scene.kubelet.has_processes(pod) for pod in scene.pods), timeout=60)

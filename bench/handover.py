@@ -40,7 +40,9 @@ def _with_patch(scene: Scene, sticks: Sequence[Switch]) -> tuple[list[Row], list
     with scene.daemon() as daemon:
         found = [seconds for stick in sticks for seconds in scene.plug_for_pods([stick], [0.0])]
         costs = weigh("handover", daemon, limit=_LIMIT, aim=_AIM)
-        return [*costs, *rest_rows("handover", daemon, scene.ground.size(60, 5))], found
+        costs += rest_rows("handover", daemon, scene.ground.size(60, 5))
+        scene.delete_pods()
+    return costs, found
 
 
 def _without_patch(scene: Scene, sticks: Sequence[Switch]) -> list[float]:

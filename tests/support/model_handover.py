@@ -397,7 +397,9 @@ class Judge(Truth):
         plugin = want is not None and want.publish == PLUGIN
         began = self.registered_at.get(name, math.inf) if plugin else self.world.kubelet.began
         registered = max(began, self.fell_at.get(name, -math.inf)) < life.bound
-        if registered and life.bound > self.troubled_at + TROUBLED:
+        # A kubelet that hangs admits a pod late: the Node may show less by then.
+        less = not plugin and any(at > life.bound for at, _ in self.shown.get(name, ()))
+        if registered and not less and life.bound > self.troubled_at + TROUBLED:
             self.broken(Promise.ADMITTED, f"{life.pod.name} is not admitted: {why}")
 
     def opened(self, life: Life) -> None:

@@ -189,7 +189,7 @@ KNOWN = {
         Move(configure, (1, False), 11.0),
         Move(roll_out, ()),
     ),
-    "a stick that returns and goes again while scans are uncertain is lost anew": (
+    "a stick that returns and goes again while scans are uncertain is lost again": (
         Move(furnish, ()),
         Move(pull, (0,), 6.0),
         Move(devnode, (0, 13)),

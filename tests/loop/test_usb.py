@@ -145,7 +145,7 @@ async def test_a_pod_that_mounts_the_bus_finds_the_device_again_by_itself() -> N
 
 @virtual
 async def test_a_coral_that_only_one_entry_matches_is_present_but_unmatched() -> None:
-    """Its count falls when it is first used; it is not lost, so nobody is evicted."""
+    """Its count falls when it is first used; it is not lost, so no pod is evicted."""
     text = f"- {{name: {CORAL}, subsystem: usb, match: [{FIRST}], evict: {{after: 1s}}}}\n"
     async with home(used=config(text), sticks=()) as one:
         devnode = plug(one)
@@ -253,7 +253,7 @@ async def test_a_resource_that_counts_another_subsystem_from_now_on_evicts_nobod
 
 @virtual
 async def test_a_device_that_was_away_when_its_resource_changed_the_subsystem_evicts_nobody() -> None:
-    """Nobody can tell any more whether it is back."""
+    """It is not known any more whether it is back."""
     tty, usb = (
         f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], evict: {{after: 20s}}, subsystem: {each}}}"
         for each in ("tty", "usb")

@@ -115,7 +115,7 @@ def test_every_bullet_is_a_change_in_plain_text() -> None:
 
 def test_a_heading_that_no_change_has_is_refused() -> None:
     """With those that there are."""
-    with pytest.raises(ValueError, match=r"'News' is no kind of change .*added, changed"):
+    with pytest.raises(ValueError, match=r"'News' is not a kind of change .*added, changed"):
         release.changes("### News\n\n- It.\n")
 
 

@@ -39,7 +39,7 @@ def changes(entry: str) -> list[dict[str, str]]:
         heading, _, text = part.partition("\n")
         kind = heading.strip().lower()
         if kind not in KINDS:
-            raise ValueError(f"CHANGELOG.md: {heading!r} is no kind of change (one of: {', '.join(KINDS)})")
+            raise ValueError(f"CHANGELOG.md: {heading!r} is not a kind of change (one of: {', '.join(KINDS)})")
         bullets = re.split(r"^- ", text, flags=re.MULTILINE)[1:]
         found += [{"kind": kind, "description": _plain(bullet)} for bullet in bullets]
     return found

@@ -103,7 +103,7 @@ class KnownDevices:
     def refresh(self, name: str, scene: Scene, paths: Paths) -> None:
         """Update the known devices from a scan, even an uncertain one: changed values, and devices that the resource no longer claims.
 
-        A departed device whose ID a present one has is back: if it goes again before a certain scan finds it, it has departed anew.
+        A departed device whose ID a present one has is back: if it goes again before a certain scan finds it, it has departed again.
         """
         claimed, slots, publish = scene.claimed(name), scene.slots(name), scene.figure(name).publish
         others = {device.key for device in scene.devices} - claimed.keys() - scene.open(name)

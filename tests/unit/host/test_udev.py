@@ -364,7 +364,7 @@ UEVENTS = {name: Path(f"/sys/class/{path}/uevent") for name, path in {"mem": "me
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may write to /sys/class/mem/null/uevent")
 @pytest.mark.parametrize("name", UEVENTS)
 def test_only_uevents_of_the_subsystems_of_the_configuration_are_heard(bench: Bench, name: str) -> None:
-    """By the filter of the socket, which the next `tend` replaces when the configuration names others; nobody is told of that."""
+    """By the filter of the socket, which the next `tend` replaces when the configuration names others, without a report."""
     bench.tend()
     for subsystems in ({"mem", "usb"}, {"tty"}, {"hidraw"}, {"mem", "tty"}):
         before = uevent_descriptors()

@@ -24,6 +24,7 @@ from support.model_handover_moves import (
     configure,
     cross,
     delete,
+    fail,
     found,
     furnish,
     kill,
@@ -41,7 +42,7 @@ from support.model_handover_moves import (
     stop,
     swap,
 )
-from support.model_moves import Move, blind, devnode, moves, records
+from support.model_moves import Move, blind, devnode, moves, nothing, records
 from support.model_pods import ZIGBEE
 
 if TYPE_CHECKING:
@@ -209,6 +210,21 @@ KNOWN = {
         Move(records, (True,)),
         Move(kill, (0,)),
         Move(begin, (), 0.05),
+    ),
+    "a stick without a record that leaves before it has arrived was not seen": (
+        Move(plug, ("composite", "socket-1", 1, False), 11.0),
+        Move(kill, (0,)),
+        Move(configure, (1, False)),
+        Move(begin, ()),
+        Move(kubelet_restarts, (5.0,), 0.05),
+        Move(pull, (0,)),
+    ),
+    "a link is removed while its resource waits for the list of pods": (
+        Move(nothing, (), 0.05),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(fail, ("401", 2)),
+        Move(found, (0,), 0.05),
+        Move(pull, (0,)),
     ),
     "two sticks that change their places": (
         Move(furnish, ()),

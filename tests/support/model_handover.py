@@ -27,6 +27,7 @@ from support.model_pods import METER, NODE, ZIGBEE, ZWAVE, Template, host_date
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from devwatch.agent.dra import Dra
     from devwatch.config.schema import Config
@@ -118,6 +119,8 @@ class Truth:
     seen: frozenset[int] = frozenset()
     """By birth: what the last scan found; empty without a daemon."""
     certain: bool = False
+    found: dict[str, Tty] = field(default_factory=dict)
+    """By devnode: what was there at the last scan."""
     shown: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
     """By resource: each allocatable figure of the Node, since when."""
     proper: dict[str, set[int]] = field(default_factory=dict)
@@ -177,6 +180,7 @@ class Truth:
         """Take note of a scan."""
         self.unread |= self.world.host.hidden
         self.seen, self.certain = frozenset(tty.birth for tty in seen), certain
+        self.found = {tty.devnode: tty for tty in self.world.host.present}
         if certain and self.answered:
             self.sure_at = min(self.sure_at, self.now)
 
@@ -259,16 +263,15 @@ class Judge(Truth):
         if not self.certain:
             self._uncertain(made)
             return
-        present = {tty.devnode: tty for tty in self.world.host.present}
         held = {each for life in self.world.cluster.here for ids in life.ids.values() for each in ids}
         for link, devnode in self.world.kubelet.links.made.items():
-            tty, before = present.get(devnode), self.led.get(link)
+            tty, before = self.found.get(devnode), self.led.get(link)
             if tty is None:
                 self.broken(Promise.OWN, f"the link {link} leads to {devnode}, which is not there")
                 continue
             if before is not None and before.birth != tty.birth:
                 how = differs(before, tty)
-                own = {each.birth for each in present.values()} if link not in self.unplaced else set()
+                own = {each.birth for each in self.found.values()} if link not in self.unplaced else set()
                 if not how and id_of(link) in held and before.birth in own:
                     how = "another stick, while its own is there"
                 if how:
@@ -378,10 +381,15 @@ class Judge(Truth):
             self.broken(Promise.FALL, f"{name} lists {sorted(left)} no longer while the Node shows {lowest}")
         want = self.plan.want(name)
         replaced = any(tty.plugged >= due - ARRIVAL_TIMEOUT for tty in self.world.host.past.values())
-        if want is None or want.publish != PLUGIN or replaced or due <= self.configured_at:
+        if want is None or want.publish != PLUGIN or replaced or due <= self.configured_at or self._awaited(left, due):
             return
         if self.now < due + want.grace - SOON:
             self.broken(Promise.FALL, f"{name} lists {sorted(left)} no longer within the grace")
+
+    def _awaited(self, names: AbstractSet[str], due: float) -> bool:
+        """Return whether one of these devices had no record, and a daemon that had just begun still waited for it: it had not arrived."""
+        births = [tty.birth for link, tty in self.led.items() if id_of(link) in names]
+        return due < self.began_at + ARRIVAL_TIMEOUT and not all(self.world.host.past[birth].record for birth in births)
 
     def allocated(self, life: Life, name: str) -> None:
         """Judge a device that the kubelet gives to a pod."""

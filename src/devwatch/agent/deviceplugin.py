@@ -69,9 +69,9 @@ class DevicePlugins:
             self._start(name)
 
     @property
-    def leaving(self) -> bool:
-        """Whether the stream of a resource that is no longer handed over is still open."""
-        return bool(self._leaving)
+    def active(self) -> bool:
+        """Whether there is a resource to hand over, or one may have been: its links are still kept right, and its stream ends."""
+        return bool(self.names) or self._kubelet is not None
 
     def register(self, rules: Iterable[ResourceRule], observed: NodeState) -> None:
         """Register exactly those of these resources that device plugins hand over."""

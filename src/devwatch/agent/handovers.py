@@ -112,7 +112,7 @@ class Handovers:
         self._dra.configure((rule for rule in begun if rule.publish is Publish.DRA), former=bool(claimed))
         former = self._former()
         slots = {name: figures.by_name[name].slots for name in (*self._plugins.names, *self._dra.names)}
-        if not (self._plugins.names or self._dra.active or former or self._plugins.leaving):
+        if not (self._plugins.active or self._dra.active or former):
             self._report.held_up({})
             return self._changeover.hold(figures)
         self._resources |= {slot.id: name for name, own in (slots | former).items() for slot in own}

@@ -98,6 +98,7 @@ class Changeover:
         self.waiting = {name: why for name, why in waiting.items() if why}
         self.former = {name: each for name, each in former.items() if name in gone or name in self.waiting}
         self._closed_once &= self.waiting.keys()
+        self._closed_once |= {name for name in self.waiting if observed.amounts(name) == Amounts.of(0)}
         self._established |= {rule.name: rule.publish for rule in rules if rule.name not in self.waiting}
         self._report()
 
@@ -126,8 +127,6 @@ class Changeover:
         It writes the capacity again at each of its updates, ten seconds apart, and nothing can come of it.
         """
         state, plugin = self._observed, way_of(self._memory.get(name, ())) is Publish.DEVICE_PLUGIN
-        if state is not None and state.amounts(name) == Amounts.of(0):
-            self._closed_once.add(name)
         kubelets = state is not None and not state.removable(name) and state.removable(name, kubelet=True)
         if state is None or not (plugin and kubelets and name in self._closed_once):
             return Amounts.of(0)

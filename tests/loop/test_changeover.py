@@ -16,6 +16,7 @@ FIVE_MINUTES = 320.0
 """Seconds for which the kubelet may write the resource of a plugin that has ended."""
 NODE_STATUS = config(publish="nodeStatus")
 HANDED_OVER = config()
+BY_DEVNODE = config(count="devnode")
 
 
 def reasons(one: Site) -> list[object]:
@@ -40,6 +41,26 @@ async def test_the_new_way_begins_when_no_pod_has_the_resource_in_the_former_way
         await asyncio.sleep(10)
         one.check_agreement(1)
         assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_each_devnode_is_a_device_of_its_own_once_no_pod_has_the_whole_one() -> None:
+    """The kubelet knows it under another ID, and would give it to a second pod; a restart of the daemon does not forget the change."""
+    async with site(USB0) as one:
+        ids = one.taken.healthy
+        one.workload.run(pod("p"))
+        one.kubelet.held = (Holding(namespace="home", pod="p", container="c", resource=ZIGBEE, ids=ids),)
+        one.use(BY_DEVNODE)
+        await asyncio.sleep(30)
+        await one.restart()
+        await asyncio.sleep(30)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        assert one.ready() == (False, f"{ZIGBEE} changes its count: it waits for the end of home/p")
+        one.kubelet.held = ()
+        one.workload.end("home/p")
+        await asyncio.sleep(15)
+        one.check_agreement(1)
+        assert one.taken.healthy.isdisjoint(ids)
 
 
 @virtual

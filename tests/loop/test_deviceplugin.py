@@ -36,11 +36,16 @@ PLAIN = f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}]}}\n"
 
 
 def config(
-    *, more: str = PLAIN, path: str = "/dev/zigbee", publish: str = "devicePlugin", first: bool = True
+    *,
+    more: str = PLAIN,
+    path: str = "/dev/zigbee",
+    publish: str = "devicePlugin",
+    count: str = "device",
+    first: bool = True,
 ) -> Config:
     """Return a configuration whose first resource the kubelet hands over."""
     container = f", container: {{path: {path}}}" if publish == "devicePlugin" else ""
-    handed_over = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: {publish}{container}}}\n"
+    handed_over = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: {publish}, count: {count}{container}}}\n"
     return parse(f"resources:\n{handed_over if first else ''}{more}".encode(), file="config.yaml")
 
 

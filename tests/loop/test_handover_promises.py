@@ -226,6 +226,22 @@ KNOWN = {
         Move(found, (0,), 0.05),
         Move(pull, (0,)),
     ),
+    "each devnode a device of its own, once nobody has the whole": (
+        Move(found, (2,), 1.5),
+        Move(plug, ("modem", "socket-1", 0, True), 3.0),
+        Move(pod, (4,), 11.0),
+        Move(configure, (1, True), 35.0),
+        Move(pods, (), 35.0),
+    ),
+    "what a resource counts changes while no daemon runs": (
+        Move(found, (2,), 1.5),
+        Move(plug, ("modem", "socket-1", 0, True), 3.0),
+        Move(pod, (4,), 11.0),
+        Move(kill, (0,)),
+        Move(configure, (1, True)),
+        Move(begin, (), 35.0),
+        Move(pods, (), 35.0),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),

@@ -63,6 +63,7 @@ PLANS = (
         wants=(
             Want(name=ZIGBEE, ids=_ZIGBEES, evict=0, grace=4, publish=DRA),
             Want(name=ZWAVE, ids=_ZWAVES, publish=STATUS),
+            Want(name=METER, ids=_METERS, publish=DRA),
         )
     ),
     Plan(

@@ -66,6 +66,7 @@ PLANS = (
         wants=(
             Want(name=ZIGBEE, ids=_ZIGBEES, evict=0, grace=4, publish=PLUGIN),
             Want(name=ZWAVE, ids=_ZWAVES, publish=STATUS),
+            Want(name=METER, ids=_METERS, publish=PLUGIN),
         )
     ),
 )
@@ -639,13 +640,15 @@ class HandoverWorld(Surroundings[Daemon]):
             daemon.settings.write(plan.config)
 
     def roll_out(self) -> None:
-        """Let users replace the pods that were written for another way, or have their devices in another one."""
+        """Let users replace the pods that were written for another way, or have their devices in another one, or as another unit."""
+        told = " ".join(daemon.health.changing for daemon in self.daemons)
         wants = {want.name: want.publish or STATUS for want in self.plan.wants}
         for life in list(self.cluster.lives.values()):
             ways = life.ways.items()
             written = any(wants.get(name, way) != way for name, way in ways)
             given = life.lives and any(wants.get(name) == PLUGIN and name not in life.ids for name, _ in ways)
-            if not life.gone and (written or given):
+            recounted = any(f"{name} changes its count" in told for name in life.ids)
+            if not life.gone and (written or given or recounted):
                 self.cluster.delete(life)
 
     # -- the API server

@@ -48,6 +48,7 @@ TEMPLATES = (
     Template(name="meter", requests={METER: 1}),
     Template(name="bare", requests={ZIGBEE: 1}, owner=""),
     Template(name="everywhere", requests={ZWAVE: 1}, owner="DaemonSet"),
+    Template(name="metering", requests={METER: 1}),
 )
 """What users want to run; which of them there are is for the history to say."""
 _LINK = re.compile(r"(?P<id>.*-[0-9a-f]{10})(-[0-9]+)?")

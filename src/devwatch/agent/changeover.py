@@ -61,8 +61,8 @@ class Changeover:
     """The changes whose pods have ended."""
     _kubelet_began: tuple[object, float] = (None, -math.inf)
     """The kubelet as last observed, and when it, or the first change, was first observed."""
-    _established: dict[str, Publish] = field(default_factory=dict)
-    """By resource: the way that this daemon has begun."""
+    _established: dict[str, ResourceRule] = field(default_factory=dict)
+    """By resource: the rule by which this daemon publishes it."""
     _rules: Sequence[ResourceRule] = ()
     _observed: NodeState | None = None
     _memory: Listing = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Changeover:
         self.former = {name: each for name, each in former.items() if name in gone or name in self.waiting}
         self._closed_once &= self.waiting.keys()
         self._closed_once |= {name for name in self.waiting if observed.amounts(name) == Amounts.of(0)}
-        self._established |= {rule.name: rule.publish for rule in rules if rule.name not in self.waiting}
+        self._established |= {rule.name: rule for rule in rules if rule.name not in self.waiting}
         self._report()
 
     def hold(self, figures: Figures, kept: Collection[str] = ()) -> Figures:
@@ -140,7 +140,8 @@ class Changeover:
 
     def has_begun(self, rule: ResourceRule) -> bool:
         """Return whether no other way was in use before the one of a rule; false also until the change is processed (`observe`)."""
-        return self._established.get(rule.name, rule.publish) is rule.publish
+        begun = self._established.get(rule.name, rule)
+        return not changes([rule], {}, {rule.name: begun})
 
     def changes_at(self, now: float) -> float | None:
         """Return when figures change without a further event, also while a request is in flight; None for never."""
@@ -184,10 +185,12 @@ class Changeover:
 
     def _report(self) -> None:
         """Report each reason once; `/readyz` shows all while they last."""
-        ways = {change.resource: f"{change.former.value} to {change.way.value}" for change in self._changes}
+        ways = {change.resource: str(change) for change in self._changes}
         known = {name: why for name, why in self.waiting.items() if why != _UNREAD}
-        line = "; ".join(f"{name} changes from {ways[name]}: it {why}" for name, why in known.items())
+        line = "; ".join(f"{name} changes {ways[name]}: it {why}" for name, why in known.items())
         if line != self.telemetry.health.changing:
             for name, why in known.items():
-                self.telemetry.log.warning("count.held", resource=name, count=0, change=ways[name], reason=why)
+                self.telemetry.log.warning(
+                    "count.held", resource=name, count=0, change=ways[name].removeprefix("from "), reason=why
+                )
         self.telemetry.health.changing = line

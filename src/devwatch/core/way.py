@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from devwatch.core.holders import unread_claims
-from devwatch.core.rules import Publish
+from devwatch.core.rules import Count, Publish
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -25,27 +25,46 @@ _NAMED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A resource that the configuration publishes in another way than the Node shows it."""
+    """A resource that the configuration publishes in another way than the Node shows it, or of which it counts something else.
+
+    Where the kubelet hands devices over, a device has another ID for each `count`: two pods could have the one stick.
+    """
 
     resource: str
     former: Publish
     way: Publish
+    """The same as `former` where `count` has changed alone."""
     listed: bool = True
     """Whether the annotation tells of the former way; else pods alone can, from before the resource left the configuration."""
 
+    def __str__(self) -> str:
+        """Write what changes."""
+        return "its count" if self.former is self.way else f"from {self.former.value} to {self.way.value}"
 
-def changes(rules: Iterable[ResourceRule], memory: Listing, established: Mapping[str, Publish]) -> frozenset[Change]:
+
+def changes(
+    rules: Iterable[ResourceRule], memory: Listing, established: Mapping[str, ResourceRule]
+) -> frozenset[Change]:
     """Return the resources whose way of publishing has changed, or may have, since a devwatch last listed them.
 
     What this daemon has `established` counts before the annotation, which anyone may write.
     """
     found: set[Change] = set()
     for rule in rules:
-        former = established.get(rule.name) or way_of(memory.get(rule.name, ()))
-        listed = rule.name in memory or rule.name in established
-        if former is not rule.publish:
+        begun, entries = established.get(rule.name), memory.get(rule.name, ())
+        former = begun.publish if begun else way_of(entries)
+        if former is not rule.publish or (former.hands_over and _counts(begun, entries) not in {None, rule.count}):
+            listed = rule.name in memory or begun is not None
             found.add(Change(resource=rule.name, former=former, way=rule.publish, listed=listed))
     return frozenset(found)
+
+
+def _counts(begun: ResourceRule | None, entries: Iterable[Entry]) -> Count | None:
+    """Return what a resource counted before, None where nothing tells, or the entries disagree."""
+    if begun is not None:
+        return begun.count
+    told = {Count.DEVNODE if entry.place else Count.DEVICE for entry in entries if entry.id}
+    return told.pop() if len(told) == 1 else None
 
 
 def handed_over_before(memory: Listing) -> Listing:
@@ -79,7 +98,8 @@ def holdouts(change: Change, pods: Iterable[Pod], holdings: Collection[Holding] 
             if (pod.namespace, pod.name) in ways[change.former]
             or any((pod.namespace, claim) in unread for claim in pod.claims)
         }
-    titles = sorted("/".join(key) for key in wanting - ways.get(change.way, set()))
+    new = ways.get(change.way, set()) if change.way is not change.former else set()
+    titles = sorted("/".join(key) for key in wanting - new)
     return f"waits for the end of {joined(titles)}" if titles else ""
 
 

@@ -10,12 +10,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 
 from devwatch.core.node import Amounts, NodePatch
 from support.model import Uncounted
-from support.model_claims_moves import FUNCTIONS, edited, play, strange
+from support.model_claims_moves import FUNCTIONS, edited, strange
 from support.model_claims_world import ClaimWorld
 from support.model_handover import Promise
 from support.model_handover_moves import (
@@ -34,7 +32,7 @@ from support.model_handover_moves import (
     restart,
     stop,
 )
-from support.model_moves import Move, devnode, finish, moves, records
+from support.model_moves import Move, devnode, finish, play, random_histories, records
 from support.model_pods import ZIGBEE
 from support.objectserver import SLICES
 
@@ -45,22 +43,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.no_cover
 """As in `test_promises.py`."""
 HISTORIES = int(os.environ.get("DEVWATCH_CLAIMS", "30"))
-SEED = int(os.environ.get("DEVWATCH_SEED", "0"))
 METRICS = Uncounted("0")
 
 
-@seed(SEED)
-@settings(
-    max_examples=HISTORIES,
-    deadline=None,
-    database=None,
-    phases=(Phase.generate, Phase.shrink),
-    suppress_health_check=list(HealthCheck),  # they are about the time that a history takes
-)
-@given(st.lists(moves(furnish, pull, bounce, kubelet_restarts, kill, functions=FUNCTIONS), min_size=10, max_size=30))
+@random_histories(HISTORIES, furnish, pull, bounce, kubelet_restarts, kill, functions=FUNCTIONS)
 def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None:
     """Those of `Promise`."""
-    assert play(history, METRICS) == []
+    assert play(ClaimWorld(METRICS), history) == []
 
 
 KNOWN = {
@@ -168,7 +157,7 @@ KNOWN = {
 @pytest.mark.parametrize("history", [pytest.param(history, id=name) for name, history in KNOWN.items()])
 def test_a_history_that_has_failed_before(history: Sequence[Move]) -> None:
     """Each failed once, or fails as soon as one of the promises is broken."""
-    assert play(history, METRICS) == []
+    assert play(ClaimWorld(METRICS), history) == []
 
 
 # -- the judge itself

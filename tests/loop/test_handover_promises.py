@@ -10,8 +10,6 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 
 from devwatch.core.handover import Offer
 from devwatch.core.node import Amounts, NodePatch
@@ -32,7 +30,6 @@ from support.model_handover_moves import (
     kubelet_hangs,
     kubelet_restarts,
     kubelet_slow,
-    play,
     plug,
     pod,
     pods,
@@ -42,7 +39,7 @@ from support.model_handover_moves import (
     stop,
     swap,
 )
-from support.model_moves import Move, blind, devnode, moves, nothing, records
+from support.model_moves import Move, blind, devnode, nothing, play, random_histories, records
 from support.model_pods import ZIGBEE
 
 if TYPE_CHECKING:
@@ -52,22 +49,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.no_cover
 """As in `test_promises.py`."""
 HISTORIES = int(os.environ.get("DEVWATCH_HANDOVERS", "30"))
-SEED = int(os.environ.get("DEVWATCH_SEED", "0"))
 METRICS = Uncounted("0")
 
 
-@seed(SEED)
-@settings(
-    max_examples=HISTORIES,
-    deadline=None,
-    database=None,
-    phases=(Phase.generate, Phase.shrink),
-    suppress_health_check=list(HealthCheck),  # they are about the time that a history takes
-)
-@given(st.lists(moves(furnish, pull, bounce, kubelet_restarts, kill, functions=FUNCTIONS), min_size=10, max_size=30))
+@random_histories(HISTORIES, furnish, pull, bounce, kubelet_restarts, kill, functions=FUNCTIONS)
 def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None:
     """Those of `Promise`."""
-    assert play(history, METRICS) == []
+    assert play(HandoverWorld(METRICS), history) == []
 
 
 KNOWN = {
@@ -254,7 +242,7 @@ KNOWN = {
 @pytest.mark.parametrize("history", [pytest.param(history, id=name) for name, history in KNOWN.items()])
 def test_a_history_that_has_failed_before(history: Sequence[Move]) -> None:
     """Each failed once, or fails as soon as one of the promises is broken."""
-    assert play(history, METRICS) == []
+    assert play(HandoverWorld(METRICS), history) == []
 
 
 # -- the judge itself

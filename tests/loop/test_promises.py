@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 
 import devwatch
 from devwatch.core.node import ANNOTATION_PART, MAPS
@@ -46,13 +44,13 @@ from support.model_moves import (
     hup,
     kill,
     leak,
-    moves,
     nothing,
     old_event,
     play,
     plug,
     pods,
     pull,
+    random_histories,
     records,
     refuse,
     relief,
@@ -81,7 +79,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.no_cover
 """Tracing doubles what a history costs, and what is played at random should not be the only test of a line."""
 HISTORIES = int(os.environ.get("DEVWATCH_HISTORIES", "420"))
-SEED = int(os.environ.get("DEVWATCH_SEED", "0"))
 METRICS = Uncounted("0")
 """Costly to make, and nothing here depends on its numbers."""
 
@@ -89,17 +86,9 @@ METRICS = Uncounted("0")
 def hold(*favoured: Callable[..., None]) -> None:
     """Play histories in which these moves come more often; every promise has to hold in each."""
 
-    @seed(SEED)
-    @settings(
-        max_examples=HISTORIES // len(Promise),
-        deadline=None,
-        database=None,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),  # they are about the time that a history takes
-    )
-    @given(st.lists(moves(*favoured), min_size=20, max_size=40))
+    @random_histories(HISTORIES // len(Promise), *favoured, least=20)
     def promised(history: Sequence[Move]) -> None:
-        assert play(history, METRICS) == []
+        assert play(World(METRICS), history) == []
 
     promised()
 
@@ -821,7 +810,7 @@ KNOWN = {
 @pytest.mark.parametrize("history", KNOWN.values(), ids=KNOWN)
 def test_what_was_broken_once_holds(history: Sequence[Move]) -> None:
     """A mistake is made once."""
-    assert play(history, METRICS) == []
+    assert play(World(METRICS), history) == []
 
 
 # -- the judge can say no

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -502,7 +503,7 @@ class Process(Protocol):
 Runner = TypeVar("Runner", bound=Process)
 
 
-class Surroundings(Generic[Runner]):
+class Surroundings(ABC, Generic[Runner]):
     """The time, the sticks and the API server around daemons, whatever these are to do."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -575,6 +576,10 @@ class Surroundings(Generic[Runner]):
         if self.deaf:
             self.deaf = False
             self.server.show(Retry("the connection was dead"))
+
+    @abstractmethod
+    def end(self) -> None:
+        """Judge the end: everything has worked for long enough."""
 
     def close(self) -> None:
         """End everything."""

@@ -16,12 +16,8 @@ from support.model_pods import ZIGBEE
 from support.objectserver import SLICES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from enum import Enum
-
     from devwatch.core.errors import ApiError
-    from devwatch.observe.metrics import Metrics
-    from support.model_moves import Functions, Move
+    from support.model_moves import Functions
 
 ERRORS: dict[str, ApiError] = {
     "403": Forbidden("forbidden (403)", hint="grant it"),
@@ -131,17 +127,3 @@ FUNCTIONS: Functions = (
     (full, 2, (("", "", "reading", "writing", "files"),)),
     (strange, 1, (("another node", "a share", "another uid"),)),
 )
-
-
-def play(history: Sequence[Move], metrics: Metrics) -> list[tuple[Enum, str]]:
-    """Let a history happen, end every fault, and return what was not promised so."""
-    world = ClaimWorld(metrics)
-    try:
-        for move in history:
-            move.make(world)
-            if world.broken:
-                return world.broken
-        world.end()
-        return world.broken
-    finally:
-        world.close()

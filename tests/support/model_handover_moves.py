@@ -25,12 +25,8 @@ from support.model_moves import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from enum import Enum
-
-    from devwatch.observe.metrics import Metrics
     from support.model_kubelet import Life
-    from support.model_moves import Functions, Move
+    from support.model_moves import Functions
 
 SOCKETS = ("socket-1", "socket-2", "socket-3", "socket-4")
 _PODS = tuple(range(6))
@@ -337,17 +333,3 @@ FUNCTIONS: Functions = (
     (refuse, 1, (("list pods", "create pods/eviction", ""),)),
 )
 """Each kind of move, how often it comes, and the choices of its arguments: first the simplest, to which a history is shrunk."""
-
-
-def play(history: Sequence[Move], metrics: Metrics) -> list[tuple[Enum, str]]:
-    """Let a history happen, end every fault, and return what was not promised so."""
-    world = HandoverWorld(metrics)
-    try:
-        for move in history:
-            move.make(world)
-            if world.broken:
-                return world.broken
-        world.end()
-        return world.broken
-    finally:
-        world.close()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from devwatch.core.errors import ApiError, Forbidden, Gone, Refused, Retry
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from enum import Enum
 
-    from devwatch.observe.metrics import Metrics
     from support.model_pods import Life
 
 AnyWorld = Surroundings[Any]
@@ -526,9 +526,26 @@ def moves(*favoured: Callable[..., None], functions: Functions = FUNCTIONS) -> s
     return st.one_of(kinds)
 
 
-def play(history: Sequence[Move], metrics: Metrics) -> list[tuple[Enum, str]]:
+SEED = int(os.environ.get("DEVWATCH_SEED", "0"))
+
+
+def random_histories(
+    number: int, *favoured: Callable[..., None], functions: Functions = FUNCTIONS, least: int = 10
+) -> Callable[[Callable[[Sequence[Move]], None]], Callable[[], None]]:
+    """Decorate a test that is to be kept by so many histories of `least` moves or more; `DEVWATCH_SEED` draws others."""
+    drawn = st.lists(moves(*favoured, functions=functions), min_size=least, max_size=least + 20)
+    conditions = settings(
+        max_examples=number,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),  # they are about the time that a history takes
+    )
+    return lambda test: seed(SEED)(conditions(given(drawn)(test)))
+
+
+def play(world: AnyWorld, history: Sequence[Move]) -> list[tuple[Enum, str]]:
     """Let a history happen, end every fault, and return what was not promised so."""
-    world = World(metrics)
     try:
         for move in history:
             move.make(world)

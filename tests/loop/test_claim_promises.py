@@ -13,7 +13,7 @@ import pytest
 
 from devwatch.core.node import Amounts, NodePatch
 from support.model import Uncounted
-from support.model_claims_moves import FUNCTIONS, edited, strange
+from support.model_claims_moves import FUNCTIONS, edited, full, strange
 from support.model_claims_world import ClaimWorld
 from support.model_handover import Promise
 from support.model_handover_moves import (
@@ -53,6 +53,16 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "of two sticks that may be the one of a former daemon neither is, and nobody is evicted": (
+        Move(full, ("writing",)),
+        Move(furnish, ()),
+        Move(bounce, (1, 0, 0.0, "socket-4"), 0.05),
+        Move(stop, ()),
+        Move(pull, (0,)),
+        Move(pull, (1,)),
+        Move(bounce, (0, 0, 0.0, "socket-1")),
+        Move(furnish, ()),
+    ),
     "a stick whose record comes after a restart keeps its ID": (
         Move(records, (True,)),
         Move(furnish, ()),

@@ -230,6 +230,14 @@ KNOWN = {
         Move(begin, (), 35.0),
         Move(pods, (), 35.0),
     ),
+    "a part of a stick that only uncertain scans have found is lost as well": (
+        Move(pods, ()),
+        Move(plug, ("composite", "socket-2", 2, False)),
+        Move(kubelet_restarts, (0.05,)),
+        Move(devnode, (0, 13), 11.0),
+        Move(pull, (0,)),
+        Move(kill, (0,)),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),

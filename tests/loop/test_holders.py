@@ -125,6 +125,32 @@ async def test_a_pod_of_the_same_name_is_not_the_holder(*, started: bool, device
 
 
 @virtual
+async def test_of_two_sticks_that_may_be_the_one_of_a_former_daemon_neither_is_and_nobody_is_evicted() -> None:
+    """Both have its serial, and neither is in its socket: both get new IDs, and its own stays held until its pod has ended."""
+    async with site(USB0, used=EVICTING, before=lambda one: one.host.change(USB0, serial="S")) as one:
+        given = id_of(one, USB0)
+        one.workload.run(pod("a", containers=(Container(name="c", started=1),)))
+        holds(one, "a", given)
+        await one.kill()
+        one.host.unplug(USB0)
+        for devnode in (USB1, USB2):
+            one.host.plug("0001", devnode, serial="S")
+        one.start(EVICTING)
+        for _ in range(2):  # the next daemon knows no more
+            await asyncio.sleep(60)
+            assert one.taken.unhealthy == {given}
+            assert len(one.taken.healthy) == 2
+            await one.kill()
+            one.start(EVICTING)
+        one.workload.end("home/a")
+        one.kubelet.held = ()
+        await asyncio.sleep(60)
+        assert evicted(one) == []
+        one.check_agreement(2)
+        assert given not in str(one.server.state.annotation)
+
+
+@virtual
 async def test_a_lost_device_keeps_its_place_while_a_bare_pod_has_it() -> None:
     """It blocks one unit, and the pod is told."""
     async with site(USB0, used=EVICTING) as one:

@@ -328,10 +328,11 @@ class Judge(Truth):
         want = self.plan.want(name)
         if want is None or want.evict is None:
             return f"{name} never evicts"
-        for link, tty in self.led.items():
+        # What only uncertain scans have found has led nowhere yet, and pods may have it all the same.
+        for link, tty in (life.opened | self.led).items():
             if id_of(link) not in ids:
                 continue
-            back = self.here(link)
+            back = self.find(tty)
             if back is None and self.now >= self.world.host.pulled[tty.birth] + want.evict - SOON:
                 return ""
             opened = life.opened.get(link)

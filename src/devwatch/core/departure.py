@@ -74,6 +74,13 @@ class Departure:
     """The loss at the moment its victims were chosen."""
     maybe: Key | None = None
     """The present device that may be this one, while the udev record that decides it is incomplete."""
+    undecided: bool = False
+    """Whether after a restart more than one present device may be this one: then nobody is evicted for it."""
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it is unknown if the device is present."""
+        return self.undecided or self.maybe is not None
 
     def excluded(self, devices: Sequence[Device]) -> set[Key]:
         """Return the devices that cannot be this one.
@@ -125,13 +132,13 @@ def advance_departures(gone: Mapping[Entry, Departure], name: str, scene: Scene,
     lingering devices: the start grace, or a key that is unknown. The count then still includes the departed device, so a PATCH would not
     be the one that removes it.
     """
-    sure, figure, shown = [each for each in gone.values() if each.maybe is None], scene.figure(name), scene.shows(name)
+    sure, figure, shown = [each for each in gone.values() if not each.in_doubt], scene.figure(name), scene.shows(name)
     lingering = sum(scene.now < departure.until for departure in sure)
     counted_out = not figure.held and figure.advertised <= figure.present + lingering
     for departure in sure:
         departure.taken |= taken & frozenset(chain.from_iterable(each.paths for each in departure.registrations))
     for departure in gone.values():
-        departure.advance(scene, counted_out=counted_out and departure.maybe is None, shown=shown)
+        departure.advance(scene, counted_out=counted_out and not departure.in_doubt, shown=shown)
 
 
 def find_losses(
@@ -143,7 +150,7 @@ def find_losses(
         return
     groups: dict[tuple[float, str, frozenset[str]], list[Entry]] = {}
     for entry, departure in gone.items():
-        if departure.since is not None and departure.maybe is None:
+        if departure.since is not None and not departure.in_doubt:
             group = (departure.since, departure.lost or "", departure.there or frozenset())
             groups.setdefault(group, []).append(entry)
     for (since, lost, there), entries in groups.items():

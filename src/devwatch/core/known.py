@@ -179,8 +179,14 @@ class KnownDevices:
         for key in open_ & self.here.keys():  # a former return is forgotten as well
             self.here[key] = PresentDevice(entry=self.here[key].entry)
         present = {device.key for device in scene.devices}
+        listed = {slot.id for slot in scene.figure(rule.name).slots}
         for entry in self.gone.keys() - found.keys():
-            self.gone[entry].decide(present, scene.now, rule.removal_grace)
+            departure = self.gone[entry]
+            recalled = departure.device is None and (departure.at == scene.now or departure.maybe is not None)
+            departure.undecided |= recalled and scene.fits_several(rule.name, entry)
+            departure.decide(present, scene.now, rule.removal_grace)
+            if departure.undecided and entry.id not in listed:
+                del self.gone[entry]  # no pod has it any more
         return returned
 
     def _end_departure(

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from devwatch.core.matching import ids_of
 from devwatch.core.slots import SlotState
 
 if TYPE_CHECKING:
     from devwatch.core.device import Device, Key
     from devwatch.core.inventory import Inventory
+    from devwatch.core.listing import Entry
     from devwatch.core.node import NodeState
     from devwatch.core.plan import Figure, Figures
     from devwatch.core.slots import Slot
@@ -57,6 +59,16 @@ class Scene:
         if self.figure(name).amounts is None:
             return set()
         return {device.key for device in self.devices if not device.complete} - self.slots(name).keys()
+
+    def fits_several(self, name: str, entry: Entry) -> bool:
+        """Return whether several present devices, to which the kubelet gives IDs of their own, have the ids of an entry with an ID."""
+        slots = {slot.id: slot.identity for slot in self.slots(name).values() if entry.id}
+        fits = [
+            each
+            for each in slots.values()
+            if (each.ids, each.place) == (ids_of(entry), entry.place or "") and each.is_portable
+        ]
+        return entry.id not in slots and len(fits) > 1
 
     def shows(self, name: str) -> bool:
         """Return whether both maps of the Node show the advertised count of a resource."""

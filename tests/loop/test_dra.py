@@ -12,6 +12,7 @@ from devwatch.core.errors import ApiError, Forbidden, KubeletError, Refused, Ret
 from devwatch.core.pods import Container
 from support.build import ZIGBEE, ZWAVE
 from support.drasite import TOLERATION, USB0, USB1, config, dra_site
+from support.fakes import EPOCH
 from support.home import pod
 from support.objectserver import SLICES
 from support.virtualtime import virtual
@@ -372,6 +373,27 @@ async def test_a_stick_that_returns_under_another_number_ends_the_container_with
         one.host.unplug(USB0)
         await asyncio.sleep(1)
         one.host.plug("0001", "/dev/ttyUSB7", serial="S0")
+        await asyncio.sleep(60)
+        assert one.evicted == ["p"]
+        assert [line.fields["reason"] for line in one.log.of("pod.evicted")] == ["replugged"]
+
+
+@pytest.mark.parametrize("at", [1, 35], ids=["started before it was plugged", "started beside it"])
+@virtual
+async def test_a_spare_that_takes_over_the_id_of_a_stick_ends_the_container_with_the_dead_file(
+    at: int, tmp_path: Path
+) -> None:
+    """It has the same serial, was plugged before the stick was pulled, and udev finished it after that."""
+    async with dra_site(tmp_path, USB0, used=EVICTING) as one:
+        device = await one.claim("p", containers=(Container(name="c", started=EPOCH + at),))
+        one.host.plug("0001", USB1, serial="S0", record=False)
+        await asyncio.sleep(9)
+        one.host.unplug(USB0)
+        await asyncio.sleep(0.5)
+        one.host.finish(USB1)
+        await asyncio.sleep(1)
+        assert one.devices == {device: False}
+        assert one.devnodes() == [USB1]
         await asyncio.sleep(60)
         assert one.evicted == ["p"]
         assert [line.fields["reason"] for line in one.log.of("pod.evicted")] == ["replugged"]

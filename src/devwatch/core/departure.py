@@ -82,13 +82,16 @@ class Departure:
         """Whether it is unknown if the device is present."""
         return self.undecided or self.maybe is not None
 
-    def excluded(self, devices: Sequence[Device]) -> set[Key]:
+    def excluded(self, devices: Sequence[Device], identified: AbstractSet[Key] = frozenset()) -> set[Key]:
         """Return the devices that cannot be this one.
 
         - It was present beside them, and udev has not handled them a second time since. A virtual console keeps its registration whatever
           stick it plays, so a console that udev has handled again may be this device.
         - udev had handled them before this one was last observed.
         - They are other parts of a composite stick.
+
+        The first two do not exclude a device that has the ID of this one (`identified`): it got the ID after this one had departed, when
+        its record was complete, and from then on containers of this one get that device.
         """
         handled = {twin.key: initialized_at(twin) for twin in self.twins}
         again = {
@@ -98,7 +101,7 @@ class Departure:
         }
         earlier = {device.key for device in devices if (initialized_at(device) or math.inf) + _MICROSECOND < self.seen}
         parts = (device.key for device in devices if self.device is not None and is_other_part(device, self.device))
-        return (handled.keys() - again) | earlier | set(parts)
+        return (((handled.keys() - again) | earlier) - identified) | set(parts)
 
     def unlinked(self, devices: Iterable[Device]) -> set[Key]:
         """Return the devices that have none of its links, not even a shared one, as far as the links of both are known."""
@@ -193,11 +196,14 @@ def returned_at(device: Device, departure: Departure, scene: Scene) -> float | N
     """Return when a device returned (monotonic seconds), None where this daemon did not observe it and udev did not record it.
 
     The time of the scan is an upper bound only, since a scan may be late. USEC_INITIALIZED is exact, and is used where it belongs to this
-    registration.
+    registration. A device that was present beside the departed one returns with the scan in which it takes its place: a container that
+    started before has the file of the departed one.
     """
     initialized, seen = initialized_at(device), scene.inventory.seen_since(device.key)
     if departure.device is None:
         return initialized if initialized is not None and initialized <= scene.now else None
+    if seen <= departure.seen:
+        return scene.now
     # Where scans were uncertain or uevents were lost, the departure may be observed after the return. A USEC_INITIALIZED from before the
     # device was last observed belongs to another registration.
     return initialized if initialized is not None and departure.seen <= initialized <= seen else seen

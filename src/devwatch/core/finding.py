@@ -41,7 +41,7 @@ class Finder:
            of another resource is a departed one only if it has one of its links, as far as the links of both are known.
 
         A device is never a departed one that it was present beside, nor one that udev had handled before that one departed (`excluded`),
-        nor one that the kubelet has under another ID.
+        unless the kubelet has it under the ID of that one; nor is it one that the kubelet has under another ID.
         """
         if not self.gone:
             return {}
@@ -50,7 +50,10 @@ class Finder:
         for devices in (own, foreign):
             rest = [device for device in devices if device not in found.values()]
             left = {entry: each for entry, each in self.gone.items() if entry not in found}
-            excluded = {entry: each.excluded(rest) | self._with_other_id(entry) for entry, each in left.items()}
+            excluded = {
+                entry: each.excluded(rest, self._with_id(entry)) | self._with_other_id(entry)
+                for entry, each in left.items()
+            }
             if devices is foreign:
                 excluded = {entry: excluded[entry] | each.unlinked(rest) for entry, each in left.items()}
             found |= self._match_departed(excluded, rest)
@@ -61,6 +64,11 @@ class Finder:
         unidentified = self.scene.unidentified(self.name)
         devices = {ids_of(Entry.of(each)): each for each in self.scene.devices if each.key in unidentified}
         return {entry: devices[ids_of(entry)] for entry in self.gone if ids_of(entry) in devices}
+
+    def _with_id(self, entry: Entry) -> set[Key]:
+        """Return the devices that the kubelet has under the ID of a departed one."""
+        slots = self.scene.slots(self.name) if entry.id else {}
+        return {key for key, slot in slots.items() if slot.id == entry.id}
 
     def _with_other_id(self, entry: Entry) -> set[Key]:
         """Return the devices that the kubelet has under another ID than a departed one: certainly others, where their IDs are known.

@@ -13,6 +13,7 @@ import pytest
 
 from support.deployment import BASE, DEPLOY, documented_block, granted, missing, rendered, write_kustomization
 from system.apiserver import NAMESPACE
+from system.kubectl import administrator
 from system.testbed import require
 from system.waiting import eventually
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from system.apiserver import ApiServer, Object
+    from system.kubectl import Kubectl
 
-    Kubectl = Callable[..., str]
     Apply = Callable[..., Path]
     Shell = Callable[[str], str]
 
@@ -56,17 +57,7 @@ QUESTIONS = (
 @pytest.fixture
 def kubectl(apiserver: ApiServer) -> Kubectl:
     """Return a function that runs kubectl as administrator and returns what it prints."""
-    require(missing())
-    environ = {**os.environ, "KUBECONFIG": str(apiserver.admin_kubeconfig)}
-
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            ["kubectl", *arguments], env=environ, capture_output=True, text=True, check=False, timeout=60
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
+    return administrator(apiserver)
 
 
 @pytest.fixture

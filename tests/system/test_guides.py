@@ -53,10 +53,12 @@ def namespace(apiserver: ApiServer) -> Iterator[str]:
 @pytest.fixture
 def account(apiserver: ApiServer) -> Iterator[None]:
     """Have the account that a Pod without one gets, in the namespace `default`: only the controller manager would make it."""
+    make(apiserver, "default")  # which a server that has just started may not have yet
     path = "/api/v1/namespaces/default/serviceaccounts"
     # 1.20 refuses a Pod whose account has no token to mount yet.
     body = {"metadata": {"name": "default"}, "automountServiceAccountToken": False}
-    status, _ = apiserver.request("POST", path, body)
+    status, answer = apiserver.request("POST", path, body)
+    assert status in {201, 409}, answer
     yield
     if status == 201:
         apiserver.request("DELETE", f"{path}/default")

@@ -35,6 +35,8 @@ _DURATION = re.compile(f"([0-9]+)({'|'.join(_MILLISECONDS)})")
 _APPENDED = re.compile(r"([1-9][0-9]*)?(/.*)?", re.DOTALL)
 """What follows a container path in one that it may meet: the number of a further device, and a path below that."""
 _HEX = re.compile(r"(?:0[xX])?([0-9A-Fa-f]+)")
+_PAIR = re.compile(r"([0-9A-Fa-f]{4}):([0-9A-Fa-f]{4})")
+"""Vendor and product as lsusb(8) prints them."""
 T = TypeVar("T")
 
 
@@ -137,7 +139,8 @@ def _unknown(name: str, keys: Mapping[str, _Key], at: Place) -> str:
 
 def _list(node: Node, at: Place, *, read: _Reader[T], least: int = 1) -> tuple[T, ...] | None:
     if node.kind != "a list" or len(node.items) < least:
-        at.wants(node, f"a list{' of at least one' if least else ', [] for none'}")
+        dash = '; begin its first line with "- "' if node.kind == "a mapping" and node.items else ""
+        at.wants(node, f"a list{' of at least one' if least else ', [] for none'}{dash}")
         return None
     values = (read(item, at.item(index)) for index, item in enumerate(node.items))
     good = tuple(value for value in values if value is not None)
@@ -181,6 +184,8 @@ def _digits(text: str, *, least: int, most: int, absent: str) -> tuple[Pattern |
     if digits and digits[1] == text and least <= len(text) <= most:
         return Pattern(text=number), ""
     near = f'write "{number}"' if len(number) == most else f'for an absent one properties: {{{absent}: ""}}'
+    if pair := _PAIR.fullmatch(text):
+        near = f'write vendor: "{pair[1]}" and product: "{pair[2]}"'
     return None, f"{'one or two' if least < most else 'four'} hex digits or a glob; {near}"
 
 

@@ -105,7 +105,9 @@ def _events(text: str, at: Place) -> Iterator[yaml.Event]:
     # For an escape beyond Unicode, the parser in pure Python lets the ValueError or OverflowError of `chr` through.
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-        at.fault(_node(mark) if mark else node, f"invalid YAML: {escape_to_ascii(problem)[:200]}")
+        tab = mark and "".join(text.split("\n")[mark.line : mark.line + 1])[mark.column :].startswith("\t")
+        cure = " (a tab stands here: indent with spaces)" if tab else ""
+        at.fault(_node(mark) if mark else node, f"invalid YAML: {escape_to_ascii(problem)[:200]}{cure}")
 
 
 def _node(mark: Any, kind: Kind = "", text: str = "") -> Node:  # noqa: ANN401 - the marks of the two parsers share no type

@@ -193,6 +193,10 @@ GLOB = 'a glob or a list of globs; write "" for an absent value'
         ("vendor: 0x403", f"17: resources[0].match[0].vendor: '0x403' is not valid ({HEX4}write \"0403\")"),
         ("product: 0X8A2A", f"18: resources[0].match[0].product: '0X8A2A' is not valid ({HEX4}write \"8a2a\")"),
         (
+            "vendor: 0658:0200",
+            f'17: resources[0].match[0].vendor: \'0658:0200\' is not valid ({HEX4}write vendor: "0658" and product: "0200")',
+        ),
+        (
             "vendor: 10c45",
             f"17: resources[0].match[0].vendor: '10c45' is not valid ({HEX4}{ABSENT}{{ID_VENDOR_ID: \"\"}})",
         ),
@@ -385,7 +389,14 @@ def test_an_unknown_key_hides_no_missing_one() -> None:
         ("", ["1:1: nothing stands here (a mapping with resources, sweep, resync)"]),
         ("# nothing yet\n", ["1:1: nothing stands here (a mapping with resources, sweep, resync)"]),
         ("resources: {}", ["1:12: resources: a mapping with nothing in it stands here (a list, [] for none)"]),
-        ("resources: {a: b}", ["1:12: resources: a mapping stands here (a list, [] for none)"]),
+        (
+            "resources: {a: b}",
+            ['1:12: resources: a mapping stands here (a list, [] for none; begin its first line with "- ")'],
+        ),
+        (
+            "resources:\n- name: a/b\n  match:\n    vendor: '0658'",
+            ['4:5: resources[0].match: a mapping stands here (a list of at least one; begin its first line with "- ")'],
+        ),
         ("resources: [{name: a/b}]", ["1:13: resources[0].match: is missing (it is required)"]),
         (
             "resources: [{name: a/b, match: []}]",
@@ -434,6 +445,7 @@ def test_broken_syntax_is_one_fault(text: str) -> None:
     (found,) = _faults(text)
     assert ": invalid YAML: " in found
     assert "\\n" not in found
+    assert found.endswith(" (a tab stands here: indent with spaces)") == ("\t" in text)
 
 
 def test_all_faults_come_at_once_by_line_and_column() -> None:

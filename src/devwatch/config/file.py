@@ -12,6 +12,8 @@ from devwatch.config import files
 from devwatch.config.schema import Config, parse
 from devwatch.config.tree import MAX_BYTES
 from devwatch.core.errors import ConfigError, Fault
+from devwatch.core.text import escape
+from devwatch.core.way import joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,8 +169,24 @@ def _observe(path: Path, known: Stamp) -> Observation:
             return Observation(content=None, stamp=stamp)
         content = files.read(path, MAX_BYTES + 1, patience=files.patience_for(path))
         return Observation(content=content, stamp=stamp, world_writable=bool(status.st_mode & stat.S_IWOTH))
+    except FileNotFoundError as error:
+        return Observation(content=FileNotFoundError(error.errno, f"{error.strerror}{_neighbors(path)}", str(path)))
     except OSError as error:
         return Observation(content=error)
+
+
+def _neighbors(path: Path) -> str:
+    """Return which YAML files are beside a missing one, and how to have one of them read; empty without any."""
+    try:
+        found = {each.name for each in path.parent.iterdir() if each.suffix in {".yaml", ".yml"}}
+    except OSError:
+        found = set()
+    names = sorted(found - {path.name})
+    return (
+        f" (its folder has {escape(joined(names))}: name that, or rename it; a key of a ConfigMap is a file's name)"
+        if names
+        else ""
+    )
 
 
 def _fault(message: str) -> Fault:

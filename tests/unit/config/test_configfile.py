@@ -76,6 +76,16 @@ def test_what_cannot_be_read_is_a_fault_with_the_systems_reason(
         assert str(caught.value) == f"{path}:1:1: cannot be read: {reason}"
 
 
+def test_a_missing_file_names_the_one_beside_it(path: Path) -> None:
+    """A ConfigMap with a key of another name has that file in the folder: the fault shows it, and not what is no configuration."""
+    path.rename(path.with_name("my.yaml"))
+    path.with_name("notes.txt").touch()
+    with pytest.raises(ConfigError) as caught:
+        ConfigFile(path=path).load()
+    cure = "its folder has my.yaml: name that, or rename it; a key of a ConfigMap is a file's name"
+    assert str(caught.value) == f"{path}:1:1: cannot be read: No such file or directory ({cure})"
+
+
 def test_a_path_that_no_system_takes_is_a_fault() -> None:
     """Not a traceback: it came from the command line."""
     with pytest.raises(ConfigError, match="cannot be read: File name too long"):

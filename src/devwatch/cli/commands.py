@@ -150,6 +150,7 @@ def explain(scene: Scene, screen: Screen, remarks: Screen, path: str) -> int:
         _explain_device(scene, screen, device)
     if not found:
         _explain_absence(scene, screen, path)
+        remarks.line(_whereabouts(scene, path))
     troubles = (*scene.scan.troubles, *scene.scan.doubts, *scene.host.troubles())
     if troubles:
         screen.line("this host:")
@@ -206,7 +207,7 @@ def _decision(decided: Claim, scene: Scene) -> str:
         return (
             "unknown: the configuration cannot be read"
             if scene.hidden
-            else "claimed by nothing: there is no configuration"
+            else "claimed by nothing: there is no configuration (--config names one)"
         )
     if decided.owner:
         return f"claimed by {decided.owner}"
@@ -226,6 +227,14 @@ def _explain_absence(scene: Scene, screen: Screen, path: str) -> None:
                 for test in matcher.tests:
                     if test.key == "path" and any(pattern.matches(path) for pattern in test.patterns):
                         screen.line(f"{rule.name} expects a device there ({kind}[{index}].path)", indent=2)
+
+
+def _whereabouts(scene: Scene, path: str) -> str:
+    """Return where to look for a device that is not at the path."""
+    meant = f"/dev/{path}"
+    if any(meant == device.devnode for device in scene.scan.devices):
+        return f"did you mean {escape(meant)}?"
+    return "`devwatch devices` lists the devices of this host; in a cluster, the pod of each node knows those of its own host alone"
 
 
 def _what_is_there(path: str) -> str:

@@ -190,18 +190,29 @@ def test_devices_and_explain_need_no_configuration(capsys: pytest.CaptureFixture
     content = json.loads(capsys.readouterr().out)
     devnode = content["devices"][0]["devnode"]
     assert main(["explain", devnode], {}) == 0
-    assert devnode in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert devnode in out
+    assert "claimed by nothing: there is no configuration (--config names one)" in out
 
 
 def test_what_is_not_there_is_explained_too(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Status 1, what is at the path, and which resource expects a device there."""
     config.write_text("resources:\n- {name: a.io/b, match: [{path: /dev/ttyNONE*}]}\n")
     assert main(["explain", "/dev/ttyNONE0", "--config", str(config)], {}) == 1
-    out = capsys.readouterr().out
+    out, remarks = capsys.readouterr()
     assert "/dev/ttyNONE0: there is nothing" in out
     assert "a.io/b expects a device there" in out
+    assert "`devwatch devices` lists the devices of this host; in a cluster, the pod of each node knows" in remarks
     assert main(["explain", "/dev/pts/ptmx", "--config", str(config)], {}) == 1
     assert "a character device, but not the devnode of a present device" in capsys.readouterr().out
+
+
+def test_a_devnode_without_its_folder_is_asked_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`explain ttyUSB0` means /dev/ttyUSB0, if that is there."""
+    assert main(["devices", "--all", "-o", "json"], {"HOME": str(tmp_path)}) == 0
+    devnode = json.loads(capsys.readouterr().out)["devices"][0]["devnode"]
+    assert main(["explain", devnode.removeprefix("/dev/")], {}) == 1
+    assert f"did you mean {devnode}?" in capsys.readouterr().err
 
 
 def test_the_devices_of_another_subsystem_are_shown_and_explained(

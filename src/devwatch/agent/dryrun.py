@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from devwatch.core.errors import OutputLost
 from devwatch.core.node import NodePatch, NodeState
+from devwatch.core.way import joined
 from devwatch.observe.output import NonBlockingStream
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class DryRunNode:
 def _describe_patch(patch: NodePatch) -> str:
     """Return the changes of a patch in words, for a terminal."""
     counts = [f"{name}: {count.capacity if count else 'removed'}" for name, count in sorted(patch.counts.items())]
+    # With the configuration of `make run` most are 0: first those for which there is a device.
+    zeros = [text for text in counts if text.endswith(": 0")]
+    counts = [*(text for text in counts if text not in zeros), *([joined(zeros)] if zeros else [])]
     annotation = ["the annotation devwatch.io/devices"] if patch.annotates else []
     return f"would change on the Node: {', '.join(counts + annotation)}"
 

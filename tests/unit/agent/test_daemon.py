@@ -289,7 +289,7 @@ def test_a_dry_run_pretends_that_each_patch_was_stored() -> None:
 
 
 def test_a_person_at_a_terminal_reads_what_would_change() -> None:
-    """In words, and the names of the resources alone; scripts get the body of the patch."""
+    """In words, and the names of the resources alone, those that have a device first; scripts get the body of the patch."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -299,9 +299,11 @@ def test_a_person_at_a_terminal_reads_what_would_change() -> None:
     node = DryRunNode(out)
     asyncio.run(node.patch(patch_of({"c.io/d": None, "a.io/b": "2", ANNOTATION_PART: '{"a.io/b":[]}'})))
     asyncio.run(node.patch(patch_of({"a.io/b": "0"})))
+    asyncio.run(node.patch(patch_of({"z.io/y": "1"} | {f"m.io/{number}": "0" for number in range(7)})))
     assert out.getvalue().splitlines() == [
         "would change on the Node: a.io/b: 2, c.io/d: removed, the annotation devwatch.io/devices",
         "would change on the Node: a.io/b: 0",
+        "would change on the Node: z.io/y: 1, m.io/0: 0, m.io/1: 0, m.io/2: 0, m.io/3: 0, m.io/4: 0 and 2 more",
     ]
 
 

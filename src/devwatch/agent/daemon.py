@@ -77,6 +77,10 @@ class Options:
         """The record of the prepared claims, which outlives the daemon."""
         return self.kubelet_dir / "plugins" / DRIVER / "claims.json"
 
+    def has_claims(self) -> bool:
+        """Return whether there is a record of claims that this user may see; without the folders of the kubelet there is nothing to do."""
+        return os.path.exists(self.claims)  # noqa: PTH110 - before Python 3.14 that of Path raises where a folder is closed to the user
+
 
 class _Api(TypedDict, total=False):
     api: Required[NodeApi]
@@ -224,7 +228,7 @@ class Daemon:
         if self._options.once:
             return {"api": node}
         workload = Workload(requests=node, node=self._options.node)
-        dra = Dra(partial(self._dra, node), recorded=self._options.claims.exists)
+        dra = Dra(partial(self._dra, node), recorded=self._options.has_claims)
         return {"api": node, "watch": node.watch, "workload": workload, "kubelet": self._kubelet, "dra": dra}
 
     def _kubelet(self) -> KubeletApi:
@@ -241,7 +245,7 @@ class Daemon:
         """Return the DRA driver of this node."""
         from devwatch.agent.drahost import build_dra  # noqa: PLC0415 - only `publish: dra` needs it
 
-        return build_dra(self._options, node, self._options.claims.exists, self._telemetry, self._clock)
+        return build_dra(self._options, node, self._options.has_claims, self._telemetry, self._clock)
 
     def _reload(self) -> None:
         """Begin to reload the configuration. Before the loop exists this is not needed: its first cycle reads a changed file."""

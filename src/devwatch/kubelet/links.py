@@ -80,8 +80,6 @@ class DeviceLinks:
         """
         if wanted == self._made and all(self._leads_to(name) == devnode for name, devnode in wanted.items()):
             return
-        if not (wanted or self.folder.parent.exists()):
-            return  # claims alone need no folder of plugins
         try:
             made, self._made = self._read(), None
             failed = [self._remove(name) for name, devnode in made.items() if wanted.get(name) != devnode]
@@ -91,6 +89,8 @@ class DeviceLinks:
                 if made.get(name) != devnode:
                     (self.folder / name).symlink_to(devnode)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not wanted:
+                return  # claims alone need no folder of plugins
             path = error.filename2 or error.filename or self.folder
             hint = _CURES.get(error.errno or 0, "")
             raise KubeletError(f"{path}: {error.strerror or error}", hint=hint) from error

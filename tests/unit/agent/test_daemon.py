@@ -25,6 +25,7 @@ from devwatch.observe.metrics import Metrics
 from support import virtualtime
 from support.build import patch_of
 from support.fakes import RecordingLog
+from support.hostfiles import POWERLESS
 from support.pipes import Pipe, in_time
 
 if TYPE_CHECKING:
@@ -188,6 +189,36 @@ def test_a_second_signal_changes_no_status(number: signal.Signals, tmp_path: Pat
         running.process.send_signal(number)
         status, _, log = running.end()
     assert (status, log[-1]["event"]) == (0, "daemon.stopped")
+
+
+@pytest.mark.parametrize("publish", ["nodeStatus", "devicePlugin"])
+def test_a_user_for_whom_the_folder_of_the_kubelet_is_closed_has_a_daemon(publish: str, tmp_path: Path) -> None:
+    """On a node it is root's alone. Counts need nothing of it; what does is said, with the cure."""
+    config, closed = tmp_path / "config.yaml", tmp_path / "kubelet"
+    config.write_text(GOOD.replace("match:", f"publish: {publish}, match:"))
+    closed.mkdir(mode=0)
+    options = [
+        "--config",
+        str(config),
+        "--node-name",
+        f"closed-{os.getpid()}",
+        "--kubeconfig",
+        "none",
+        "--listen",
+        "off",
+    ]
+    folders = ["--kubelet-dir", str(closed), "--device-plugin-dir", str(closed / "device-plugins")]
+    command = [*POWERLESS, sys.executable, "-m", "devwatch", "run", *options, *folders, "--log-format", "json"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        heard = [json.loads(running.stderr.readline())]
+        while heard[-1]["event"] not in {"node.patch_failed", "daemon.stopped"}:
+            heard.append(json.loads(running.stderr.readline()))
+        running.send_signal(signal.SIGTERM)
+    assert running.returncode == 0, heard
+    hints = [record["hint"] for record in heard if "Permission denied" in record.get("reason", "")]
+    cure = "let devwatch write there: as uid 0, and in its sandbox or its container without read-only"
+    assert hints == ([cure] if publish == "devicePlugin" else [])
 
 
 def test_a_daemon_without_memory_for_a_thread_ends_like_any_other(tmp_path: Path) -> None:

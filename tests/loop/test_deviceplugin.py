@@ -724,6 +724,8 @@ async def test_no_kubelet_from_the_start_is_one_line() -> None:
     async with site(USB0, kubelet=False) as one:
         await asyncio.sleep(600)
         assert one.lost() == ["no kubelet accepts registrations"]
+        told = f"{ZIGBEE} has not been registered with the kubelet for 700 s: no kubelet accepts registrations"
+        assert one.ready() == (False, told)
         assert one.server.shows(ZIGBEE) == ("0", "0")
         one.kubelet.start()
         await asyncio.sleep(0.5)

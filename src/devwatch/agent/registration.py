@@ -194,8 +194,9 @@ class Registration:
                 backoff.fail(self.clock.now(), self.clock.jitter())
 
     def _report_absent(self) -> None:
+        self.failure = "no kubelet accepts registrations"
         hint = "does it run, and is its folder of plugins this one (--device-plugin-dir)?"
-        self.report.lost(self.rule.name, KubeletError("no kubelet accepts registrations", hint=hint))
+        self.report.lost(self.rule.name, KubeletError(self.failure, hint=hint))
 
     async def _serve(self, socket: object) -> None:
         """Register with the kubelet of a socket, and serve until the stream ends. Raises `KubeletError`, at the latest then."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     Offers = Mapping[str, AbstractSet[str]]
     """By node: the IDs of the devices that its ResourceSlices offer."""
 
+_SOURCE = " (the log of its daemon says which)"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSummary:
@@ -174,14 +176,11 @@ class ResourceStatus:
         if amounts.allocatable or not present:
             return ""
         if amounts.capacity:
-            lost = "nothing can be allocated: it is not registered with the kubelet, or its devices are lost"
+            lost = f"nothing can be allocated: it is not registered with the kubelet, or its devices are lost{_SOURCE}"
             return lost if handed_over else ""
-        cause = (
-            "it is not registered with the kubelet, its publish changes, or a pod has it under a former name"
-            if handed_over
-            else "its publish changes, or a pod has it under a former name"
-        )
-        return f"{_number(present)} listed, and none is advertised: {cause}{self._ends}"
+        cause = "it has left the configuration, its publish changes, or a pod has it under a former name"
+        cause = f"it is not registered with the kubelet, {cause}" if handed_over else cause
+        return f"{_number(present)} listed, and none is advertised: {cause}{_SOURCE}{self._ends}"
 
     def _unoffered(self) -> Iterator[str]:
         """Yield how many present devices the slice lacks; nothing where it has all of them."""

@@ -325,7 +325,8 @@ def test_present_devices_of_which_none_can_be_allocated_are_told(alone: Site) ->
     """An ended daemon and a kubelet that has not taken the list over look the same; running holders keep their sticks."""
     alone.pods = [running("a")]
     advertise(alone, "n1", [stick(1, lost=True), stick(2)], 2, 0)
-    nothing = f"{WHERE}nothing can be allocated: it is not registered with the kubelet, or its devices are lost"
+    causes = "it is not registered with the kubelet, or its devices are lost"
+    nothing = f"{WHERE}nothing can be allocated: {causes} (the log of its daemon says which)"
     assert status(alone).err == [nothing, f"{WHERE}DW1 is lost and kept by default/a{CURE}"]
     advertise(alone, "n1", [stick(2)], 1, 0)
     assert status(alone).err == [nothing]
@@ -334,14 +335,15 @@ def test_present_devices_of_which_none_can_be_allocated_are_told(alone: Site) ->
 @pytest.mark.parametrize(
     ("entry", "cause"),
     [
-        ({"devnode": "/dev/ttyUSB0"}, "its publish changes, or a pod has it under a former name"),
-        (stick(1), "it is not registered with the kubelet, its publish changes, or a pod has it under a former name"),
+        ({"devnode": "/dev/ttyUSB0"}, ""),
+        (stick(1), "it is not registered with the kubelet, "),
     ],
 )
 def test_a_change_of_way_names_the_pods_that_it_waits_for(entry: dict[str, Any], cause: str, alone: Site) -> None:
     """Both figures are 0 meanwhile, and the annotation keeps the devices of the former way."""
     advertise(alone, "n1", [entry], 0, 0)
-    start = f"{WHERE}1 device is listed, and none is advertised: {cause}"
+    causes = f"{cause}it has left the configuration, its publish changes, or a pod has it under a former name"
+    start = f"{WHERE}1 device is listed, and none is advertised: {causes} (the log of its daemon says which)"
     assert status(alone).err == [start]
     alone.pods = [running(name) for name in "gfedcba"]
     ends = "default/a, default/b, default/c, default/d, default/e and 2 more"

@@ -312,7 +312,7 @@ async def test_a_link_that_cannot_be_made_keeps_its_device_off_the_list() -> Non
         assert one.server.shows(ZWAVE) == ("1", "1")
         (line,) = one.log.of("host.limited")
         assert line.fields == {"reason": "/links/x: No space left on device", "hint": "free some"}
-        assert one.ready() == (False, "/links/x: No space left on device")
+        assert one.ready() == (False, "/links/x: No space left on device; free some")
         assert one.lost() == []
         one.kubelet.links.error = None
         await asyncio.sleep(15)
@@ -737,7 +737,7 @@ async def test_without_the_libraries_nothing_is_allocatable() -> None:
     """A pod that is bound to a resource that no kubelet knows runs without its device."""
 
     def missing() -> FakeKubelet:
-        raise KubeletError("publish: devicePlugin needs grpclib")
+        raise KubeletError("publish: devicePlugin needs grpclib", hint="install it")
 
     def without(one: Site) -> None:
         one.connect = missing
@@ -745,7 +745,7 @@ async def test_without_the_libraries_nothing_is_allocatable() -> None:
     async with site(USB0, before=without, kubelet=False) as one:
         assert set(one.lost()) == {"publish: devicePlugin needs grpclib"}
         assert "resource" not in one.log.of("kubelet.lost")[0].fields
-        assert one.ready() == (False, "publish: devicePlugin needs grpclib")
+        assert one.ready() == (False, "publish: devicePlugin needs grpclib; install it")
         assert one.server.shows(ZIGBEE)[1] in {None, "0"}
 
 

@@ -73,6 +73,8 @@ class ResourceStatus:
     """Whether no Node has it in capacity or allocatable."""
     nearest: str | None = None
     """For a name that no Node has: the advertised name that was probably meant, None where none is similar."""
+    most: int = 0
+    """The largest allocatable of one Node."""
 
     @property
     def node(self) -> str | None:
@@ -147,7 +149,13 @@ class ResourceStatus:
         if self.unadvertised:
             nearest = f"; the nearest name that one has: {self.nearest}" if self.nearest else ""
             return (f"{self.resource} is requested, and no node has it in its capacity{nearest}",)
-        return tuple(self._warnings_on(self.summary)) if self.summary else ()
+        return tuple(self._warnings_on(self.summary) if self.summary else self._excessive())
+
+    def _excessive(self) -> Iterator[str]:
+        """Yield which pods wait for more devices than any Node has. A Node with none says so itself: that of `dra` always has 0."""
+        for pod in self.waiting if self.most else ():
+            if (count := pod.requests.get(self.resource, 0)) > self.most:
+                yield f"{pod.title} requests {count} of {self.resource}, all from one node, and no node has more than {self.most}"
 
     def _warnings_on(self, node: NodeSummary) -> Iterator[str]:
         amounts, where = node.state.amounts(self.resource), f"{self.resource} on {node.name}"
@@ -297,6 +305,7 @@ def resource_statuses(
             waiting=tuple(rows.get(("", name), ())),
             mixed=mixed.get(name, ""),
             unadvertised=name not in shown,
+            most=max((each.state.amounts(name).allocatable for each in nodes.values()), default=0),
             nearest=None if name in shown else next(iter(get_close_matches(name, sorted(owned), n=1)), None),
         )
         for (node, name), requesting in sorted(rows.items(), key=lambda row: (not row[0][0], row[0]))

@@ -102,7 +102,10 @@ def test_every_resource_says_how_it_is_published_and_who_requests_it(cluster: Si
 
 
 def test_a_pod_that_waits_for_a_node_has_a_row_without_one(cluster: Site) -> None:
-    """It stands below the nodes, for each resource of devwatch that it requests; those of other plugins are not our business."""
+    """It stands below the nodes, for each resource of devwatch that it requests; those of other plugins are not our business.
+
+    One that requests more than any node has can wait forever: its devices come from one node.
+    """
     cluster.pods = [pod("a", {RESOURCE: 2, GPU: 1}), pod("b", {RESOURCE: 1}), pod("c", {GPU: 9})]
     assert status(cluster).rows[2:] == [
         ["-", RESOURCE, "-", "-", "-", "3", *("default/a", "(Pending),", "default/b", "(Pending)"), "-"]
@@ -121,7 +124,7 @@ def test_a_pod_that_waits_for_a_node_has_a_row_without_one(cluster: Site) -> Non
         "devices": [],
         "changed": None,
         "nearest": None,
-        "warnings": [],
+        "warnings": [f"default/a requests 2 of {RESOURCE}, all from one node, and no node has more than 1"],
     }
 
 

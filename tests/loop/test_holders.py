@@ -163,6 +163,42 @@ async def test_a_lost_device_keeps_its_place_while_a_bare_pod_has_it() -> None:
         assert "bare" in str(one.log.of("pod.eviction_refused")[0].fields["reason"])
 
 
+@virtual
+@pytest.mark.parametrize("missing", ["permission", "folder"])
+async def test_a_lost_device_of_which_nothing_is_known_stays_and_the_log_says_why(missing: str) -> None:
+    """No pod has it, but that takes a list of pods and a reading of the kubelet: without one of them the line names the cure."""
+    async with site(USB0) as one:
+        if missing == "permission":
+            one.workload.rights.discard("list pods")
+        else:
+            one.kubelet.unheld = KubeletError("kubelet.sock: No such file or directory", hint="name the folder")
+        one.host.unplug(USB0)
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ("1", "0")
+        lines = one.log.of("count.held")
+        assert lines[0].fields["resource"] == ZIGBEE
+        assert str(lines[0].fields["reason"]).startswith("a device is gone, and whether a pod has it is unknown: ")
+        assert lines[0].fields["hint"]
+        assert len(lines) < 8
+        one.workload.rights.add("list pods")
+        one.kubelet.unheld = None
+        await asyncio.sleep(5)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+
+
+@virtual
+async def test_a_kubelet_that_cannot_be_asked_for_a_moment_is_not_reported() -> None:
+    """It starts again, say."""
+    async with site(USB0) as one:
+        one.kubelet.unheld = KubeletError("kubelet.sock: Connection refused")
+        one.host.unplug(USB0)
+        await asyncio.sleep(8)
+        one.kubelet.unheld = None
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        assert one.log.of("count.held") == []
+
+
 def with_container(one: Site, **fields: object) -> Pod:
     """Run a pod with one container, which has the stick."""
     own: dict[str, object] = {"name": "c", "started": EPOCH + int(now())} | fields

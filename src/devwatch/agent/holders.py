@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
-from devwatch.core.errors import ApiError, KubeletError, Retry
+from devwatch.core.errors import ApiError, Forbidden, KubeletError, Retry
 from devwatch.core.handover import held_elsewhere
 from devwatch.core.holders import held_ids, holders_of, unproved
 from devwatch.core.incidents import Loss
+from devwatch.core.repeat import RepeatFilter
 from devwatch.core.slots import SlotState
 from devwatch.core.task import Task
 from devwatch.core.way import joined
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 UNACCOUNTED = "the kubelet does not account yet for every pod that requests the resource"
 READ_INTERVAL = 1.0
 """Seconds between two readings of the holders while a device is absent."""
+LASTING = 10
+"""Readings that fail, one after the other, before that is reported: a kubelet or an API server that starts again needs seconds."""
 
 
 class HoldersApi(Protocol):
@@ -136,6 +139,9 @@ class HeldDevices:
     _doubt: str = ""
     """Why the last reading does not tell of every device, empty where it does."""
     _read_at: float = math.inf
+    _failures: int = 0
+    """The readings that have failed since the last one that did not."""
+    _filter: RepeatFilter = field(default_factory=RepeatFilter)
     _by_claim: Container[str] = ()
 
     def observe(self, slots: Mapping[str, Sequence[Slot]], now: float, *, by_claim: Container[str] = ()) -> None:
@@ -211,10 +217,22 @@ class HeldDevices:
         )
         try:
             free = await self._unheld()
+            self._failures, self._filter = 0, RepeatFilter()
         except (KubeletError, ApiError) as error:
             free, self._doubt = frozenset(), str(error)
-            self.log.debug("pods.unlisted", error=self._doubt)
+            self._failures += 1
+            self._report(error)
         self.free = (self.free & self._lost) | (free & self._asked - self.claimed(self._asked))
+
+    def _report(self, error: KubeletError | ApiError) -> None:
+        """Report why absent devices stay listed: a missing permission at once, anything else only if it lasts."""
+        self.log.debug("pods.unlisted", error=self._doubt)
+        lasts = isinstance(error, Forbidden) or self._failures >= LASTING
+        if lasts and self._filter.should_log(self._doubt):
+            names = joined(sorted(name for name, ids in self._absent.items() if ids))
+            hint = {"hint": error.hint} if error.hint else {}
+            reason = f"a device is gone, and whether a pod has it is unknown: {error}"
+            self.log.warning("count.held", resource=names, reason=reason, **hint)
 
     async def _unheld(self) -> frozenset[str]:
         """Read the holders. The list of pods that follows shows whether the kubelet has accounted for every pod."""

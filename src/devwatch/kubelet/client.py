@@ -28,6 +28,7 @@ REGISTER_TIMEOUT = 12.0
 """Seconds: inside the call the kubelet dials back to the plugin, for which it takes 10 s at most (`dial` of the plugin client)."""
 READ_TIMEOUT = 2.0
 """Seconds for an answer that the kubelet gives from its memory."""
+_ELSEWHERE = "does the kubelet run, and is its folder this one (--kubelet-dir, --device-plugin-dir)?"
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -107,7 +108,7 @@ async def _call(path: Path, method: str, request: Message, reply: type[Reply], *
     except TimeoutError as error:
         raise NotAnswered(f"the kubelet does not answer {name} within {within:.0f} s") from error
     except OSError as error:
-        raise KubeletError(f"{path}: {error.strerror or error}") from error
+        raise KubeletError(f"{path}: {error.strerror or error}", hint=_ELSEWHERE) from error
     except Exception as error:  # grpclib raises whatever an unexpected answer leads to, down to AssertionError
         raise KubeletError(f"unexpected answer to {name}: {str(error) or type(error).__name__}") from error
     finally:

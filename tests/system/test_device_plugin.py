@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import termios
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
     from system.udevd import Sticks
 
 pytestmark = pytest.mark.system
+
+OFFERED = """  - name: %(resource)s
+    subsystem: %(subsystem)s
+    match: [{path: %(devnode)s}]
+    publish: devicePlugin
+"""
+OPENING = """
+trap 'exit 0' TERM
+exec 3<>/dev/offered && echo opened $(stat -c %%t:%%T /dev/offered) $DEVICE_%(prefix)s_EXAMPLE_OFFERED
+sleep 2147483647 & wait
+"""
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +99,28 @@ def test_a_pod_without_any_privilege_opens_its_stick(site: Site, port: str) -> N
     pod = site.holder(daemon, port)
     assert site.shows(1, 1)
     assert "volumes" not in pod["spec"]
+
+
+@pytest.mark.parametrize(("subsystem", "devnode"), [("mem", "/dev/null"), ("misc", "/dev/fuse")])
+def test_a_pod_without_any_privilege_opens_a_device_that_is_no_stick(site: Site, subsystem: str, devnode: str) -> None:
+    """Any subsystem with a character devnode is handed over, to a pod that is not root too where the mode of the devnode allows it."""
+    if not Path(devnode).is_char_device():
+        pytest.skip(f"this machine has no {devnode}")
+    site.name = "offered"
+    daemon = site.start()
+    resource, since = f"{site.prefix}.example/offered", len(daemon.log)
+    _add_resource(site, OFFERED % {"resource": resource, "subsystem": subsystem, "devnode": devnode})
+    # As at boot: a device whose rules have not run would be waited for.
+    Path(f"/sys/class/{subsystem}/{Path(devnode).name}/uevent").write_text("add", "ascii")
+    daemon.wait_log("kubelet.registered", since=since, resource=resource)
+    daemon.wait_for(lambda: site.shows(1, 1), what="device")
+    (container,) = site.template()["spec"]["containers"]
+    command = ["sh", "-c", OPENING % {"prefix": site.prefix.upper()}]
+    pod = site.pod(user=SOME_USER, containers=[{**container, "command": command}])
+    daemon.wait_for(lambda: site.stays(pod) and site.kubelet.output(pod, "c") != [], timeout=60, what="opened device")
+    number = Path(devnode).stat().st_rdev
+    wanted = f"opened {os.major(number):x}:{os.minor(number):x} /dev/offered"
+    assert site.kubelet.output(pod, "c") == [wanted]
 
 
 def test_two_pods_have_a_stick_each_and_a_user_needs_its_group(site: Site) -> None:
@@ -431,6 +465,12 @@ def test_the_way_back_waits_until_the_kubelet_has_forgotten_the_plugin(site: Sit
     site.holder(daemon, "tty40")
     assert site.shows(1, 1)
     assert "waits" not in site.handing.readiness()
+
+
+def _add_resource(site: Site, resource: str) -> None:
+    """Have the configuration end with another resource, until the next start changes it back."""
+    config = site.handing.home / "config.yaml"
+    config.write_text(config.read_text().replace("sweep:", f"{resource}sweep:"))
 
 
 def _output(site: Site) -> Callable[[Object], list[str]]:

@@ -43,6 +43,8 @@ SUBSYSTEMS = {
 """The major number and the devnodes of each subsystem (Linux, Documentation/admin-guide/devices.txt); that of hidraw is dynamic."""
 MIXED = (64, 16)
 """The devices and rules of the row with all subsystems."""
+LIMITS = {(DEVICES[-1], RULES[-1], 1): 20, (*MIXED, len(SUBSYSTEMS)): 2}
+"""Milliseconds that a warm reconcile may take, by devices, rules and subsystems."""
 _SLACK = 1.5
 """How much worse than in proportion a time may be before it counts as worse than linear: small ones hold fixed costs and noise."""
 _MS = 1000.0
@@ -287,8 +289,8 @@ def _first(point: Point) -> Row:
 
 def _warm(point: Point) -> Row:
     values = point.warm.scaled(_MS)
-    largest = (point.devices, point.rules) == (DEVICES[-1], RULES[-1])
-    goal = at_most(20, values.median, "p50") if largest else None
+    limit = LIMITS.get((point.devices, point.rules, point.subsystems))
+    goal = at_most(limit, values.median, "p50") if limit else None
     return Row(bench="growth", figure=_titled(point, "warm reconcile"), unit="ms", value=values, goal=goal)
 
 

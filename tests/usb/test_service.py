@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from system.waiting import eventually
 from usb.machine import TIMEOUT
-from usb.site import CONFIG, CONFIG_FILE, FTDI
+from usb.site import CONFIG, CONFIG_FILE, FTDI, RESOURCES
 
 if TYPE_CHECKING:
     from usb.site import Site
@@ -15,17 +15,18 @@ ADDED = "new.example.com/stick"
 GOOD = f"{CONFIG}\n  - name: {ADDED}\n    match: [{{vendor: 1234}}]\n"
 BAD = CONFIG.replace("vendor: 1a86", "vendor: 1a8")
 WRONG_CONFIGURATION = "78"
+NONE, ONE = (f"{count} of {len(RESOURCES)} resources present" for count in (0, 1))
 
 
 def test_the_service_starts_and_says_how_things_are(site: Site) -> None:
     """It is ready after its first certain look, and its status line tells a person how many resources are present."""
     site.machine.run("systemctl restart devwatch")
     assert site.state("ActiveState") == "active"
-    site.await_state("StatusText", "0 of 8 resources present")
+    site.await_state("StatusText", NONE)
     site.machine.plug("a", serial="DW0001")
-    site.await_state("StatusText", "1 of 8 resources present")
+    site.await_state("StatusText", ONE)
     assert site.await_log("daemon.started")["node"] == site.node
-    assert 'Status: "1 of 8 resources present"' in site.machine.run("systemctl status devwatch")
+    assert f'Status: "{ONE}"' in site.machine.run("systemctl status devwatch")
 
 
 def test_a_good_configuration_is_taken_over_by_a_reload(site: Site) -> None:
@@ -66,7 +67,7 @@ def test_a_service_that_hangs_is_restarted_and_no_count_falls(site: Site) -> Non
         eventually(lambda: site.state("MainPID") not in {"0", before}, timeout=TIMEOUT)
     finally:
         site.machine.run("systemctl kill --signal=CONT devwatch")
-    site.await_state("StatusText", "1 of 8 resources present")
+    site.await_state("StatusText", ONE)
     assert "Watchdog timeout" in site.journal()
     assert site.state("Result") == "success"
     site.await_counts({FTDI: 1})
@@ -78,12 +79,12 @@ def test_an_api_server_that_is_away_is_waited_for(site: Site) -> None:
     site.machine.run("systemctl stop devwatch")
     site.apiserver.stop()
     site.machine.run("systemctl start devwatch")
-    site.await_state("StatusText", "0 of 8 resources present; API server unreachable since ")
+    site.await_state("StatusText", f"{NONE}; API server unreachable since ")
     site.machine.plug("a", serial="DW0001")
-    site.await_state("StatusText", "1 of 8 resources present; API server unreachable since ")
+    site.await_state("StatusText", f"{ONE}; API server unreachable since ")
     site.apiserver.start()
     site.await_counts({FTDI: 1})
-    eventually(lambda: site.state("StatusText") == "1 of 8 resources present", timeout=TIMEOUT)
+    eventually(lambda: site.state("StatusText") == ONE, timeout=TIMEOUT)
     assert site.state("NRestarts") == "0"
 
 

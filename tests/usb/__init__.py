@@ -1,1 +1,1 @@
-"""devwatch as a service of a virtual machine in which USB serial sticks are really plugged and pulled."""
+"""devwatch as a service of a virtual machine in which USB devices are really plugged and pulled."""

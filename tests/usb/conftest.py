@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from system.apiserver import ApiServer, assets
-from usb.installation import install
+from usb.installation import install, install_camera_drivers
 from usb.machine import Machine, MachineError, missing
 from usb.site import Site
 
@@ -63,6 +63,15 @@ def machine() -> Iterator[Machine]:
     with Machine(os.environ) as booted:
         install(booted)
         yield booted
+
+
+@pytest.fixture(scope="session")
+def camera_drivers(machine: Machine) -> None:
+    """Have a kernel that knows USB cameras."""
+    try:
+        install_camera_drivers(machine)
+    except MachineError as error:
+        pytest.skip(f"needs the drivers of cameras for the kernel of the machine: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,9 @@ make install
 python3 -c 'import sys; sys.path.insert(0, "/usr/local/lib/devwatch"); import devwatch.cli, devwatch.agent.daemon, devwatch.kube.nodes'
 """
 
+_CAMERA_DRIVERS = ("mc", "v4l2-core", "common/videobuf2", "usb/uvc")
+"""What uvcvideo needs, below drivers/media."""
+
 
 def install(machine: Machine) -> str:
     """Install this checkout, changes that were not committed included, and return what `make` said.
@@ -45,6 +48,22 @@ def install(machine: Machine) -> str:
     # The image has no make; that of this machine's Debian release has to fit.
     _outside(["apt-get", "-o", "APT::Sandbox::User=", "download", "make"], machine.share)
     return machine.run(_INSTALL)
+
+
+def install_camera_drivers(machine: Machine) -> None:
+    """Have the guest's kernel know USB cameras: the image leaves out their drivers, and the kernel's package has them.
+
+    Raises `MachineError`.
+    """
+    if machine.attempt("modprobe --dry-run uvcvideo").returncode == 0:
+        return
+    release = machine.run("uname -r").strip()
+    target = machine.share / "modules"
+    target.mkdir()
+    _outside(["apt-get", "-o", "APT::Sandbox::User=", "download", f"linux-image-{release}"], target)
+    parts = " ".join(f"./lib/modules/{release}/kernel/drivers/media/{each}" for each in _CAMERA_DRIVERS)
+    _outside(["sh", "-c", f"dpkg-deb --fsys-tarfile *.deb | tar -x {parts}"], target)
+    machine.run("cp -r /share/modules/lib/modules/* /lib/modules/ && depmod")
 
 
 def _pack(share: Path) -> None:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from support.checkout import CHECKOUT
 from system.waiting import eventually
 
 if TYPE_CHECKING:
@@ -115,7 +116,11 @@ class Machine:
             self._guard.communicate()
 
     def _prepare(self) -> None:
-        shutil.copy(Path(__file__).with_name("gadget.sh"), self.share)
+        for name in ("gadget.sh", "camera.py", "kubelet.py"):
+            shutil.copy(Path(__file__).with_name(name), self.share)
+        shutil.copytree(
+            CHECKOUT / "tests" / "support", self.share / "support", ignore=shutil.ignore_patterns("__pycache__")
+        )
         # Otherwise QEMU ends where the guest reboots.
         self._script("usbvm.py", "qmp", "set-action", json.dumps({"reboot": "reset"}))
 
@@ -194,7 +199,7 @@ class Machine:
     # Sticks
 
     def plug(self, name: str, *, serial: str = "", driver: str = "usb-serial", port: str | None = None) -> None:
-        """Plug a device of QEMU: an FTDI adapter (0403:6001) with this serial number, or a hub (`usb-hub`)."""
+        """Plug a device of QEMU: an FTDI adapter (0403:6001) with this serial number, or another driver's, such as `usb-hub`."""
         self._script("plug.sh", name, serial, driver, *([f"port={port}"] if port else []))
         self._plugged.append(name)
 
@@ -205,8 +210,14 @@ class Machine:
 
     def make(self, name: str, identity: str, *, serial: str = "", ttys: int = 1) -> None:
         """Plug a device that the guest's kernel makes up: `identity` is `VENDOR:PRODUCT`, each of its ttys is a CDC ACM function."""
-        vendor, product = identity.split(":")
-        self.run(f"sh /share/gadget.sh add {name} {vendor} {product} {ttys} {shlex.quote(serial)}")
+        self._make("add", name, identity, f"{ttys}", serial)
+
+    def make_camera(self, name: str, identity: str) -> None:
+        """Plug a camera that the guest's kernel makes up; there can be one at a time."""
+        self._make("camera", name, identity)
+
+    def _make(self, kind: str, name: str, identity: str, *more: str) -> None:
+        self.run(f"sh /share/gadget.sh {kind} {name} {identity.replace(':', ' ')} {shlex.join(more)}")
         self._gadgets.append(name)
 
     def unmake(self, *names: str) -> None:

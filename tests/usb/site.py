@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ from system.waiting import eventually
 from usb.machine import HOST, TIMEOUT, MachineError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from system.apiserver import ApiServer
     from usb.machine import Machine
@@ -48,13 +49,27 @@ resources:
     subsystem: usb
     match: [{vendor: 1a6e, product: 089a}, {vendor: 18d1, product: 9302}]
     removalGrace: 30s
+  - name: example.com/hid
+    subsystem: hidraw
+    match: [{vendor: 0627, product: 0001}]
+    removalGrace: 500ms
+  - name: example.com/reader
+    subsystem: usb
+    match: [{vendor: 08e6, product: 4433}]
+    removalGrace: 500ms
+  - name: example.com/camera
+    subsystem: video4linux
+    match: [{vendor: 046d, properties: {ID_V4L_CAPABILITIES: "*:capture:*"}}]
+    removalGrace: 500ms
 """
 FTDI, SLOW, ZSTICK = "ftdi.example.com/adapter", "ftdi.example.com/slow", "aeotec/zstick"
 ZWAVE, ZIGBEE = "nortek.com/zwave", "nortek.com/zigbee"
 MODEM, PORT, NAMELESS = "huawei.com/modem", "huawei.com/port", "example.com/nameless"
-CORAL = "coral.ai/edgetpu"
-RESOURCES = (FTDI, SLOW, ZSTICK, ZWAVE, ZIGBEE, MODEM, PORT, NAMELESS, CORAL)
+CORAL, HID, READER, CAMERA = "coral.ai/edgetpu", "example.com/hid", "example.com/reader", "example.com/camera"
+RESOURCES = (FTDI, SLOW, ZSTICK, ZWAVE, ZIGBEE, MODEM, PORT, NAMELESS, CORAL, HID, READER, CAMERA)
 
+LIST_PODS = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}
+"""What tells the daemon that no pod holds a device that the kubelet handed over."""
 CONFIG_FILE = "/etc/devwatch/config.yaml"
 KUBECONFIG_FILE = "/etc/devwatch/kubeconfig"
 JOURNAL = "journalctl --no-pager --unit devwatch"
@@ -69,7 +84,7 @@ class Site:
         self.node = machine.run("hostname").strip().lower()
         self._since = "0"
         apiserver.create_node(self.node)
-        apiserver.service_account("devwatch", rules=[*PATCH_ONLY, *WATCH])
+        apiserver.service_account("devwatch", rules=[*PATCH_ONLY, *WATCH, LIST_PODS])
         self._config = ""
         machine.install(KUBECONFIG_FILE, json.dumps(self._kubeconfig()), mode="600")
         machine.install("/etc/devwatch/devwatch.env", f"DEVWATCH_KUBECONFIG={KUBECONFIG_FILE}\n")
@@ -138,6 +153,22 @@ class Site:
             return self.machine.run(f"{JOURNAL} --output short-precise --since @{self._since}")
         except MachineError as error:
             return str(error)
+
+    # The kubelet
+
+    @contextmanager
+    def kubelet(self) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+        """Have the sockets of a kubelet in the machine; yield what returns each list that it was sent, as `usb.kubelet` prints it."""
+        printed = self.machine.share / "kubelet.log"
+        output = f"--property StandardOutput=file:/share/{printed.name}"
+        path = "--setenv PYTHONPATH=/usr/local/lib/devwatch"
+        self.machine.run(f"systemd-run --quiet --collect --unit kubelet {path} {output} python3 /share/kubelet.py")
+        eventually(lambda: self.machine.run("test -S /var/lib/kubelet/device-plugins/kubelet.sock; echo $?") == "0\n")
+        try:
+            yield lambda: [json.loads(line) for line in printed.read_text("utf-8").splitlines()]
+        finally:
+            self.machine.run("systemctl stop kubelet")
+            printed.unlink(missing_ok=True)
 
     # The Node
 

@@ -97,7 +97,7 @@ class Handover:
         """Record that a list was sent on the stream."""
         before = self.sent or Offer()
         self.provable = offer.healthy != before.healthy or offer.ids == before.ids
-        self.sent, self.confirmed = offer, False
+        self.sent, self.confirmed, self._fall_at = offer, False, None
         self.acked = None if self.acked is None else self.acked & offer
 
     def record_taken(self, offer: Offer) -> None:

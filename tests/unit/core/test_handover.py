@@ -131,6 +131,16 @@ def test_each_fall_has_its_own_second() -> None:
     assert handover.next_list(node(2), ZIGBEE, 11.5) == offer("ab")
 
 
+def test_a_fall_that_follows_a_forced_one_waits_for_its_own_patch() -> None:
+    """The list that was sent without a patch ends the first."""
+    handover = registered("abc", desired=offer("ab"))
+    handover.next_list(node(3), ZIGBEE, 10)
+    handover.record_sent(handover.next_list(node(3), ZIGBEE, 10 + FALL_LIMIT))
+    handover.desired = offer("a")
+    assert handover.next_list(node(3), ZIGBEE, 10 + FALL_LIMIT) == offer("ab")
+    assert handover.changes_at(10 + FALL_LIMIT) == 10 + 2 * FALL_LIMIT
+
+
 def test_a_fall_before_the_acknowledgement_is_patch_list_as_well() -> None:
     """The kubelet may have taken over the list that was sent, and the Node still shows the figure of the time before."""
     handover = Handover(desired=offer("a"), sent=offer("ab"), lost_at=9.5)

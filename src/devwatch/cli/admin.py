@@ -64,6 +64,9 @@ def run(connection: Connection, work: Coroutine[Any, Any, int]) -> int:
 
 # -- status
 
+_WHY_NO_PODS = "kubectl describe daemonsets,pods -A -l app.kubernetes.io/name=devwatch"
+"""The Events tell of Pod Security, of volumes that are missing, and of a configuration that is refused."""
+
 
 async def status(connection: Connection, screen: Screen, remarks: Screen, *, form: str) -> int:
     """Show every resource of every node, the pods that request it, and its problems."""
@@ -73,7 +76,7 @@ async def status(connection: Connection, screen: Screen, remarks: Screen, *, for
     elif seen.resources:
         _show(screen, seen.resources, wide=form == "wide")
     if form not in {"json", "yaml"} and not any(row.owned for row in seen.resources):
-        remarks.line("devwatch advertises nothing in this cluster")
+        remarks.line(f"devwatch advertises nothing in this cluster; whether its pods run, or why not: {_WHY_NO_PODS}")
     hidden = [f"the pods are not shown: {seen.hidden}"] if seen.hidden else []
     if seen.unclaimed:
         hidden.append(f"the holders of devices with publish: {Publish.DRA.value} are not shown: {seen.unclaimed}")

@@ -199,11 +199,12 @@ def test_a_cluster_without_devwatch_says_so(cluster: Site) -> None:
     """Also where pods wait for what nobody advertises."""
     for held in cluster.nodes.values():
         del held["metadata"]["annotations"][ANNOTATION]
-    assert status(cluster).err == ["devwatch advertises nothing in this cluster"]
+    nothing = "devwatch advertises nothing in this cluster; whether its pods run, or why not: kubectl describe daemonsets,pods -A -l "
+    assert status(cluster).err == [f"{nothing}app.kubernetes.io/name=devwatch"]
     cluster.pods = [pod("a", {"a.io/stik": 1})]
     shown = status(cluster)
     assert [row[:2] for row in shown.rows] == [["-", "a.io/stik"]]
-    assert shown.err[0] == "devwatch advertises nothing in this cluster"
+    assert shown.err[0].startswith(nothing)
 
 
 # -- handed over by the kubelet

@@ -16,7 +16,8 @@ FOLDER = "devwatch"
 _UNWRITABLE = "let devwatch write there: as uid 0, and in its sandbox or its container without read-only"
 _FULL = "free some space on that file system"
 _CURES = {
-    errno.ENOENT: "mount the kubelet's folder of plugins, or name it (--device-plugin-dir); it is there once the kubelet has run",
+    errno.ENOENT: "mount the kubelet's folder of plugins (component device-plugin, or devicePlugin.enabled of the chart), or name it "
+    "(--device-plugin-dir); it is there once the kubelet has run",
     errno.ENOTDIR: "remove the file that is in the place of the folder",
     errno.EACCES: _UNWRITABLE,
     errno.EPERM: _UNWRITABLE,

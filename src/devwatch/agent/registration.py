@@ -195,7 +195,7 @@ class Registration:
 
     def _report_absent(self) -> None:
         self.failure = "no kubelet accepts registrations"
-        hint = "does it run, and is its folder of plugins this one (--device-plugin-dir)?"
+        hint = "does it run, is its folder of plugins this one (--device-plugin-dir), and is devwatch uid 0?"
         self.report.lost(self.rule.name, KubeletError(self.failure, hint=hint))
 
     async def _serve(self, socket: object) -> None:

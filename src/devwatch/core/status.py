@@ -220,6 +220,8 @@ class ResourceStatus:
         named = {name: text for name, text in lost.items() if any(name in self.ids(pod) for pod in self.pods or ())}
         texts = sorted((named or lost).values())
         what = f"{joined(texts)} {'is' if kept == 1 else 'are'}" if len(texts) == kept else _number(kept)
+        if self.pods == ():
+            return f"{what} lost, and no pod requests it: the log of its daemon says why it stays"
         keepers = self._keepers(named.keys(), kept)
         return f"{what} lost and kept by {keepers}{blocks}: end that pod, or plug the device in again"
 

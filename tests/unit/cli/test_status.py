@@ -325,6 +325,13 @@ def test_without_the_right_to_list_pods_a_kept_device_is_still_told(alone: Site)
     assert status(alone).err[1:] == [f"{WHERE}DW1 is lost and kept by a pod that is not shown{CURE}"]
 
 
+def test_a_lost_device_that_no_pod_can_have_sends_to_the_log(alone: Site) -> None:
+    """The daemon has not read yet that no pod has it, or may not."""
+    alone.pods = []
+    advertise(alone, "n1", [stick(1, lost=True), stick(2)], 2, 1)
+    assert status(alone).err == [f"{WHERE}DW1 is lost, and no pod requests it: the log of its daemon says why it stays"]
+
+
 def test_present_devices_of_which_none_can_be_allocated_are_told(alone: Site) -> None:
     """An ended daemon and a kubelet that has not taken the list over look the same; running holders keep their sticks."""
     alone.pods = [running("a")]

@@ -16,7 +16,7 @@ from devwatch.core.errors import KubeletError, NotAnswered, NotServed
 from devwatch.core.holders import Holding
 from devwatch.core.names import DRIVER
 from devwatch.kubelet import kubelet_pb2 as pb
-from devwatch.kubelet.protocol import KubeletChannel
+from devwatch.kubelet.protocol import KubeletChannel, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -104,13 +104,13 @@ async def _call(path: Path, method: str, request: Message, reply: type[Reply], *
             return await call
     except GRPCError as error:
         kind = NotServed if error.status is Status.UNIMPLEMENTED else KubeletError
-        raise kind(f"the kubelet refuses {name}: {error.message or error.status.name}") from error
+        raise kind(f"the kubelet refuses {name}: {one_line(error.message or '') or error.status.name}") from error
     except TimeoutError as error:
         raise NotAnswered(f"the kubelet does not answer {name} within {within:.0f} s") from error
     except OSError as error:
         raise KubeletError(f"{path}: {error.strerror or error}", hint=_ELSEWHERE) from error
     except Exception as error:  # grpclib raises whatever an unexpected answer leads to, down to AssertionError
-        raise KubeletError(f"unexpected answer to {name}: {str(error) or type(error).__name__}") from error
+        raise KubeletError(f"unexpected answer to {name}: {one_line(str(error)) or type(error).__name__}") from error
     finally:
         channel.close()
 

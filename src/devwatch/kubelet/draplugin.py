@@ -13,7 +13,7 @@ from devwatch.core.names import DRIVER
 from devwatch.kubelet import files
 from devwatch.kubelet import kubelet_pb2 as pb
 from devwatch.kubelet.driverfiles import driver_folder, driver_socket, registration_socket
-from devwatch.kubelet.protocol import KubeletServer, receive
+from devwatch.kubelet.protocol import KubeletServer, one_line, receive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -121,7 +121,7 @@ class DriverServer:
 
     async def _notify(self, stream: Stream[pb.RegistrationStatus, pb.Empty]) -> None:
         status = await receive(stream) or pb.RegistrationStatus()
-        self._claims.notified(None if status.plugin_registered else status.error or "it does not say why")
+        self._claims.notified(None if status.plugin_registered else one_line(status.error) or "it does not say why")
         await stream.send_message(pb.Empty())
 
     async def _refuse_health(self, _stream: Stream[pb.Empty, pb.Empty]) -> None:

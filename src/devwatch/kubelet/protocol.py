@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from grpclib.server import Stream
 
 _Request = TypeVar("_Request")
+_MAX_MESSAGE = 500
+"""Characters of a message that are shown, as of one of the API server (`kube.responses`)."""
+
+
+def one_line(text: str) -> str:
+    """Return the message of a peer on one line, cut to `_MAX_MESSAGE` characters; empty where it has no words."""
+    return " ".join(text.split())[:_MAX_MESSAGE]
 
 
 async def receive(stream: Stream[_Request, Any]) -> _Request | None:

@@ -98,6 +98,19 @@ async def test_an_error_of_the_kubelet_is_told_in_its_words(tmp_path: Path) -> N
         one.error = GRPCError(Status.PERMISSION_DENIED)
         with pytest.raises(KubeletError, match=r"^the kubelet refuses List: PERMISSION_DENIED$"):
             await client.holdings(one.pod_resources)
+        one.error = GRPCError(Status.UNKNOWN, "\r\n")
+        with pytest.raises(KubeletError, match=r"^the kubelet refuses List: UNKNOWN$"):
+            await client.holdings(one.pod_resources)
+
+
+@quiet
+async def test_an_error_of_the_kubelet_is_one_line_of_limited_length(tmp_path: Path) -> None:
+    """Health and log have lines; and each text of its own is kept, so that it is told once."""
+    async with kubelet(tmp_path, error=GRPCError(Status.UNKNOWN, f"no:\r\nready\u2028{'x' * 9000}")) as one:
+        with pytest.raises(KubeletError) as error:
+            await client.holdings(one.pod_resources)
+    assert str(error.value).startswith("the kubelet refuses List: no: ready xxx")
+    assert len(str(error.value)) < 600
 
 
 @quiet

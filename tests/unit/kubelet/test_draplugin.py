@@ -123,7 +123,7 @@ async def test_a_refusal_is_told_in_the_kubelets_words(tmp_path: Path) -> None:
     """Such as: no version in common."""
     claims = Recorder()
     async with dra_kubelet(tmp_path) as kubelet:
-        kubelet.refusing = "none of services supported"
+        kubelet.refusing = "none of services\nsupported"
         server = DriverServer(tmp_path, claims)
         await server.start()
         await asyncio.sleep(0.5)

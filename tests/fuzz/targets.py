@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fuzz.annotation import ANNOTATION
 from fuzz.answer import ANSWER
 from fuzz.configuration import CONFIGURATION
+from fuzz.kubelet import KUBELET
 from fuzz.record import RECORD
 from fuzz.uevent import UEVENT
 
@@ -19,6 +20,7 @@ TARGETS: Mapping[str, Target] = {
     "annotation": ANNOTATION,
     "answer": ANSWER,
     "configuration": CONFIGURATION,
+    "kubelet": KUBELET,
     "record": RECORD,
     "uevent": UEVENT,
 }

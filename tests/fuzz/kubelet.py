@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-import itertools
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +12,12 @@ from typing import TYPE_CHECKING
 from hypothesis import strategies as st
 
 from devwatch.agent.pluginreport import PluginReport
-from devwatch.agent.report import Telemetry
 from devwatch.core.errors import KubeletError
 from devwatch.core.holders import Holding
 from devwatch.kubelet import client
 from devwatch.kubelet import kubelet_pb2 as pb
-from devwatch.observe import logs
-from devwatch.observe.health import Health
-from devwatch.observe.metrics import Metrics
 from fuzz import wire
+from fuzz.book import Book
 from fuzz.target import Feed, Target
 from support import virtualtime
 
@@ -55,8 +50,7 @@ class _World:
     """A kubelet that says what it is told to, and a daemon as far as it reports what went wrong."""
 
     path: Path
-    telemetry: Telemetry
-    written: io.StringIO
+    book: Book
     failures: list[object] = field(default_factory=list)
     """What went wrong in a callback, where no caller hears it."""
 
@@ -110,13 +104,12 @@ class _World:
         assert message
         assert len(message) < _LONGEST, len(message)
         assert len(message.splitlines()) == 1, message
-        PluginReport(telemetry=self.telemetry).lost(_RESOURCE, error)
-        self.telemetry.health.unregistered = {_RESOURCE: (0.0, message)}
-        assert self.telemetry.health.readyz(_LATE)[1].isprintable()
-        lines = self.written.getvalue().split("\n")
-        self.written.seek(0)
-        self.written.truncate()
-        assert len(lines) == 2, lines  # a library that complains would write one too
+        telemetry = self.book.telemetry
+        PluginReport(telemetry=telemetry).lost(_RESOURCE, error)
+        telemetry.health.unregistered = {_RESOURCE: (0.0, message)}
+        assert telemetry.health.readyz(_LATE)[1].isprintable()
+        lines = self.book.lines()
+        assert len(lines) == 1, lines  # a library that complains would write one too
         assert lines[0].isprintable(), lines
         assert '"kubelet.lost"' in lines[0], lines
 
@@ -124,11 +117,7 @@ class _World:
 @contextlib.contextmanager
 def _open() -> Iterator[Feed]:
     with tempfile.TemporaryDirectory(prefix="dw-") as home:
-        written = io.StringIO()
-        log = logs.configure("json", "debug", written, clock=itertools.count().__next__)  # no line repeats another
-        health = Health(sweep=1, last_cycle=0, shown=True)
-        telemetry = Telemetry(log=log, metrics=Metrics("0"), health=health)
-        yield _World(path=Path(home, "s"), telemetry=telemetry, written=written).feed
+        yield _World(path=Path(home, "s"), book=Book.of("json")).feed
 
 
 _DEVICES = st.builds(pb.ContainerDevices, resource_name=wire.TEXTS, device_ids=st.lists(wire.TEXTS, max_size=3))

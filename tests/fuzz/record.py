@@ -16,7 +16,7 @@ import yaml
 from hypothesis import strategies as st
 
 from devwatch.agent.events import EventRecorder
-from devwatch.agent.report import Log, Reporter
+from devwatch.agent.report import Reporter
 from devwatch.cli import display, inspection
 from devwatch.config.schema import parse
 from devwatch.core.inventory import Inventory, Scan
@@ -25,9 +25,8 @@ from devwatch.core.node import NodeState
 from devwatch.core.plan import Figures, Tally, plan_patch
 from devwatch.core.rules import claim
 from devwatch.kube.pods import Workload
-from devwatch.observe import logs
 from devwatch.observe.health import Health
-from devwatch.observe.metrics import Metrics
+from fuzz.book import Book
 from fuzz.target import Feed, Target
 from support.hostfiles import Host
 
@@ -156,30 +155,7 @@ def _show(scan: Scan) -> None:
     display.Screen(out=out).document([display.device_document(row) for row in rows], "json")
 
 
-@dataclass(frozen=True, slots=True)
-class _Book:
-    """A log that can be read, and the metrics beside it."""
-
-    stream: io.StringIO
-    log: Log
-    metrics: Metrics
-
-    @classmethod
-    def of(cls, form: logs.Format) -> _Book:
-        """Open one in this format."""
-        stream = io.StringIO()
-        return cls(stream, logs.configure(form, "debug", stream), Metrics("0"))
-
-    def lines(self) -> list[str]:
-        """Return what was written since the last time, each line without its end."""
-        *lines, end = self.stream.getvalue().split("\n")
-        assert end == ""
-        self.stream.seek(0)
-        self.stream.truncate()
-        return lines
-
-
-def _tell(scan: Scan, book: _Book) -> None:
+def _tell(scan: Scan, book: Book) -> None:
     """One event is one line, and neither log nor Event carries what a terminal would act on."""
     events, log = _Events(), book.log
     recorder = EventRecorder(api=Workload(requests=events, node="n"), log=log, node="n", clock=lambda: 0.0)
@@ -222,7 +198,7 @@ def _open() -> Iterator[Feed]:
         host.stick("ttyUSB1", at="usb1/1-2", node=Path("/dev/zero"), serial=b"B2")
         host.rules_run("ttyUSB0")
         host.rules_run("ttyUSB1")
-        books = [_Book.of("json"), _Book.of("console")]
+        books = [Book.of("json"), Book.of("console")]
 
         def feed(data: bytes) -> None:
             scan = host.say(_record(data))

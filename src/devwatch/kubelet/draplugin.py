@@ -10,6 +10,7 @@ from grpclib.exceptions import GRPCError
 
 from devwatch.core.claims import CDI_KIND, ClaimReference, PreparedClaim
 from devwatch.core.names import DRIVER
+from devwatch.core.text import escape
 from devwatch.kubelet import files
 from devwatch.kubelet import kubelet_pb2 as pb
 from devwatch.kubelet.driverfiles import driver_folder, driver_socket, registration_socket
@@ -161,7 +162,9 @@ def _reference_of(claim: pb.DraClaim) -> ClaimReference:
 def _answer_of(outcome: PreparedClaim | ClaimRefused) -> pb.NodePrepareResourceResponse:
     """Return the devices of a claim. The first of each request carries the CDI device of them all: a container gets that once."""
     if not isinstance(outcome, PreparedClaim):
-        return pb.NodePrepareResourceResponse(error=str(outcome))
+        return pb.NodePrepareResourceResponse(
+            error=escape(str(outcome))
+        )  # JSON of the API server may hold what UTF-8 cannot
     devices, named = [], set[str]()
     for each in outcome.devices:
         cdi = [] if each.request in named else [f"{CDI_KIND}={outcome.cdi_name(each.request)}"]

@@ -34,6 +34,7 @@ class Recorder:
 
     events: list[object] = field(default_factory=list)
     hanging: bool = False
+    reason: str = "no"
 
     async def prepare(self, claims: Sequence[ClaimReference]) -> Mapping[str, PreparedClaim | ClaimRefused]:
         """Prepare them."""
@@ -41,7 +42,7 @@ class Recorder:
         if self.hanging:
             await asyncio.Event().wait()
         return {
-            claim.uid: ClaimRefused("no") if claim.name == "refused" else prepared("a", "b", uid=claim.uid)
+            claim.uid: ClaimRefused(self.reason) if claim.name == "refused" else prepared("a", "b", uid=claim.uid)
             for claim in claims
         }
 
@@ -249,6 +250,15 @@ def test_a_folder_that_is_missing_is_told_with_the_cure(missing: str, tmp_path: 
         assert sockets(tmp_path) == []
 
     told()
+
+
+@quiet
+async def test_a_reason_is_told_whatever_is_in_it_and_keeps_no_other_claim(tmp_path: Path) -> None:
+    """The API server's words may hold what protobuf cannot carry, and the kubelet shows them at the pod."""
+    async with serving(tmp_path) as site:
+        site.claims.reason = "a\ud800\x1b[31m\nb"
+        answers = await site.kubelet.prepare(reference("refused", "1"), reference("c", "2"))
+        assert (answers["1"].error, answers["2"].error) == ("a\\ud800\\x1b[31m\\nb", "")
 
 
 # -- clients that are no kubelet

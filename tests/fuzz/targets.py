@@ -8,6 +8,7 @@ from fuzz.annotation import ANNOTATION
 from fuzz.answer import ANSWER
 from fuzz.configuration import CONFIGURATION
 from fuzz.kubelet import KUBELET
+from fuzz.plugin import PLUGIN
 from fuzz.record import RECORD
 from fuzz.uevent import UEVENT
 
@@ -21,6 +22,7 @@ TARGETS: Mapping[str, Target] = {
     "answer": ANSWER,
     "configuration": CONFIGURATION,
     "kubelet": KUBELET,
+    "plugin": PLUGIN,
     "record": RECORD,
     "uevent": UEVENT,
 }

@@ -14,13 +14,25 @@ from fuzz.targets import TARGETS
 if TYPE_CHECKING:
     from fuzz.target import Target
 
-EXAMPLES = {"annotation": 300, "answer": 60, "configuration": 200, "kubelet": 250, "record": 60, "uevent": 150}
+EXAMPLES = {
+    "annotation": 300,
+    "answer": 60,
+    "configuration": 200,
+    "kubelet": 250,
+    "plugin": 200,
+    "record": 60,
+    "uevent": 150,
+}
 """By target: as many as take two seconds."""
 CRASHERS = {
     "answer": (
         (b'\2HTTP/1.1 200 OK\r\n\r\n{"items": [{"metadata": {"namespace": 5, "name": "p", "uid": "u"}, "spec": {}}]}'),
     ),
     "kubelet": (b"\x0c\x06\r\nerror: all is lost",),
+    "plugin": (
+        b"\1\n\x0b\n\1a\x12\x011\x1a\3ccc",
+        b"\1\n\x0d\n\1a\x12\x011\x1a\5\x1b[31m",
+    ),
     "record": (
         "ID_MODEL=\U0001f4a9".encode(),
         b"ID_VENDOR_ID=0x8086\0ID_MODEL_ID=0xA0E0\0ID_BUS=pci",

@@ -114,7 +114,7 @@ def messages(good: st.SearchStrategy[Message]) -> st.SearchStrategy[bytes]:
     odd = st.tuples(sound, st.integers(0, 40), st.binary(min_size=1, max_size=2)).map(
         lambda parts: parts[0][: parts[1]] + parts[2] + parts[0][parts[1] :]
     )
-    return sound | sound | cut | odd | _WIRE | _DEEP
+    return sound | cut | odd | _WIRE | _DEEP
 
 
 _NAMES = st.sampled_from(

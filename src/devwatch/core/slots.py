@@ -178,9 +178,9 @@ class Slots:
     2. has the same model with a serial, is the only newcomer that has, and no present device has it; the slot is the only such one, and
        its ID does not belong to a socket. A serial that many devices share is none.
 
-    A newcomer whose socket is unknown and that may be the device of an absent slot has no slot: under another ID it would be given to a
-    second pod. Otherwise it gets a new ID, which belongs to its socket if there is no serial or another known device has the same model:
-    the newcomer's ID, never that of the older device.
+    A newcomer that may be the device of an absent slot (`_may_be_known`) has no slot: under another ID it would be given to a second pod.
+    Otherwise it gets a new ID, which belongs to its socket if there is no serial or another known device has the same model: the
+    newcomer's ID, never that of the older device.
     """
 
     def __init__(self, resource: str, unit: Count, recalled: Iterable[Slot] = ()) -> None:
@@ -229,7 +229,7 @@ class Slots:
             known = replace(self._known[name], devices=unit, identity=units[unit], state=SlotState.PRESENT)
             self._known[name] = replace(known, entries=(), lost=None)
         for unit, identity in new.items():
-            if unit not in ids and not self._may_be_known(unit, identity):
+            if unit not in ids and not self._may_be_known(unit, identity, certain=certain):
                 self._add(unit, identity)
 
     def _is_part(self, unit: _Unit, identity: Identity) -> bool:
@@ -276,11 +276,16 @@ class Slots:
                 found[unit] = fits[0]
         return found
 
-    def _may_be_known(self, unit: _Unit, identity: Identity) -> bool:
-        """Return whether a newcomer without a udev record may be the device of an absent slot, whose socket only its record can tell."""
+    def _may_be_known(self, unit: _Unit, identity: Identity, *, certain: bool) -> bool:
+        """Return whether a newcomer may be the device of an absent slot.
+
+        That is so without a udev record, which alone can tell its socket, and in an uncertain scan, which may have missed a twin.
+        """
         absent = (slot for slot in self._known.values() if slot.state is not SlotState.PRESENT)
-        sockets = [slot.identity.socket for slot in absent if slot.identity.model == identity.model]
-        return not unit[0].complete and any(not socket.startswith("/") for socket in sockets)
+        alike = [slot for slot in absent if slot.identity.model == identity.model]
+        if not certain and any(identity.is_portable and not slot.in_socket for slot in alike):
+            return True
+        return not unit[0].complete and any(not slot.identity.socket.startswith("/") for slot in alike)
 
     def _add(self, unit: _Unit, identity: Identity) -> None:
         twins = any(slot.identity.model == identity.model for slot in self._known.values())

@@ -357,8 +357,9 @@ def test_an_uncertain_scan_forgets_no_device() -> None:
     (one,) = story.see(stick())
     other, missing = story.see(stick("ttyUSB1", serial="S2", socket="2"), certain=False)
     assert (missing.id, missing.state) == (one.id, HELD)
-    moved = story.see(stick("ttyUSB2", socket="5"), certain=False)
-    assert moved[0].id not in {one.id, other.id}, "the missing one may be in its socket"
+    moved = stick("ttyUSB2", socket="5")
+    assert set(ids(story.see(moved, certain=False))) == {one.id, other.id}, "the missing one may be in its socket"
+    assert ids(story.see(moved, free=frozenset({other.id}))) == [one.id], "it is not, so it has moved"
 
 
 @pytest.mark.parametrize("counted", [0, 1, 5])

@@ -92,7 +92,7 @@ def _claims_of(text: bytes) -> tuple[PreparedClaim, ...]:
 def _claim_of(entry: Mapping[str, Any]) -> PreparedClaim:
     """Return a claim of the record. Raises any error of a value that is not one."""
     devices = tuple(_device_of(each) for each in entry["devices"])
-    claim = PreparedClaim(reference=ClaimReference(**_strings(entry["reference"])), devices=devices)
+    claim = PreparedClaim(reference=ClaimReference(**_names(entry["reference"])), devices=devices)
     if not claim.is_nameable:
         raise ValueError(claim.reference.uid)
     return claim
@@ -102,15 +102,23 @@ def _device_of(entry: Mapping[str, Any]) -> PreparedDevice:
     known, texts = entry["known"], {name: entry[name] for name in ("request", "pool", "id")}
     identity = Identity(**_strings(known["identity"], optional=("vendor", "product", "serial")))
     return PreparedDevice(
-        **_strings(texts),
+        **_names(texts),
         known=KnownDevice(
-            **_strings({name: known[name] for name in ("resource", "path")}),
+            **_names({name: known[name] for name in ("resource", "path")}),
             identity=identity,
             in_socket=known["in_socket"] is True,
         ),
         admin=entry["admin"] is True,
         spared=entry["spared"] is True,
     )
+
+
+def _names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return these values, which the kubelet or the API server is sent. Raises `ValueError` for what UTF-8 cannot encode."""
+    found = _strings(values)
+    for text in found.values():
+        text.encode()
+    return found
 
 
 def _strings(values: Mapping[str, Any], optional: Iterable[str] = ()) -> dict[str, Any]:

@@ -107,7 +107,7 @@ usb: $(DEV_STAMP) ## Boot a virtual machine, install the unit there, plug and pu
 	@exec "$(VENV)/bin/python" -m pytest tests/usb $(ARGS)
 
 TARGET ?= configuration
-fuzz: $(DEV_STAMP) ## Throw 100,000 inputs at TARGET (configuration, annotation, record, uevent, answer, kubelet, plugin); by coverage where atheris is installed.
+fuzz: $(DEV_STAMP) ## Throw 100,000 inputs at TARGET (configuration, annotation, record, uevent, answer, kubelet, plugin, claims); by coverage where atheris is installed.
 	@cd tests && exec "$(abspath $(VENV))/bin/python" -m fuzz $(TARGET) $(or $(ARGS),-runs=100000)
 
 soak: $(DEV_STAMP) ## Live an hour at 100 events a second and show that nothing grows (ARGS="--seconds 300").

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 if TYPE_CHECKING:
     from fuzz.target import Feed, Target
 
-NAMES = ("annotation", "answer", "configuration", "kubelet", "plugin", "record", "uevent")
+NAMES = ("annotation", "answer", "claims", "configuration", "kubelet", "plugin", "record", "uevent")
 RUNS = 100_000
 
 

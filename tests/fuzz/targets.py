@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fuzz.annotation import ANNOTATION
 from fuzz.answer import ANSWER
+from fuzz.claims import CLAIMS
 from fuzz.configuration import CONFIGURATION
 from fuzz.kubelet import KUBELET
 from fuzz.plugin import PLUGIN
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 TARGETS: Mapping[str, Target] = {
     "annotation": ANNOTATION,
     "answer": ANSWER,
+    "claims": CLAIMS,
     "configuration": CONFIGURATION,
     "kubelet": KUBELET,
     "plugin": PLUGIN,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = {
     "annotation": 300,
     "answer": 60,
+    "claims": 150,
     "configuration": 200,
     "kubelet": 250,
     "plugin": 200,
@@ -28,6 +29,7 @@ CRASHERS = {
     "answer": (
         (b'\2HTTP/1.1 200 OK\r\n\r\n{"items": [{"metadata": {"namespace": 5, "name": "p", "uid": "u"}, "spec": {}}]}'),
     ),
+    "claims": (b'\0{"claims": [{"reference": {"namespace": "home", "name": "\\ud800", "uid": "1"}, "devices": []}]}',),
     "kubelet": (b"\x0c\x06\r\nerror: all is lost",),
     "plugin": (
         b"\1\n\x0b\n\1a\x12\x011\x1a\3ccc",

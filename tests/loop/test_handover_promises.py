@@ -238,6 +238,14 @@ KNOWN = {
         Move(pull, (0,)),
         Move(kill, (0,)),
     ),
+    "a stick that uncertain scans alone have found is lost as any other": (
+        Move(furnish, ()),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(pull, (1,), 11.0),
+        Move(devnode, (0, 13)),
+        Move(furnish, ()),
+        Move(swap, (3, "zigbee", 0.0)),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),

@@ -151,6 +151,22 @@ async def test_of_two_sticks_that_may_be_the_one_of_a_former_daemon_neither_is_a
 
 
 @virtual
+async def test_the_holder_of_a_stick_that_only_uncertain_scans_have_found_is_evicted_too() -> None:
+    """The kubelet has given it to a pod all the same; by the first certain scan it is gone."""
+    async with site(used=EVICTING) as one:
+        one.host.doubts, one.host.partly = ("stat of another devnode: EACCES",), True
+        one.host.plug("0001", USB0, serial="S")
+        await asyncio.sleep(15)
+        one.workload.run(pod("a", containers=(Container(name="c", started=1),)))
+        holds(one, "a", id_of(one, USB0))
+        one.host.unplug(USB0)
+        await asyncio.sleep(15)
+        one.host.doubts = ()
+        await asyncio.sleep(30)
+        assert evicted(one) == ["home/a"]
+
+
+@virtual
 async def test_a_lost_device_keeps_its_place_while_a_bare_pod_has_it() -> None:
     """It blocks one unit, and the pod is told."""
     async with site(USB0, used=EVICTING) as one:

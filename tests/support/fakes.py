@@ -41,6 +41,8 @@ class FakeHost:
     wake: Callable[[str], None] = lambda _: None
     unheard: bool = False
     doubts: tuple[str, ...] = ()
+    partly: bool = False
+    """Whether doubts concern other devices, and what is plugged can be seen all the same."""
     troubles: tuple[str, ...] = ()
     again_at: float | None = None
     scans: list[float] = field(default_factory=list)
@@ -51,11 +53,11 @@ class FakeHost:
     _incarnations: int = 0
 
     def scan(self, now: float) -> Scan:
-        """Return what is plugged; while there are doubts nothing of it can be seen, as in a failed enumeration."""
+        """Return what is plugged; while there are doubts nothing of it can be seen, as in a failed enumeration, unless `partly`."""
         self.scans.append(now)
         self.at_look()
         listed = (each for each in self._devices.values() if each.subsystem in self.subsystems)
-        devices = () if self.doubts else tuple(listed)
+        devices = () if self.doubts and not self.partly else tuple(listed)
         again_at = self.again_at if self.again_at is not None and self.again_at > now else None
         return Scan(
             at=now,

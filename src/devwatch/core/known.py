@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from devwatch.core.departure import Departure, advance_departures, initialized_at, returned_at
 from devwatch.core.device import TTY
 from devwatch.core.finding import Finder
+from devwatch.core.glimpse import Glimpses
 from devwatch.core.incidents import Loss, Registration, Return
 from devwatch.core.listing import MAX_LINKS, MAX_NUMBERS, Entry, listed_path
 from devwatch.core.matching import Ids, ids_of, leads_to, may_be_twins
@@ -55,7 +56,7 @@ class PresentDevice:
 
 
 class KnownDevices:
-    """The devices of one evicting resource: present (`here`) and departed (`gone`).
+    """The devices of one evicting resource: present (`here`), departed (`gone`), and found by uncertain scans alone.
 
     A device moves from `here` to `gone` when a certain scan does not find it, and back when `Finder` matches it to a present device.
     `observe` takes these steps, of which each uses the results of those before:
@@ -83,6 +84,7 @@ class KnownDevices:
         """By registration: the present devices that the resource claims, or claimed and may claim again."""
         self.gone: dict[Entry, Departure] = {}
         """By the entry that listed it: the departed devices, until they are found or their pods are gone."""
+        self._glimpses = Glimpses()
 
     def observe(self, rule: ResourceRule, scene: Scene, before: PreviousScan, paths: Paths) -> None:
         """Process a certain scan by the steps of the class docstring; `before` is the previous one."""
@@ -112,12 +114,19 @@ class KnownDevices:
             for key, known in self.here.items()
             if key not in others
         }
+        departed = {entry.id for entry in self.gone}
+        new = {key: slot for key, slot in slots.items() if key not in self.here and slot.id not in departed}
+        found = {key: PresentDevice(entry=Entry.of(claimed[key])) for key in new}
+        entries = {found[key].refreshed(claimed[key], paths, slot, publish).entry: key for key, slot in new.items()}
+        self._glimpses.note({entry: claimed[key] for entry, key in entries.items()}, scene)
         back = {slot.id: key for key, slot in slots.items()}
         for entry, departure in self.gone.items():
             departure.maybe = back.get(entry.id or "", departure.maybe)
 
     def _record_departures(self, rule: ResourceRule, scene: Scene, before: PreviousScan, paths: Paths) -> None:
         """Move the known devices that the scan lacks from `here` to `gone`."""
+        present = {(key, slot.id) for key, slot in scene.slots(rule.name).items()}
+        self.gone |= self._glimpses.departed(present, scene.now, rule.removal_grace)
         keys = {device.key for device in scene.devices}
         for device in before.devices:
             if device.key not in self.here or device.key in keys:

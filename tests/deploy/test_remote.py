@@ -20,7 +20,7 @@ from devwatch.config.schema import parse
 from project.test_release import COMMITTED, NOBODY
 from support import release
 from support.checkout import CHECKOUT
-from support.deployment import IMAGE, build, container, documentation, missing, of_kind, rendered
+from support.deployment import IMAGE, build, container, missing, of_kind, rendered
 from system.apiserver import LOOPBACK, free_ports
 from system.testbed import require
 from system.waiting import eventually
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 REPOSITORY = "https://github.com/devwatch/devwatch"
 CONFIG = b'resources: [{name: example.com/meter, match: [{vendor: "0403"}], publish: devicePlugin}]\n'
-INSTALL = documentation().replace("\\\n", " ")
-"""What users read, with each command on one line."""
+INSTALL = "\n".join((CHECKOUT / name).read_text("utf-8") for name in ("README.md", "docs/install.md")).replace(
+    "\\\n", " "
+)
+"""How to install on any cluster, with each command on one line; the pages for one kind of cluster have tests of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def documented(pattern: str) -> str:
-    """Return the only text of the documentation that a pattern finds; the pages agree."""
+    """Return the only text that a pattern finds; README and page agree."""
     (found,) = set(re.findall(pattern, INSTALL, re.MULTILINE | re.DOTALL))
     return str(found)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     """By node: the IDs of the devices that its ResourceSlices offer."""
 
 _SOURCE = " (the log of its daemon says which)"
+"""Where to look for which of several causes it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,14 +187,14 @@ class ResourceStatus:
         if amounts.capacity:
             lost = f"nothing can be allocated: it is not registered with the kubelet, or its devices are lost{_SOURCE}"
             return lost if handed_over else ""
-        cause = "it has left the configuration, its publish changes, or a pod has it under a former name"
+        cause = "it has left the configuration, its publish or count changes, or a pod has it under a former name"
         cause = f"it is not registered with the kubelet, {cause}" if handed_over else cause
         return f"{_number(present)} listed, and none is advertised: {cause}{_SOURCE}{self._ends}"
 
     def _unoffered(self) -> Iterator[str]:
         """Yield how many present devices the slice lacks; nothing where it has all of them."""
         if missing := 0 if self.offered is None else len(self._present - self.offered):
-            cause = "its publish changes, or the API server has refused the slice"
+            cause = "its publish or count changes, or the API server has refused the slice"
             yield f"{_number(missing)} listed, and not offered by the ResourceSlice: {cause}{self._ends}"
 
     @property

@@ -353,7 +353,7 @@ def test_present_devices_of_which_none_can_be_allocated_are_told(alone: Site) ->
 def test_a_change_of_way_names_the_pods_that_it_waits_for(entry: dict[str, Any], cause: str, alone: Site) -> None:
     """Both figures are 0 meanwhile, and the annotation keeps the devices of the former way."""
     advertise(alone, "n1", [entry], 0, 0)
-    causes = f"{cause}it has left the configuration, its publish changes, or a pod has it under a former name"
+    causes = f"{cause}it has left the configuration, its publish or count changes, or a pod has it under a former name"
     start = f"{WHERE}1 device is listed, and none is advertised: {causes} (the log of its daemon says which)"
     assert status(alone).err == [start]
     alone.pods = [running(name) for name in "gfedcba"]
@@ -551,7 +551,7 @@ def test_a_lost_device_of_a_slice_names_who_keeps_it(alone: Site) -> None:
 
 
 TAINT = {"key": "devwatch.io/unplugged", "effect": "NoSchedule"}
-UNOFFERED = "its publish changes, or the API server has refused the slice"
+UNOFFERED = "its publish or count changes, or the API server has refused the slice"
 
 
 @pytest.mark.parametrize(

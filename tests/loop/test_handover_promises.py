@@ -246,6 +246,20 @@ KNOWN = {
         Move(furnish, ()),
         Move(swap, (3, "zigbee", 0.0)),
     ),
+    "a twin is not handed out before its ID is stored": (
+        Move(furnish, ()),
+        Move(fail, ("429 after 7", 1)),
+        Move(plug, ("zigbee", "socket-1", 0, True), 6.0),
+        Move(pull, (0,)),
+        Move(kill, (0,)),
+    ),
+    "a stick without a record arrives anew for each daemon": (
+        Move(furnish, ()),
+        Move(kill, (0,)),
+        Move(plug, ("other", "socket-1", 1, False), 11.0),
+        Move(begin, (), 0.05),
+        Move(pull, (0,)),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),

@@ -382,11 +382,15 @@ class Judge(Truth):
         if self.troubled_at + TROUBLED < self.now < due + FALL_LIMIT - SOON and lowest > limit:
             self.broken(Promise.FALL, f"{name} lists {sorted(left)} no longer while the Node shows {lowest}")
         want = self.plan.want(name)
-        replaced = any(tty.plugged >= due - ARRIVAL_TIMEOUT for tty in self.world.host.past.values())
+        replaced = any(self._arrives(tty) >= due - ARRIVAL_TIMEOUT for tty in self.world.host.past.values())
         if want is None or want.publish != PLUGIN or replaced or due <= self.configured_at or self._awaited(left, due):
             return
         if self.now < due + want.grace - SOON:
             self.broken(Promise.FALL, f"{name} lists {sorted(left)} no longer within the grace")
+
+    def _arrives(self, tty: Tty) -> float:
+        """Return when a device arrived at the earliest: one without a record is waited for, by each daemon anew."""
+        return max(tty.plugged, self.began_at if tty.handled is None else tty.handled)
 
     def _awaited(self, names: AbstractSet[str], due: float) -> bool:
         """Return whether one of these devices had no record, and a daemon that had just begun still waited for it: it had not arrived."""

@@ -11,6 +11,7 @@ from devwatch.agent.pluginreport import PluginReport
 from devwatch.agent.registration import Registration
 from devwatch.core.errors import KubeletError
 from devwatch.core.handover import Handover, Offer, link_names
+from devwatch.core.listing import parse_omitted
 from devwatch.core.node import Amounts, NodeState
 from devwatch.core.rules import Publish
 from devwatch.core.slots import SlotState
@@ -134,7 +135,7 @@ class DevicePlugins:
         self._update_links(slots, inventory, known=observed is not None)
         if not self.report.fault and observed is not None and not inventory.doubts:
             self._ready.set()
-        waiting = {device.body for device in inventory.pending}
+        waiting = {device.body for device in inventory.pending} | self._unstored(slots, observed)
         # Without a registration, as where the libraries are missing, nothing is offered.
         shown = {name: replace(figure, amounts=Amounts.of(0)) for name, figure in figures.items()}
         # Before the annotation is read it is unknown which devices pods have under another name.
@@ -146,6 +147,23 @@ class DevicePlugins:
             held[name] = {key: before for key, before in held[name].items() if key not in offer.ids}
         self.report.state({name: self._registrations[name] for name in slots})
         return shown
+
+    def _unstored(self, slots: Mapping[str, Sequence[Slot]], observed: NodeState | None) -> set[str]:
+        """Return the twins, by physical device, that wait for the annotation: after a restart it alone tells which of them has which ID."""
+        new = [
+            (name, slot)
+            for name, own in slots.items()
+            for slot in own
+            if slot.is_twin and slot.id not in self._registrations[name].handover.desired.ids
+        ]
+        if not new or observed is None:
+            return set()
+        stored = {name: {entry.id for entry in entries} for name, entries in observed.memory().items()}
+        # A list that is cut may never have it.
+        cut = parse_omitted(observed.annotation or "").keys() | (slots.keys() - stored.keys())
+        return {
+            each.body for name, slot in new if name not in cut and slot.id not in stored[name] for each in slot.devices
+        }
 
     def _leave(self, observed: NodeState, now: float) -> None:
         """End the streams of resources that are no longer handed over, once the kubelet has taken over that they have no device.

@@ -117,6 +117,11 @@ class Slot:
     in_socket: bool = False
     """Whether the ID belongs to the socket: another device in it with the same model is this one, in another socket it is not."""
 
+    @property
+    def is_twin(self) -> bool:
+        """Whether the ID belongs to the socket because of another device with the same serial."""
+        return self.in_socket and self.identity.is_portable
+
     def may_be(self, device: Device, identity: Identity) -> bool:
         """Return whether a device that has a registration of this one is this one, whatever its serial reads now.
 

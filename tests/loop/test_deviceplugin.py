@@ -356,6 +356,21 @@ async def test_no_link_is_made_before_the_ids_of_a_former_daemon_are_known() -> 
         assert one.kubelet.links.made[first] == USB2
 
 
+@virtual
+async def test_a_twin_is_handed_out_once_its_id_is_stored() -> None:
+    """After a restart the annotation alone tells which of them has which ID; another stick does not wait for it."""
+    async with site(USB0, before=lambda one: one.host.change(USB0, serial="S")) as one:
+        before = one.taken.healthy
+        one.server.error = Retry("too many requests")
+        one.host.plug("0001", USB1, serial="S")
+        one.host.plug("0001", USB2, serial="T")
+        await asyncio.sleep(5)
+        assert len(one.taken.healthy - before) == 1
+        one.server.error = None
+        await asyncio.sleep(30)
+        one.check_agreement(3)
+
+
 # -- level, not edge
 
 

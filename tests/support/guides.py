@@ -62,10 +62,10 @@ class Block:
 
 
 def pages(section: str) -> list[str]:
-    """Return the pages of a section of the site's navigation, without `.md`."""
+    """Return the pages of a section of the site's navigation, each with a title there, without `.md`."""
     navigation: list[dict[str, Any]] = yaml.safe_load((CHECKOUT / ".mkdocs.yml").read_text("utf-8"))["nav"]
     (found,) = (item[section] for item in navigation if section in item)
-    return [name.removesuffix(".md") for name in found]
+    return [name.removesuffix(".md") for titled in found for name in titled.values()]
 
 
 CLUSTERS, APPLICATIONS = pages("Clusters"), pages("Applications")

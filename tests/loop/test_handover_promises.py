@@ -260,6 +260,13 @@ KNOWN = {
         Move(begin, (), 0.05),
         Move(pull, (0,)),
     ),
+    "a twin that arrives first does not take the ID of one that is waited for": (
+        Move(pods, ()),
+        Move(plug, ("zigbee", "socket-1", 0, False), 11.0),
+        Move(kill, (0,)),
+        Move(begin, ()),
+        Move(plug, ("zigbee", "socket-1", 0, True), 0.05),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),

@@ -192,7 +192,9 @@ class Tally:
             figure = self._figure_of(rule, devices, observed, now, held=rule.name in open_)
             slots = self._slots.setdefault(rule.name, Slots(rule.name, rule.count))
             unheld = free if rule.publish.hands_over or rule.name in waiting else None
-            offered = slots.update(devices, figure.advertised, certain=certain, free=unheld, date=date)
+            offered = slots.update(
+                devices, figure.advertised, certain=certain, free=unheld, pending=inventory.pending, date=date
+            )
             figures[rule.name] = replace(figure, slots=offered)
         return Figures(by_name=figures, claims=claims, left_out=self._left_out)
 

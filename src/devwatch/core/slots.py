@@ -196,28 +196,33 @@ class Slots:
         self._asked: tuple[object, ...] = ()
         self._answer: tuple[Slot, ...] = ()
 
-    def update(
+    def update(  # noqa: PLR0913 - what is known besides the devices, by keyword
         self,
         devices: tuple[Device, ...],
         counted: int,
         *,
         certain: bool,
         free: AbstractSet[str] | None = None,
+        pending: Iterable[Device] = (),
         date: str = "",
     ) -> tuple[Slot, ...]:
         """Process a scan and return the slots: present, lingering and held ones.
 
         `counted` is the number that the resource advertises; it can be larger than the number of known devices. `free` are the IDs of
         which certainly no pod has the device, None where no pod can have any. Every other lost device stays, as all do after an uncertain
-        scan. `date` is the API server's time in its last response, empty where it is unknown.
+        scan. `pending` are devices that have not arrived yet. `date` is the API server's time in its last response, empty where it is
+        unknown.
         """
-        asked = (devices, counted, certain, free)
+        awaited = frozenset(_identity_of(device).ids for device in pending)
+        asked = (devices, counted, certain, free, awaited)
         if asked != self._asked:
-            self._observe(devices, certain=certain)
+            self._observe(devices, awaited, certain=certain)
             self._asked, self._answer = asked, tuple(self._settle(counted, free if certain else frozenset(), date))
         return self._answer
 
-    def _observe(self, devices: Sequence[Device], *, certain: bool) -> None:
+    def _observe(
+        self, devices: Sequence[Device], awaited: AbstractSet[tuple[str | None, ...]], *, certain: bool
+    ) -> None:
         units = {unit: each for unit, each in _units(self.unit, devices) if certain or not self._is_part(unit, each)}
         by_key = {device.key: slot for slot in self._known.values() for device in slot.devices}
         ids = {
@@ -229,12 +234,13 @@ class Slots:
         new = {unit: identity for unit, identity in units.items() if unit not in ids}
         absent = [slot for name, slot in self._known.items() if name not in ids.values()]
         self._depart(absent)
-        ids |= self._returned(new, absent, certain=certain)
+        sure = {unit for unit, identity in new.items() if certain and identity.ids not in awaited}
+        ids |= self._returned(new, absent, sure)
         for unit, name in ids.items():
             known = replace(self._known[name], devices=unit, identity=units[unit], state=SlotState.PRESENT)
             self._known[name] = replace(known, entries=(), lost=None)
         for unit, identity in new.items():
-            if unit not in ids and not self._may_be_known(unit, identity, certain=certain):
+            if unit not in ids and not self._may_be_known(unit, identity, certain=unit in sure):
                 self._add(unit, identity)
 
     def _is_part(self, unit: _Unit, identity: Identity) -> bool:
@@ -252,16 +258,19 @@ class Slots:
                 del self._known[slot.id]  # so that it comes last
                 self._known[slot.id] = replace(slot, state=SlotState.LINGERING)
 
-    def _returned(self, new: Mapping[_Unit, Identity], absent: Sequence[Slot], *, certain: bool) -> dict[_Unit, str]:
-        """Return the ID for each newcomer that is the device of an absent slot, by the cases of the class docstring."""
+    def _returned(
+        self, new: Mapping[_Unit, Identity], absent: Sequence[Slot], sure: AbstractSet[_Unit]
+    ) -> dict[_Unit, str]:
+        """Return the ID for each newcomer that is the device of an absent slot, by the cases of the class docstring.
+
+        `sure` are those that have no twin that the scan may have missed, or that has not arrived yet: the others have not moved.
+        """
         free, found = {slot.id: slot for slot in absent}, dict[_Unit, str]()
         for unit, identity in new.items():
             in_place = next((name for name, slot in free.items() if slot.identity.is_in_place(identity)), None)
             if in_place is not None:
                 del free[in_place]
                 found[unit] = in_place
-        if not certain:
-            return found
         gone = {slot.id for slot in absent}
         taken = {slot.identity.model for name, slot in self._known.items() if name not in gone}
         taken |= {new[unit].model for unit in found}
@@ -271,6 +280,7 @@ class Slots:
             for unit, identity in new.items()
             # Between twins the socket decides, which only the record can tell.
             if identity.is_portable
+            and unit in sure
             and unit not in found
             and (unit[0].complete or absent_models.count(identity.model) == 1)
         }
@@ -284,7 +294,7 @@ class Slots:
     def _may_be_known(self, unit: _Unit, identity: Identity, *, certain: bool) -> bool:
         """Return whether a newcomer may be the device of an absent slot.
 
-        That is so without a udev record, which alone can tell its socket, and in an uncertain scan, which may have missed a twin.
+        That is so without a udev record, which alone can tell its socket, and where a twin may be there (not `certain`).
         """
         absent = (slot for slot in self._known.values() if slot.state is not SlotState.PRESENT)
         alike = [slot for slot in absent if slot.identity.model == identity.model]

@@ -48,10 +48,11 @@ class Story:
         counted: int | None = None,
         certain: bool = True,
         free: frozenset[str] | None = None,
+        pending: tuple[Device, ...] = (),
     ) -> tuple[Slot, ...]:
         """Scan; without `counted` exactly the devices are advertised."""
         number = len(devices) if counted is None else counted
-        return self.slots.update(devices, number, certain=certain, free=free)
+        return self.slots.update(devices, number, certain=certain, free=free, pending=pending)
 
 
 def stored(name: str, sight: Device, **fields: Any) -> Slot:  # noqa: ANN401  any field
@@ -209,6 +210,16 @@ def test_a_stick_whose_record_comes_after_a_restart_keeps_its_id() -> None:
     former = stored("old", unread, in_socket=True)
     assert ids(Story(former).see(read)) == ["old"]
     assert "old" not in ids(Story(former).see(replace(read, physical="/devices/usb/1-2")))
+
+
+def test_a_twin_that_arrives_first_does_not_take_the_id_of_one_that_is_waited_for() -> None:
+    """After a restart udev's record of the older one is not complete yet: which of them has the stored ID is known when it is."""
+    older, newer = stick(socket="1"), stick("ttyUSB1", socket="2")
+    story = Story(stored("old", older))
+    assert [slot.devices for slot in story.see(newer, free=frozenset(), pending=(older,))] == [()]
+    both = story.see(older, newer)
+    assert both[0].id == "old"
+    assert both[1].devices == (newer,)
 
 
 def test_without_a_record_it_is_unknown_which_of_two_stored_twins_is_there() -> None:

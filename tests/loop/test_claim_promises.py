@@ -13,7 +13,7 @@ import pytest
 
 from devwatch.core.node import Amounts, NodePatch
 from support.model import Uncounted
-from support.model_claims_moves import FUNCTIONS, edited, full, strange
+from support.model_claims_moves import FUNCTIONS, edited, full, slow, strange, wiped
 from support.model_claims_world import ClaimWorld
 from support.model_handover import Promise
 from support.model_handover_moves import (
@@ -53,6 +53,12 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a slice that was deleted while it was written is written again": (
+        Move(slow, (4.0,)),
+        Move(strange, ("another node",)),
+        Move(plug, ("zigbee", "socket-1", 0, True), 2.5),
+        Move(wiped, ()),
+    ),
     "of two sticks that may be the one of a former daemon neither is, and nobody is evicted": (
         Move(full, ("writing",)),
         Move(furnish, ()),

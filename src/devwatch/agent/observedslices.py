@@ -39,20 +39,23 @@ class ObservedSlices:
     """Whether a write is unanswered."""
     uncertain: bool = False
     """Whether the last write has failed, and may be stored yet."""
+    relisted: bool = False
+    """Whether a list has come since the last write was sent: it, and the watch that follows it, are newer than the answer may be."""
 
     def observe(self, report: Report) -> None:
         """Store a report. A list replaces everything; what a list does not begin is the sequel of a former watch."""
         self.uncertain = False
+        self.relisted |= report.listed
         if report.listed:
             self.by_name, self.taints = {}, None
         for each in report.slices:
             self.store(each, deleted=report.deleted)
 
-    def store(self, observed: Slice, *, deleted: bool = False) -> None:
-        """Store the state of one slice, unless it is older than the stored one."""
+    def store(self, observed: Slice, *, deleted: bool = False, answer: bool = False) -> None:
+        """Store the state of one slice, unless it is older than the stored one, or the `answer` to a write that a later list lacks."""
         slices = self.by_name = self.by_name or {}
         held = slices.get(observed.name)
-        if held is not None and observed.is_older_than(held):
+        if observed.is_older_than(held) if held is not None else answer and self.relisted:
             return
         slices.pop(observed.name, None)
         if not deleted:

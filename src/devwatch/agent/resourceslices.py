@@ -184,7 +184,7 @@ class ResourceSlices:
 
     async def _send(self, write: Write) -> None:
         """Make a write, and store the response as an observation."""
-        self.observed.in_flight, repairing = True, self._repairing(write)
+        self.observed.in_flight, self.observed.relisted, repairing = True, False, self._repairing(write)
         try:
             stored = await self._request(write)
         except ApiError as error:
@@ -209,7 +209,7 @@ class ResourceSlices:
     def _accept(self, write: Write, stored: Slice | None, *, repairing: bool) -> None:
         """Process a response. A slice that lacks what was sent counts as refused, or it would be sent forever; taints may be dropped."""
         self.observed.uncertain = False
-        self.observed.store(stored or write.slice, deleted=stored is None)
+        self.observed.store(stored or write.slice, deleted=stored is None, answer=True)
         if stored is None and write.operation is Operation.UPDATE:
             return
         if stored is not None:

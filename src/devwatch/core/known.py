@@ -116,9 +116,7 @@ class KnownDevices:
         }
         departed = {entry.id for entry in self.gone}
         new = {key: slot for key, slot in slots.items() if key not in self.here and slot.id not in departed}
-        found = {key: PresentDevice(entry=Entry.of(claimed[key])) for key in new}
-        entries = {found[key].refreshed(claimed[key], paths, slot, publish).entry: key for key, slot in new.items()}
-        self._glimpses.note({entry: claimed[key] for entry, key in entries.items()}, scene)
+        self._glimpses.note(_entries_of(claimed, new, paths, publish), scene)
         back = {slot.id: key for key, slot in slots.items()}
         for entry, departure in self.gone.items():
             departure.maybe = back.get(entry.id or "", departure.maybe)
@@ -155,16 +153,8 @@ class KnownDevices:
         """
         remembered, self._remembered = self._remembered or (), None
         for entry in remembered:
-            numbers = entry.numbers or (((0, entry.rdev),) if entry.rdev is not None else ())
-            former = (Registration(second=second, number=number, paths=entry.paths) for second, number in numbers)
-            self.gone[replace(entry, lost=None)] = Departure(
-                at=scene.now,
-                until=scene.now + (0.0 if entry.lost else max(rule.removal_grace, START_GRACE)),
-                registrations=tuple(former),
-                recalled=bool(entry.lost),
-                lost=entry.lost or None,
-                there=frozenset() if entry.lost else None,
-            )
+            grace = 0.0 if entry.lost else max(rule.removal_grace, START_GRACE)
+            self.gone[replace(entry, lost=None)] = _recalled_departure(entry, scene.now, grace)
         return {entry for entry in remembered if entry.lost is None}
 
     def _end_departures(
@@ -264,6 +254,30 @@ class KnownDevices:
         for key, back in self.returns.items():
             if back.key == incident.key:
                 self.here[key] = replace(self.here[key], back=None)
+
+
+def _entries_of(
+    claimed: Mapping[Key, Device], slots: Mapping[Key, Slot], paths: Paths, publish: Publish
+) -> dict[Entry, Device]:
+    """Return the devices with these slots, each by the entry that would list it."""
+    devices = ((claimed[key], slot) for key, slot in slots.items())
+    return {
+        PresentDevice(entry=Entry.of(each)).refreshed(each, paths, slot, publish).entry: each for each, slot in devices
+    }
+
+
+def _recalled_departure(entry: Entry, now: float, grace: float) -> Departure:
+    """Return the departure of an entry of a former daemon."""
+    numbers = entry.numbers or (((0, entry.rdev),) if entry.rdev is not None else ())
+    former = (Registration(second=second, number=number, paths=entry.paths) for second, number in numbers)
+    return Departure(
+        at=now,
+        until=now + grace,
+        registrations=tuple(former),
+        recalled=bool(entry.lost),
+        lost=entry.lost or None,
+        there=frozenset() if entry.lost else None,
+    )
 
 
 def _first_registrations(device: Device, scene: Scene, before: PreviousScan) -> tuple[Registration, ...]:

@@ -30,6 +30,7 @@ from support.model_handover_moves import (
     kubelet_hangs,
     kubelet_restarts,
     kubelet_slow,
+    linger,
     plug,
     pod,
     pods,
@@ -266,6 +267,14 @@ KNOWN = {
         Move(kill, (0,)),
         Move(begin, ()),
         Move(plug, ("zigbee", "socket-1", 0, True), 0.05),
+    ),
+    "a daemon that waits for its first answer says late that a way changes": (
+        Move(furnish, ()),
+        Move(configure, (1, False)),
+        Move(linger, ()),
+        Move(kill, (0,)),
+        Move(fail, ("429 after 900", 1)),
+        Move(begin, ()),
     ),
     "two sticks that change their places": (
         Move(furnish, ()),

@@ -504,6 +504,8 @@ class ClaimWorld(HandoverWorld):
         """Judge the end."""
         self.heal()
         self.wait(20)
+        if not self.judge.answered:  # as in `HandoverWorld.end`
+            self.wait(TROUBLED)
         for daemon in self.daemons:
             daemon.listener.wake("config")
         self.roll_out()

@@ -693,6 +693,8 @@ class HandoverWorld(Surroundings[Daemon]):
         """Judge the end: users have replaced the pods of another way, and everything has worked for long enough."""
         self.heal()
         self.wait(20)
+        if not self.judge.answered:  # until it has seen the Node, a daemon does not say which ways change
+            self.wait(TROUBLED)
         for daemon in self.daemons:
             daemon.listener.wake("config")
         self.roll_out()

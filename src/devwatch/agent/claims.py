@@ -74,7 +74,7 @@ class ClaimDriver:
       waits;
     - *level, not edge*: record and files follow the claims and the scan in each cycle, whatever was lost, removed or full before;
     - *the same answer*: a claim that is prepared gets the same devices and names again, after a restart too;
-    - *a pod can always end*: a claim is unprepared whatever fails;
+    - *always releases*: a claim is unprepared whatever fails, and whatever became of its stick, so that its pod can end;
     - a kubelet that hangs, refuses or is away stops nothing else.
     """
 

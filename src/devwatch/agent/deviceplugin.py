@@ -37,8 +37,8 @@ class DevicePlugins:
 
     It promises:
 
-    - *never more than can be used*: the Node shows no figure that the kubelet does not compute from the list that it has taken over; a
-      rise is list, acknowledgement, PATCH, a fall is PATCH, list;
+    - *never fails a pod that could run*: the Node shows no figure that the kubelet does not compute from the list that it has taken over;
+      a rise is list, acknowledgement, PATCH, a fall is PATCH, list;
     - *never another's device*: a container that starts again opens the device that it was given, under whatever name it has, or nothing;
     - *level, not edge*: whatever ended the stream, and whichever side started again, the same steps lead to the same state;
     - a kubelet that hangs, refuses or is away stops nothing else.

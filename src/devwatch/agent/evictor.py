@@ -46,9 +46,11 @@ class WorkloadApi(Protocol):
 class Evictor:
     """Evicts the pods of lost devices, and those that a returned device has left with a dead file.
 
-    It promises: only pods of this node that an incident certainly concerns are evicted, at most one a second, never before the `after` of
-    the resource has passed, never one whose device is back, and never a successor. The victims of a loss are chosen once, as UIDs; only
-    these are tried again, until they are gone.
+    It promises:
+
+    - *never the wrong pod*: only pods of this node that an incident certainly concerns are evicted, never one whose device is back, and
+      never a successor. The victims of a loss are chosen once, as UIDs; only these are tried again, until they are gone;
+    - *never too early*: at most one a second, and none before the `after` of the resource has passed.
     """
 
     api: WorkloadApi

@@ -37,8 +37,10 @@ Named = dict[str, tuple["Slot", ...]]
 class Handovers:
     """Lets the publishers of `devicePlugin` and `dra` hand over what pods can have, and nothing that one may have in another way.
 
-    It promises: no device is offered while a pod may have it in a former way of publishing, or under another name; and one that a pod may
-    have stays listed.
+    It promises, over a change of way, a restart and all ways at once:
+
+    - *never offers a stick twice*: no device is offered while a pod may have it in a former way of publishing, or under another name;
+    - *keeps what a pod has*: a lost device that a pod may have stays listed.
     """
 
     def __init__(

@@ -177,7 +177,12 @@ def recall(resource: str, entries: Iterable[Entry]) -> Iterator[Slot]:
 class Slots:
     """The slots of one resource over time.
 
-    A device keeps its ID while it is present, lingering or held. A newcomer gets the ID of a slot whose device is not present, if it
+    They promise:
+
+    - *the same stick keeps its ID*: while it is present, lingering or held, over restarts, and in another socket if it has a serial;
+    - *another never gets it while it is held*: where it is unknown which of two it is, neither gets it.
+
+    A newcomer gets the ID of a slot whose device is not present, if it
 
     1. has the same model in the same socket, or
     2. has the same model with a serial, is the only newcomer that has, and no present device has it; the slot is the only such one, and

@@ -276,6 +276,14 @@ KNOWN = {
         Move(fail, ("429 after 900", 1)),
         Move(begin, ()),
     ),
+    "a stick that uncertain scans alone have found is given to a pod within its grace": (
+        Move(kill, (0,)),
+        Move(furnish, ()),
+        Move(devnode, (1, 13)),
+        Move(begin, ()),
+        Move(nothing, (), 0.05),
+        Move(pull, (0,)),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),

@@ -117,6 +117,8 @@ class Truth:
     """The links after the last cycle."""
     led: dict[str, Tty] = field(default_factory=dict)
     """By link: where it led last."""
+    glimpsed: dict[str, Tty] = field(default_factory=dict)
+    """By link: where it led after an uncertain scan."""
     seen: frozenset[int] = frozenset()
     """By birth: what the last scan found; empty without a daemon."""
     certain: bool = False
@@ -282,10 +284,11 @@ class Judge(Truth):
 
     def _uncertain(self, before: Mapping[str, str]) -> None:
         """Judge the links after an uncertain scan: it may keep links, and make some of what it found."""
-        found = {tty.devnode for tty in self.world.host.present if tty.birth in self.seen}
+        found = {tty.devnode: tty for tty in self.world.host.present if tty.birth in self.seen}
         new = {link: devnode for link, devnode in self.made.items() if before.get(link) != devnode}
         if wrong := [link for link, devnode in new.items() if devnode not in found]:
             self.broken(Promise.OWN, f"the links {wrong} are made of what no scan has found")
+        self.glimpsed |= {link: found[devnode] for link, devnode in new.items() if devnode in found}
 
     def sent(self, patch: NodePatch) -> None:
         """Judge a PATCH."""
@@ -328,8 +331,8 @@ class Judge(Truth):
         want = self.plan.want(name)
         if want is None or want.evict is None:
             return f"{name} never evicts"
-        # What only uncertain scans have found has led nowhere yet, and pods may have it all the same.
-        for link, tty in (life.opened | self.led).items():
+        # Pods may have what only uncertain scans have found.
+        for link, tty in (self.glimpsed | life.opened | self.led).items():
             if id_of(link) not in ids:
                 continue
             back = self.find(tty)

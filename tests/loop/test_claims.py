@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from grpclib.exceptions import StreamTerminatedError
 
+from devwatch.agent.driverregistration import READY_LIMIT
 from devwatch.core.claims import Toleration
 from devwatch.core.errors import Forbidden, KubeletError, Refused, Retry
 from devwatch.core.names import UNPLUGGED
@@ -561,11 +562,20 @@ async def test_the_driver_is_there_while_it_is_configured_or_a_claim_prepared(tm
 async def test_the_driver_waits_for_a_certain_scan_before_it_registers(tmp_path: Path) -> None:
     """A claim that is asked for by then would be refused as unknown."""
     async with claim_site(tmp_path, doubts=("cannot list",)) as site:
-        await asyncio.sleep(30)
+        await asyncio.sleep(READY_LIMIT - 1)
         assert site.kubelet.registered == []
         await site.scan(A)
         await asyncio.sleep(1)
         assert site.driver.registration.registered
+
+
+@quiet
+async def test_doubts_that_last_keep_no_pod_from_ending(tmp_path: Path) -> None:
+    """Its claim needs no scan to be unprepared."""
+    async with claim_site(tmp_path, doubts=("cannot list",)) as site:
+        await asyncio.sleep(READY_LIMIT + 1)
+        assert site.driver.registration.registered
+        await site.kubelet.unprepare(CLAIM)
 
 
 @quiet

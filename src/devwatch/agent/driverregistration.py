@@ -24,6 +24,10 @@ ABSENT = 10.0
 """Seconds after which it is reported that no kubelet has registered the driver: one that starts needs some."""
 
 
+READY_LIMIT = 30.0
+"""Seconds for which a driver that is not ready, since scans are uncertain, is not served."""
+
+
 class Server(Protocol):
     """The two sockets of the driver."""
 
@@ -109,8 +113,10 @@ class DriverRegistration:
         self.report.wake()
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Serve once `ready` is set and whenever the driver is wanted."""
-        await ready.wait()
+        """Serve whenever the driver is wanted, once `ready` is set or long awaited: pods have to end whatever fails."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_LIMIT):
+                await ready.wait()
         backoff = Backoff(first=1.0, limit=10.0)
         while True:
             while not self._wanted:

@@ -7,8 +7,8 @@ import asyncio
 from devwatch.core.errors import Forbidden, KubeletError
 from devwatch.core.handover import Offer
 from devwatch.core.holders import Holding
-from loop.test_deviceplugin import USB0, Site, config, site
-from support.build import ZIGBEE
+from loop.test_deviceplugin import PLAIN, USB0, USB1, Site, config, site
+from support.build import ZIGBEE, ZWAVE
 from support.home import pod
 from support.virtualtime import virtual
 
@@ -41,6 +41,43 @@ async def test_the_new_way_begins_when_no_pod_has_the_resource_in_the_former_way
         await asyncio.sleep(10)
         one.check_agreement(1)
         assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_a_pod_that_is_bound_before_the_node_shows_0_is_waited_for() -> None:
+    """The list of the pods may be a moment older: it proves nothing as long as the scheduler binds pods by the former figures."""
+    async with site(USB0, USB1, used=NODE_STATUS) as one:
+
+        def bind() -> None:
+            if one.server.shows(ZIGBEE) != ("0", "0"):
+                one.workload.run(pod("p"))
+
+        one.workload.at_answer = bind
+        one.use(HANDED_OVER)
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        assert not one.kubelet.streaming(ZIGBEE)
+        assert reasons(one) == ["waits for the end of home/p"]
+        one.workload.end("home/p")
+        await asyncio.sleep(10)
+        one.check_agreement(2)
+
+
+@virtual
+async def test_a_change_that_comes_while_the_pods_are_listed_waits_for_a_list_of_its_own() -> None:
+    """The one that is under way was begun when both resources were still handed out in the former way."""
+    both = PLAIN.replace("}\n", ", publish: devicePlugin}\n")
+    async with site(USB0, used=NODE_STATUS) as one:
+        one.host.plug("0002", USB1, serial="S1")
+        one.workload.latency = 0.2
+        one.use(HANDED_OVER)
+        await asyncio.sleep(0.1)
+        one.workload.run(pod("q", resource=ZWAVE))
+        one.use(config(more=both))
+        await asyncio.sleep(60)
+        one.check_agreement(1)
+        assert one.server.shows(ZWAVE) == ("0", "0")
+        assert not one.kubelet.streaming(ZWAVE)
 
 
 @virtual

@@ -420,6 +420,21 @@ async def test_from_the_status_of_the_node_the_slice_waits_for_the_pods(tmp_path
 
 
 @virtual
+async def test_nothing_is_offered_while_the_node_shows_a_figure(tmp_path: Path) -> None:
+    """The figure wins over the slice, and a pod that it lets be bound would run without its device, or beside another on one stick."""
+    async with dra_site(tmp_path, USB0, used=config("nodeStatus")) as one:
+        one.server.refused = {ZIGBEE: Refused("a policy forbids it (422)")}
+        one.use(config())
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+        assert one.devices == {}
+        one.server.refused = {}
+        await asyncio.sleep(70)
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert list(one.devices.values()) == [False]
+
+
+@virtual
 async def test_to_the_status_of_the_node_the_figures_wait_for_the_claims(tmp_path: Path) -> None:
     """The pod names a claim, and no resource; nothing more is allocated meanwhile."""
     async with dra_site(tmp_path, USB0, USB1) as one:

@@ -31,6 +31,8 @@ UNREAD_LIMIT = 0.5
 
 _UNREAD = "waits for the list of pods"
 """The reason until the pods have been listed, which takes a moment and is not reported."""
+_ALLOCATABLE = "waits for the Node to show 0"
+"""The reason while the scheduler may still bind a pod by the figures of the former way, which takes a moment and is not reported either."""
 _OFFERED = "waits for the API server to take its devices out of the ResourceSlice"
 """The reason while the scheduler may still allocate a device of the former way."""
 
@@ -68,6 +70,8 @@ class Changeover:
     _memory: Listing = field(default_factory=dict)
     _leaving: frozenset[str] = frozenset()
     """The resources that the kubelet handed over, and that are not configured any more."""
+    _allocatable: frozenset[str] = frozenset()
+    """The waiting resources of which the Node shows that something can be allocated: a list of the pods may lack one that is bound next."""
     _read_at: float = -math.inf
     _unread_until: float = -math.inf
     _closed_once: set[str] = field(default_factory=set)
@@ -99,6 +103,10 @@ class Changeover:
         self.former = {name: each for name, each in former.items() if name in gone or name in self.waiting}
         self._closed_once &= self.waiting.keys()
         self._closed_once |= {name for name in self.waiting if observed.amounts(name) == Amounts.of(0)}
+        before = self._allocatable & self.waiting.keys()
+        self._allocatable = frozenset(name for name in self.waiting if observed.amounts(name).allocatable)
+        if before - self._allocatable:
+            self._read_at = now  # only from here on does a list of the pods tell of each that was bound
         self._established |= {rule.name: rule for rule in rules if rule.name not in self.waiting}
         self._report()
 
@@ -163,30 +171,42 @@ class Changeover:
         return self._forgotten_at if (self.waiting or self._leaving) and now < self._forgotten_at else None
 
     async def _read(self) -> None:
+        """List the pods. That tells only of the changes that were known before, and only where nothing was allocatable then."""
         self._read_at = self.clock.now() + READ_INTERVAL
+        asked, allocatable = self._changes, self._allocatable
         try:
             pods = await self.pods()
         except ApiError as error:
-            why = f"cannot list pods: {error}; without that permission end the pods that use it, and run devwatch purge"
-            listed = frozenset(change for change in self._changes if change.listed)
-            self._free |= self._changes - listed
-            self.waiting = {change.resource: why for change in listed - self._free}
+            self._record(self._reasons_without_pods(asked & self._changes, error))
             return
         try:
             holdings, fault = await self.holdings(), ""
         except KubeletError as error:
             holdings, fault = (), f"waits for the kubelet to say which pods have it: {error}"
-        reasons = {each: holdouts(each, pods, holdings) for each in self._changes}
-        claimed = [each for each in self._changes if each.former is Publish.DRA]
+        asked &= self._changes
+        reasons = {each: holdouts(each, pods, holdings) for each in asked}
+        claimed = [each for each in asked if each.former is Publish.DRA]
         reasons |= {each: fault for each in claimed if fault}
         reasons |= {each: _OFFERED for each in claimed if self.is_offered(each.resource)}
-        self._free = frozenset(change for change, why in reasons.items() if not why)
-        self.waiting = {change.resource: why for change, why in reasons.items() if why}
+        reasons |= {each: reasons[each] or _ALLOCATABLE for each in asked if each.resource in allocatable}
+        self._record(reasons)
+
+    def _reasons_without_pods(self, asked: frozenset[Change], error: ApiError) -> dict[Change, str]:
+        """Return why changes wait where the pods cannot be listed; one of a resource that is not listed does not."""
+        why = f"cannot list pods: {error}; without that permission end the pods that use it, and run devwatch purge"
+        return {each: why if each.listed else "" for each in asked - self._free}
+
+    def _record(self, reasons: Mapping[Change, str]) -> None:
+        """Record why changes wait; those without a reason wait no more."""
+        self._free |= {change for change, why in reasons.items() if not why}
+        self._free -= {change for change, why in reasons.items() if why}
+        told = {change.resource: why for change, why in reasons.items()}
+        self.waiting = {name: why for name, why in {**self.waiting, **told}.items() if why}
 
     def _report(self) -> None:
         """Report each reason once; `/readyz` shows all while they last."""
         ways = {change.resource: str(change) for change in self._changes}
-        known = {name: why for name, why in self.waiting.items() if why != _UNREAD}
+        known = {name: why for name, why in self.waiting.items() if why not in {_UNREAD, _ALLOCATABLE}}
         line = "; ".join(f"{name} changes {ways[name]}: it {why}" for name, why in known.items())
         if line != self.telemetry.health.changing:
             for name, why in known.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from devwatch.core.errors import Forbidden, KubeletError
+from devwatch.core.errors import Forbidden, KubeletError, Retry
 from devwatch.core.handover import Offer
 from devwatch.core.holders import Holding
 from loop.test_deviceplugin import PLAIN, USB0, USB1, Site, config, site
@@ -266,6 +266,28 @@ async def test_a_resource_that_was_out_of_the_configuration_meanwhile_waits_for_
         await asyncio.sleep(60)
         assert one.server.shows(ZIGBEE) == ("0", "0")
         assert "waits for the end of home/p" in reasons(one)
+        one.workload.end("home/p")
+        await asyncio.sleep(10)
+        one.check_agreement(1)
+
+
+@virtual
+async def test_a_list_of_pods_that_fails_for_a_moment_proves_nothing() -> None:
+    """Only a permission that is missing never tells who has a resource that the annotation does not list."""
+    async with site(USB0, used=NODE_STATUS) as one:
+        one.workload.run(pod("p"))
+        one.use(config(publish="nodeStatus", first=False))
+        await asyncio.sleep(10)
+        await one.restart()
+        await asyncio.sleep(10)
+        one.workload.error = Retry("too many requests (429)")
+        one.use(HANDED_OVER)
+        await asyncio.sleep(20)
+        assert reasons(one) == ["cannot list pods: too many requests (429)"]
+        one.workload.error = None
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        assert not one.kubelet.streaming(ZIGBEE)
         one.workload.end("home/p")
         await asyncio.sleep(10)
         one.check_agreement(1)

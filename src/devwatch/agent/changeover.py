@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from devwatch.core.errors import ApiError, KubeletError
+from devwatch.core.errors import ApiError, Forbidden, KubeletError
 from devwatch.core.node import Amounts
 from devwatch.core.rules import Publish
 from devwatch.core.task import Task
@@ -192,9 +192,14 @@ class Changeover:
         self._record(reasons)
 
     def _reasons_without_pods(self, asked: frozenset[Change], error: ApiError) -> dict[Change, str]:
-        """Return why changes wait where the pods cannot be listed; one of a resource that is not listed does not."""
-        why = f"cannot list pods: {error}; without that permission end the pods that use it, and run devwatch purge"
-        return {each: why if each.listed else "" for each in asked - self._free}
+        """Return why changes wait where the pods cannot be listed.
+
+        Without the permission nothing can ever tell that a resource that is not listed was in use before: a new one has to begin.
+        """
+        denied = isinstance(error, Forbidden)
+        cure = "; without that permission end the pods that use it, and run devwatch purge" if denied else ""
+        why = f"cannot list pods: {error}{cure}"
+        return {each: why if each.listed or not denied else "" for each in asked - self._free}
 
     def _record(self, reasons: Mapping[Change, str]) -> None:
         """Record why changes wait; those without a reason wait no more."""

@@ -435,6 +435,22 @@ async def test_nothing_is_offered_while_the_node_shows_a_figure(tmp_path: Path) 
 
 
 @virtual
+async def test_another_resource_that_is_published_so_takes_no_device_from_a_claim(tmp_path: Path) -> None:
+    """Nor for the moment in which the pods are listed, in which a container may start again."""
+    more = f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}], publish: dra}}\n"
+    async with dra_site(tmp_path, USB0) as one:
+        await one.claim("p")
+        files = list((tmp_path / "cdi").iterdir())
+        numbers = [file.stat().st_ino for file in files]
+        one.workload.latency = 0.3
+        one.use(config(more=more))
+        await asyncio.sleep(0.1)
+        assert one.devnodes() == [USB0]
+        await asyncio.sleep(10)
+        assert [file.stat().st_ino for file in files] == numbers
+
+
+@virtual
 async def test_to_the_status_of_the_node_the_figures_wait_for_the_claims(tmp_path: Path) -> None:
     """The pod names a claim, and no resource; nothing more is allocated meanwhile."""
     async with dra_site(tmp_path, USB0, USB1) as one:

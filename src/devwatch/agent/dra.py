@@ -100,26 +100,28 @@ class Dra:
         slices, kept = (observed or {}).values(), self.claimed(frozenset(held))
         return {name: other for name, other in held.items() if name not in kept and not is_allocatable(name, slices)}
 
-    def update(
+    def update(  # noqa: PLR0913 - what is known besides the slots, by keyword
         self,
-        offered: Mapping[str, Sequence[Slot]] | None,
+        offered: Mapping[str, Sequence[Slot]],
         former: Mapping[str, Sequence[Slot]],
         inventory: Inventory,
         observed: NodeState | None,
         now: float,
+        *,
+        hold: bool,
     ) -> None:
         """Process a scan: the slots that are offered, and `former` ones, which claims may still have.
 
-        Where it is not known yet what may be offered (None), the slice stays as it is.
+        With `hold` the slice stays as it is: it is not known yet what else may be offered.
         Before the Node was observed nothing is done: its annotation has the IDs of a former daemon.
         """
         if observed is None or self._parts is None:
             return
         claims, slices = self._parts.claims, self._parts.slices
-        slots = {**former, **(offered or {})}
+        slots = {**former, **offered}
         self._known.update(slot.id for slot in chain.from_iterable(slots.values()))
         claims.update(slots, inventory, self.paths)
-        if offered is None:
+        if hold:
             slices.hold()
         else:
             held = claims.held or {}

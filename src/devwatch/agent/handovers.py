@@ -129,7 +129,7 @@ class Handovers:
         offered = {name: tuple(slot for slot in slots[name] if slot.id not in held[name]) for name in self._dra.names}
         unread = any(rule.publish is Publish.DRA and rule.name in self._changeover.unread for rule in self._rules)
         present = {name: _present(former[name], figures.by_name.get(name)) for name in claimed & former.keys()}
-        self._dra.update(None if unread else offered, present, inventory, observed, now)
+        self._dra.update(offered, present, inventory, observed, now, hold=unread)
         self._report.driver(self._dra.condition)
         self._report.held_up(self._held.reasons(held))
         kept = [name for name, own in former.items() if not {slot.id for slot in own} <= self.free]

@@ -34,12 +34,14 @@ Reply = TypeVar("Reply", bound=Message)
 
 
 async def is_accepting(path: Path) -> bool:
-    """Return whether a program accepts connections on a unix socket. A killed kubelet leaves its socket, which refuses."""
-    with socket.socket(socket.AF_UNIX) as probe:
+    """Return whether a program accepts connections on a unix socket. A killed kubelet leaves its socket, which refuses.
+
+    Without a free file descriptor it is not known to.
+    """
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)  # noqa: FBT003 - as the standard library has it
-        with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().sock_connect(probe, str(path))
-            return True
+        await asyncio.get_running_loop().sock_connect(probe, str(path))
+        return True
     return False
 
 

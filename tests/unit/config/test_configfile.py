@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +13,11 @@ import pytest
 from devwatch.config.file import BackgroundConfigFile, ConfigFile
 from devwatch.config.tree import MAX_BYTES
 from devwatch.core.errors import ConfigError
+from support.descriptors import no_descriptors
 from support.editor import disagreement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
 
     from devwatch.config.schema import Config
 
@@ -216,17 +215,6 @@ def test_a_file_that_vanishes_is_reported_once_and_one_that_comes_back_is_read(p
     assert names(file) is None
     path.write_text(GOOD)
     assert names(file) == ["a.io/b"]
-
-
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    """Leave this process no descriptor to open a file with (EMFILE)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_change_that_cannot_be_read_at_once_is_read_as_soon_as_it_can_be(path: Path) -> None:

@@ -27,6 +27,7 @@ from devwatch.core.holders import Holding
 from devwatch.kubelet import client
 from devwatch.kubelet import kubelet_pb2 as pb
 from support.build import ZIGBEE, ZWAVE
+from support.descriptors import no_descriptors
 from support.grpckubelet import answering, kubelet, listed
 from support.quiet import quiet
 
@@ -199,6 +200,15 @@ async def test_a_kubelet_accepts_while_it_serves(tmp_path: Path) -> None:
         assert not await client.is_accepting(one.socket)
         one.socket.touch()
         assert not await client.is_accepting(one.socket)
+
+
+@quiet
+async def test_without_a_free_descriptor_no_kubelet_is_known_to_accept(tmp_path: Path) -> None:
+    """The shortage may pass; an error that is none of the kubelet's would end the daemon."""
+    async with kubelet(tmp_path) as one:
+        with no_descriptors():
+            assert not await client.is_accepting(one.socket)
+        assert await client.is_accepting(one.socket)
 
 
 @quiet

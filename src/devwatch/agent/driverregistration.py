@@ -22,8 +22,6 @@ RECONNECT = 2.0
 """Seconds for which the kubelet may be disconnected before it counts as gone; its client connects again at once."""
 ABSENT = 10.0
 """Seconds after which it is reported that no kubelet has registered the driver: one that starts needs some."""
-
-
 READY_LIMIT = 30.0
 """Seconds for which a driver that is not ready, since scans are uncertain, is not served."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Protocol
 
-from grpclib.const import Cardinality, Handler, Status
-from grpclib.exceptions import GRPCError
+from grpclib.const import Cardinality, Handler
 
 from devwatch.core.claims import CDI_KIND, ClaimReference, PreparedClaim
 from devwatch.core.names import DRIVER
@@ -29,7 +29,7 @@ _SERVICE = "v1.DRAPlugin"
 _METHODS = f"/k8s.io.kubelet.pkg.apis.dra.{_SERVICE}/"
 _REGISTRATION = "/pluginregistration.Registration/"
 _HEALTH = "/v1alpha1.DRAResourceHealth/NodeWatchResources"
-"""Opened by every kubelet from 1.36 on, again and again."""
+"""Opened by every kubelet from 1.36 on, and 5 s after its end again (`DRAPluginManager.add`)."""
 _SocketFile = tuple[int, int]
 
 
@@ -112,7 +112,7 @@ class DriverServer:
         unprepare = Handler(self._unprepare, unary, pb.NodeUnprepareResourcesRequest, pb.NodeUnprepareResourcesResponse)
         yield f"{_METHODS}NodePrepareResources", prepare
         yield f"{_METHODS}NodeUnprepareResources", unprepare
-        yield _HEALTH, Handler(self._refuse_health, Cardinality.UNARY_STREAM, pb.Empty, pb.Empty)
+        yield _HEALTH, Handler(self._hold_health, Cardinality.UNARY_STREAM, pb.Empty, pb.Empty)
 
     async def _info(self, stream: Stream[pb.Empty, pb.PluginInfo]) -> None:
         await receive(stream)
@@ -125,9 +125,14 @@ class DriverServer:
         self._claims.notified(None if status.plugin_registered else one_line(status.error) or "it does not say why")
         await stream.send_message(pb.Empty())
 
-    async def _refuse_health(self, _stream: Stream[pb.Empty, pb.Empty]) -> None:
-        """Answer as gRPC has it; what grpclib answers to unknown methods lacks the content type, and is malformed to the kubelet."""
-        raise GRPCError(Status.UNIMPLEMENTED, "the taints of the slice tell which device is lost")
+    async def _hold_health(self, stream: Stream[pb.Empty, pb.Empty]) -> None:
+        """Keep the stream open and send nothing: the taints of the slice tell which device is lost.
+
+        To the kubelet the health of the devices is unknown then, as without the service. Where the stream ends, the kubelet logs an error
+        and asks again, at a third of what a daemon at rest costs.
+        """
+        await receive(stream)
+        await asyncio.Event().wait()  # the end of the connection cancels it
 
     async def _prepare(self, stream: Stream[pb.NodePrepareResourcesRequest, pb.NodePrepareResourcesResponse]) -> None:
         request = await receive(stream) or pb.NodePrepareResourcesRequest()

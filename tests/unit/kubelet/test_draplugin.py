@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from grpclib.const import Status
-from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.exceptions import StreamTerminatedError
 from hpack import Encoder
 from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame
 
@@ -180,14 +179,30 @@ async def test_calls_without_claims_are_answered(tmp_path: Path) -> None:
 
 
 @quiet
-async def test_health_is_not_served_and_nothing_is_logged(tmp_path: Path) -> None:
-    """The kubelet asks every 5 s."""
+async def test_the_stream_of_health_stays_open(tmp_path: Path) -> None:
+    """A kubelet asks again 5 s after its end, and logs an error each time. Claims are prepared meanwhile."""
     async with serving(tmp_path) as site:
-        for _ in range(3):
-            with pytest.raises(GRPCError) as refused:
-                await site.kubelet.watch_health()
-            assert refused.value.status is Status.UNIMPLEMENTED
-        assert await site.kubelet.unprepare(reference(uid="1"))
+        watching = asyncio.create_task(site.kubelet.watch_health())
+        await asyncio.sleep(3600)
+        assert not watching.done()
+        assert (await site.kubelet.prepare(reference()))[reference().uid].error == ""
+        async with asyncio.timeout(0.1):
+            await site.server.close()
+        assert isinstance((await asyncio.gather(watching, return_exceptions=True))[0], StreamTerminatedError)
+
+
+@quiet
+async def test_a_kubelet_that_ends_leaves_no_stream_of_health(tmp_path: Path) -> None:
+    """Each start of one opens its own."""
+    async with serving(tmp_path) as site:
+        before = asyncio.all_tasks()
+        watching = asyncio.create_task(site.kubelet.watch_health())
+        await asyncio.sleep(1)
+        assert len(asyncio.all_tasks() - before) > 1
+        site.kubelet.disconnect()
+        await asyncio.gather(watching, return_exceptions=True)
+        await asyncio.sleep(1)
+        assert asyncio.all_tasks() <= before
 
 
 @quiet

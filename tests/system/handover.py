@@ -50,6 +50,18 @@ exec 3<>%(path)s && stty -icanon min 7 <&3 && { stty 19200 <&3 2> /dev/null || t
 sleep 2147483647 & wait
 """
 """Opens the stick, sets it up, and prints the number of the device, its settings and the variable."""
+REACH = """
+rm -f /tmp/reached && mknod /tmp/reached c %(major)s %(minor)s && { exec 3<>/tmp/reached && echo opened; }
+"""
+"""Makes a devnode and opens it. A container with the default capabilities may make any, and opens only what its device cgroup allows."""
+FORBIDDEN = "Operation not permitted"
+"""What the kernel answers (EPERM) where the device cgroup forbids to open a devnode; without access by its mode it is EACCES."""
+SEEN = """
+find / '(' -path /proc -o -path /sys ')' -prune -o \\
+    '(' -name 'tty[0-9S]*' -o -name zstick -o -name '*devwatch*' -o -name device-plugins -o -name udev -o -name cdi ')' -print
+! grep -e device-plugins -e /run/udev -e /run/cdi /proc/mounts
+"""
+"""Prints what a container sees of the sticks, and of the folders of the host that devwatch uses: paths, and lines of its mounts."""
 SPEED, CONSOLE_SPEED = 19200, 38400
 """Baud: what is set, and what a virtual console, which takes any other setting of termios(3), has nevertheless."""
 NO_PRIVILEGE: Object = {
@@ -298,6 +310,20 @@ class Workloads:
         (status,) = (self.read(pod) or pod)["status"]["containerStatuses"]
         self.kubelet.kill_container(status["containerID"].removeprefix("containerd://"))
 
+    def run_in(self, pod: Object, script: str) -> str:
+        """Run a script in the container of the pod, and return all that it writes."""
+        (status,) = (self.read(pod) or pod)["status"]["containerStatuses"]
+        return self.kubelet.run_in_container(status["containerID"].removeprefix("containerd://"), script)
+
+    def reach(self, pod: Object, tty: str) -> str:
+        """Have the container of the pod make a devnode for this stick, and return what comes of opening it."""
+        major, minor = (SYS / tty / "dev").read_text("ascii").strip().split(":")
+        return self.run_in(pod, REACH % {"major": major, "minor": minor}).strip().rpartition(": ")[2]
+
+    def seen_in(self, pod: Object) -> list[str]:
+        """Return what the container of the pod sees of the sticks of the node and of devwatch."""
+        return self.run_in(pod, SEEN).split()
+
     def delete(self, *pods: Object) -> None:
         """Delete the pods by force, and wait until the kubelet has ended them.
 
@@ -384,6 +410,12 @@ def started_before(pod: Object | None) -> bool:
     (status,) = pod["status"]["containerStatuses"] if pod else [{}]
     started: str = status["state"]["running"]["startedAt"]
     return datetime.fromisoformat(started) < datetime.now(UTC).replace(microsecond=0)
+
+
+def as_root(template: Object) -> Object:
+    """Return the container of a template as root, with the capabilities that the container runtime gives by default."""
+    (container,) = template["spec"]["containers"]
+    return {**container, "securityContext": {"runAsUser": 0, "runAsNonRoot": False}}
 
 
 def must(apiserver: ApiServer, method: str, path: str, body: Object | None = None) -> Object:

@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import uuid
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -160,6 +161,12 @@ class Kubelet:
         done = _ctr("tasks", "kill", "--signal", "KILL", identifier)
         if done.returncode:
             raise KubeletError(f"ctr tasks kill {identifier}: {done.stderr.strip()}")
+
+    def run_in_container(self, identifier: str, script: str) -> str:
+        """Run a script in a container as its own processes run: the same user, capabilities and devices. Return all that it writes."""
+        return _ctr(
+            "tasks", "exec", "--exec-id", uuid.uuid4().hex, identifier, "sh", "-c", f"exec 2>&1\n{script}"
+        ).stdout
 
     def close(self) -> None:
         """End everything and remove what is left of it; may be called again."""

@@ -15,7 +15,18 @@ import pytest
 
 from system.apiserver import PATCH_ONLY, WATCH
 from system.evictionproxy import evicting_url
-from system.handover import PODS, SOME_USER, HandingOver, Site, started_before, title_of, uid_of, waiting_reason
+from system.handover import (
+    FORBIDDEN,
+    PODS,
+    SOME_USER,
+    HandingOver,
+    Site,
+    as_root,
+    started_before,
+    title_of,
+    uid_of,
+    waiting_reason,
+)
 from system.test_journey import EVICT
 from system.udevd import DEV, serial_port
 from system.waiting import eventually
@@ -134,6 +145,41 @@ def test_two_pods_have_a_stick_each_and_a_user_needs_its_group(site: Site) -> No
     waiting = site.pod()
     daemon.wait_for(lambda: _unschedulable(site.read(waiting)), what="pod that waits")
     assert site.none_failed()
+
+
+def test_a_pod_as_root_opens_no_stick_but_its_own(site: Site) -> None:
+    """With all that containers may do by default it can make a devnode of any stick, and open its own alone, also after a replug."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    site.holder(daemon, "tty40")
+    site.plug("tty41", "B")
+    pod = site.holder(daemon, "tty41", containers=[as_root(site.template())])
+    assert (site.reach(pod, "tty40"), site.reach(pod, "tty41")) == (FORBIDDEN, "opened")
+    assert site.seen_in(pod) == ["/dev/zstick"]
+    site.sticks.unplug("tty41")
+    site.plug("tty42", "B")
+    daemon.wait_for(lambda: site.shows(2, 2), what="stick that is back")
+    site.restart_in_place(pod)
+    site.await_opened(daemon, pod, "tty42", restarts=1)
+    site.plug("tty41", "C")
+    assert [site.reach(pod, tty) for tty in ("tty40", "tty41", "tty42")] == [FORBIDDEN, FORBIDDEN, "opened"]
+    assert site.seen_in(pod) == ["/dev/zstick"]
+
+
+def test_the_number_of_a_pulled_stick_stays_open_to_its_container_until_that_restarts(site: Site) -> None:
+    """The limit of all device plugins: the kernel knows a stick by its number, and may give that to the next stick that is plugged in."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    pod = site.holder(daemon, "tty40", containers=[as_root(site.template())])
+    site.sticks.unplug("tty40")
+    daemon.wait_for(lambda: site.shows(1, 0), what="lost stick")
+    site.plug("tty40", "C")
+    daemon.wait_for(lambda: site.shows(2, 1), what="stick that has its number")
+    assert site.reach(pod, "tty40") == "opened"
+    site.restart_in_place(pod)
+    waits = "CreateContainerError"
+    daemon.wait_for(lambda: site.hurry(pod) and waiting_reason(site.read(pod)) == waits, what="container that waits")
+    assert site.kubelet.output(pod, "c", 1) == []
 
 
 def test_a_pulled_stick_stays_in_capacity_while_a_pod_has_it(site: Site) -> None:

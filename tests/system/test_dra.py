@@ -10,7 +10,7 @@ import pytest
 from system import testbed
 from system.apiserver import PATCH_ONLY, WATCH
 from system.claiming import CDI, RIGHTS, SLICES, ClaimingSite, apply_classes, missing
-from system.handover import PODS, HandingOver, started_before, title_of, uid_of, waiting_reason
+from system.handover import FORBIDDEN, PODS, HandingOver, as_root, started_before, title_of, uid_of, waiting_reason
 from system.test_journey import EVICT
 from system.waiting import eventually
 
@@ -93,6 +93,27 @@ def test_a_claim_has_the_stick_with_its_serial(site: ClaimingSite) -> None:
     daemon.wait_for(lambda: site.offers(A=True, B=True), what="slice with both")
     site.holder_of(daemon, "tty41", site.claim("B"))
     site.holder_of(daemon, "tty40", None)
+
+
+def test_a_pod_as_root_opens_no_stick_but_its_own(site: ClaimingSite) -> None:
+    """With all that containers may do by default it can make a devnode of any stick, and open its own alone, also after a replug."""
+    site.plug("tty40", "A")
+    site.plug("tty41", "B")
+    daemon = site.start()
+    daemon.wait_for(lambda: site.offers(A=True, B=True), what="slice with both")
+    site.holder_of(daemon, "tty40", site.claim("A"))
+    spec = site.template_of(site.claim("B"))["spec"]
+    pod = site.holder(daemon, "tty41", **{**spec, "containers": [as_root({"spec": spec})]})
+    assert (site.reach(pod, "tty40"), site.reach(pod, "tty41")) == (FORBIDDEN, "opened")
+    assert site.seen_in(pod) == ["/dev/zstick"]
+    site.sticks.unplug("tty41")
+    site.plug("tty42", "B")
+    daemon.wait_for(lambda: site.offers(A=True, B=True), what="stick that is back")
+    site.restart_in_place(pod)
+    site.await_opened(daemon, pod, "tty42", restarts=1)
+    site.plug("tty41", "C")
+    assert [site.reach(pod, tty) for tty in ("tty40", "tty41", "tty42")] == [FORBIDDEN, FORBIDDEN, "opened"]
+    assert site.seen_in(pod) == ["/dev/zstick"]
 
 
 @pytest.mark.parametrize("by_claim", [False, True], ids=["any", "by serial"])

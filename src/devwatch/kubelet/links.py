@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 from devwatch.core.errors import KubeletError
@@ -38,7 +39,8 @@ def find_leftovers(folder: Path) -> tuple[Path, ...]:
     try:
         found = sorted(folder.iterdir())
         sockets = [path for path in found if path.match(_SOCKETS) and path.is_socket()]
-        inside = sorted(path for path in links.iterdir() if path.is_symlink()) if links in found else []
+        own = links in found and not links.is_symlink()
+        inside = sorted(path for path in links.iterdir() if path.is_symlink()) if own else []
     except OSError as error:
         raise KubeletError(f"{error.filename or folder}: {error.strerror or error}") from error
     return (*sockets, *inside, *([links] if links in found else []))
@@ -56,7 +58,7 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
 def _remove_leftover(path: Path) -> OSError | None:
     """Remove a file, or the folder of the links, and return why that failed."""
     try:
-        if path.name == FOLDER:
+        if path.name == FOLDER and not path.is_symlink():
             path.rmdir()
         else:
             path.unlink(missing_ok=True)
@@ -105,7 +107,12 @@ class DeviceLinks:
             return None
 
     def _read(self) -> dict[str, str]:
-        """Return what the folder holds, by name: the target of a link, empty for any other file. Folders are none of ours."""
+        """Return what the folder holds, by name: the target of a link, empty for any other file. Folders are none of ours.
+
+        All of it may be removed, so a link in the place of the folder is not followed.
+        """
+        if self.folder.is_symlink():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.folder)
         self.folder.mkdir(mode=0o755, exist_ok=True)
         found = [path for path in self.folder.iterdir() if path.is_symlink() or not path.is_dir()]
         return {path.name: str(path.readlink()) if path.is_symlink() else "" for path in found}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devwatch.core.errors import KubeletError
-from devwatch.kubelet.links import FOLDER, DeviceLinks, remove_leftovers
+from devwatch.kubelet.links import FOLDER, DeviceLinks, find_leftovers, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,6 +139,19 @@ def test_a_folder_in_the_place_of_a_link_is_an_error_until_it_is_gone(tmp_path: 
     (tmp_path / FOLDER / "a").rmdir()
     links.update({"a": USB0})
     assert content(tmp_path) == {"a": USB0}
+
+
+def test_a_link_in_the_place_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    """Who can write there could have the daemon, which is root, empty any folder of the host. A purge removes the link itself."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    (tmp_path / "other" / "link").symlink_to(USB1)
+    (tmp_path / FOLDER).symlink_to("other")
+    with pytest.raises(KubeletError, match=f"^{tmp_path / FOLDER}: File exists$") as raised:
+        DeviceLinks(tmp_path).update({"a": USB0})
+    assert "remove what is there" in raised.value.hint
+    remove_leftovers(find_leftovers(tmp_path))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "link", "other"]
 
 
 def test_a_file_that_came_into_the_place_of_a_link_is_removed(tmp_path: Path) -> None:

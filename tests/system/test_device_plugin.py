@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import signal
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from grpclib.exceptions import GRPCError
 
+from support.grpckubelet import PluginClient
 from system.apiserver import PATCH_ONLY, WATCH
 from system.evictionproxy import evicting_url
 from system.handover import (
@@ -27,6 +30,7 @@ from system.handover import (
     uid_of,
     waiting_reason,
 )
+from system.localuser import attempts, sockets
 from system.test_journey import EVICT
 from system.udevd import DEV, serial_port
 from system.waiting import eventually
@@ -164,6 +168,25 @@ def test_a_pod_as_root_opens_no_stick_but_its_own(site: Site) -> None:
     site.plug("tty41", "C")
     assert [site.reach(pod, tty) for tty in ("tty40", "tty41", "tty42")] == [FORBIDDEN, FORBIDDEN, "opened"]
     assert site.seen_in(pod) == ["/dev/zstick"]
+
+
+def test_a_local_user_reaches_no_socket_and_root_gets_no_more_than_paths(site: Site) -> None:
+    """The folders are the kubelet's, 0750. What `Allocate` hands out are names of links, and asking for them changes nothing."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    pod = site.holder(daemon, "tty40")
+    found = sockets()
+    ours = [path for path in found if path.name.startswith("devwatch-")]
+    assert {path.name for path in found if path not in ours} == {"kubelet.sock"}
+    assert attempts(found) == {"EACCES EACCES EACCES"}
+    assert {path.stat().st_mode & 0o022 for path in ours} == {0}
+    folder = ours[0].parent
+    (link,) = (folder / "devwatch").iterdir()
+    answers = [asyncio.run(_allocated(path, link.name)) for path in ours]
+    assert sorted(answers) == [[], [("/dev/zstick", str(link), "rw")]]
+    site.witness(daemon)
+    assert site.shows(1, 1)
+    assert site.stays(pod)
 
 
 def test_the_number_of_a_pulled_stick_stays_open_to_its_container_until_that_restarts(site: Site) -> None:
@@ -511,6 +534,18 @@ def test_the_way_back_waits_until_the_kubelet_has_forgotten_the_plugin(site: Sit
     site.holder(daemon, "tty40")
     assert site.shows(1, 1)
     assert "waits" not in site.handing.readiness()
+
+
+async def _allocated(path: Path, name: str) -> list[tuple[str, str, str]]:
+    """Return what the plugin on this socket hands out for an ID, as root: nothing where it does not know it."""
+    client = PluginClient(path)
+    try:
+        (answer,) = (await client.allocate(name)).container_responses
+    except GRPCError:
+        return []
+    finally:
+        client.close()
+    return [(each.container_path, each.host_path, each.permissions) for each in answer.devices]
 
 
 def _add_resource(site: Site, resource: str) -> None:

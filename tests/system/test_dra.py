@@ -9,8 +9,9 @@ import pytest
 
 from system import testbed
 from system.apiserver import PATCH_ONLY, WATCH
-from system.claiming import CDI, RIGHTS, SLICES, ClaimingSite, apply_classes, missing
+from system.claiming import CDI, RECORD, RIGHTS, SLICES, ClaimingSite, apply_classes, missing
 from system.handover import FORBIDDEN, PODS, HandingOver, as_root, started_before, title_of, uid_of, waiting_reason
+from system.localuser import attempts, sockets
 from system.test_journey import EVICT
 from system.waiting import eventually
 
@@ -114,6 +115,20 @@ def test_a_pod_as_root_opens_no_stick_but_its_own(site: ClaimingSite) -> None:
     site.plug("tty41", "C")
     assert [site.reach(pod, tty) for tty in ("tty40", "tty41", "tty42")] == [FORBIDDEN, FORBIDDEN, "opened"]
     assert site.seen_in(pod) == ["/dev/zstick"]
+
+
+def test_a_local_user_reaches_no_socket_and_writes_no_cdi_file(site: ClaimingSite) -> None:
+    """The folders of the kubelet are 0750; that of the CDI files can be read by all, and written by root alone."""
+    site.plug("tty40", "A")
+    daemon = site.start()
+    site.holder_of(daemon, "tty40", site.claim("A"))
+    found = sockets()
+    assert {"dra.sock", "devwatch.io-reg.sock"} <= {path.name for path in found}
+    assert attempts(found) == {"EACCES EACCES EACCES"}
+    (file,) = CDI.glob("devwatch.io-*")
+    assert attempts([file]) == {"EACCES EACCES EACCES"}
+    modes = {path: path.stat().st_mode & 0o777 for path in (file, CDI, RECORD, RECORD.parent)}
+    assert modes == {file: 0o644, CDI: 0o755, RECORD: 0o600, RECORD.parent: 0o750}
 
 
 @pytest.mark.parametrize("by_claim", [False, True], ids=["any", "by serial"])

@@ -249,6 +249,43 @@ async def test_sockets_that_a_killed_daemon_left_are_replaced(tmp_path: Path) ->
         assert len(site.kubelet.registered) == 1
 
 
+@pytest.mark.parametrize("taken", OURS)
+def test_a_process_that_listens_in_the_place_of_a_socket_hears_nothing(taken: str, tmp_path: Path) -> None:
+    """Only root can be there before the daemon; the kubelet reaches the daemon nevertheless."""
+    (tmp_path / taken).parent.mkdir(parents=True)
+
+    @quiet
+    async def scenario() -> None:
+        async with serving(tmp_path) as site:
+            await asyncio.sleep(0.5)
+            assert len(site.kubelet.registered) == 1
+            assert site.server.connected
+
+    with socket.socket(socket.AF_UNIX) as squatter:
+        squatter.bind(str(tmp_path / taken))
+        scenario()
+
+
+@pytest.mark.parametrize("taken", OURS)
+def test_a_link_in_the_place_of_a_socket_leads_nowhere(taken: str, tmp_path: Path) -> None:
+    """It is an error that names it; what it leads to stays as it is."""
+    path, other = tmp_path / taken, tmp_path / "other"
+    (tmp_path / "plugins_registry").mkdir()
+    (tmp_path / "plugins" / "devwatch.io").mkdir(parents=True)
+    path.symlink_to(other)
+    other.write_text("x")
+
+    @quiet
+    async def scenario() -> None:
+        server = DriverServer(tmp_path, Recorder())
+        with pytest.raises(KubeletError, match=f"^{path}: .*already in use$"):
+            await server.start()
+        await server.close()
+
+    scenario()
+    assert other.read_text() == "x"
+
+
 @pytest.mark.parametrize("missing", ["plugins", "plugins_registry"])
 def test_a_folder_that_is_missing_is_told_with_the_cure(missing: str, tmp_path: Path) -> None:
     """The kubelet makes them; nothing is left listening."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -231,6 +233,62 @@ async def test_a_socket_that_a_killed_daemon_left_is_replaced(tmp_path: Path) ->
     (tmp_path / "kept").rename(path)
     async with serving(tmp_path) as site:
         assert len((await site.client().allocate("a")).container_responses) == 1
+
+
+@quiet
+async def test_a_process_that_listens_in_the_place_of_a_socket_hears_nothing(tmp_path: Path) -> None:
+    """Only root can be there before the daemon; what the kubelet asks reaches the daemon nevertheless."""
+    with socket.socket(socket.AF_UNIX) as squatter:
+        squatter.bind(str(tmp_path / "plugin.sock"))
+        squatter.listen()
+        squatter.settimeout(0)
+        async with serving(tmp_path) as site:
+            assert len((await site.client().allocate("a")).container_responses) == 1
+        with pytest.raises(BlockingIOError):
+            squatter.accept()
+
+
+@pytest.mark.parametrize("target", ["a socket", "a file", "nothing"])
+def test_a_link_in_the_place_of_a_socket_leads_nowhere(target: str, tmp_path: Path) -> None:
+    """It is replaced, or an error; what it leads to stays as it is."""
+    path, other = tmp_path / "plugin.sock", tmp_path / "other"
+    path.symlink_to(other)
+    if target == "a file":
+        other.write_text("x")
+
+    @quiet
+    async def scenario() -> None:
+        server = PluginServer(path, Stick(), tmp_path)
+        if target == "a socket":
+            await server.start()
+            assert path.is_socket()
+            assert not path.is_symlink()
+        else:
+            with pytest.raises(KubeletError, match=f"^{path}: .*already in use$"):
+                await server.start()
+        await server.close()
+
+    with socket.socket(socket.AF_UNIX) as squatter:
+        if target == "a socket":
+            squatter.bind(str(other))
+        scenario()
+    kinds = {"a socket": other.is_socket(), "a file": other.is_file(), "nothing": not other.exists()}
+    assert kinds[target]
+
+
+def test_only_the_owner_of_a_socket_can_connect_to_it(tmp_path: Path) -> None:
+    """Under any usual umask: a client needs the permission to write (unix(7))."""
+
+    @quiet
+    async def scenario() -> None:
+        async with serving(tmp_path) as site:
+            assert site.path.stat().st_mode & 0o022 == 0
+
+    before = os.umask(0o022)
+    try:
+        scenario()
+    finally:
+        os.umask(before)
 
 
 @quiet

@@ -108,6 +108,15 @@ def test_in_ci_a_test_for_a_newer_server_is_skipped(tmp_path: Path) -> None:
     assert "needs Kubernetes 1.36 or newer" in output
 
 
+def test_in_ci_a_test_of_an_earlier_release_is_skipped_in_a_shallow_clone(tmp_path: Path) -> None:
+    """How deep the clone is, is up to its owner, and the reason has the words of git."""
+    head = "import pytest\nfrom system import formerrelease, testbed\n"
+    source = f"{head}def test_it(): testbed.require(formerrelease.missing('{'0' * 40}'))"
+    output = pytest_in(tmp_path, source, CI="true")
+    assert "1 skipped" in output
+    assert "needs the history of the repository: fatal: " in output
+
+
 def test_outside_ci_a_skip_is_a_skip(tmp_path: Path) -> None:
     """The variables decide by their value: an empty one, 0 or false is off."""
     output = pytest_in(tmp_path, "import pytest\ndef test_it(): pytest.skip('no luck')", CI="false", DEVWATCH_CI="")

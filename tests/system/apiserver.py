@@ -418,6 +418,11 @@ class ApiServer:
             raise ApiServerError(f"{method} {path}: {status} {answer.get('message', '')}")
         return answer
 
+    def connection(self) -> http.client.HTTPSConnection:
+        """Return a connection of the administrator that waits without a limit, as a watch must."""
+        address = urlsplit(self.url)
+        return http.client.HTTPSConnection(str(address.hostname), address.port, context=self._tls)
+
     def _exchange(
         self, url: str, method: str, path: str, payload: bytes | None = None, content_type: str = "application/json"
     ) -> tuple[int, bytes]:

@@ -14,6 +14,8 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 _OFF = {"", "0", "false"}
 NEWER = "needs Kubernetes 1."
 """The beginning of the reason of tests for a newer server: with which one they run is not up to this machine."""
+HISTORY = "needs the history of the repository"
+"""The beginning of the reason of tests for an earlier release, which a shallow clone does not have."""
 
 
 def closed(environ: Mapping[str, str]) -> str | None:
@@ -29,10 +31,10 @@ def skips_fail(environ: Mapping[str, str]) -> bool:
 
 
 def without_skip(report: Report) -> Report:
-    """Turn the report of a skip into that of a failure; an expected failure (xfail) is no skip and stays, as does `NEWER`."""
+    """Turn the report of a skip into that of a failure; an expected failure (xfail) is no skip and stays, as do `NEWER` and `HISTORY`."""
     if report.outcome == "skipped" and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-        if NEWER in str(reason):
+        if any(allowed in str(reason) for allowed in (NEWER, HISTORY)):
             return report
         report.outcome = "failed"
         report.longrepr = f"a skip is a failure in CI: {reason}"

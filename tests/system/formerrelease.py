@@ -31,15 +31,15 @@ def missing(commit: str) -> str | None:
     return f"{testbed.HISTORY}: {words[-1] if words else f'git has no {commit}'}"
 
 
-def unpack(commit: str, into: Path) -> Path:
-    """Write the folder `src` of a commit into a folder, and return it; `missing` says beforehand whether that can be done."""
-    done = _git("archive", "--format=tar", commit, "src")
+def unpack(commit: str, folder: str, into: Path) -> Path:
+    """Write a folder of a commit below another one, and return it; `missing` says beforehand whether that can be done."""
+    done = _git("archive", "--format=tar", commit, folder)
     done.check_returncode()
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         # Python 3.11 has the filter since 3.11.4 only, 3.12 and 3.13 warn without one.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(into)  # noqa: S202  an archive of our own making
-    return into / "src"
+    return into / folder
 
 
 def version(source: Path) -> str:

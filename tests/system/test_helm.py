@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 import yaml
 
+from devwatch import __version__
 from project.test_release import COMMITTED
 from support import release
 from support.deployment import DEPLOY
+from system import formerrelease, testbed
 from system.waiting import eventually
 
 helm = pytest.importorskip("helm_python", reason="needs helm-python-sdk, which has wheels for x86_64 and aarch64 alone")
@@ -182,3 +184,53 @@ def unless_refused(ask: Callable[[], T]) -> T | None:
         return ask()
     except OSError:
         return None
+
+
+@pytest.fixture
+def former(tmp_path: Path) -> Path:
+    """Return the chart of 0.1.0."""
+    testbed.require(formerrelease.missing(formerrelease.FIRST))
+    return formerrelease.unpack(formerrelease.FIRST, "deploy/chart", tmp_path / "former")
+
+
+VALUES = {
+    "image": {"repository": "registry.example.com/devwatch"},
+    "config": {"resources": [{"name": "aeotec/zstick", "match": [{"vendor": "0658"}], "evict": {"after": "30s"}}]},
+    **{name: {"enabled": True} for name in ("unprivileged", "events", "eviction")},
+}
+"""Those of a user of 0.1.0."""
+
+
+def daemonset(apiserver: ApiServer, namespace: str) -> Object:
+    """Return the spec of the DaemonSet."""
+    status, body = apiserver.request("GET", f"/apis/apps/v1/namespaces/{namespace}/daemonsets/devwatch")
+    assert status == 200, body
+    spec: Object = body["spec"]
+    return spec
+
+
+def test_a_release_of_0_1_0_is_upgraded_and_rolled_back(
+    former: Path, chart: Path, config: Config, apiserver: ApiServer, namespace: str
+) -> None:
+    """With its values. Of the daemon's Pods only the image changes, so they are replaced once, and a rollback restores all."""
+    config.install(str(former), "devwatch", VALUES, namespace=namespace, create_namespace=True)
+    before = daemonset(apiserver, namespace)
+    config.upgrade(str(chart), "devwatch", VALUES, namespace=namespace)
+    after = daemonset(apiserver, namespace)
+    (container,) = after["template"]["spec"]["containers"]
+    assert container["image"] == f"registry.example.com/devwatch:{__version__}"
+    container["image"] = "registry.example.com/devwatch:0.1.0"
+    assert after["template"] == before["template"]
+    config.rollback("devwatch", version=1)
+    assert daemonset(apiserver, namespace) == before
+
+
+def test_values_of_a_former_chart_in_place_of_the_defaults_are_refused(
+    former: Path, chart: Path, config: Config, apiserver: ApiServer, namespace: str
+) -> None:
+    """With what to type, and nothing is changed: `--reuse-values` has no default of what is new."""
+    config.install(str(former), "devwatch", VALUES, namespace=namespace, create_namespace=True)
+    before = daemonset(apiserver, namespace)
+    with pytest.raises(helm.HelmError, match="--reset-then-reuse-values"):
+        config.upgrade(str(chart), "devwatch", reuse_values=True, namespace=namespace)
+    assert daemonset(apiserver, namespace) == before

@@ -129,7 +129,7 @@ class Releases(Workloads):
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the sources of 0.1.0, which run with the libraries that are here."""
     testbed.require(formerrelease.missing(formerrelease.FIRST))
-    unpacked = formerrelease.unpack(formerrelease.FIRST, tmp_path_factory.mktemp("former"))
+    unpacked = formerrelease.unpack(formerrelease.FIRST, "src", tmp_path_factory.mktemp("former"))
     assert formerrelease.version(unpacked) == f"devwatch {FIRST}"
     return unpacked
 

@@ -3,6 +3,16 @@ app.kubernetes.io/name: devwatch
 app.kubernetes.io/component: daemon
 {{- end }}
 
+{{- /* For every template that reads a key which an older chart did not have: --reuse-values replaces the defaults of this chart by those of
+the former one. */}}
+{{- define "devwatch.requireDefaults" }}
+{{- range list "devicePlugin" "dra" "namespace" }}
+  {{- if not (hasKey $.Values .) }}
+    {{- fail (printf "%s is missing: --reuse-values has dropped the defaults of this chart. Upgrade with --reset-then-reuse-values (Helm 3.14), or with --values and the file of your values" .) }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "devwatch.image" -}}
 {{ .Values.image.repository }}
 {{- if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}

@@ -36,7 +36,9 @@ LONGEST_README = 150
 """Lines: what a reader takes in who wants to know whether devwatch is the right tool."""
 NOT_EVENTS = frozenset({"config.yaml"})
 """What only looks like a log event."""
-FOREIGN_OPTIONS = frozenset({"--create-namespace", "--device", "--domain", "--set", "--wait"})
+FOREIGN_OPTIONS = frozenset(
+    {"--create-namespace", "--device", "--domain", "--reset-then-reuse-values", "--reuse-values", "--set", "--wait"}
+)
 """Options of other programs that stand alone in a code span: of Helm, kubectl and generic-device-plugin."""
 
 _FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)

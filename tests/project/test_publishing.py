@@ -113,6 +113,13 @@ def test_every_bullet_is_a_change_in_plain_text() -> None:
     ]
 
 
+def test_what_to_do_at_an_upgrade_is_in_the_notes_and_is_not_a_change() -> None:
+    """It stands first, for users; Artifact Hub has no word for it."""
+    advice = "### Upgrading\n\n- **Helm**: with your values.\n\n"
+    assert release.notes(f"# Changelog\n\n## [1.0.0] - 2026-01-31\n\n{advice}{ENTRY}") == advice + ENTRY
+    assert release.changes(advice + ENTRY) == release.changes(ENTRY)
+
+
 def test_a_heading_that_no_change_has_is_refused() -> None:
     """With those that there are."""
     with pytest.raises(ValueError, match=r"'News' is not a kind of change .*added, changed"):

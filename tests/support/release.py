@@ -23,6 +23,9 @@ KINDS = ("added", "changed", "deprecated", "removed", "fixed", "security")
 Source: https://artifacthub.io/docs/topics/annotations/helm (`artifacthub.io/changes`).
 """
 
+ADVICE = "upgrading"
+"""The heading of what a user does at an upgrade: it is in the notes of a release, and is not a change."""
+
 
 def notes(changelog: str) -> str:
     """Return the latest entry of the changelog without its heading: the notes of a release. Raises `ValueError` where there is none."""
@@ -38,6 +41,8 @@ def changes(entry: str) -> list[dict[str, str]]:
     for part in re.split(r"^### ", entry, flags=re.MULTILINE)[1:]:
         heading, _, text = part.partition("\n")
         kind = heading.strip().lower()
+        if kind == ADVICE:
+            continue
         if kind not in KINDS:
             raise ValueError(f"CHANGELOG.md: {heading!r} is not a kind of change (one of: {', '.join(KINDS)})")
         bullets = re.split(r"^- ", text, flags=re.MULTILINE)[1:]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devwatch.config.schema import parse
-from devwatch.core.errors import KubeletError, Retry
+from devwatch.core.errors import Forbidden, KubeletError, Retry
 from devwatch.core.handover import FALL_LIMIT, UNREGISTERED_LIMIT, Offer
 from devwatch.core.holders import Holding
 from support import virtualtime
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from devwatch.config.schema import Config
+    from devwatch.core.errors import ApiError
 
 USB0, USB1, USB2 = "/dev/ttyUSB0", "/dev/ttyUSB1", "/dev/ttyUSB2"
 GRACE = 2.0
@@ -942,6 +943,27 @@ async def test_a_living_holder_of_a_lost_device_costs_no_list_of_pods_a_second()
         one.workload.lists.clear()
         await asyncio.sleep(600)
         assert len(one.workload.lists) <= 60
+
+
+@virtual
+@pytest.mark.parametrize(
+    "error", [None, Retry("too many requests (429)"), Forbidden("cannot list pods", hint="grant it")]
+)
+async def test_an_unknown_holder_of_a_lost_device_is_asked_for_at_growing_intervals(error: ApiError | None) -> None:
+    """The device may be away for months, and a pod unaccounted for as long: of its init container the kubelet never tells."""
+    async with site(USB0) as one:
+        one.workload.error = error
+        one.workload.run(*(() if error else (pod("p"),)))
+        one.host.unplug(USB0)
+        await asyncio.sleep(60)
+        one.workload.lists.clear()
+        await asyncio.sleep(HOUR)
+        assert len(one.workload.lists) <= HOUR / 5
+        assert one.taken.unhealthy
+        one.workload.error = None
+        one.workload.end("home/p")
+        await asyncio.sleep(12)
+        assert one.taken == Offer()
 
 
 @virtual

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
+from devwatch.core.backoff import Backoff
 from devwatch.core.errors import ApiError, Forbidden, KubeletError, Retry
 from devwatch.core.handover import held_elsewhere
 from devwatch.core.holders import held_ids, holders_of, unproved
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 UNACCOUNTED = "the kubelet does not account yet for every pod that requests the resource"
 READ_INTERVAL = 1.0
 """Seconds between two readings of the holders while a device is absent."""
-LASTING = 10
+READ_LIMIT = 10.0
+"""Seconds between two readings, at most, of which the last ones did not tell of every device: each is a list of the pods."""
+LASTING = 5
 """Readings that fail, one after the other, before that is reported: a kubelet or an API server that starts again needs seconds."""
 
 
@@ -141,6 +144,7 @@ class HeldDevices:
     _read_at: float = math.inf
     _failures: int = 0
     """The readings that have failed since the last one that did not."""
+    _backoff: Backoff = field(default_factory=lambda: Backoff(first=READ_INTERVAL, limit=READ_LIMIT))
     _filter: RepeatFilter = field(default_factory=RepeatFilter)
     _by_claim: Container[str] = ()
 
@@ -157,6 +161,7 @@ class HeldDevices:
         self._lost = frozenset(slot.id for slot in chain.from_iterable(slots.values()) if slot.state is SlotState.HELD)
         absent = _all(self._absent.values())
         if absent - before:
+            self._backoff.succeed()
             self._read_at = now
         # A lingering device that has been offered since the last reading may be given to a pod.
         offered = frozenset(
@@ -211,7 +216,7 @@ class HeldDevices:
         return self._read_at if _all(self._absent.values()) - (self.free & self._lost) else None
 
     async def _read(self) -> None:
-        self._read_at = self.clock.now() + READ_INTERVAL
+        due = self._read_at = self.clock.now() + READ_INTERVAL
         self._asked = frozenset(
             each for name, ids in self._absent.items() for each in ids if not self.can_allocate(name, frozenset({each}))
         )
@@ -222,7 +227,17 @@ class HeldDevices:
             free, self._doubt = frozenset(), str(error)
             self._failures += 1
             self._report(error)
+        if self._read_at == due:  # else a device has gone since
+            self._schedule()
         self.free = (self.free & self._lost) | (free & self._asked - self.claimed(self._asked))
+
+    def _schedule(self) -> None:
+        """Read again at growing intervals while the readings do not tell of every device."""
+        if not self._doubt:
+            self._backoff.succeed()
+            return
+        now = self.clock.now()
+        self._read_at = now + self._backoff.fail(now, self.clock.jitter(), at_least=READ_INTERVAL)
 
     def _report(self, error: KubeletError | ApiError) -> None:
         """Report why absent devices stay listed: a missing permission at once, anything else only if it lasts."""

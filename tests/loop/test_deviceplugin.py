@@ -532,6 +532,25 @@ async def test_the_kubelet_is_registered_with_within_100_ms_of_its_start() -> No
 
 
 @virtual
+async def test_a_kubelet_that_is_killed_while_it_is_asked_is_registered_with_within_100_ms_of_its_start() -> None:
+    """What it was asked is whether it has taken over a list; the end of the stream is noticed then as well."""
+    async with site(USB0) as one:
+        for moment in range(50):
+            one.host.plug("0001", USB1, serial="S1")
+            await asyncio.sleep(moment / 1000)
+            one.kubelet.kill()
+            await asyncio.sleep(0.3)
+            one.forget()
+            started = now()
+            one.kubelet.start()
+            await asyncio.sleep(0.3)
+            assert [at <= started + 0.1 for at, _ in one.kubelet.registrations] == [True], moment
+            one.host.unplug(USB1)
+            await asyncio.sleep(30)
+            one.check_agreement(1)
+
+
+@virtual
 async def test_a_changed_path_is_handed_out_from_then_on() -> None:
     """Without another registration."""
     async with site(USB0) as one:

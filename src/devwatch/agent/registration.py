@@ -246,7 +246,8 @@ class Registration:
             taken = await self._taken_over()
             passed = self.clock.now() - began
             if taken is None:
-                return not await self._await_change(max(ACK_TIMEOUT - passed, 0))
+                # A kubelet that is killed meanwhile ends the stream before its answer fails.
+                return self.handover.sent is offer and not await self._await_change(max(ACK_TIMEOUT - passed, 0))
             # A kubelet that lists lost devices as well may still have the list before, in which they were healthy: it gets its second.
             if taken == offer.healthy or (taken == offer.ids and passed >= ACK_TIMEOUT):
                 return True

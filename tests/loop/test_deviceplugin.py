@@ -909,13 +909,13 @@ def test_a_stick_with_any_serial_is_handed_over_and_keeps_its_id(serial: str) ->
 async def test_a_folder_that_takes_no_socket_is_one_line_and_nothing_is_lost() -> None:
     """A full disk, say: the links are there, and the sockets are not."""
     async with site(USB0) as one:
-        one.kubelet.unwritable = KubeletError("/plugins/x.sock: No space left on device")
+        one.kubelet.unwritable = KubeletError("/plugins/x.sock: No space left on device", hint="free some")
         await stream_ends(one)
         await asyncio.sleep(HOUR)
         assert one.server.shows(ZIGBEE) == ("1", "0")
         assert set(one.lost()) == {"the kubelet has ended the stream", "/plugins/x.sock: No space left on device"}
         assert len(one.lost()) < 15
-        assert one.ready()[1].endswith("No space left on device")
+        assert one.ready()[1].endswith("/plugins/x.sock: No space left on device; free some")
         one.kubelet.unwritable = None
         await asyncio.sleep(30)
         one.check_agreement(1)

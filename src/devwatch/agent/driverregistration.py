@@ -162,7 +162,7 @@ class DriverRegistration:
             self.report.wake()
 
     def _fail(self, error: KubeletError) -> None:
-        self.failure = str(error)
+        self.failure = error.advice
         self.report.lost(self.driver, error)
 
     async def _await_change(self, seconds: float | None) -> None:

@@ -105,13 +105,13 @@ class PluginReport:
 
     def unreachable(self, error: KubeletError) -> None:
         """Report why no resource can be handed over."""
-        self.fault = f"{error}; {error.hint}" if error.hint else str(error)
+        self.fault = error.advice
         if self._should_log(_EVERY, error):
             self.telemetry.log.warning("kubelet.lost", error=str(error), **_hint(error))
 
     def limited(self, error: KubeletError) -> None:
         """Report, once, what is wrong with the folder of the links, which is a fault of this host."""
-        self.fault = f"{error}; {error.hint}" if error.hint else str(error)
+        self.fault = error.advice
         before = self._filters.get(_EVERY, RepeatFilter()).texts
         new = str(error) not in before  # a condition of this host is not repeated
         if self._should_log(_EVERY, error) and new:

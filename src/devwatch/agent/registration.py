@@ -186,7 +186,7 @@ class Registration:
             try:
                 await self._serve(known)
             except KubeletError as error:
-                self.failure = str(error)
+                self.failure = error.advice
                 self.report.lost(self.rule.name, error)
             if self.clock.now() >= began + SETTLED:
                 backoff.succeed()

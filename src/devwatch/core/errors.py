@@ -67,6 +67,11 @@ class KubeletError(DevwatchError):
         super().__init__(message)
         self.hint = hint
 
+    @property
+    def advice(self) -> str:
+        """The message and the hint, in one line."""
+        return f"{self}; {self.hint}" if self.hint else str(self)
+
 
 class NotAnswered(KubeletError):
     """The kubelet has a socket and does not answer: it hangs, or is busy."""

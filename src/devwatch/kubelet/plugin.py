@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
-from devwatch.core.errors import KubeletError
+from devwatch.kubelet import files
 from devwatch.kubelet import kubelet_pb2 as pb
 from devwatch.kubelet.protocol import KubeletServer, receive
 
@@ -68,7 +68,7 @@ class PluginServer:
         try:
             await self._server.start(path=str(self._path))
         except OSError as error:
-            raise KubeletError(f"{self._path}: {error.strerror or error}") from error
+            raise files.error_of(error, self._path) from error
         self._listening = True
 
     async def close(self) -> None:

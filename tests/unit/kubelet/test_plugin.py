@@ -304,6 +304,15 @@ async def test_a_server_that_cannot_listen_says_so_and_can_be_closed(tmp_path: P
 
 
 @quiet
+async def test_a_server_that_cannot_listen_says_what_to_do(tmp_path: Path) -> None:
+    """Where it is certain: the folder is absent."""
+    folder = tmp_path / "none"
+    with pytest.raises(KubeletError) as told:
+        await PluginServer(folder / "plugin.sock", Stick(), tmp_path).start()
+    assert told.value.hint == f"create {folder}, or mount it into the container"
+
+
+@quiet
 async def test_the_options_ask_for_no_further_calls(tmp_path: Path) -> None:
     """Neither before a container starts nor for a preference."""
     async with serving(tmp_path) as site:

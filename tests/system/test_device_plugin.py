@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from system.handover import (
     uid_of,
     waiting_reason,
 )
+from system.kubelet import FOLDER
 from system.localuser import attempts, sockets
 from system.test_journey import EVICT
 from system.udevd import DEV, serial_port
@@ -54,6 +57,8 @@ trap 'exit 0' TERM
 exec 3<>/dev/offered && echo opened $(stat -c %%t:%%T /dev/offered) $DEVICE_%(prefix)s_EXAMPLE_OFFERED
 sleep 2147483647 & wait
 """
+
+HOSTILE_SERIAL = 'esc\x1b[31m\x9b2J"}]},"b.io/c":[{\\x00\\n../../etc/passwd é\u202e\u2028' + "A" * 300
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +173,28 @@ def test_a_pod_as_root_opens_no_stick_but_its_own(site: Site) -> None:
     site.plug("tty41", "C")
     assert [site.reach(pod, tty) for tty in ("tty40", "tty41", "tty42")] == [FORBIDDEN, FORBIDDEN, "opened"]
     assert site.seen_in(pod) == ["/dev/zstick"]
+
+
+def test_a_stick_with_a_hostile_serial_is_handed_over_like_any_other(site: Site) -> None:
+    """It reaches neither a terminal nor a path: the link has the ID as its name, and all that is shown is printable."""
+    site.plug("tty40", HOSTILE_SERIAL)
+    daemon = site.start()
+    pod = site.holder(daemon, "tty40")
+    (link,) = (FOLDER / "device-plugins" / "devwatch").iterdir()
+    assert re.fullmatch("0658-0200-[-a-z0-9]{1,53}", link.name)
+    assert str(link.readlink()) == "/dev/tty40"
+    annotation = site.apiserver.node(site.kubelet.node)["metadata"]["annotations"]["devwatch.io/devices"]
+    assert annotation.isascii()
+    assert annotation.isprintable()
+    assert json.loads(annotation)[f"{site.prefix}.example/zstick"][0]["serial"] == HOSTILE_SERIAL[:128]
+    fields = f"reason%3DDeviceAdded,involvedObject.name%3D{site.kubelet.node}"
+    path = f"/api/v1/events?fieldSelector={fields}"
+    messages = eventually(lambda: [each["message"] for each in site.apiserver.request("GET", path)[1]["items"]])
+    assert all(message.isprintable() for message in messages)
+    assert any("serial esc" in message for message in messages)
+    for line in (*daemon.stderr.splitlines(), *site.handing.status().splitlines()):
+        assert line.isprintable()
+    assert site.stays(pod)
 
 
 def test_a_local_user_reaches_no_socket_and_root_gets_no_more_than_paths(site: Site) -> None:

@@ -117,6 +117,18 @@ def test_a_pod_as_root_opens_no_stick_but_its_own(site: ClaimingSite) -> None:
     assert site.seen_in(pod) == ["/dev/zstick"]
 
 
+def test_a_stick_with_a_hostile_serial_is_handed_over_like_any_other(site: ClaimingSite) -> None:
+    """The server takes its slice, and the pod opens it; a selector finds it by what is left of the serial."""
+    site.plug("tty40", 'esc\x1b[31m"}]},"\\x00\\n../../é\u202e\u2028' + "A" * 300)
+    daemon = site.start()
+    site.holder_of(daemon, "tty40", site.claim(""))
+    (serial,) = site.offered()
+    assert serial.isprintable()
+    assert serial.startswith('esc [31m"}]},"\\x00\\n../../é  AAA')
+    assert len(serial.encode()) == 64
+    assert "esc" not in "".join(path.read_text() for path in CDI.glob("devwatch.io-*"))
+
+
 def test_a_local_user_reaches_no_socket_and_writes_no_cdi_file(site: ClaimingSite) -> None:
     """The folders of the kubelet are 0750; that of the CDI files can be read by all, and written by root alone."""
     site.plug("tty40", "A")

@@ -57,17 +57,18 @@ class Thief:
         """The rows about what the server has."""
         return [each for each in ATTEMPTS if self.server.serves(each.api) or each.api == "v1"]
 
-    def outcomes(self) -> dict[str, list[str]]:
-        """Return what comes of each request, by the row."""
-        return {
-            each.title: [self._outcome(call.with_names(self.names)) for call in each.calls] for each in self.attempts
-        }
-
     def can(self, component: str, *, policy: bool) -> bool:
-        """Return True; fail with the rows in which a request does not end as the table says."""
-        found = self.outcomes()
-        wanted = {each.title: [_verdict(each, component, policy=policy)] * len(each.calls) for each in self.attempts}
-        assert {title: found[title] for title in found if found[title] != wanted[title]} == {}
+        """Return True; fail with the requests that do not end as the table says."""
+        wrong = [
+            f"{call.method} {call.path}: {found} (wanted: {wanted}; {attempt.title})"
+            for attempt in self.attempts
+            for call in attempt.calls
+            for found, wanted in [
+                (self._outcome(call.with_names(self.names)), _verdict(attempt, component, policy=policy))
+            ]
+            if found != wanted
+        ]
+        assert not wrong, "\n".join(wrong)
         return True
 
     def _outcome(self, call: Call) -> str:

@@ -125,12 +125,14 @@ def install(apiserver: ApiServer, tmp_path: Path) -> Iterator[Install]:
         kubectl("apply", "-k", str(folder))
 
     yield run
-    policies = (
-        f"{POLICIES}/{kind}/devwatch" for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies")
-    )
-    roles = (f"{RBAC}/{kind}/{name}" for name in ROLES for kind in ("clusterrolebindings", "clusterroles"))
-    for path in (*policies, *roles):
+    _withdraw_policy(apiserver)
+    for path in (f"{RBAC}/{kind}/{name}" for name in ROLES for kind in ("clusterrolebindings", "clusterroles")):
         apiserver.request("DELETE", path)
+
+
+def _withdraw_policy(server: ApiServer) -> None:
+    for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+        server.request("DELETE", f"{POLICIES}/{kind}/devwatch")
 
 
 @pytest.fixture
@@ -180,6 +182,8 @@ def test_a_thief_of_the_token_can_do_what_the_table_says_and_no_more(
     if thief.policy:
         install(namespace, *components, "admission-policy")
         eventually(lambda: thief.can(component, policy=True))
+        _withdraw_policy(apiserver)
+        eventually(lambda: thief.can(component, policy=False))  # the server is used by other tests
     apiserver.request("DELETE", f"/api/v1/namespaces/{namespace}")
 
 

@@ -15,8 +15,11 @@ from devwatch.core.handover import (
     Handover,
     Offer,
     allocate,
+    held_elsewhere,
     link_names,
+    links_of,
     offer_of,
+    ready_ids,
     variable_of,
 )
 from devwatch.core.node import Amounts, NodePatch, NodeState
@@ -322,6 +325,68 @@ def test_in_any_history_nothing_is_promised_that_the_kubelet_has_not_taken_over(
     desired = world.handover.desired
     assert world.handover.sent == desired
     assert world.observed.amounts(ZIGBEE) == desired.common(desired)
+
+
+# -- what can be handed out
+
+
+def ready(*slots: Slot, listed: str = "", waiting: str = "", held: str = "", linked: str = "") -> set[str]:
+    """Return what can be handed out, where each of the `linked` letters has a link to the devnode of its slot."""
+    links = {name: devnode for each in slots for name, devnode in link_names(each) if each.id in linked}
+    bodies = [f"/devices/usb/{name}" for name in waiting.split()]
+    return ready_ids(slots, listed=frozenset(listed), waiting=bodies, held=held, linked=links)
+
+
+def test_a_present_device_is_handed_out_once_each_of_its_links_is_right() -> None:
+    """A container would open another device, or none."""
+    modem = slot("m", PRESENT, "ttyUSB0", "ttyUSB1")
+    assert ready(modem, linked="m") == {"m"}
+    assert ready(modem) == set()
+    half = ready_ids([modem], listed=set(), waiting=(), held=(), linked={"m": "/dev/ttyUSB0"})
+    assert half == set()
+    assert ready(modem, listed="m") == set()
+
+
+def test_a_new_device_waits_for_its_other_devnodes_and_for_the_pod_that_has_it() -> None:
+    """One that is listed stays listed: a fall would fail the pods that are bound to it."""
+    stick = slot("a", PRESENT, "ttyUSB0")
+    assert ready(stick, linked="a", waiting="ttyUSB0") == set()
+    assert ready(stick, linked="a", held="a") == set()
+    assert ready(stick, linked="a", waiting="ttyUSB9", held="b") == {"a"}
+    assert ready(stick, linked="a", waiting="ttyUSB0", held="a", listed="a") == {"a"}
+
+
+def test_an_absent_device_stays_listed_also_one_that_only_a_former_daemon_has_listed() -> None:
+    """One that was plugged in and pulled before it was listed is not handed out."""
+    assert ready(slot("a", LINGERING, "ttyUSB0"), listed="a") == {"a"}
+    assert ready(slot("a", LINGERING, "ttyUSB0")) == set()
+    assert ready(slot("a", LINGERING), waiting="ttyUSB0") == {"a"}
+
+
+def test_an_absent_device_keeps_the_names_of_its_links() -> None:
+    """The kubelet may ask for it still: its container waits for these links."""
+    modem = slot("m", PRESENT, "ttyUSB0", "ttyUSB1")
+    assert links_of([modem, slot("a", LINGERING)], {"m": ("m",)}) == {"m": ("m", "m-1"), "a": ("a",)}
+    assert links_of([slot("m", HELD)], {"m": ("m", "m-1")}) == {"m": ("m", "m-1")}
+
+
+def test_a_device_that_counts_waits_for_the_pod_that_may_have_it_under_another_name() -> None:
+    """Within its grace too. A lost one is not offered, so it need not wait."""
+    former = slot("z", HELD, "ttyUSB0")
+    there, lingering, lost = (slot("a", state, "ttyUSB0") for state in (PRESENT, LINGERING, HELD))
+    assert held_elsewhere([there, slot("b", PRESENT, "ttyUSB1")], [("x", former)]) == {"a": ("x", "z")}
+    assert held_elsewhere([lingering], [("x", former)]) == {"a": ("x", "z")}
+    assert held_elsewhere([lost], [("x", former)]) == {}
+
+
+def test_it_shows_whether_the_kubelet_can_tell_a_list_from_the_one_before() -> None:
+    """The kubelet lists healthy devices alone: that a lost device has left the list cannot be seen there."""
+    handover = Handover(lost_at=0)
+    proofs = []
+    for listed in (offer("a"), offer("", "a"), offer(), offer(), offer("b", "a"), offer("b")):
+        handover.record_sent(listed)
+        proofs.append(handover.provable)
+    assert proofs == [True, True, False, True, True, False]
 
 
 # -- in the container

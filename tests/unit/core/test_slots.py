@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devwatch.core.rules import Count
-from devwatch.core.slots import Identity, Slot, Slots, SlotState
+from devwatch.core.listing import Entry
+from devwatch.core.rules import Count, Publish
+from devwatch.core.slots import Identity, Slot, Slots, SlotState, mark, recall
 from support.build import ZIGBEE, ZWAVE, device
 
 if TYPE_CHECKING:
@@ -49,16 +50,23 @@ class Story:
         certain: bool = True,
         free: frozenset[str] | None = None,
         pending: tuple[Device, ...] = (),
+        date: str = "",
     ) -> tuple[Slot, ...]:
         """Scan; without `counted` exactly the devices are advertised."""
         number = len(devices) if counted is None else counted
-        return self.slots.update(devices, number, certain=certain, free=free, pending=pending)
+        return self.slots.update(devices, number, certain=certain, free=free, pending=pending, date=date)
 
 
 def stored(name: str, sight: Device, **fields: Any) -> Slot:  # noqa: ANN401  any field
     """Return what the annotation tells the next daemon of a device."""
     (slot,) = Story().see(sight)
     return Slot(id=name, identity=slot.identity, devices=(), state=HELD, **fields)
+
+
+def restarted(*slots: Slot, unit: Count = Count.DEVICE) -> Story:
+    """Return the next daemon, which has read of these slots in the annotation."""
+    listed = [mark(Entry.of(each), slot, Publish.DEVICE_PLUGIN) for slot in slots for each in slot.devices]
+    return Story(*recall(ZIGBEE, listed), unit=unit)
 
 
 # -- lost devices
@@ -84,6 +92,32 @@ def test_an_uncertain_scan_that_finds_a_part_of_a_device_has_not_found_it() -> N
     assert (slot.state, slot.devices) == (PRESENT, (two,))
 
 
+def test_an_uncertain_scan_has_not_found_a_listed_device_by_a_part_of_it() -> None:
+    """The annotation tells the next daemon how many devnodes it has; all of them are the device, and another stick is not a part of it."""
+    one, two = (stick(f"ttyUSB{number}", interface=f"0{number}", physical="/devices/usb/1") for number in (0, 1))
+    other = stick("ttyUSB5", serial="S5", socket="5")
+    listed = Story().see(one, two)
+    found, absent = restarted(*listed).see(two, other, counted=2, certain=False)
+    assert (found.devices, absent.devices, absent.state) == ((other,), (), LINGERING)
+    (whole,) = restarted(*listed).see(one, two, counted=1, certain=False)
+    assert (whole.devices, whole.state) == ((one, two), PRESENT)
+
+
+def test_a_lost_device_has_the_time_of_its_loss_until_it_is_found() -> None:
+    """The API server's, which nothing that happens later changes."""
+    story = Story()
+    story.see(stick())
+    assert [slot.lost for slot in story.see(free=frozenset())] == [None], (
+        "before the first response the time is unknown"
+    )
+    story.see(stick("ttyUSB1"))
+    for free, date in ((), "2026-01-01T00:00:00Z"), (("another",), "2026-01-01T00:00:10Z"):
+        (slot,) = story.see(free=frozenset(free), date=date)
+        assert slot.lost == "2026-01-01T00:00:00Z"
+    (slot,) = story.see(stick("ttyUSB2"))
+    assert slot.lost is None
+
+
 # -- the form of an ID
 
 
@@ -97,6 +131,19 @@ def test_an_id_is_a_dns_label(vendor: str | None, product: str | None, serial: s
     name = identity.id(ZIGBEE, in_socket=True)
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name)
     assert re.fullmatch(r".*-[0-9a-f]{10}", name)
+
+
+def test_an_upgrade_changes_no_id() -> None:
+    """The kubelet, the annotation and claims know devices by the IDs that former releases have made."""
+    whole = Identity(vendor="10c4", product="8a2a", serial="HUSB 12", socket="pci-0000:00:14.0-usb-0:1")
+    assert whole.id(ZIGBEE, in_socket=False) == "10c4-8a2a-husb-12-aa97b4f38c"
+    assert whole.id(ZIGBEE, in_socket=True) == "10c4-8a2a-husb-12-e60252a581"
+    assert whole.id(ZIGBEE, in_socket=True, salt=1) == "10c4-8a2a-husb-12-d17cd139ad"
+    part = Identity(vendor="10c4", product="8a2a", serial=None, socket="/devices/usb/1-1", place="00:0")
+    assert part.id(ZIGBEE, in_socket=True) == "10c4-8a2a-10305302fe"
+    odd = Identity(vendor="10c4", product="8a2a", serial="\udcff" + "s" * 80, socket="1")
+    name = odd.id(ZIGBEE, in_socket=False)
+    assert (len(name), name) == (63, "10c4-8a2a-" + "s" * 42 + "-f101da812b")
 
 
 def test_an_id_names_vendor_product_and_serial() -> None:
@@ -163,6 +210,88 @@ def test_a_device_that_udev_renames_in_place_keeps_its_id() -> None:
     assert ids(story.see(stick())) == ids(story.see(stick(serial="other")))
 
 
+def test_a_device_of_several_devnodes_that_udev_renames_in_place_keeps_its_id() -> None:
+    """Of each devnode its own record tells whether udev has handled it again."""
+
+    def composite(serial: str) -> list[Device]:
+        return [
+            stick(f"ttyUSB{face}", serial, interface=f"0{face}", physical="/devices/usb/1", properties=properties)
+            for face, properties in enumerate(({"USEC_INITIALIZED": "1000"}, {"USEC_INITIALIZED": "2000"}))
+        ]
+
+    story = Story()
+    assert ids(story.see(*composite("A"), counted=1)) == ids(story.see(*composite("B"), counted=1))
+
+
+def test_a_device_of_which_another_part_is_left_keeps_its_id() -> None:
+    """The socket is that of the whole device, not that of the part."""
+    one, two = (
+        device(
+            f"ttyUSB{face}", serial=None, port=f"pci-0-usb-0:1:1.{face}", interface=f"0{face}", physical="/devices/1"
+        )
+        for face in (0, 1)
+    )
+    story = Story()
+    first = story.see(one, two, counted=1)
+    story.see(counted=1)
+    assert ids(story.see(replace(two, incarnation=2))) == ids(first)
+    assert first[0].identity.socket == "pci-0-usb-0:1"
+
+
+def test_a_device_keeps_its_id_over_a_restart() -> None:
+    """The annotation has what that takes: of twins, of a device without a serial, of one with a long one, and of each devnode."""
+    twins = stick(), stick("ttyUSB1", socket="2")
+    for devices in (twins, [stick(serial=None)], [stick(serial="s" * 200)]):
+        slots = Story().see(*devices)
+        story = restarted(*slots)
+        away = story.see(counted=len(devices))
+        assert {slot.id: slot.in_socket for slot in away} == {
+            slot.id: slot.in_socket or len(slot.identity.serial or "") > 128 for slot in slots
+        }
+        assert ids(story.see(*devices)) == ids(slots)
+    parts = [stick(f"ttyUSB{face}", interface=f"0{face}", physical="/devices/usb/1") for face in (0, 1)]
+    slots = Story(unit=Count.DEVNODE).see(*parts)
+    assert ids(restarted(*slots, unit=Count.DEVNODE).see(parts[1])) == [slots[1].id]
+
+
+def test_the_twin_in_a_socket_of_its_own_does_not_move_after_a_restart() -> None:
+    """Its ID still belongs to the socket: in another one a stick with its serial is another."""
+    story = Story()
+    _, newer = story.see(stick(), stick("ttyUSB1", socket="2"))
+    moved, absent = restarted(newer).see(stick("ttyUSB5", socket="7"), counted=2)
+    assert (absent.id, absent.devices) == (newer.id, ())
+    assert moved.id != newer.id
+
+
+def test_what_others_have_written_into_the_annotation_is_no_device_in_a_socket() -> None:
+    """An entry without an ID tells of none, and one without a socket is not taken for the stick in some socket."""
+    listed = Entry.of(stick(serial=None))
+    assert ids(Story(*recall(ZIGBEE, [listed])).see(counted=1)) == []
+    (found, absent) = Story(*recall(ZIGBEE, [replace(listed, id="x")])).see(stick(serial=None), counted=2)
+    assert (found.state, absent.id, absent.state) == (PRESENT, "x", LINGERING)
+
+
+def test_a_stick_whose_record_is_away_is_the_one_in_its_socket() -> None:
+    """Without the record the devpath tells the socket."""
+    read = stick(serial=None, physical="/devices/usb/1-1")
+    story = Story()
+    first = story.see(read)
+    story.see(counted=1)
+    unread = device("ttyUSB7", serial=None, physical="/devices/usb/1-1", properties=None)
+    (slot,) = story.see(unread)
+    assert (slot.id, slot.devices) == (first[0].id, (unread,))
+    (slot,) = restarted(*Story().see(unread)).see(read)
+    assert (slot.id, slot.devices) == (*ids(Story().see(unread)), (read,))
+
+
+def test_the_only_stick_that_is_away_is_back_without_its_record_too() -> None:
+    """In another socket: no twin of it is away with which it could be mistaken."""
+    story = Story()
+    first = story.see(stick())
+    story.see(counted=1)
+    assert ids(story.see(stick("ttyUSB1", socket="2", properties=None))) == ids(first)
+
+
 def test_another_stick_with_the_registration_of_an_absent_one_is_another() -> None:
     """As virtual consoles have it: two that come back with their names exchanged keep their IDs, and a newcomer gets its own."""
     story, one, two = Story(), stick(serial="A"), stick("ttyUSB1", serial="B", socket="2")
@@ -226,7 +355,8 @@ def test_without_a_record_it_is_unknown_which_of_two_stored_twins_is_there() -> 
     """Until then it has no slot: under the ID of the other one it would be given to a second pod."""
     twins = (stored("one", stick(socket="1")), stored("two", stick("ttyUSB1", socket="2"), in_socket=True))
     unread = stick("ttyUSB2", socket="2", properties=None)
-    assert set(ids(Story(*twins).see(replace(unread, port=None), counted=2, free=frozenset()))) == {"one", "two"}
+    slots = Story(*twins).see(replace(unread, port=None), counted=2, free=frozenset())
+    assert {slot.id: slot.devices for slot in slots} == {"one": (), "two": ()}
     assert ids(Story(*twins).see(replace(unread, properties={}), counted=2, free=frozenset()))[0] == "two"
 
 
@@ -257,6 +387,17 @@ def test_a_twin_is_never_given_the_id_that_belongs_to_a_socket() -> None:
     assert ids(tuple(absent)) == [newer.id]
 
 
+def test_a_stick_that_uncertain_scans_find_cannot_be_the_one_whose_id_belongs_to_another_socket() -> None:
+    """So it need not wait for a certain scan."""
+    story = Story()
+    older, newer = story.see(stick(), stick("ttyUSB1", socket="2"))
+    assert (older.is_twin, newer.is_twin) == (False, True)
+    story.see(stick("ttyUSB1", socket="2"), free=frozenset({older.id}))
+    moved, absent = story.see(stick("ttyUSB5", socket="7"), counted=2, certain=False)
+    assert (moved.state, absent.id) == (PRESENT, newer.id)
+    assert not Story().see(stick(serial=None))[0].is_twin, "it need not wait until its ID is stored"
+
+
 def test_two_that_fit_one_stored_id_both_get_new_ones_unless_one_is_in_its_socket() -> None:
     """After a restart nothing tells which of them the former daemon listed."""
     sticks = (stick("ttyUSB1", socket="2"), stick("ttyUSB2", socket="3"))
@@ -282,6 +423,8 @@ def test_each_devnode_is_a_device_of_its_own_where_devnodes_are_counted() -> Non
         stick("ttyUSB1", interface="00", physical="/devices/usb/1", incarnation=2),
     )
     assert ids(story.see(*swapped)) == ids(first)[::-1]
+    story.see(counted=2)
+    assert ids(story.see(replace(two, incarnation=3))) == ids(first)[1:]
 
 
 def test_the_devnodes_of_a_device_come_in_the_order_of_interface_and_name() -> None:
@@ -337,6 +480,8 @@ def test_no_two_devices_have_one_id() -> None:
     story = Story()
     both = story.see(stick("ttyUSB0", serial=None), stick("ttyUSB1", serial=None))
     assert len(set(ids(both))) == 2
+    left = story.see(stick("ttyUSB1", serial=None), counted=2)
+    assert (ids(left), states(left)) == (ids(both)[::-1], [PRESENT, LINGERING])
     story.see(counted=2)
     assert set(ids(story.see(stick("ttyUSB2", serial=None), stick("ttyUSB3", serial=None)))) == set(ids(both))
 
@@ -369,7 +514,8 @@ def test_an_uncertain_scan_forgets_no_device() -> None:
     other, missing = story.see(stick("ttyUSB1", serial="S2", socket="2"), certain=False)
     assert (missing.id, missing.state) == (one.id, HELD)
     moved = stick("ttyUSB2", socket="5")
-    assert set(ids(story.see(moved, certain=False))) == {one.id, other.id}, "the missing one may be in its socket"
+    away = {slot.id: slot.state for slot in story.see(moved, certain=False)}
+    assert away == {one.id: HELD, other.id: LINGERING}, "the missing one may be in its socket"
     assert ids(story.see(moved, free=frozenset({other.id}))) == [one.id], "it is not, so it has moved"
 
 
@@ -377,3 +523,15 @@ def test_an_uncertain_scan_forgets_no_device() -> None:
 def test_a_figure_never_invents_a_device(counted: int) -> None:
     """Only known devices have slots; the Node may show more at a start."""
     assert Story().see(counted=counted) == ()
+
+
+def test_a_slot_is_among_devices_by_its_registration_or_by_what_is_listed_of_it() -> None:
+    """Neither the same devnode with another serial nor a twin elsewhere is it."""
+    here, other = stick(), stick("ttyUSB1", serial="S2", socket="2")
+    (slot,) = Story().see(here)
+    assert slot.is_among([other, here])
+    assert not slot.is_among([other])
+    listed = replace(slot, devices=(), entries=(Entry.of(here),))
+    assert listed.is_among([other, replace(here, incarnation=2)])
+    assert not listed.is_among([stick(serial="S2")])
+    assert not listed.is_among([stick("ttyUSB1", socket="2")])

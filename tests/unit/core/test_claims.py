@@ -99,6 +99,7 @@ def test_a_claim_holds_what_it_has_for_administrative_access_only_if_it_has_it_o
         (Toleration(key=UNPLUGGED, operator="Exists"), True),
         (Toleration(key=UNPLUGGED), True),
         (Toleration(key=UNPLUGGED, value="x"), False),
+        (Toleration(key=UNPLUGGED, operator="Exists", value="x"), True),
         (Toleration(key=UNPLUGGED, operator="Exists", effect="NoSchedule"), True),
         (Toleration(key=UNPLUGGED, operator="Exists", effect="NoExecute"), False),
         (Toleration(operator="Exists"), True),

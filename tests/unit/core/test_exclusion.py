@@ -41,6 +41,17 @@ def test_one_part_excludes_the_whole_and_no_other_part() -> None:
     assert [claims[each].owner for each in (WHOLE, ZWAVE, ZIGBEE)] == [None, "x/a", "x/b"]
 
 
+def test_each_device_is_judged_for_itself() -> None:
+    """Of two that are claimed in both ways both are excluded, and of two where that is unknown neither has an owner."""
+    other = replace(WHOLE, physical="/devices/1-2", devnode="/dev/bus/usb/001/005", devpath="/devices/1-2")
+    part = replace(ZIGBEE, physical="/devices/1-2")
+    claims = claim_all((WHOLE, ZWAVE, other, part), (USB, TTY))
+    assert [claims[each].owner for each in (WHOLE, ZWAVE, other, part)] == ["x/usb", None, "x/usb", None]
+    bare = (replace(each, properties=None, port=None) for each in (WHOLE, other))
+    unclear = claim_all((*bare, ZWAVE, part), (rule("x/first", [entry(port="*-1.4*")], subsystem="usb"), TTY))
+    assert {each.owner for each in unclear.values()} == {None}
+
+
 def test_devices_of_their_own_do_not_exclude_one_another() -> None:
     """Neither does a devnode that nothing claims, nor one that belongs to no USB device."""
     other = replace(ZWAVE, physical="/devices/1-2")
@@ -59,6 +70,7 @@ def test_while_it_is_unknown_which_is_the_first_neither_has_the_device(unknown: 
     claims = claim_all((bare, sure), (by_port, second))
     assert {each.owner for each in claims.values()} == {None}
     assert {each.doubtful for each in claims.values()} == {frozenset({"x/first", second.name})}
+    assert claims[sure].wanted == (second.name,), "what certainly matches is still told"
     # Where the unknown one comes second, it changes nothing.
     claims = claim_all((bare, sure), (second, by_port))
     assert (claims[sure].owner, claims[bare].doubtful) == (second.name, frozenset())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devwatch.core.holders import Holding, held_ids
+from devwatch.core.holders import Holding, held_ids, holders_of, unproved
+from devwatch.core.incidents import Loss
+from devwatch.core.listing import Entry
 from support.build import ZIGBEE, ZWAVE, pod
 
 if TYPE_CHECKING:
@@ -67,7 +69,56 @@ def test_a_claim_that_the_kubelet_does_not_account_for_makes_it_unknown_where_cl
     assert held_ids(ZIGBEE, [], [waiting]) == frozenset()
     told = holding("q", resource="", claim="c")
     assert held_ids(ZIGBEE, [told], [waiting], claimed=True) == frozenset()
+    assert held_ids(ZIGBEE, [told], [waiting, pod("r")], claimed=True) is None, "nor is the request of another pod"
     assert held_ids(ZIGBEE, [told, holding("p", "a", claim="mine")], [waiting], claimed=True) == frozenset({"a"})
+
+
+# -- the holders of an incident
+
+
+LOSS = Loss(
+    resource=ZIGBEE,
+    entries=(Entry(devnode="/dev/ttyUSB0", id="a"),),
+    left=0,
+    since=0,
+    due=0,
+    there=frozenset(),
+    lost="",
+    accepted="",
+    others=frozenset(),
+)
+HOLDERS = frozenset({("home", "p", "c")})
+
+
+def test_the_containers_that_have_a_lost_device_are_its_holders() -> None:
+    """Those with another device of the resource keep it, and so do those with a device of another resource, whatever its ID is."""
+    holdings = [holding("p", "a", "x"), holding("q", "b"), holding("r", "a", resource=ZWAVE)]
+    assert holders_of(LOSS, holdings) == HOLDERS
+
+
+def running(uid: str = "p", **fields: Any) -> Pod:  # noqa: ANN401  any field of a Pod
+    """Return a pod that the kubelet has taken over."""
+    return pod("p", uid=uid, started=True, **fields)
+
+
+def test_a_reading_proves_who_has_a_device_where_the_pod_is_the_same_before_and_after() -> None:
+    """The kubelet says a name, and the pod of that name may be a successor, which has another device."""
+    assert unproved(LOSS, HOLDERS, [running()], [running()]) == ""
+    replaced = "home/p was replaced while the holders were read"
+    assert unproved(LOSS, HOLDERS, [running("former")], [running("successor")]) == replaced
+    assert unproved(LOSS, HOLDERS, [], [running()]) == replaced
+    assert unproved(LOSS, HOLDERS, [running()], []) == replaced
+    waiting = pod("p", uid="p", started=False)
+    assert unproved(LOSS, HOLDERS, [waiting], [waiting]) == replaced
+
+
+def test_a_reading_that_the_status_of_the_pod_contradicts_proves_nothing() -> None:
+    """From Kubernetes 1.36 on a status names the devices."""
+    mine, other = (running(devices={ZIGBEE: frozenset({name})}) for name in "ab")
+    assert unproved(LOSS, HOLDERS, [mine], [mine]) == ""
+    assert unproved(LOSS, HOLDERS, [other], [other]) == (
+        "the status of home/p does not name the device that the kubelet says it holds"
+    )
 
 
 NAMES = st.sampled_from("pqr")

@@ -145,6 +145,9 @@ def test_any_other_slice_is_deleted_once_the_own_one_hides_it() -> None:
     first = offer("a").next_write(by_name(own("a"), stray))
     assert first is not None
     assert (first.operation, first.slice.name, first.slice.generation) == (Operation.UPDATE, NAME, 10)
+    equal = offer("a").next_write(by_name(replace(own("a"), generation=9), stray))
+    assert equal is not None
+    assert equal.slice.generation == 10
     second = offer("a").next_write(by_name(stored(first), stray))
     assert second == Write(operation=Operation.DELETE, slice=stray)
     created = offer("a").next_write(by_name(stray))
@@ -186,6 +189,11 @@ def test_long_names_of_two_nodes_stay_apart() -> None:
     """A part of the hash of the whole name is in each."""
     assert slice_name("n" * 241) == f"{'n' * 241}-devwatch.io"
     assert slice_name("n" * 250 + "1") != slice_name("n" * 250 + "2")
+
+
+def test_an_upgrade_changes_no_name() -> None:
+    """A slice of another name would be written beside the former one, and the pool would be another."""
+    assert slice_name("n" * 300) == f"{'n' * 230}-230b077491-devwatch.io"
 
 
 # -- the devices
@@ -266,6 +274,8 @@ def test_a_device_that_only_the_annotation_tells_of_keeps_what_the_slice_says() 
         *("HUSBZB-1", "usb-0:1:1.0", "10c4"),
     )
     assert (unknown.attributes["model"], unknown.attributes["port"]) == ("", "1")
+    (found,) = devices_of([(ZIGBEE, slot("a", properties={"ID_MODEL": "another"}))], before)
+    assert found.attributes["model"] == "another", "what a scan finds is newer"
 
 
 def test_a_device_is_of_the_subsystem_of_its_devnode_or_of_its_entry() -> None:
@@ -311,7 +321,8 @@ def test_a_device_can_be_allocated_while_any_slice_has_it_without_the_taint() ->
 
 
 @pytest.mark.parametrize(
-    ("mine", "other", "older"), [("7", "8", True), ("9", "10", True), ("8", "8", False), ("x", "8", False)]
+    ("mine", "other", "older"),
+    [("7", "8", True), ("9", "10", True), ("8", "8", False), ("x", "8", False), ("7", "x", False)],
 )
 def test_states_are_ordered_by_their_version(mine: str, other: str, *, older: bool) -> None:
     """As numbers; what is no number is never older."""

@@ -10,8 +10,8 @@ import pytest
 from devwatch.core.holders import Holding
 from devwatch.core.listing import Entry
 from devwatch.core.pods import Pod
-from devwatch.core.rules import Publish, ResourceRule
-from devwatch.core.way import Change, changes, holdouts, way_of
+from devwatch.core.rules import Count, Publish, ResourceRule
+from devwatch.core.way import Change, changes, handed_over_before, holdouts, joined, way_of
 
 HANDED_OVER = Entry(devnode="", publish="devicePlugin")
 CHANGE = Change(resource="a.io/x", former=Publish.NODE_STATUS, way=Publish.DEVICE_PLUGIN)
@@ -40,6 +40,50 @@ def test_a_resource_that_is_not_listed_may_have_pods_of_a_former_way() -> None:
         CHANGE,
         replace(CHANGE, resource="a.io/z", listed=False),
     }
+
+
+BY_DEVICE = ResourceRule(name="a.io/x", match=(), publish=Publish.DEVICE_PLUGIN)
+RECOUNTED = replace(CHANGE, former=Publish.DEVICE_PLUGIN)
+
+
+def test_what_this_daemon_has_begun_counts_before_the_annotation() -> None:
+    """Anyone may write that."""
+    memory = {"a.io/x": (HANDED_OVER,)}
+    assert changes([BY_DEVICE], memory, {"a.io/x": replace(BY_DEVICE, publish=Publish.NODE_STATUS)}) == {CHANGE}
+    assert changes([BY_DEVICE], {"a.io/x": ()}, {"a.io/x": BY_DEVICE}) == frozenset()
+    assert changes([BY_DEVICE], {}, {"a.io/x": replace(BY_DEVICE, count=Count.DEVNODE)}) == {RECOUNTED}
+
+
+def test_a_resource_that_counts_something_else_has_changed() -> None:
+    """Its devices have other IDs. Where the entries do not tell what they counted, or disagree, it has not."""
+    whole, part = (
+        replace(HANDED_OVER, devnode="/dev/x", id=name, place=place) for name, place in (("w", None), ("p", "00:0"))
+    )
+    by_devnode = replace(BY_DEVICE, count=Count.DEVNODE)
+    assert changes([by_devnode], {"a.io/x": (HANDED_OVER, whole)}, {}) == {RECOUNTED}
+    assert changes([BY_DEVICE], {"a.io/x": (HANDED_OVER, part)}, {}) == {RECOUNTED}
+    for entries in ((part,), (HANDED_OVER,), (whole, part)):
+        assert changes([by_devnode], {"a.io/x": entries}, {}) == frozenset()
+    listed = (replace(whole, publish=None),)
+    status = replace(by_devnode, publish=Publish.NODE_STATUS)
+    assert changes([status], {"a.io/x": listed}, {}) == frozenset(), "a figure of the Node has no IDs"
+
+
+def test_a_change_says_what_changes() -> None:
+    """In the log and at `/readyz`."""
+    assert (str(CHANGE), str(RECOUNTED)) == ("from nodeStatus to devicePlugin", "its count")
+
+
+def test_what_the_kubelet_has_handed_over_is_known_by_the_entries() -> None:
+    """A figure of the Node is not."""
+    assert handed_over_before({"a.io/x": (HANDED_OVER,), "a.io/y": (Entry(devnode="/dev/x"),)}) == {
+        "a.io/x": (HANDED_OVER,)
+    }
+
+
+def test_a_line_names_five_and_counts_the_rest() -> None:
+    """Where there is a rest."""
+    assert (joined("abcde"), joined("abcdef")) == ("a, b, c, d, e", "a, b, c, d, e and 1 more")
 
 
 def test_a_changed_way_waits_for_unfinished_pods_that_request_the_resource() -> None:
@@ -85,3 +129,6 @@ def test_a_claim_that_the_kubelet_does_not_tell_of_may_be_one_of_the_former_way(
     """Its pod may just have been bound."""
     assert holdouts(FROM_DRA, [a_pod("p", claims=frozenset({"new"}))]) == "waits for the end of d/p"
     assert holdouts(CHANGE, [a_pod("p", claims=frozenset({"new"}))]) == ""
+    both = [a_pod("p", claims=frozenset({"new", "gpu"})), a_pod("q", requests={"a.io/x": 1})]
+    told = [has("p", "gpu", resource="")]
+    assert holdouts(FROM_DRA, both, told) == "waits for the end of d/p, d/q"

@@ -59,6 +59,11 @@ def apply_classes(apiserver: ApiServer, home: Path, prefix: str) -> None:
     """Apply what `devwatch deviceclasses` prints for a configuration in which every resource is published so."""
     config = home / "classes.yaml"
     config.write_text(CONFIG % {"prefix": prefix, "evict": "", "zstick": "dra", "mover": "dra"})
+    apply_classes_of(apiserver, config)
+
+
+def apply_classes_of(apiserver: ApiServer, config: Path) -> None:
+    """Apply what `devwatch deviceclasses` prints for a configuration."""
     command = [sys.executable, "-m", "devwatch", "deviceclasses", "--config", str(config)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
     for item in yaml.safe_load_all(printed):

@@ -32,9 +32,13 @@ if TYPE_CHECKING:
     from system.apiserver import ApiServer, Object
 
 FOLDER = Path("/var/lib/kubelet")
-HOME = Path("/var/lib/devwatch-test-kubelet")
+NAME = os.environ.get("DEVWATCH_TEST_KUBELET", "devwatch-test-kubelet")
+"""What a killed run left behind is known by it. The soak has another one: processes in inner namespaces are seen from outside."""
+CGROUP = os.environ.get("DEVWATCH_TEST_CGROUP", "")
+"""The cgroup, in every hierarchy, in which the kubelet makes those of the pods; empty for the root."""
+HOME = Path("/var/lib", NAME)
 """Logs, settings, and the images and containers of containerd."""
-RUN = Path("/run/devwatch-test-kubelet")
+RUN = Path("/run", NAME)
 SOCKET = RUN / "containerd.sock"
 LOGS = Path("/var/log/pods")
 
@@ -147,6 +151,10 @@ class Kubelet:
     def kill(self, name: str = "kubelet") -> None:
         """Kill the kubelet or containerd, as a crash would."""
         self._processes.pop(name).kill()
+
+    def signal(self, number: signal.Signals, name: str = "kubelet") -> None:
+        """Send a signal to the kubelet or containerd, for instance STOP, to have it hang, and CONT."""
+        self._processes[name].signal(number)
 
     def crash(self) -> None:
         """Kill the kubelet, containerd and every process of the pods, as the power switch would. Their files stay, but for sockets."""
@@ -298,6 +306,7 @@ def _settings(port: int) -> Object:
         "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": False}},
         "authorization": {"mode": "AlwaysAllow"},
         "cgroupDriver": "cgroupfs",
+        "cgroupRoot": f"/{CGROUP}",
         "failSwapOn": False,
         "failCgroupV1": False,  # from 1.31 on
         "resolvConf": "/etc/resolv.conf",
@@ -400,7 +409,8 @@ def _remaining_cgroups() -> list[Path]:
 def _cgroups() -> Iterator[Path]:
     """Yield every cgroup of pods, in the one hierarchy or in those of the controllers, where it is ours; the innermost first."""
     if HOME.exists():
-        for pattern in ("kubepods", "*/kubepods"):
+        pods = str(Path(CGROUP, "kubepods"))
+        for pattern in (pods, f"*/{pods}"):
             for top in Path("/sys/fs/cgroup").glob(pattern):
                 # It passes over what has gone meanwhile.
                 for folder, _, _ in os.walk(top, topdown=False):

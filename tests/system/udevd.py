@@ -1,8 +1,8 @@
 """A real udevd, and virtual consoles that it takes for USB serial sticks.
 
-There is no mount namespace around this: /dev is one devtmpfs and the uevents are one stream for the whole machine, so a
-namespace would hide only the rules file and the udev database, and from the tests too. Instead one test run at a time
-holds a lock, and everything is put back at the end.
+There is no mount namespace around the tests: what is written to a `uevent` file reaches every network namespace, and who reads it there
+belongs to the test as well. Instead one test run at a time holds a lock, and everything is put back at the end. The soak, which takes an
+hour, has namespaces of its own (`soak.isolation`) and sends its uevents into its network namespace alone: hence the parameter `uevent`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from system.process import Process
 from system.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -69,21 +69,21 @@ def serial_port() -> str | None:
 
 
 @contextlib.contextmanager
-def udevd() -> Iterator[None]:
+def udevd(uevent: Callable[[str, str], object] | None = None) -> Iterator[None]:
     """Have a udevd that answers: the machine's, or one of our own where there is none.
 
     One test run at a time has it; others wait for up to ten minutes. What we start is stopped, and the modes and owners
     of device nodes, which its default rules change, are put back. Raises `UdevError`, with udevd's log, if it does not
-    come up.
+    come up. `uevent` sends an event of a tty; without it the kernel does.
     """
     with _exclusive(), contextlib.ExitStack() as undo:
         _repair()
         if not _answers():
-            _start(undo)
+            _start(undo, uevent or _uevent)
         yield
 
 
-def _start(undo: contextlib.ExitStack) -> None:
+def _start(undo: contextlib.ExitStack, uevent: Callable[[str, str], object]) -> None:
     undo.enter_context(ownership_kept())
     if not RUN.exists():
         undo.callback(shutil.rmtree, RUN, ignore_errors=True)
@@ -93,7 +93,8 @@ def _start(undo: contextlib.ExitStack) -> None:
     undo.callback(process.kill)
     _await_answer(process)
     # As at boot: without it every tty of the machine would be one whose rules never ran.
-    _udevadm("trigger", "--action=add", "--subsystem-match=tty")
+    for tty in SYS.iterdir():
+        uevent(tty.name, "add")
     settle()
 
 
@@ -129,8 +130,9 @@ class Sticks:
     still listed there, and its node is gone.
     """
 
-    def __init__(self) -> None:
-        """Begin with no stick plugged; the consoles are left alone until they are used."""
+    def __init__(self, uevent: Callable[[str, str], object] | None = None) -> None:
+        """Begin with no stick plugged; the consoles are left alone until they are used. `uevent` as for `udevd`."""
+        self._uevent = uevent or _uevent
         self._rules: dict[str, str] = {}
         self._found: dict[str, Node] = {}
 
@@ -158,8 +160,8 @@ class Sticks:
     def _forget(self) -> None:
         _udevadm("control", "--reload")
         for tty in self._found:
-            _uevent(tty, "remove")
-            _uevent(tty, "add")
+            self._uevent(tty, "remove")
+            self._uevent(tty, "add")
         settle()
 
     def plug(  # noqa: PLR0913  each is a property that a test may want to set, by its name
@@ -191,14 +193,14 @@ class Sticks:
         self._rules[tty] = _rule(tty, {**given, **(properties or {})}, links)
         self._write_rules()
         _make_node(tty)
-        _uevent(tty, "add")
+        self._uevent(tty, "add")
         return DEV / tty
 
     def unplug(self, tty: str) -> None:
         """Pull a stick; its rule goes too, so that no later event brings the ids back."""
         self._remember(tty)
         _remove(DEV / tty)
-        _uevent(tty, "remove")
+        self._uevent(tty, "remove")
         self._rules.pop(tty, None)
         self._write_rules()
 

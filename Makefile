@@ -110,7 +110,7 @@ TARGET ?= configuration
 fuzz: $(DEV_STAMP) ## Throw 100,000 inputs at TARGET (configuration, annotation, record, uevent, answer, kubelet, plugin, claims); by coverage where atheris is installed.
 	@cd tests && exec "$(abspath $(VENV))/bin/python" -m fuzz $(TARGET) $(or $(ARGS),-runs=100000)
 
-soak: $(DEV_STAMP) ## Live an hour at 100 events a second and show that nothing grows (ARGS="--seconds 300").
+soak: $(DEV_STAMP) ## Live an hour on a real kubelet at 100 events a second and show that nothing grows (ARGS="--seconds 300").
 	@cd tests && exec "$(abspath $(VENV))/bin/python" -m soak $(ARGS)
 
 lint: $(DEV_STAMP) ## Check format, lint and types.

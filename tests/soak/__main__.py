@@ -5,117 +5,141 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from soak.life import CONFIG, Life
-from soak.measure import HEAD, Period, Row, Sample, least, table
-from system.apiserver import PATCH_ONLY, WATCH, ApiServer, assets
-from system.daemon import Daemon
-from system.udevd import Sticks, missing, udevd
+from soak import isolation
+from soak.config import CLAIMED, HANDED, MOUNTED
+from soak.logtail import LogTail
+from soak.measure import HEAD, TALLY_HEAD, Period, Sample, least, table, tallies
+from soak.world import World, world
+from system.apiserver import assets
+from system.udevd import missing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-NODE = "soak"
-RIGHTS = [
-    *PATCH_ONLY,
-    *WATCH,
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
-]
 PERIOD = 60.0
-"""Seconds of the first and of the last period, which are compared."""
-DAY = 24 * 3600
-"""Seconds: the life of the token, longer than any soak."""
+"""Seconds of each period; the first and the last are compared."""
 SETTLING = 5
 """Seconds of rest in which each figure is taken at its least."""
-
-
-@contextlib.contextmanager
-def world(rate: float, peephole: Path, command: Sequence[str]) -> Iterator[Life]:
-    """Start everything; all of it is gone afterwards."""
-    folder = assets(os.environ)
-    if folder is None:
-        raise SystemExit("needs KUBEBUILDER_ASSETS, a folder with kube-apiserver and etcd")
-    home = peephole.parent
-    (home / "config.yaml").write_text(CONFIG)
-    with udevd(), Sticks() as sticks, ApiServer(folder) as server:
-        server.create_node(NODE)
-        server.service_account("soak", rules=RIGHTS)
-        account = server.kubeconfig("soak", token=server.token("soak", seconds=DAY))
-        options = ("run", "--config", str(home / "config.yaml"), "--node-name", NODE, "--kubeconfig", str(account))
-        with Daemon(*options, "--listen=127.0.0.1:0", "--log-format=json", home=home, command=command) as daemon:
-            port = int(str(daemon.wait_log("daemon.started")["listen"]).rpartition(":")[2])
-            with Life(sticks=sticks, apiserver=server, daemon=daemon, node=NODE, port=port, rate=rate) as life:
-                yield life
 
 
 @dataclass(slots=True, kw_only=True)
 class Soak:
     """The run and its measurements."""
 
-    life: Life
-    peephole: Path
-    samples: list[Sample] = field(default_factory=list)
+    world: World
+    rate: float
+    log: LogTail
+    periods: list[Period] = field(default_factory=list)
+    _lived: float = 0.0
+    """Seconds of the run without the rests."""
 
-    def period(self, seconds: float) -> Period:
-        """Live for so long, then rest, and measure all along."""
-        begin = len(self.samples)
-        self.life.live(seconds, self._measure)
-        self.life.rest()
-        return Period(busy=self.samples[begin:], rest=least(self._rest()))
+    def run(self, seconds: float) -> None:
+        """Live for so long, rests included: at least two periods."""
+        end = time.monotonic() + seconds
+        while len(self.periods) < 2 or time.monotonic() + PERIOD < end:
+            self.periods.append(self._period())
+            _say(f"{time.strftime('%T')} {self.world.life.uevents:>8} uevents   {self.periods[-1].rest}")
+
+    def _period(self) -> Period:
+        """Live for a period, then rest, and measure all along."""
+        before = self._counts()
+        busy = list(self._live())
+        self.world.rest()
+        rest = least(self._rest())
+        return Period(busy=busy, rest=rest, counts=self._counts() - before)
+
+    def _live(self) -> Iterator[Sample]:
+        """Send uevents at the rate, let all else happen when it is due, and measure each second."""
+        begin = time.monotonic()
+        sent, measured = 0, 0
+        while (now := time.monotonic()) < begin + PERIOD:
+            if sent <= (now - begin) * self.rate:
+                self.world.life.shake()
+                sent += 1
+            elif now - begin > measured:
+                measured += 1
+                self.world.life.bring_back(now)
+                self.world.incidents.happen(self._lived + now - begin)
+                yield self._sample()
+            else:
+                time.sleep(0.5 / self.rate)
+        self._lived += PERIOD
 
     def _rest(self) -> Iterator[Sample]:
         """Measure until what is still on its way has arrived: a request out, a sweep, a resync have timers of their own."""
         for _ in range(SETTLING):
             time.sleep(1)
-            yield Sample.of(self.life.daemon, self.peephole)
+            yield self._sample()
 
-    def _measure(self) -> None:
-        self.samples.append(Sample.of(self.life.daemon, self.peephole))
+    def _sample(self) -> Sample:
+        return Sample.of(self.world.daemon, self.world.peephole)
 
-    def run(self, seconds: float) -> tuple[Row, ...]:
-        """Live for so long and return the table."""
-        first = last = self.period(PERIOD)
-        while self.life.uevents < (seconds - PERIOD / 2) * self.life.rate:
-            last = self.period(PERIOD)
-            _say(f"{self.life.uevents:>9} uevents   {last.rest}")
-        return table(first, last, self.samples)
+    def _counts(self) -> Counter[str]:
+        """Return how often everything has happened so far, by the log and by the metrics."""
+        self.log.read()
+        counted = {name: int(value) for name, value in self.world.incidents.scrape().items()}
+        return Counter({**counted, **self.log.events, "pods ended by the kubelet": self.world.pods.ended})
+
+
+def required(*, dra: bool) -> tuple[str, ...]:
+    """Return what must have happened in every period, for the run to show anything."""
+    resources = [kind.resource for kind in (MOUNTED, HANDED, CLAIMED) if dra or kind != CLAIMED]
+    claims = ("claims_total prepare prepared", "claims_total unprepare unprepared") if dra else ()
+    return (*(f"pod.evicted {resource} lost" for resource in resources), "allocations_total allocated", *claims)
 
 
 def _say(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - the result
 
 
-def _trouble(daemon: Daemon) -> list[str]:
-    """Return what the daemon should not have said."""
-    signs = ("Traceback", "library.logged", "daemon.failed", "look.uncertain", "monitor.lost")
-    return [line[:500] for line in daemon.stderr.splitlines() if any(sign in line for sign in signs)][:5]
+def _inside(home: Path, *, seconds: float, rate: float, log: Path | None) -> int:
+    """Run it in the namespaces, and return the status."""
+    with contextlib.ExitStack() as stack:
+        everything = stack.enter_context(world(home))
+        soak = Soak(world=everything, rate=rate, log=LogTail(file=everything.daemon.process.stderr))
+        if log is not None:
+            stack.callback(shutil.copy, soak.log.file, log)
+        soak.run(seconds)
+        status = everything.daemon.terminate()
+        soak.log.read()
+    _say(f"\n{everything.life.uevents} uevents; exit status {status}")
+    return 0 if _shown(soak) and status == 0 else 1
+
+
+def _shown(soak: Soak) -> bool:
+    """Print what the run shows; return whether all is as it should be."""
+    rows, counts = table(soak.periods), tallies(soak.periods, required(dra=soak.world.dra))
+    for line in (HEAD, *rows, "", TALLY_HEAD, *counts, "", *soak.log.trouble):
+        _say(str(line))
+    return all(row.kept for row in rows) and all(tally.kept for tally in counts) and not soak.log.trouble
 
 
 def main() -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3600, help="at least 120 (default: 3600)")
+    parser.add_argument("--seconds", type=float, default=3600, help="two minutes at least (default: 3600)")
     parser.add_argument("--rate", type=float, default=100, help="uevents a second (default: 100)")
+    parser.add_argument("--log", type=Path, help="keep the log of the daemon in this file")
+    parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)  # of the process in the namespaces
     arguments = parser.parse_args()
+    if not isolation.outside():
+        return _inside(arguments.home, seconds=arguments.seconds, rate=arguments.rate, log=arguments.log)
+    if assets(os.environ) is None:
+        parser.error("needs KUBEBUILDER_ASSETS, a folder with kube-apiserver and etcd")
     if (reason := missing(os.geteuid())) is not None:
         parser.error(reason)
     with tempfile.TemporaryDirectory(prefix="devwatch-soak-") as home:
-        peephole = Path(home, "peephole")
-        command = (sys.executable, "-m", "soak.inside", str(peephole))
-        with world(arguments.rate, peephole, command) as life:
-            rows = Soak(life=life, peephole=peephole).run(max(arguments.seconds, 2 * PERIOD))
-            status, wrong = life.daemon.terminate(), _trouble(life.daemon)
-    for line in (HEAD, *map(str, rows), f"{life.uevents} uevents; exit status {status}", *wrong):
-        _say(line)
-    return 0 if all(row.kept for row in rows) and status == 0 and not wrong else 1
+        return isolation.run([*sys.argv[1:], "--home", home])
 
 
 if __name__ == "__main__":

@@ -1,153 +1,155 @@
-"""What happens to a node in the soak: sticks that come and go, strangers that write, a server that freezes, curious clients."""
+"""What happens to the sticks of a node in the soak: some flap, some are pulled while a pod has them, and are back after a while."""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import random
-import signal
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from system.udevd import DEV, SYS, Node
+from soak.config import CLAIMED, FLAPPING, HANDED, MOUNTED, PASSING
+from system.udevd import DEV, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from types import TracebackType
-    from typing import Self
+    from collections.abc import Iterator
 
-    from system.apiserver import ApiServer
-    from system.daemon import Daemon
+    from soak.config import Kind
+    from soak.isolation import UeventSender
     from system.udevd import Sticks
 
-RESOURCE = "soak.example.com/stick"
-VENDOR, PRODUCT = "0658", "0200"
-CONSOLES = tuple(f"tty{number}" for number in range(40, 52))
-TRUCE = 300.0
-"""Seconds for which the repair of what a stranger wrote last may have to wait."""
-FROZEN = 12.0
-"""Seconds for which the API server is frozen: longer than a request may take."""
-CONFIG = f"""
-resources:
-  - name: {RESOURCE}
-    match: [{{vendor: "{VENDOR}", product: "{PRODUCT}"}}]
-    removalGrace: 200ms
-    evict: {{after: 1s}}
-sweep: 2s
-"""
+AWAY = 10.0
+"""Seconds for which a stick that a pod has is away: long enough for an eviction, and for the slice and the list without it."""
+MOMENT = 0.5
+"""Seconds for which one is away that returns under another device number, before its pod is evicted for its absence."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Stick:
+    """One stick, and the consoles that it can be; it is the first one now."""
+
+    kind: Kind
+    serial: str
+    consoles: deque[str]
+    plugged: bool = True
+
+
+def _sticks(kind: Kind, *groups: tuple[int, ...]) -> list[Stick]:
+    return [
+        Stick(kind=kind, serial=f"{kind.product}-{group[0]}", consoles=deque(f"tty{number}" for number in group))
+        for group in groups
+    ]
 
 
 @dataclass(slots=True, kw_only=True)
 class Life:
-    """The world around one daemon; `live` lets it happen for a while."""
+    """The sticks. Each stays the same one, by its serial, under whichever of its consoles it returns."""
 
     sticks: Sticks
-    apiserver: ApiServer
-    daemon: Daemon
-    node: str
-    port: int
-    rate: float
+    send: UeventSender
     uevents: int = 0
+    flapping: list[Stick] = field(
+        default_factory=lambda: [
+            stick
+            for kind, first in zip(FLAPPING, (20, 24, 28), strict=True)
+            for stick in _sticks(kind, *((number,) for number in range(first, first + 4)))
+        ]
+    )
+    held: list[Stick] = field(
+        default_factory=lambda: [
+            *_sticks(MOUNTED, (40,), (41,)),
+            *_sticks(HANDED, (48, 49), (50, 51), (52, 53), (54, 55)),
+            *_sticks(CLAIMED, (56, 57), (58, 59), (60, 61)),
+            *_sticks(PASSING, (62,)),
+        ]
+    )
     _nodes: dict[str, Node] = field(default_factory=dict)
+    _returns: list[tuple[float, Stick]] = field(default_factory=list)
     _jitter: random.Random = field(default_factory=lambda: random.Random(7))  # noqa: S311 - the same life every time
-    _next: dict[str, float] = field(default_factory=dict)
-    _server: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    _frozen: Future[None] | None = None
+    _turns: Iterator[Stick] = field(init=False)
+    _renumbered: Iterator[Stick] = field(init=False)
 
-    def __enter__(self) -> Self:
-        """Plug every stick once."""
-        for number, tty in enumerate(CONSOLES):
-            path = self.sticks.plug(tty, vendor=VENDOR, product=PRODUCT, serial=f"SOAK{number:04}")
-            self._nodes[tty] = Node.of(path)
-        return self
+    def __post_init__(self) -> None:
+        """Pull the sticks in turn, one of another way of publishing each time."""
+        self._turns = _for_ever(self._by_kind(MOUNTED, HANDED, CLAIMED))
+        self._renumbered = _for_ever(self._by_kind(HANDED, CLAIMED))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Wait for the server to be thawed; the sticks are put back by their owner."""
-        self._server.shutdown()
+    def _by_kind(self, *kinds: Kind) -> list[Stick]:
+        queues = [[stick for stick in self.held if stick.kind == kind] for kind in kinds]
+        return [queue[number % len(queue)] for number in range(12) for queue in queues]
 
-    def live(self, seconds: float, each_second: Callable[[], object]) -> None:
-        """Send uevents at the rate, and let all else happen when it is due; raises where the daemon has ended."""
-        begin = time.monotonic()
-        sent, told = 0, 0
-        while (now := time.monotonic()) < begin + seconds:
-            if sent <= (now - begin) * self.rate:
-                self._shake()
-                sent += 1
-            elif now - begin > told:
-                told += 1
-                each_second()
-                self._incidents(now)
-            else:
-                time.sleep(0.5 / self.rate)
+    def begin(self) -> None:
+        """Plug every stick once. A console that is not the stick now keeps its rule, and has no node."""
+        for stick in (*self.flapping, *self.held):
+            for tty in stick.consoles:
+                path = self.sticks.plug(tty, vendor=stick.kind.vendor, product=stick.kind.product, serial=stick.serial)
+                self._nodes[tty] = Node.of(path)
+            self.sticks.settle()
+            for tty in list(stick.consoles)[1:]:
+                self._remove(tty)
 
-    def rest(self) -> None:
-        """Plug every stick, and wait until the Node shows them all."""
-        if self._frozen is not None:
-            self._frozen.result()
-        for tty in CONSOLES:
-            self._plug(tty)
-        self.sticks.settle()
-        self.daemon.wait_for(self._shows_all, timeout=TRUCE + 120, what="the Node shows every stick")
+    # -- flapping
 
-    def _shows_all(self) -> bool:
-        status = self.apiserver.node(self.node)["status"]
-        return all(status[part].get(RESOURCE) == str(len(CONSOLES)) for part in ("capacity", "allocatable"))
+    def shake(self) -> None:
+        """Send one uevent of a flapping stick: mostly `change`.
 
-    def _shake(self) -> None:
-        self._jitter.choices((self._change, self._plug, self._unplug), (6, 2, 2))[0](self._jitter.choice(CONSOLES))
+        With more that plug and pull, a server that needs 0.1 s for a request is busy with counts alone, and evictions come late.
+        """
+        act = self._jitter.choices((self._change, self._plug, self._unplug), (98, 1, 1))[0]
+        act(self._jitter.choice(self.flapping))
 
-    def _change(self, tty: str) -> None:
-        self._uevent(tty, "change")
+    def _change(self, stick: Stick) -> None:
+        self._uevent(stick.consoles[0], "change")
 
-    def _plug(self, tty: str) -> None:
-        self._nodes[tty].put_back(DEV / tty)
-        self._uevent(tty, "add")
+    def _plug(self, stick: Stick) -> None:
+        stick.plugged = True
+        self._nodes[stick.consoles[0]].put_back(DEV / stick.consoles[0])
+        self._uevent(stick.consoles[0], "add")
 
-    def _unplug(self, tty: str) -> None:
+    def _unplug(self, stick: Stick) -> None:
+        stick.plugged = False
+        self._remove(stick.consoles[0])
+
+    def _remove(self, tty: str) -> None:
         (DEV / tty).unlink(missing_ok=True)
         self._uevent(tty, "remove")
 
     def _uevent(self, tty: str, action: str) -> None:
-        (SYS / tty / "uevent").write_text(action, "ascii")
+        self.send(tty, action)
         self.uevents += 1
 
-    def _incidents(self, now: float) -> None:
-        for name, (every, happen) in self._calendar().items():
-            if now >= self._next.setdefault(name, now + every):
-                self._next[name] = now + every
-                happen()
+    # -- sticks that pods have
 
-    # All of it happens in the first minute already, so that later ones have nothing new to remember.
-    def _calendar(self) -> Mapping[str, tuple[float, Callable[[], object]]]:
-        return {
-            "scrape": (5, self._scrape),
-            "reload": (11, lambda: self.daemon.signal(signal.SIGHUP)),
-            "stranger": (17, lambda: self._server.submit(self._write)),
-            "freeze": (25, self._freeze),
-        }
+    def pull(self, now: float) -> None:
+        """Pull the next stick for `AWAY` seconds."""
+        self._pull(next(self._turns), now + AWAY)
 
-    def _scrape(self) -> None:
-        for path in ("/metrics", "/readyz", "/healthz", "/nowhere"):
-            self._get(path)
+    def renumber(self, now: float) -> None:
+        """Pull the next stick that has two consoles, and have it return as the other one in a moment."""
+        stick = next(self._renumbered)
+        if stick.plugged:
+            self._pull(stick, now + MOMENT)
+            stick.consoles.rotate()
 
-    def _get(self, path: str) -> None:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
-            connection.request("GET", path)
-            connection.getresponse().read()
+    def _pull(self, stick: Stick, until: float) -> None:
+        if stick.plugged:
+            self._unplug(stick)
+            self._returns.append((until, stick))
 
-    def _write(self) -> None:
-        body = {"status": {part: {RESOURCE: "77"} for part in ("capacity", "allocatable")}}
-        path = f"/api/v1/nodes/{self.node}/status?fieldManager=stranger"
-        self.apiserver.request("PATCH", path, body, content_type="application/merge-patch+json")
+    def bring_back(self, now: float) -> None:
+        """Plug the sticks whose time has come."""
+        for when, stick in list(self._returns):
+            if when <= now:
+                self._returns.remove((when, stick))
+                self._plug(stick)
 
-    def _freeze(self) -> None:
-        def away() -> None:
-            self.apiserver.freeze()
-            time.sleep(FROZEN)
-            self.apiserver.thaw()
+    def rest(self) -> None:
+        """Plug every stick, and wait for udevd."""
+        self._returns.clear()
+        for stick in (*self.flapping, *self.held):
+            self._plug(stick)
+        self.sticks.settle()
 
-        self._frozen = self._server.submit(away)
+
+def _for_ever(sticks: list[Stick]) -> Iterator[Stick]:
+    while True:
+        yield from sticks

@@ -100,8 +100,8 @@ check: lint ## All that a change must pass: format, lint, types, floors, tests w
 	@$(MAKE) --no-print-directory test COVERAGE=1
 
 # These need root and a machine that may be changed; each names in one line what is missing.
-bench: $(DEV_STAMP) ## Measure everything on a real udevd and API server, beside the polling script: one table (ARGS=--quick).
-	@exec "$(VENV)/bin/python" -m bench $(ARGS)
+bench: $(DEV_STAMP) ## Measure everything on real parts, beside the polling script, and write the figures into README.md and docs/ (ARGS=--quick: only measure).
+	@exec "$(VENV)/bin/python" -m bench $(or $(ARGS),--write)
 
 usb: $(DEV_STAMP) ## Boot a virtual machine, install the unit there, plug and pull real USB sticks.
 	@exec "$(VENV)/bin/python" -m pytest tests/usb $(ARGS)

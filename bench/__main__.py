@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from bench.handover import handover
 from bench.journey import bound, compared, latency, seed, start
 from bench.load import idle, memory, storm
 from bench.machine import head
+from bench.publish import LAST, Run, publish
 from bench.table import Goal, Row, render
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ BROKEN = "failed"
 
 def main() -> int:
     """Run the benches of the command line and print their table; return 1 where one failed, 2 where something is missing here."""
-    options = _options()
+    parser = _parser()
+    options = parser.parse_args()
+    if options.write and (options.names or options.quick):
+        parser.error("--write is for a complete run: without names, and without --quick")
     if (reason := lacking(os.environ)) is not None:
         sys.stderr.write(f"bench: {reason}\n")
         return MISSING
@@ -57,19 +60,33 @@ def main() -> int:
         f"{time.monotonic() - began:.0f} s in all{', --quick: the figures mean little' if options.quick else ''}"
     )
     sys.stdout.write(render(about, rows))
+    run = Run(about=about, rows=rows)
     if options.json:
-        _write(options.json, about, rows)
-    return FAILED if any(row.figure == BROKEN for row in rows) else DONE
+        run.write(options.json)
+    failed = any(row.figure == BROKEN for row in rows)
+    return FAILED if failed or (options.write and not _published(run)) else DONE
 
 
-def _options() -> argparse.Namespace:
+def _published(run: Run) -> bool:
+    """Write the documentation's figures, and return whether that was possible."""
+    try:
+        publish(run)
+    except KeyError as error:
+        sys.stderr.write(f"bench: the documentation stays as it is: no figure of {error.args[0]}\n")
+        return False
+    run.write(LAST)
+    return True
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument(
         "names", nargs="*", choices=[*BENCHES, []], metavar="NAME", help=f"one of {', '.join(BENCHES)}; all without any"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--quick", action="store_true", help="a smoke test: sizes are a fraction")
-    return parser.parse_args()
+    parser.add_argument("--write", action="store_true", help="write the figures into README.md and docs/ too")
+    return parser
 
 
 def _rows(ground: Ground, names: Sequence[str]) -> list[Row]:
@@ -107,11 +124,6 @@ def _run(name: str, ground: Ground) -> list[Row]:
         ]
     sys.stderr.write(f"bench: {name} took {time.monotonic() - began:.0f} s\n")
     return rows
-
-
-def _write(file: Path, about: Mapping[str, str], rows: Sequence[Row]) -> None:
-    document = {**about, "rows": [row.document() for row in rows]}
-    file.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

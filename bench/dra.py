@@ -14,7 +14,8 @@ import yaml
 
 from bench import ROOT
 from bench.ground import Ground, Switch
-from bench.scene import FIGURE, GOAL, PODS, Scene, lacking, plug, prepared_kubelet, pull, rest_rows, weigh
+from bench.load import rest_rows
+from bench.scene import FIGURE, GOAL, PODS, Scene, lacking, plug, prepared_kubelet, pull, weigh
 from bench.stats import Sample
 from bench.table import Row, at_most
 from system.claiming import CLASSES, RIGHTS, missing
@@ -68,7 +69,7 @@ def _claimed(scene: Scene, sticks: Sequence[Switch]) -> list[Row]:
         daemon.wait_log("kubelet.registered", driver="devwatch.io")
         first = Sample.of([seconds for stick in sticks for seconds in scene.plug_for_pods([stick], [0.0])])
         again = Sample.of(_start_again(scene, sticks))
-        costs = weigh("dra", daemon, limit=_LIMIT) + rest_rows("dra", daemon, scene.ground.size(60, 5))
+        costs = weigh("dra", daemon, limit=_LIMIT) + rest_rows("dra", daemon, scene.ground, ", registered")
     scene.delete_pods()
     note = "with udevd, scheduler, kubelet and containerd; by the time of the container's first line"
     return [

@@ -8,13 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.ground import Ground, Switch
-from bench.scene import FIGURE, GOAL, Scene, lacking, prepared_kubelet, pull, rest_rows, weigh
+from bench.load import rest_rows
+from bench.scene import FIGURE, GOAL, Scene, lacking, prepared_kubelet, pull, weigh
 from bench.stats import Sample
 from bench.table import Row, at_most
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+UNPATCHED = f"{FIGURE}, without our PATCH"
 _SYNC = 10.0
 """Seconds between two status syncs of a kubelet (nodeStatusUpdateFrequency)."""
 _LIMIT, _AIM = 52, 50
@@ -40,7 +42,7 @@ def _with_patch(scene: Scene, sticks: Sequence[Switch]) -> tuple[list[Row], list
     with scene.daemon() as daemon:
         found = [seconds for stick in sticks for seconds in scene.plug_for_pods([stick], [0.0])]
         costs = weigh("handover", daemon, limit=_LIMIT, aim=_AIM)
-        costs += rest_rows("handover", daemon, scene.ground.size(60, 5))
+        costs += rest_rows("handover", daemon, scene.ground, ", registered")
         scene.delete_pods()
     return costs, found
 
@@ -62,10 +64,12 @@ def _rows(with_patch: list[float], without: list[float]) -> list[Row]:
             value=sample,
             goal=at_most(GOAL, sample.median, "p50"),
             note="with udevd, scheduler, kubelet and containerd; by the time of the container's first line",
+            plotted=True,
         ),
         row(
-            figure=f"{FIGURE}, without our PATCH",
+            figure=UNPATCHED,
             value=Sample.of(without),
+            plotted=True,
             note="the plugin alone, plugged at random moments: the kubelet reports its devices every 10 s",
         ),
     ]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from system.daemon import Daemon
 
 MS = 1000.0
+VISIBLE = "uevent sent -> visible"
+POLLED = "plugged or pulled -> capacity visible"
 _DETECTED = "devwatch_detection_to_patch_seconds"
 _PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 _BACKOFF = 2.2
@@ -152,8 +154,9 @@ def _latency_rows(events: list[_Event], served: list[float], before: list[float]
             note="client library, TLS, the kernel, the server before and after its audit",
         ),
         row(
-            figure="uevent sent -> visible",
+            figure=VISIBLE,
             value=Sample.of([event.visible * MS for event in events]),
+            plotted=True,
             note="with udevd's own work; by a watch, whose event follows after a GET would show the change",
         ),
         row(
@@ -224,7 +227,7 @@ def _seed_rows(found: list[float], loops: int, period: float) -> list[Row]:
     mean, worst = sample.mean / MS + _KUBELET / 2, sample.maximum / MS + _KUBELET
     paper = f"on paper, with a kubelet's sync, {mean:.1f} s in the mean and {worst:.1f} s at worst"
     return [
-        Row(bench="seed", figure="plugged or pulled -> capacity visible", unit="ms", value=sample, note=note),
+        Row(bench="seed", figure=POLLED, unit="ms", value=sample, note=note, plotted=True),
         Row(
             bench="seed",
             figure="plugged -> pod bound",
@@ -237,11 +240,11 @@ def _seed_rows(found: list[float], loops: int, period: float) -> list[Row]:
 def compared(rows: list[Row]) -> list[Row]:
     """Return how many times faster than the loop devwatch is; nothing where one of them was not measured."""
     means = {row.figure: row.value.mean for row in rows if isinstance(row.value, Sample)}
-    ours, theirs = means.get("uevent sent -> visible"), means.get("plugged or pulled -> capacity visible")
+    ours, theirs = means.get(VISIBLE), means.get(POLLED)
     if ours is None or theirs is None:
         return []
     times = theirs / ours
-    note = "means of: uevent sent -> visible, plugged or pulled -> capacity visible"
+    note = f"means of: {VISIBLE}, {POLLED}"
     return [
         Row(
             bench="latency",

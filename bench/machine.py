@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shutil
 import subprocess
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +23,10 @@ def head(server: ApiServer) -> dict[str, str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
     load = ", ".join(f"{number:.2f}" for number in os.getloadavg())
+    release = ".".join(platform.release().split(".")[:2])
     return {
-        "machine": f"{_processor()}, {cores} cores, {memory:.0f} GiB RAM, Linux {platform.release()}, load {load} at the start",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": f"{_processor()}, {cores} cores, {memory:.0f} GiB RAM, Linux {release}, load {load} at the start",
         "versions": ", ".join(f"{name} {text}" for name, text in _versions(server).items()),
     }
 
@@ -33,11 +38,20 @@ def _processor() -> str:
 
 
 def _versions(server: ApiServer) -> dict[str, str]:
-    udev = subprocess.run(["udevadm", "--version"], capture_output=True, text=True, check=True)  # noqa: S607 - where the machine has it
     return {
         "Python": platform.python_version(),
         "devwatch": devwatch.__version__,
         "kubernetes_asyncio": version("kubernetes_asyncio"),
-        "API server": str(server.request("GET", "/version")[1].get("gitVersion")),
-        "udev": udev.stdout.strip(),
+        "Kubernetes": str(server.request("GET", "/version")[1].get("gitVersion")),
+        **_programs(),
     }
+
+
+def _programs() -> dict[str, str]:
+    """Return the versions of the other programs, as far as they are installed: the first word that begins with a digit."""
+    found = {}
+    for name, program in (("udev", "udevadm"), ("containerd", "containerd")):
+        if (path := shutil.which(program)) is not None:
+            shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)  # noqa: S603 - our own words
+            found[name] = next(iter(re.findall(r"\bv?(\d[\w.~+-]*)", shown.stdout)), "unknown")
+    return found

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from bench import ROOT
 from bench.ground import PRODUCT, VENDOR, Ground, Switch, scrape
-from bench.load import rest
 from bench.proc import Memory
 from bench.server import RIGHTS
 from bench.table import Goal, Row, at_most
@@ -171,21 +170,4 @@ def weigh(bench: str, daemon: Daemon, *, limit: int, aim: int | None = None) -> 
     return [
         row(figure="RSS, registered", value=memory.rss, goal=goal, note=note),
         row(figure="PSS, registered", value=memory.pss),
-    ]
-
-
-def rest_rows(bench: str, daemon: Daemon, seconds: float) -> list[Row]:
-    """Return what a daemon costs that is let be."""
-    work, taken = rest(daemon, seconds)
-    share, rate = work.cpu / taken * 100, work.wakeups / taken
-    row = partial(Row, bench=bench)
-    return [
-        row(
-            figure="CPU, registered",
-            unit="% of a core",
-            value=share,
-            goal=at_most(0.05, share),
-            note=f"{work.cpu * 1000:.1f} ms in {taken:.0f} s",
-        ),
-        row(figure="wakeups, registered", unit="1/s", value=rate, goal=at_most(1, rate)),
     ]

@@ -21,6 +21,8 @@ class Sample:
     mean: float
     p99: float
     maximum: float
+    values: tuple[float, ...] = ()
+    """The measurements themselves, in their order."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Sample:
@@ -34,16 +36,28 @@ class Sample:
             mean=statistics.fmean(values),
             p99=percentile(values, 99),
             maximum=max(values),
+            values=tuple(values),
         )
 
     def scaled(self, factor: float) -> Sample:
         """Return the same in another unit."""
-        numbers = (self.minimum, self.median, self.mean, self.p99, self.maximum)
-        minimum, median, mean, p99, maximum = (number * factor for number in numbers)
-        return Sample(count=self.count, minimum=minimum, median=median, mean=mean, p99=p99, maximum=maximum)
+        return Sample(
+            count=self.count,
+            minimum=self.minimum * factor,
+            median=self.median * factor,
+            mean=self.mean * factor,
+            p99=self.p99 * factor,
+            maximum=self.maximum * factor,
+            values=tuple(value * factor for value in self.values),
+        )
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return the smallest value that at least `percent` per cent of all do not exceed (nearest rank): one that was measured."""
     ordered = sorted(values)
     return ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]
+
+
+def significant(value: float) -> float:
+    """Return a value to four digits."""
+    return float(f"{value:.4g}")

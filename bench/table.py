@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.stats import Sample
+from bench.stats import Sample, significant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,20 +49,22 @@ class Row:
     goal: Goal | None = None
     note: str = ""
     """An explanation of the figure, printed below the table."""
+    plotted: bool = False
+    """Whether a plot shows each of the measurements."""
 
     def cells(self) -> tuple[str, ...]:
         """Return the cells under `HEAD`; a single value stands under `median`."""
         if isinstance(self.value, Sample):
-            shown = (self.value.minimum, self.value.median, self.value.p99, self.value.maximum)
-            numbers = (str(self.value.count), *map(_text, shown))
+            several = (self.value.minimum, self.value.median, self.value.p99, self.value.maximum)
+            numbers = (str(self.value.count), *map(shown, several))
         else:
-            numbers = ("", "", _text(self.value), "", "")
+            numbers = ("", "", shown(self.value), "", "")
         goal = (self.goal.text, "yes" if self.goal.met else "NO") if self.goal else ("", "")
         return (self.bench, self.figure, self.unit, *numbers, *goal)
 
     def document(self) -> dict[str, Any]:
         """Return the row for JSON."""
-        value = asdict(self.value) if isinstance(self.value, Sample) else self.value
+        value = self._summary(self.value) if isinstance(self.value, Sample) else self.value
         goal = asdict(self.goal) if self.goal else None
         return {
             "bench": self.bench,
@@ -73,8 +75,29 @@ class Row:
             "note": self.note,
         }
 
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Row:
+        """Return the row of a `document`. Raises `TypeError` where its keys are others."""
+        value, goal = document["value"], document["goal"]
+        summary = {**value, "values": tuple(value.get("values", ()))} if isinstance(value, dict) else None
+        return cls(
+            **{
+                **document,
+                "value": Sample(**summary) if summary else value,
+                "goal": Goal(**goal) if goal else None,
+                "plotted": bool(summary and summary["values"]),
+            }
+        )
 
-def _text(value: float | str) -> str:
+    def _summary(self, sample: Sample) -> dict[str, Any]:
+        """Return a sample for JSON: its measurements only where they are plotted, and no finer than a plot can show."""
+        summary = asdict(sample)
+        values = summary.pop("values")
+        return summary | ({"values": [significant(value) for value in values]} if self.plotted else {})
+
+
+def shown(value: float | str) -> str:
+    """Return a figure with as many digits as say something."""
     if isinstance(value, str):
         return value
     if value == int(value) or abs(value) >= 1000:  # noqa: PLR2004 - four digits are enough for a figure

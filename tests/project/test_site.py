@@ -111,7 +111,7 @@ def test_a_picture_needs_nothing_but_itself(path: Path) -> None:
     assert [word for word in re.findall(r"https?://[^\"' ]+", text) if word != SVG.strip("{}")] == []
 
 
-@pytest.mark.parametrize("name", ["flow.svg", "ways.svg"])
+@pytest.mark.parametrize("name", ["flow.svg", "latency.svg", "ways.svg"])
 def test_a_picture_is_readable_in_light_and_dark(name: str) -> None:
     """It has a ground of its own in both, covers all of itself with it, and says in words what it shows."""
     root = picture(name)

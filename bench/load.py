@@ -95,7 +95,7 @@ def rest_rows(bench: str, daemon: Daemon, ground: Ground, when: str = "") -> lis
     runs = [_rest(daemon, ground.size(_REST, 2)) for _ in range(_RUNS)]
     shares = Sample.of([work.cpu / seconds * 100 for work, seconds in runs])
     rates = Sample.of([work.wakeups / seconds for work, seconds in runs])
-    note = f"{_RUNS} runs of {runs[0][1]:.0f} s, which are two sweeps"
+    note = f"{_RUNS} runs of {runs[0][1]:.0f} s; a sweep every 10 s"
     row = partial(Row, bench=bench)
     return [
         row(

@@ -48,10 +48,15 @@ def _versions(server: ApiServer) -> dict[str, str]:
 
 
 def _programs() -> dict[str, str]:
-    """Return the versions of the other programs, as far as they are installed: the first word that begins with a digit."""
+    """Return the versions of the other programs, as far as they are installed."""
     found = {}
     for name, program in (("udev", "udevadm"), ("containerd", "containerd")):
         if (path := shutil.which(program)) is not None:
             shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)  # noqa: S603 - our own words
-            found[name] = next(iter(re.findall(r"\bv?(\d[\w.~+-]*)", shown.stdout)), "unknown")
+            found[name] = version_in(shown.stdout)
     return found
+
+
+def version_in(text: str) -> str:
+    """Return the first word that begins with a digit, maybe after a `v`; containerd names its source before it, and its commit after it."""
+    return next(iter(re.findall(r"(?:^|\s)v?(\d\S*)", text)), "unknown")

@@ -70,7 +70,8 @@ class Run:
 
 
 def _about(run: Run) -> str:
-    return f"Measured on {run.about['date']}: {run.about['machine']}. {run.about['versions']}.\n"
+    lines = (f"Measured on {run.about['date']}: {run.about['machine']}", run.about["versions"], run.about["run"])
+    return "".join(f"{line}.\n" for line in lines if line)
 
 
 def _table(rows: Iterable[Row]) -> str:

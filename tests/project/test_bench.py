@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.machine import version_in
 from bench.stats import Sample, percentile
 from bench.table import HEAD, Goal, Row, all_of, at_least, at_most, render
 from support.checkout import CHECKOUT
@@ -93,6 +94,20 @@ def test_the_document_holds_every_number() -> None:
     document = json.loads(json.dumps(ROWS[0].document()))
     assert document["value"]["maximum"] == 4000.25
     assert document["goal"] == {"text": "p50 <= 1", "met": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3\n", "1.6.20~ds1"),
+        ("containerd github.com/containerd/containerd/v2 v2.1.9 0123abc\n", "2.1.9"),
+        ("252\n", "252"),
+        ("none\n", "unknown"),
+    ],
+)
+def test_a_program_tells_its_version(text: str, version: str) -> None:
+    """Among other words."""
+    assert version_in(text) == version
 
 
 def test_what_is_missing_is_said_in_one_line() -> None:

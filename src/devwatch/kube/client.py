@@ -173,14 +173,13 @@ class Connection:
             await client.close()
 
     async def _connected(self) -> ApiClient:
-        if self._client is not None:
-            return self._client
-        client = await self._credentials.connect()
-        client.user_agent = self._agent
-        # Another request may have connected meanwhile: then its client is used, and this one closed.
-        if (shared := self._share(client)) is not client:
-            await client.close()
-        return shared
+        while self._client is None:
+            client = await self._credentials.connect()
+            client.user_agent = self._agent
+            # Another request may have connected meanwhile: then its client is used, and this one closed. It may be dropped until then.
+            if self._share(client) is not client:
+                await client.close()
+        return self._client
 
     async def _connected_in_time(self, call: _Call) -> ApiClient:
         try:

@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,9 @@ from devwatch.core.errors import (
     Unserved,
 )
 from devwatch.core.node import ANNOTATION, ANNOTATION_PART, NodePatch, NodeState
+from devwatch.kube.client import Connection
 from devwatch.kube.credentials import Credentials
+from devwatch.kube.library import ApiClient
 from devwatch.kube.nodes import KubeNode, node_state
 from devwatch.kube.responses import MAX_ANSWER
 from support.build import patch_of
@@ -1620,6 +1622,57 @@ def test_a_server_that_does_not_answer_is_named_though_another_request_dropped_t
             await server.asked.wait()
             assert isinstance(await outcome(api), Forbidden)
             assert str(await patient) == f"the API server http://127.0.0.1:{server.port} did not answer within 1 s"
+
+    run(scenario())
+
+
+class LateClient(ApiClient):
+    """A client whose end can be held up."""
+
+    released: asyncio.Event
+
+    async def close(self) -> None:
+        """Close once it is released."""
+        await self.released.wait()
+        await super().close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideBySide(Credentials):
+    """Credentials that two requests read at once; the client of the first, which finds another in use by then, closes late."""
+
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    _both: asyncio.Event = field(default_factory=asyncio.Event)
+    _calls: list[None] = field(default_factory=list)
+
+    async def connect(self) -> ApiClient:
+        """Return a client; the first one once there is a second."""
+        self._calls.append(None)
+        first = len(self._calls) == 1
+        client = await Credentials.connect(self)
+        if not first:
+            self._both.set()
+            return client
+        await self._both.wait()
+        await client.close()
+        late = LateClient(client.configuration)
+        late.released = self.released
+        return late
+
+
+def test_a_request_does_not_use_a_client_that_another_has_dropped_meanwhile(tmp_path: Path) -> None:
+    """Both have read the credentials, one fails on the client that they share, and the other connects again."""
+
+    async def scenario() -> None:
+        async with site(reset, answer(200, NODE)) as server:
+            credentials = SideBySide(kubeconfig=str(_place(tmp_path, server)), environ={})
+            connection = Connection(credentials, version="1.2")
+            late, first = (asyncio.create_task(connection.request("GET", "/x")) for _ in range(2))
+            with pytest.raises(Retry, match="Connection"):
+                await first
+            credentials.released.set()
+            assert await late == NODE
+            await connection.close()
 
     run(scenario())
 

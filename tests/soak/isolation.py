@@ -1,9 +1,13 @@
 """Namespaces in which the soak lives for an hour without the machine noticing, nor the tests that run beside it.
 
-Its own are the network (loopback, the abstract sockets, udevd's stream of events), the processes, and the mounts: /run with the udev
-database, /var/lib with the folder of the kubelet, /var/log, and /dev. devwatch looks for devnodes only where /dev is a devtmpfs, of which
-the kernel has one instance, so /dev is a folder within it, beneath the mount of /dev/shm, where it is not seen from outside. Uevents are
-sent as `UeventSender` does. The cgroups of the pods are below one of the soak's own, and the kubelet's name is another than in the tests.
+Its own are the network (loopback, the abstract sockets, uevents), the processes, and the mounts: /run with the udev database, /var/lib
+with the folder of the kubelet, /var/log, and /dev.
+
+- The kernel sends its uevents to each network namespace that belongs to the first user namespace. This one belongs to another user
+  namespace, in which nothing runs, so what happens to the machine's devices is not received here; `UeventSender` sends what is.
+- devwatch looks for devnodes only where /dev is a devtmpfs, of which the kernel has one instance. So /dev is a folder within it, beneath the
+  mount of /dev/shm, where it is not seen from outside.
+- The cgroups of the pods are below one of the soak's own, and the kubelet's name is another than in the tests.
 """
 
 from __future__ import annotations
@@ -34,7 +38,9 @@ NAME = "devwatch-soak"
 CGROUP = f"{NAME}/node"
 """Two levels deep: the tests remove what they find as `kubepods` in a cgroup below the root."""
 
-_UNSHARE = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
+_UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
+_NETWORK = ("unshare", "--user", "--map-root-user", "--net", "--", "sh", "-c", "echo ready; read end")
+"""A process that has the network namespace until its input ends."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _ADDRESS, _GATEWAY = "10.99.0.2", "10.99.0.1"
 """A kubelet takes the address that its Node's name has, which it looks up again at each report of its status."""
@@ -53,18 +59,20 @@ def outside() -> bool:
 def run(arguments: Sequence[str]) -> int:
     """Run `python -m soak` with these arguments in the namespaces, and return its exit status. All of it ends with this process."""
     environ = {**os.environ, "DEVWATCH_TEST_KUBELET": NAME, "DEVWATCH_TEST_CGROUP": CGROUP}
-    inner = subprocess.Popen(
-        [*_UNSHARE, sys.executable, "-m", "soak", *arguments], env=environ, stdin=subprocess.DEVNULL
-    )
-    # The soak is the first process of its namespace, which passes on to it the signals that it handles.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: _forward(inner.pid))
-    with _cgroups():
-        return inner.wait()
+    with subprocess.Popen(_NETWORK, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as network:
+        assert network.stdout is not None
+        assert network.stdout.readline() == b"ready\n"
+        command = ["nsenter", f"--net=/proc/{network.pid}/ns/net", *_UNSHARE, sys.executable, "-m", "soak", *arguments]
+        inner = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL)
+        # unshare(1) passes no signal on to the soak, which puts everything back.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: _forward(inner.pid))
+        with _cgroups():
+            return inner.wait()
 
 
 def _forward(unshare: int) -> None:
-    """Send TERM to the child of unshare(1), which itself passes no signal on."""
+    """Send TERM to the child of unshare(1)."""
     children = Path(f"/proc/{unshare}/task/{unshare}/children").read_text("ascii").split()
     for child in children:
         os.kill(int(child), signal.SIGTERM)

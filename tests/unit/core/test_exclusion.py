@@ -57,7 +57,18 @@ def test_devices_of_their_own_do_not_exclude_one_another() -> None:
     other = replace(ZWAVE, physical="/devices/1-2")
     bare = replace(ZIGBEE, physical=None)
     assert [each.owner for each in claim_all((WHOLE, other, bare), (USB, TTY)).values()] == ["x/usb", "x/tty", "x/tty"]
-    assert claim_all((WHOLE, ZWAVE), (rule("x/none", [entry(vendor="ffff")]), USB))[WHOLE].owner == "x/usb"
+    claims = claim_all((WHOLE, ZWAVE), (rule("x/none", [entry(vendor="ffff")]), USB))
+    assert (claims[WHOLE].owner, claims[ZWAVE]) == ("x/usb", Claim())
+    unplaced = replace(WHOLE, physical=None)
+    assert [each.owner for each in claim_all((unplaced, bare), (USB, TTY)).values()] == ["x/usb", "x/tty"]
+
+
+def test_of_parts_alone_each_is_open_for_its_own_resources() -> None:
+    """Without the whole device there is nothing to decide between the two kinds."""
+    by_port = [rule(f"x/{face}", [entry(port="here", interface=face)]) for face in ("00", "01")]
+    parts = [replace(each, properties=None, port=None) for each in (ZWAVE, ZIGBEE)]
+    claims = claim_all(parts, (*by_port, USB))
+    assert [claims[each].doubtful for each in parts] == [{"x/00"}, {"x/01"}]
 
 
 @pytest.mark.parametrize("unknown", [WHOLE, ZWAVE])

@@ -112,7 +112,7 @@ def test_udev_has_handled_a_device_again_where_both_records_say_so() -> None:
     assert not is_untouched(handled(at=1), handled(at=2))
     assert is_untouched(handled(at=1), handled(at=1))
     assert is_untouched(handled(at=1), handled())
-    for text in ("", "x", "²", "1" * 20):
+    for text in ("", "x", "²", "٣", "1" * 20):
         assert initialized_at(device(properties={"USEC_INITIALIZED": text})) is None
     assert initialized_at(device(properties={"USEC_INITIALIZED": "1" * 19})) == pytest.approx(1.1e12, rel=0.02)
     assert initialized_at(device(properties=None)) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 import uuid
@@ -12,10 +13,13 @@ from urllib.parse import quote
 
 import pytest
 
+from devwatch.core.classes import class_names
+from support.checkout import CHECKOUT
 from system.apiserver import NAMESPACE, PATCH_ONLY, WATCH
 from system.evictionproxy import evicting_url
 from system.test_end_to_end import CONFIG, STICK, World
 from system.test_journey import RESOURCE, owned_pod
+from system.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -154,6 +158,43 @@ def test_what_the_hints_grant_is_used_without_a_restart(make_world: MakeWorld, s
         heard = daemons[unlisting]
         heard.wait_for(lambda: _events(unlisting, "DeviceLost", uid=pods[unlisting]["metadata"]["uid"]))
         heard.wait_for(lambda: _events(unlisting, "DeviceRemoved", name=unlisting.node))
+
+
+@pytest.fixture
+def tenant(apiserver: ApiServer) -> Iterator[str]:
+    """Return the path of a namespace of somebody else, and have the controllers that count for its quota."""
+    name = f"tenant-{uuid.uuid4().hex[:6]}"
+    apiserver.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    account = {"metadata": {"name": "default"}, "automountServiceAccountToken": False}
+    apiserver.request("POST", f"/api/v1/namespaces/{name}/serviceaccounts", account)
+    apiserver.start_controller_manager()
+    yield name
+    apiserver.stop_control()
+    apiserver.request("DELETE", f"/api/v1/namespaces/{name}")
+
+
+def test_a_quota_keeps_the_sticks_from_a_namespace(apiserver: ApiServer, tenant: str) -> None:
+    """Any Pod may ask for one; with the lines of docs/security.md none of this namespace gets it, by `limits` or by a claim."""
+    page = (CHECKOUT / "docs" / "security.md").read_text("utf-8")
+    names = re.findall(r'`(\S+): "0"`', page)
+    assert len(names) == 2
+    served = apiserver.serves("resource.k8s.io/v1")
+    hard = {name: "0" for name in names if served or "deviceclass" not in name}
+    path = f"/api/v1/namespaces/{tenant}"
+    apiserver.request("POST", f"{path}/resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}})
+    eventually(lambda: apiserver.request("GET", f"{path}/resourcequotas/q")[1]["status"].get("used") == hard)
+    container = {"name": "c", "image": "none", "resources": {"limits": {"aeotec/zstick": 1}}}
+    asked = [
+        apiserver.request("POST", f"{path}/pods", {"metadata": {"name": "p"}, "spec": {"containers": [container]}})
+    ]
+    if served:
+        ((_, name),) = class_names(["aeotec/zstick"])
+        exactly = {"deviceClassName": name}
+        claim = {"metadata": {"name": "c"}, "spec": {"devices": {"requests": [{"name": "a", "exactly": exactly}]}}}
+        claims = f"/apis/resource.k8s.io/v1/namespaces/{tenant}/resourceclaims"
+        asked.append(apiserver.request("POST", claims, claim))
+    assert [status for status, _ in asked] == [403] * len(asked)
+    assert all("exceeded quota" in answer["message"] for _, answer in asked)
 
 
 def _used_stick(world: World, daemon: Daemon) -> Object:

@@ -551,6 +551,20 @@ async def test_an_eviction_delays_a_patch_by_no_more_than_the_request_in_flight(
         assert one.evicted == ["p"]
 
 
+@virtual
+async def test_sticks_that_come_without_end_put_off_no_eviction() -> None:
+    """Each makes a patch due before the last one is answered."""
+    async with home(pod(), used=config(names=(ZIGBEE, ZWAVE))) as one:
+        one.host.unplug()
+        await asyncio.sleep(GRACE + AFTER - 5)
+        one.server.latency = 0.5
+        for number in range(1, 60):
+            one.host.plug("0002", f"/dev/ttyUSB{number}")
+            await asyncio.sleep(0.3)
+        assert one.evicted == ["p"]
+        assert one.server.writes[-1].at > asyncio.get_running_loop().time() - 1, "and patches go on"
+
+
 @pytest.mark.parametrize("what", ["evictions", "lists", "Events"])
 @virtual
 async def test_a_server_that_hangs_holds_up_no_count(what: str) -> None:

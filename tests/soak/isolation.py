@@ -5,8 +5,8 @@ with the folder of the kubelet, /var/log, and /dev.
 
 - The kernel sends its uevents to each network namespace that belongs to the first user namespace. This one belongs to another user
   namespace, in which nothing runs, so what happens to the machine's devices is not received here; `UeventSender` sends what is.
-- devwatch looks for devnodes only where /dev is a devtmpfs, of which the kernel has one instance. So /dev is a folder within it, beneath the
-  mount of /dev/shm, where it is not seen from outside.
+- devwatch looks for devnodes only where /dev is a devtmpfs, of which the kernel has one instance. So /dev is a folder within it, beneath
+  the mount of /dev/shm, where it is not seen from outside.
 - The cgroups of the pods are below one of the soak's own, and the kubelet's name is another than in the tests.
 """
 

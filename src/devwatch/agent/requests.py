@@ -1,4 +1,4 @@
-"""Requests to the API server: at most one is in flight, and a patch of the publisher comes first."""
+"""Requests to the API server: at most one is in flight, and a patch of the publisher comes first, though not without end."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from devwatch.core.task import Task
 
 T = TypeVar("T")
+
+PATCHES_LIMIT = 2.0
+"""Seconds for which patches may follow one another before another request has a turn: sticks that flap make one after the other due."""
 
 
 class Publisher(Protocol):
@@ -90,6 +93,8 @@ class Requests:
         self._request: asyncio.Task[None] | None = None
         self._yields_at = math.inf
         """The time from which a due patch cancels the request in flight."""
+        self._turn_at = math.inf
+        """The time from which another request comes first."""
 
     @property
     def busy(self) -> bool:
@@ -114,11 +119,18 @@ class Requests:
                 self._yields_at = math.inf
                 self._request.cancel()
             return
-        between = (task for tasks in self._tasks if (task := tasks.action(now)))
-        task = self._publisher.action(now) or next(between, None)
-        if task is not None:
+        if (task := self._choose(now)) is not None:
             self._yields_at = now + task.patience
             self._request = group.create_task(self._perform(task))
+
+    def _choose(self, now: float) -> Task | None:
+        between = (task for tasks in self._tasks if (task := tasks.action(now)))
+        task = next(between, None) if now >= self._turn_at else None
+        if task is None and (task := self._publisher.action(now)) is not None:
+            self._turn_at = min(self._turn_at, now + PATCHES_LIMIT)
+            return task
+        self._turn_at = math.inf
+        return task or next(between, None)
 
     async def _perform(self, task: Task) -> None:
         """Make a request. The task handles its own errors, so any exception ends the program."""

@@ -64,6 +64,31 @@ async def test_a_pod_that_is_bound_before_the_node_shows_0_is_waited_for() -> No
 
 
 @virtual
+async def test_a_container_that_starts_again_while_the_change_waits_opens_its_stick() -> None:
+    """Its pod goes on until its owner ends it: the link leads to the stick, and nowhere while that is out."""
+    async with site(USB0) as one:
+        one.workload.run(pod("p"))
+        one.kubelet.held = (Holding(namespace="home", pod="p", container="c", resource=ZIGBEE, ids=one.taken.ids),)
+        (link,) = one.kubelet.links.made
+        one.use(NODE_STATUS)
+        await asyncio.sleep(30)
+        assert one.kubelet.links.made == {link: USB0}
+        await one.restart()
+        await asyncio.sleep(30)
+        assert one.kubelet.links.made == {link: USB0}
+        one.host.unplug(USB0)
+        await asyncio.sleep(30)
+        assert one.kubelet.links.made == {}
+        one.host.plug("0001", USB1, serial="S0")
+        await asyncio.sleep(30)
+        assert one.kubelet.links.made == {link: USB1}
+        one.workload.end("home/p")
+        await asyncio.sleep(FIVE_MINUTES + 20)
+        assert one.kubelet.links.made == {}
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+
+
+@virtual
 async def test_a_change_that_comes_while_the_pods_are_listed_waits_for_a_list_of_its_own() -> None:
     """The one that is under way was begun when both resources were still handed out in the former way."""
     both = PLAIN.replace("}\n", ", publish: devicePlugin}\n")

@@ -126,13 +126,16 @@ class DevicePlugins:
         inventory: Inventory,
         observed: NodeState | None,
         held: dict[str, dict[str, tuple[str, str]]],
+        *,
+        former: Mapping[str, Sequence[Slot]],
     ) -> dict[str, Figure]:
         """Set the links and the lists, and return the figures with those that the Node should show.
 
         `held` are by resource the devices that a pod may have under another name; those that are offered all the same are removed from it.
+        `former` are the slots of resources that are not handed over any more: containers that start again still need their links.
         """
         slots = {name: figures[name].slots for name in self.names & self._registrations.keys()}
-        self._update_links(slots, inventory, known=observed is not None)
+        self._update_links({**former, **slots}, inventory, known=observed is not None)
         if not self.report.fault and observed is not None and not inventory.doubts:
             self._ready.set()
         waiting = {device.body for device in inventory.pending} | self._unstored(slots, observed)

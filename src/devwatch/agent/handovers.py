@@ -109,8 +109,8 @@ class Handovers:
         self._changeover.observe(self._rules, observed, now)
         begun = [rule for rule in self._rules if rule.name not in self._changeover.waiting]
         self._plugins.register(begun, observed or NodeState())
-        claimed = {name for name, entries in self._changeover.former.items() if way_of(entries) is Publish.DRA}
-        claimed |= self._dra.recall().keys()
+        ways = {name: way_of(entries) for name, entries in self._changeover.former.items()}
+        claimed = {name for name, way in ways.items() if way is Publish.DRA} | self._dra.recall().keys()
         self._dra.configure((rule for rule in begun if rule.publish is Publish.DRA), former=bool(claimed))
         former = self._former()
         slots = {name: figures.by_name[name].slots for name in (*self._plugins.names, *self._dra.names)}
@@ -124,16 +124,19 @@ class Handovers:
             name: figure if figure.publish.hands_over else _without(figure, len(held[name]))
             for name, figure in figures.by_name.items()
         }
-        shown |= self._plugins.update({name: shown[name] for name in self._plugins.names}, inventory, observed, held)
+        present = {name: _present(own, figures.by_name.get(name)) for name, own in former.items()}
+        linked = {name: present[name] for name, way in ways.items() if way is Publish.DEVICE_PLUGIN}
+        registered = {name: shown[name] for name in self._plugins.names}
+        shown |= self._plugins.update(registered, inventory, observed, held, former=linked)
         held |= {name: self._dra.withheld(held[name]) for name in self._dra.names}
         offered = {name: tuple(slot for slot in slots[name] if slot.id not in held[name]) for name in self._dra.names}
         unread = any(rule.publish is Publish.DRA and rule.name in self._changeover.unread for rule in self._rules)
-        present = {name: _present(former[name], figures.by_name.get(name)) for name in claimed & former.keys()}
-        self._dra.update(offered, present, inventory, observed, now, hold=unread)
+        kept = {name: present[name] for name in claimed & former.keys()}
+        self._dra.update(offered, kept, inventory, observed, now, hold=unread)
         self._report.driver(self._dra.condition)
         self._report.held_up(self._held.reasons(held))
-        kept = [name for name, own in former.items() if not {slot.id for slot in own} <= self.free]
-        return self._changeover.hold(replace(figures, by_name=shown), kept)
+        in_use = [name for name, own in former.items() if not {slot.id for slot in own} <= self.free]
+        return self._changeover.hold(replace(figures, by_name=shown), in_use)
 
     def _former(self) -> Named:
         """Return the slots of resources that are not handed over any more, as the annotation and the claims tell."""
@@ -214,7 +217,7 @@ def _lost(slots: Iterable[Slot]) -> tuple[Slot, ...]:
 
 
 def _present(former: Iterable[Slot], figure: Figure | None) -> tuple[Slot, ...]:
-    """Return the slots of a former way with those devices that are present: the containers of a claim keep theirs until they end.
+    """Return the slots of a former way with those devices that are present: the containers that have them keep them until they end.
 
     Only the resource itself knows which device has an ID: another one may use a further devnode of the same stick.
     """

@@ -176,10 +176,10 @@ def test_a_device_is_lost_once_the_node_shows_the_count_without_it() -> None:
     for recalled, accepted in ((False, "2026-01-01T00:00:00Z"), (True, "")):
         one = departure(there=frozenset(), lost="", recalled=recalled)
         advance_departures({ENTRY: one}, ZIGBEE, scene(103, "1"), frozenset())
-        assert one.since is None
+        before = one.since
         advance_departures({ENTRY: one}, ZIGBEE, scene(104), frozenset())
         advance_departures({ENTRY: one}, ZIGBEE, scene(105), frozenset())
-        assert (one.since, one.accepted) == (104, accepted)
+        assert (before, one.since, one.accepted) == (None, 104, accepted)
 
 
 def test_the_paths_of_a_departed_device_that_have_led_to_another_are_remembered() -> None:

@@ -72,7 +72,7 @@ class Incidents:
         self._calendar = [
             Incident(due=due, every=every, happen=happen)
             for due, every, happen in (
-                (1, 4, lambda: self.life.pull(time.monotonic())),
+                (1, 5, lambda: self.life.pull(time.monotonic())),
                 (2, 5, self.scrape),
                 (6, 13, lambda: self.proxy.fail(NONE)),  # every connection ends: requests, and the streams of watches
                 (7, 11, lambda: self.daemon.signal(signal.SIGHUP)),

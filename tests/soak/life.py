@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from soak.isolation import UeventSender
     from system.udevd import Sticks
 
-AWAY = 10.0
+AWAY = 14.0
 """Seconds for which a stick that a pod has is away: long enough for an eviction, and for the slice and the list without it."""
 MOMENT = 0.5
 """Seconds for which one is away that returns under another device number, before its pod is evicted for its absence."""

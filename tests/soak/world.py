@@ -35,6 +35,8 @@ DAY = 24 * 3600
 """Seconds: the life of the token, longer than any soak."""
 CALM = 420.0
 """Seconds for which the node may need until all its pods run on their sticks: a stranger that wrote is answered after 300 at the latest."""
+CALM_CHECKS = 5
+"""Checks, a second apart, in which nothing may be wrong: a pod whose stick has another number now is evicted a second after its return."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,10 +61,12 @@ class World:
 
     def await_calm(self) -> None:
         """Wait until the Node shows every stick, and every pod runs. Raises `AssertionError` with what was wrong last."""
-        deadline = time.monotonic() + CALM
-        while (trouble := self._trouble()) is not None:
-            assert time.monotonic() < deadline, trouble
+        deadline, calm = time.monotonic() + CALM, 0
+        while calm < CALM_CHECKS:
+            trouble = self._trouble()
+            assert trouble is None or time.monotonic() < deadline, trouble
             assert self.daemon.process.status is None, self.daemon.process.tail()
+            calm = calm + 1 if trouble is None else 0
             time.sleep(1)
 
     def _trouble(self) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devwatch.agent.registration import Registration
 from devwatch.config.schema import parse
 from devwatch.core.errors import Forbidden, KubeletError, Retry
 from devwatch.core.handover import FALL_LIMIT, UNREGISTERED_LIMIT, Offer
@@ -576,6 +578,21 @@ async def test_a_resource_that_leaves_the_configuration_ends_its_stream() -> Non
         one.forget()
         await asyncio.sleep(100)
         assert one.kubelet.registrations == []
+
+
+@virtual
+async def test_nothing_is_kept_of_a_resource_each_time_that_it_comes_and_goes() -> None:
+    """A configuration that changes every minute does not make the daemon grow."""
+    async with site(USB0) as one:
+        for _ in range(3):
+            one.use(config(first=False))
+            await asyncio.sleep(5)
+            one.use(config())
+            await asyncio.sleep(5)
+        assert one.kubelet.streaming(ZIGBEE) is not None
+        gc.collect()
+        alive = [each for each in gc.get_objects() if isinstance(each, Registration) and each.kubelet is one.kubelet]
+        assert len(alive) == 1
 
 
 # -- while not registered

@@ -118,6 +118,7 @@ class DevicePlugins:
         """Register, after the stream of a former registration of the resource has ended: the two have one socket."""
         if former is not None:
             await asyncio.wait({former})
+            del former  # it keeps what it ended with, and the one before it
         await registration.run(self._ready)
 
     def update(

@@ -371,7 +371,7 @@ async def test_a_record_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> N
         assert (site.driver.registration.registered, site.devnodes(), site.driver.claims.fault) == (
             False,
             ["/dev/ttyUSB0"],
-            str(unreadable),
+            unreadable.advice,
         )
         assert site.lines("kubelet.lost") == [("warning", str(unreadable), "run as uid 0")] * 2
         await site.driver.unprepare([CLAIM])
@@ -404,14 +404,16 @@ def test_what_cannot_be_written_refuses_the_claim_with_the_reason(which: str, tm
             site.allocate()
             setattr(site.faults, which, FULL)
             for _ in range(3):
-                assert (await site.kubelet.prepare(CLAIM))[UID].error == str(FULL)
+                assert (await site.kubelet.prepare(CLAIM))[UID].error == FULL.advice
             assert site.driver.held == {}
             lost = site.lines("kubelet.lost")
             assert lost[0] == ("warning", str(FULL), "free space in /x")
             assert len(lost) < 6
             await site.cycle()
-            assert site.driver.claims.fault == (str(FULL) if which == "files" else "")
+            assert site.driver.claims.fault == FULL.advice, "nothing is left to write, and nothing could be"
             setattr(site.faults, which, None)
+            await site.cycle()
+            assert site.driver.claims.fault == ""
             assert (await site.kubelet.prepare(CLAIM))[UID].error == ""
             assert (site.driver.claims.fault, site.recorded, site.devnodes()) == ("", {UID}, ["/dev/ttyUSB0"])
 
@@ -486,9 +488,9 @@ async def test_a_kubelet_that_refuses_is_told_in_its_words(tmp_path: Path) -> No
         site.kubelet.refusing = "no version"
         site.kubelet.start()
         await asyncio.sleep(5)
-        told = "the kubelet has not registered the driver: no version"
-        assert site.lines("kubelet.lost") == [("warning", told, "Kubernetes 1.34 or newer is needed")]
-        assert (site.driver.registration.registered, site.driver.registration.failure) == (False, told)
+        told, cure = "the kubelet has not registered the driver: no version", "Kubernetes 1.34 or newer is needed"
+        assert site.lines("kubelet.lost") == [("warning", told, cure)]
+        assert (site.driver.registration.registered, site.driver.registration.failure) == (False, f"{told}; {cure}")
 
 
 @quiet

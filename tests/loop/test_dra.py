@@ -191,8 +191,9 @@ async def test_a_library_that_is_missing_is_told_with_the_cure(tmp_path: Path, m
     """The slice offers the devices all the same: their containers start once it is there."""
     monkeypatch.setitem(sys.modules, "devwatch.kubelet.driver", None)
     async with dra_site(tmp_path, USB0) as one:
-        assert one.ready() == (False, "publish: dra needs devwatch.kubelet.driver")
-        assert one.log.of("kubelet.lost")[0].fields["hint"] == "pip install 'devwatch[kubelet]'"
+        cure = "pip install 'devwatch[kubelet]'"
+        assert one.ready() == (False, f"publish: dra needs devwatch.kubelet.driver; {cure}")
+        assert one.log.of("kubelet.lost")[0].fields["hint"] == cure
         assert list(one.devices.values()) == [False]
 
 

@@ -68,6 +68,8 @@ class PreparedClaims:
     """The devnodes of the present devices, by ID."""
     _written: dict[str, PreparedClaim] = field(default_factory=dict)
     """The claims of the record on the disk."""
+    _unwritten: bool = False
+    """Whether the last attempt to write the record failed: it is repeated in each cycle, also where no claim is left to record."""
 
     @property
     def held(self) -> Mapping[str, frozenset[str]]:
@@ -141,9 +143,10 @@ class PreparedClaims:
         self.by_uid = {uid: self._refreshed(claim) for uid, claim in self.by_uid.items()}
         self.fault = ""
         with self._reporting(_RECORD):
-            if self.by_uid != self._written:
+            if self.by_uid != self._written or self._unwritten:
+                self._unwritten = True
                 self.files.record.write(self.by_uid.values())
-                self._written = dict(self.by_uid)
+                self._written, self._unwritten = dict(self.by_uid), False
                 self.report.restored(_RECORD)
         with self._reporting(_FILES):
             self.files.cdi.update({uid: cdi_devices(claim, self._devnodes) for uid, claim in self.by_uid.items()})
@@ -162,5 +165,5 @@ class PreparedClaims:
             self._fail(subject, error)
 
     def _fail(self, subject: str, error: KubeletError) -> None:
-        self.fault = self.fault or str(error)
+        self.fault = self.fault or error.advice
         self.report.lost(subject, error)

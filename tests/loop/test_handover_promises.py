@@ -94,6 +94,12 @@ KNOWN = {
         Move(pull, (0,), 11.0),
         Move(kubelet_restarts, (0.0,), 35.0),
     ),
+    "a kubelet that has just started names no holder of a device whose eviction is due": (
+        Move(plug, ("zigbee", "socket-1", 0, True), 11.0),
+        Move(pod, (0,), 11.0),
+        Move(pull, (0,), 4.5),
+        Move(kubelet_restarts, (0.0,), 35.0),
+    ),
     "nothing is allocatable while no kubelet runs": (
         Move(furnish, ()),
         Move(kubelet_dies, (), 6.0),
@@ -284,6 +290,23 @@ KNOWN = {
         Move(nothing, (), 0.05),
         Move(pull, (0,)),
     ),
+    "no link is made before the IDs of a former daemon are known": (
+        Move(plug, ("zigbee", "socket-1", 2, True), 11.0),
+        Move(plug, ("twin", "socket-2", 0, True), 11.0),
+        Move(pods, (), 11.0),
+        Move(kill, (0,)),
+        Move(fail, ("429 after 900", 1)),
+        Move(begin, (), 1.5),
+    ),
+    "a twin does not take the place of one that is lost in another socket": (
+        Move(plug, ("zigbee", "socket-1", 0, True), 11.0),
+        Move(pod, (0,), 11.0),
+        Move(plug, ("twin", "socket-2", 1, True), 11.0),
+        Move(pod, (5,), 11.0),
+        Move(pull, (0,), 35.0),
+        Move(pull, (0,), 11.0),
+        Move(plug, ("twin", "socket-3", 1, True), 11.0),
+    ),
     "two sticks that change their places": (
         Move(furnish, ()),
         Move(cross, (), 1.5),
@@ -334,6 +357,17 @@ def test_the_judge_sees_a_link_that_leads_to_another_stick(world: HandoverWorld)
     first, second, *_ = (link for link in world.kubelet.links.made if link.startswith("0001"))
     made = world.kubelet.links.made
     made[first], made[second] = made[second], made[first]
+    world.judge.cycled()
+    assert verdicts(world) == {Promise.OWN}
+
+
+def test_the_judge_sees_a_link_that_leads_to_the_twin_in_another_socket(world: HandoverWorld) -> None:
+    """Its ID belongs to the socket, since the twin was there before it."""
+    plug(world, "twin", "socket-4", 9, record=True)
+    world.wait(11)
+    made = world.kubelet.links.made
+    (link,) = (link for link, devnode in made.items() if devnode == "/dev/ttyUSB9")
+    made[link] = "/dev/ttyUSB0"
     world.judge.cycled()
     assert verdicts(world) == {Promise.OWN}
 

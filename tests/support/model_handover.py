@@ -141,6 +141,8 @@ class Truth:
     """When something last kept daemon, kubelet and API server from working together."""
     places: dict[str, str | None] = field(default_factory=dict)
     """By ID that the annotation has listed: the socket that it listed last. The next daemon knows no others."""
+    placed: set[str] = field(default_factory=set)
+    """The links of sticks that arrived while a twin was known: what the ID tells apart is the socket alone."""
     unplaced: frozenset[str] = frozenset()
     """The links whose device was in another socket than the annotation listed when the last daemon ended."""
     fell_at: dict[str, float] = field(default_factory=dict)
@@ -201,6 +203,15 @@ class Truth:
         self.answered = True
         newer = [seen for seen in self.known[-1:] if seen.uid != state.uid or seen.version > state.version]
         self.known = [state, *newer]
+
+    def place(self) -> None:
+        """Take note of the new links of sticks of which a twin has a link already, and is there."""
+        births = {tty.birth for tty in self.found.values()}
+        known = [tty for link in self.made if (tty := self.led.get(link)) is not None and tty.birth in births]
+        new = {link: self.found.get(devnode) for link, devnode in self.made.items() if link not in self.led}
+        for link, tty in new.items():
+            if tty and any(each.looks == tty.looks and each.stick != tty.stick for each in known):
+                self.placed.add(link)
 
     def here(self, link: str) -> Tty | None:
         """Return the present device that is that of a link, None where it is lost."""
@@ -267,6 +278,7 @@ class Judge(Truth):
             self._uncertain(made)
             return
         held = {each for life in self.world.cluster.here for ids in life.ids.values() for each in ids}
+        self.place()
         for link, devnode in self.world.kubelet.links.made.items():
             tty, before = self.found.get(devnode), self.led.get(link)
             if tty is None:
@@ -277,6 +289,8 @@ class Judge(Truth):
                 own = {each.birth for each in self.found.values()} if link not in self.unplaced else set()
                 if not how and id_of(link) in held and before.birth in own:
                     how = "another stick, while its own is there"
+                if not how and link in self.placed and (before.stick != tty.stick and before.socket != tty.socket):
+                    how = "its twin in another socket"
                 if how:
                     self.broken(Promise.OWN, f"the link {link} leads to {how}: {devnode}")
             if self.answered or before is None:  # until it has seen the Node, a daemon cannot tell twins apart

@@ -126,7 +126,7 @@ class Incidents:
     def _get(self, path: str) -> str:
         if not self._port:
             self._port = int(str(self.daemon.wait_log("daemon.started")["listen"]).rpartition(":")[2])
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)) as connection:
             connection.request("GET", path)
             return connection.getresponse().read().decode()
 

@@ -35,7 +35,7 @@ class Sample:
         """Measure. Raises `AssertionError` where the daemon does not answer."""
         peephole.unlink(missing_ok=True)
         daemon.signal(signal.SIGUSR1)
-        eventually(peephole.exists, timeout=10)
+        eventually(peephole.exists, timeout=60)
         inner = json.loads(peephole.read_text())
         status = Path(f"/proc/{daemon.process.pid}/status").read_text()
         rows = dict(line.split(":", 1) for line in status.splitlines())

@@ -272,7 +272,10 @@ def _make_node(tty: str) -> None:
 
 def _remove(path: Path, *, unless: int = -1) -> None:
     with contextlib.suppress(FileNotFoundError):
-        if path.lstat().st_rdev != unless:
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode):  # as container runtimes make it for a container that restarts without its stick
+            path.rmdir()
+        elif found.st_rdev != unless:
             path.unlink()
 
 

@@ -100,9 +100,12 @@ class DeviceLinks:
         self._made = dict(wanted) if make else None
 
     def _leads_to(self, name: str) -> str | None:
-        """Return the target of a link; whoever may write here can change it."""
+        """Return the target of a link; whoever may write here can change it.
+
+        Every cycle asks for each link. pathlib would intern the parts of both paths each time, and the table of interned strings grows.
+        """
         try:
-            return str((self.folder / name).readlink())
+            return os.readlink(f"{self.folder}/{name}")  # noqa: PTH115 - as above
         except OSError:
             return None
 

@@ -94,6 +94,8 @@ class HandingOver:
     """That of the names of the resources."""
     ways: dict[str, str] = field(default_factory=lambda: {"zstick": "devicePlugin", "mover": "nodeStatus"})
     """How the resources are published; the witness always by `devicePlugin`."""
+    env: dict[str, str] = field(default_factory=dict)
+    """What a fresh start has in its environment besides."""
     running: Daemon | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
 
@@ -111,10 +113,16 @@ class HandingOver:
                 self._reload(self.running, config, text)
             return self.running
         config.write_text(text)
+        daemon = self.launch()
+        self.await_registered(daemon)
+        return daemon
+
+    def launch(self) -> Daemon:
+        """Start the daemon with the configuration that is there, and wait for nothing."""
+        config = self.home / "config.yaml"
         where = ("--config", str(config), "--node-name", self.kubelet.node, "--kubeconfig", str(self.kubeconfig))
         options = ("--listen", "127.0.0.1:0", "--log-format", "json")
-        self.running = self._stack.enter_context(Daemon(*where, *options, home=self.home))
-        self.await_registered(self.running)
+        self.running = self._stack.enter_context(Daemon(*where, *options, home=self.home, env=self.env))
         return self.running
 
     def _reload(self, daemon: Daemon, config: Path, text: str) -> None:

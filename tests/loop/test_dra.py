@@ -80,6 +80,25 @@ async def test_a_kubelet_that_deletes_the_slices_gets_them_again_at_once(tmp_pat
         assert list(one.devices.values()) == [False]
 
 
+@pytest.mark.parametrize("deletes_after", [0.0, 0.5])
+def test_a_kubelet_that_starts_again_and_again_contests_no_slice(deletes_after: float, tmp_path: Path) -> None:
+    """As where its settings are wrong, and it ends at once: the slice is there a second after each start, the last one too."""
+
+    @virtual
+    async def started() -> None:
+        async with dra_site(tmp_path, USB0) as one:
+            for number in range(20):
+                await one.manager.stop()
+                await asyncio.sleep(2)
+                one.manager.start()
+                await asyncio.sleep(deletes_after)
+                one.objects.delete_all(SLICES)
+                await asyncio.sleep(1)
+                assert list(one.devices.values()) == [False], number
+
+    started()
+
+
 @virtual
 async def test_an_api_server_that_is_away_changes_nothing_and_is_told(tmp_path: Path) -> None:
     """What changed meanwhile is published once it is back."""

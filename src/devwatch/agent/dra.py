@@ -51,6 +51,8 @@ class Dra:
         """By resource of this node, however it is published: the path of its first devnode in a container."""
         self._known = set[str]()
         """Every ID that was published, by a former daemon too."""
+        self._starts = 0
+        """How often the kubelet had registered the driver when the slice was decided last."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -119,6 +121,9 @@ class Dra:
             return
         claims, slices = self._parts.claims, self._parts.slices
         slots = {**former, **offered}
+        if claims.registration.starts != self._starts:
+            self._starts = claims.registration.starts
+            slices.begin_again()
         self._known.update(slot.id for slot in chain.from_iterable(slots.values()))
         claims.update(slots, inventory, self.paths)
         if hold:

@@ -75,6 +75,8 @@ class DriverRegistration:
     """Since when the driver is wanted and not registered; not yet where it is infinite."""
     failure: str = ""
     """Why it is not registered, empty where that is not known or it is."""
+    starts: int = 0
+    """How often the kubelet has registered the driver: once at each of its starts, and once for each socket."""
     _wanted: bool = False
     _accepted: bool = False
     """Whether the kubelet has last said that it has registered the driver."""
@@ -100,6 +102,7 @@ class DriverRegistration:
     def notified(self, error: str | None) -> None:
         """Record that the kubelet has registered the driver, or why not."""
         self._accepted = error is None
+        self.starts += self._accepted
         if error is not None:
             hint = "Kubernetes 1.34 or newer is needed"
             self._fail(KubeletError(f"the kubelet has not registered the driver: {error}", hint=hint))

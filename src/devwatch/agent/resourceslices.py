@@ -128,6 +128,10 @@ class ResourceSlices:
             self._refused = ()
             self._backoff.until = min(self._backoff.until, now)
 
+    def begin_again(self) -> None:
+        """Repair the slice at once: a kubelet that starts deletes it, however often it does, and contests nothing."""
+        self._repairs = RepairBackoff(first=FIRST_REPAIR)
+
     def hold(self) -> None:
         """Write nothing until the next `update`: a write that was decided before may offer what must not be offered any more."""
         self._write = None

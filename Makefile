@@ -72,7 +72,7 @@ libudev || root_apt libudev1 || true
 libudev || { say "libudev.so.1 is missing (Debian: apt-get install libudev1)"; exit 1; }
 endef
 
-.PHONY: help run test check lint fmt bench usb fuzz soak install uninstall image ready build release push publish announce proto schema reference docs lock clean
+.PHONY: help run test check lint fmt bench usb fuzz soak stress install uninstall image ready build release push publish announce proto schema reference docs lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -112,6 +112,10 @@ fuzz: $(DEV_STAMP) ## Throw 100,000 inputs at TARGET (configuration, annotation,
 
 soak: $(DEV_STAMP) ## Live an hour on a real kubelet at 100 events a second and show that nothing grows (ARGS="--seconds 300").
 	@cd tests && exec "$(abspath $(VENV))/bin/python" -m soak $(ARGS)
+
+stress: $(DEV_STAMP) ## Kill kubelets, plug 200 times, take API server, disk and clock away, go to 0.1.0 and back (DEVWATCH_STRESS=0.1 for less).
+	@export DEVWATCH_STRESS="$${DEVWATCH_STRESS:-1}"
+	exec "$(VENV)/bin/python" -m pytest tests/system/test_stress_kubelet.py tests/system/test_upgrade.py $(ARGS)
 
 lint: $(DEV_STAMP) ## Check format, lint and types.
 	@"$(VENV)/bin/ruff" format --check .

@@ -1,6 +1,7 @@
 """Whatever becomes of the kubelet, its runtime, its disk and the clock: no pod fails that could run, and the holder keeps its stick.
 
-Each test says how often it does a thing in full, which is what `DEVWATCH_STRESS=1` asks for. Without it a run does a few of each.
+Each test says how often it does a thing in full, which is what `DEVWATCH_STRESS=1` asks for (`make stress`). Without it a run does the
+shorter tests, each thing once or a few times.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-SHARE = float(os.environ.get("DEVWATCH_STRESS", "0.005"))
+SHARE = float(os.environ.get(testbed.STRESS, "0.005"))
 """Which part of the full counts is done."""
 KILLS, CYCLES, RUNTIMES, STICKS = 50, 200, 10, 64
 OUTAGE = 600.0
@@ -311,6 +312,7 @@ def _has_offers(site: Stressed) -> bool:
     return True
 
 
+@testbed.long
 def test_a_containerd_that_is_killed_while_a_pod_waits(site: Stressed) -> None:
     """10 times: the holder does not notice, and the pod whose stick comes meanwhile runs once the runtime is back."""
     site.plug("tty40", "A")
@@ -330,6 +332,7 @@ def test_a_containerd_that_is_killed_while_a_pod_waits(site: Stressed) -> None:
     assert site.none_refused()
 
 
+@testbed.long
 def test_the_api_server_is_away_while_kubelet_and_sticks_go_on(
     site: Stressed, record_property: Callable[..., None]
 ) -> None:
@@ -576,6 +579,7 @@ def test_a_clock_that_is_set_evicts_no_pod_early_and_none_late(site: Stressed, c
     assert site.stays(other)
 
 
+@testbed.long
 @pytest.mark.usefixtures("lives_by_it")
 def test_a_stick_that_returns_after_the_clock_was_set_ends_who_has_the_dead_file(
     site: Stressed, clock: SetClock
@@ -600,6 +604,7 @@ def test_a_stick_that_returns_after_the_clock_was_set_ends_who_has_the_dead_file
     assert site.stays(other)
 
 
+@testbed.long
 def test_a_machine_that_starts_in_another_century_needs_the_time_alone(
     apiserver: ApiServer, tmp_path: Path, clock: SetClock, start_daemon: StartDaemon
 ) -> None:
@@ -618,6 +623,7 @@ def test_a_machine_that_starts_in_another_century_needs_the_time_alone(
 BUSY = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: %s\r\nContent-Length: 0\r\n\r\n"
 
 
+@testbed.long
 def test_a_server_that_names_a_date_is_not_waited_for_by_the_clock_of_the_host(
     apiserver: ApiServer, tmp_path: Path, start_daemon: StartDaemon
 ) -> None:
@@ -676,6 +682,7 @@ def taps() -> Iterator[Taps]:
     subprocess.run(["ip", "link", "delete", "dvw-test"], check=False, capture_output=True)
 
 
+@testbed.long
 def test_sixty_four_devices_come_and_go_at_once(
     site: Stressed, taps: Taps, record_property: Callable[..., None]
 ) -> None:

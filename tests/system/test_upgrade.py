@@ -185,6 +185,7 @@ def test_another_version_lowers_no_count_and_moves_no_pod(releases: Releases, be
     assert (set(releases.entry("mover")) == KEYS) is (after == FIRST)
 
 
+@testbed.long
 @BOTH
 def test_another_version_follows_the_sticks(releases: Releases, before: str, after: str) -> None:
     """A pod that was started under the former one stays where its stick returns, and follows it where the resource says so."""
@@ -207,6 +208,7 @@ def test_another_version_follows_the_sticks(releases: Releases, before: str, aft
     assert releases.stays(stays)
 
 
+@testbed.long
 @BOTH
 def test_another_version_removes_what_leaves_the_configuration(releases: Releases, before: str, after: str) -> None:
     """What the former one has written belongs to the next one."""
@@ -223,6 +225,7 @@ def test_another_version_removes_what_leaves_the_configuration(releases: Release
     assert all(releases.advertises(name, 1, 1) for name in ("zstick", "mover"))
 
 
+@testbed.long
 @BOTH
 def test_a_stick_that_is_pulled_between_two_versions_moves_its_pod(releases: Releases, before: str, after: str) -> None:
     """The annotation of either version is the memory of the other."""

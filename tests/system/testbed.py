@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -16,6 +17,14 @@ NEWER = "needs Kubernetes 1."
 """The beginning of the reason of tests for a newer server: with which one they run is not up to this machine."""
 HISTORY = "needs the history of the repository"
 """The beginning of the reason of tests for an earlier release, which a shallow clone does not have."""
+LONG = "takes minutes"
+"""The beginning of the reason of tests that are for a release, not for each change."""
+STRESS = "DEVWATCH_STRESS"
+"""Names the environment variable that has the long tests run: it is the share of the full counts that is done, 1 for all."""
+
+long = pytest.mark.skipif(
+    STRESS not in os.environ, reason=f"{LONG}: needs {STRESS}=1 (make stress), of which 0.005 does each once"
+)
 
 
 def closed(environ: Mapping[str, str]) -> str | None:
@@ -31,10 +40,10 @@ def skips_fail(environ: Mapping[str, str]) -> bool:
 
 
 def without_skip(report: Report) -> Report:
-    """Turn the report of a skip into that of a failure; an expected failure (xfail) is no skip and stays, as do `NEWER` and `HISTORY`."""
+    """Turn the report of a skip into that of a failure; an expected failure (xfail) stays, as do `NEWER`, `HISTORY` and `LONG`."""
     if report.outcome == "skipped" and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-        if any(allowed in str(reason) for allowed in (NEWER, HISTORY)):
+        if any(allowed in str(reason) for allowed in (NEWER, HISTORY, LONG)):
             return report
         report.outcome = "failed"
         report.longrepr = f"a skip is a failure in CI: {reason}"

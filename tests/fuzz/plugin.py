@@ -74,6 +74,8 @@ _METHODS = (
     _Method(_HEALTH, pb.Empty, pb.Empty, streams=True),
 )
 _ALLOCATE, _PREPARE, _UNPREPARE, _NOTIFY = range(4)
+_SILENT = 1.0
+"""Seconds after which a stream counts as silent, as that of the health is."""
 _MESSAGE, _CALL, _FRAMES, _BYTES = range(4)
 """What the bytes are: a message, what follows the head of a call, what follows the preface, all that is sent."""
 
@@ -164,7 +166,7 @@ class _World:
             answer = await (_first if method.streams else _only)(channel, method, content)
         except GRPCError as error:
             refusal = error.status
-        assert refusal is _refusal_of(method, request)
+        assert refusal is _refusal_of(request)
         check = getattr(self, f"_check_{method.name.rpartition('/')[2]}", None)
         if refusal is None and check is not None:
             check(request, answer)
@@ -221,19 +223,19 @@ async def _only(channel: KubeletChannel, method: _Method, content: bytes) -> Mes
 
 
 async def _first(channel: KubeletChannel, method: _Method, content: bytes) -> Message | None:
-    """Return the first answer on a stream, and reset it. Raises `GRPCError`."""
+    """Return the first answer on a stream, None where it stays silent, and reset it. Raises `GRPCError`."""
     async with UnaryStreamMethod(channel, method.name, bytes, method.reply).open() as stream:
         await stream.send_message(content, end=True)
-        answer: Message | None = await stream.recv_message()
-        if answer is not None:
-            await stream.cancel()
+        answer: Message | None = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SILENT):
+                answer = await stream.recv_message()
+        await stream.cancel()
     return answer
 
 
-def _refusal_of(method: _Method, request: Message | None) -> Status | None:
+def _refusal_of(request: Message | None) -> Status | None:
     """Return how a call is to be refused, None where it is not; its request is None for bytes that are no message."""
-    if method.name == _HEALTH:
-        return Status.UNIMPLEMENTED
     if request is None:
         return Status.INVALID_ARGUMENT
     containers = request.container_requests if isinstance(request, pb.AllocateRequest) else ()

@@ -13,7 +13,7 @@ import pytest
 
 from devwatch.core.node import Amounts, NodePatch
 from support.model import Uncounted
-from support.model_claims_moves import FUNCTIONS, edited, full, slow, strange, wiped
+from support.model_claims_moves import FUNCTIONS, edited, full, lost, slow, strange, watch, wiped
 from support.model_claims_world import ClaimWorld
 from support.model_handover import Promise
 from support.model_handover_moves import (
@@ -53,6 +53,11 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a slice that is stored, and not seen for a while, is not made twice": (
+        Move(watch, ("late",), 6.0),
+        Move(lost, ("500", 1, True)),
+        Move(kubelet_restarts, (0.0,), 6.0),
+    ),
     "a slice that was deleted while it was written is written again": (
         Move(slow, (4.0,)),
         Move(strange, ("another node",)),

@@ -108,6 +108,7 @@ def test_in_ci_a_test_for_a_newer_server_is_skipped(tmp_path: Path) -> None:
     assert "needs Kubernetes 1.36 or newer" in output
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_in_ci_a_test_of_an_earlier_release_is_skipped_in_a_shallow_clone(tmp_path: Path) -> None:
     """How deep the clone is, is up to its owner, and the reason has the words of git."""
     head = "import pytest\nfrom system import formerrelease, testbed\n"

@@ -161,7 +161,7 @@ class SliceJudge(Judge):
         taints = [taint for device in spec["devices"] for taint in device.get("taints", ())]
         if any((taint["key"], taint["effect"]) != ("devwatch.io/unplugged", "NoSchedule") for taint in taints):
             self.broken(Promise.FIGURES, f"writes {taints}")
-        if stored is not None and stored["metadata"]["resourceVersion"] == metadata["resourceVersion"]:
+        if stored is not None and stored["metadata"]["resourceVersion"] == metadata.get("resourceVersion"):
             self._replaced(spec, stored["spec"])
 
     def _replaced(self, spec: Object, stored: Object) -> None:

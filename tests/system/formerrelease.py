@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,6 +25,8 @@ def missing(commit: str) -> str | None:
 
     A shallow clone does not have them, and neither does a source distribution.
     """
+    if shutil.which("git") is None:
+        return f"{testbed.HISTORY}: there is no git"
     done = _git("cat-file", "-e", f"{commit}^{{tree}}")
     if done.returncode == 0:
         return None

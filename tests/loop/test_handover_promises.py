@@ -40,7 +40,7 @@ from support.model_handover_moves import (
     stop,
     swap,
 )
-from support.model_moves import Move, blind, devnode, nothing, play, random_histories, records
+from support.model_moves import Move, blind, devnode, freeze, nothing, play, random_histories, records
 from support.model_pods import ZIGBEE
 
 if TYPE_CHECKING:
@@ -306,6 +306,11 @@ KNOWN = {
         Move(pull, (0,), 35.0),
         Move(pull, (0,), 11.0),
         Move(plug, ("twin", "socket-3", 1, True), 11.0),
+    ),
+    "a daemon that was frozen does not know what the kubelet has written meanwhile": (
+        Move(plug, ("zigbee", "socket-1", 0, True), 0.05),
+        Move(configure, (1, False)),
+        Move(freeze, (40.0,)),
     ),
     "two sticks that change their places": (
         Move(furnish, ()),

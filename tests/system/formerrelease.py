@@ -26,7 +26,7 @@ def missing(commit: str) -> str | None:
     A shallow clone does not have them, and neither does a source distribution.
     """
     if shutil.which("git") is None:
-        return f"{testbed.HISTORY}: there is no git"
+        return f"{testbed.HISTORY}: git is missing"
     done = _git("cat-file", "-e", f"{commit}^{{tree}}")
     if done.returncode == 0:
         return None

@@ -162,7 +162,7 @@ def test_what_the_hints_grant_is_used_without_a_restart(make_world: MakeWorld, s
 
 @pytest.fixture
 def tenant(apiserver: ApiServer) -> Iterator[str]:
-    """Return the path of a namespace of somebody else, and have the controllers that count for its quota."""
+    """Return the path of a namespace of another user, and have the controllers that count for its quota."""
     name = f"tenant-{uuid.uuid4().hex[:6]}"
     apiserver.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
     account = {"metadata": {"name": "default"}, "automountServiceAccountToken": False}

@@ -66,10 +66,8 @@ class PreparedClaims:
     """Why record or files are not what they should be, empty where they are."""
     _devnodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The devnodes of the present devices, by ID."""
-    _written: dict[str, PreparedClaim] = field(default_factory=dict)
-    """The claims of the record on the disk."""
-    _unwritten: bool = False
-    """Whether the last attempt to write the record failed: it is repeated in each cycle, also where no claim is left to record."""
+    _written: dict[str, PreparedClaim] | None = field(default_factory=dict)
+    """The claims of the record on the disk; None after an attempt that failed, which is repeated also where no claim is left to record."""
 
     @property
     def held(self) -> Mapping[str, frozenset[str]]:
@@ -143,10 +141,10 @@ class PreparedClaims:
         self.by_uid = {uid: self._refreshed(claim) for uid, claim in self.by_uid.items()}
         self.fault = ""
         with self._reporting(_RECORD):
-            if self.by_uid != self._written or self._unwritten:
-                self._unwritten = True
+            if self.by_uid != self._written:
+                self._written = None
                 self.files.record.write(self.by_uid.values())
-                self._written, self._unwritten = dict(self.by_uid), False
+                self._written = dict(self.by_uid)
                 self.report.restored(_RECORD)
         with self._reporting(_FILES):
             self.files.cdi.update({uid: cdi_devices(claim, self._devnodes) for uid, claim in self.by_uid.items()})

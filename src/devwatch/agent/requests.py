@@ -124,6 +124,7 @@ class Requests:
             self._request = group.create_task(self._perform(task))
 
     def _choose(self, now: float) -> Task | None:
+        """Return the request that is due: a patch, unless patches have followed one another for `PATCHES_LIMIT`."""
         between = (task for tasks in self._tasks if (task := tasks.action(now)))
         task = next(between, None) if now >= self._turn_at else None
         if task is None and (task := self._publisher.action(now)) is not None:

@@ -307,7 +307,7 @@ KNOWN = {
         Move(pull, (0,), 11.0),
         Move(plug, ("twin", "socket-3", 1, True), 11.0),
     ),
-    "a daemon that was frozen does not know what the kubelet has written meanwhile": (
+    "what the kubelet writes at the end of a freeze is not known in that moment": (
         Move(plug, ("zigbee", "socket-1", 0, True), 0.05),
         Move(configure, (1, False)),
         Move(freeze, (40.0,)),

@@ -394,9 +394,9 @@ class Judge(Truth):
             return
         self.fell_at[name] = self.now
         due = max(map(self.left_at, left))
-        # A daemon that was frozen has not read yet what the kubelet has written meanwhile.
-        believed = _count(self.known[-1], name) if self.known else 0
-        limit, lowest = len(before.healthy & offer.healthy), min(believed, self.lowest(name, due))
+        # What the kubelet writes in this very moment, as all do at the end of a freeze, is not known yet.
+        shown = next((count for at, count in reversed(self.shown.get(name, ())) if at < self.now), 0)
+        limit, lowest = len(before.healthy & offer.healthy), min(shown, self.lowest(name, due))
         # While a request is unanswered, the daemon does not take what the watch reports for the Node's figures.
         if self.troubled_at + TROUBLED < self.now < due + FALL_LIMIT - SOON and lowest > limit:
             self.broken(Promise.FALL, f"{name} lists {sorted(left)} no longer while the Node shows {lowest}")

@@ -13,6 +13,7 @@ from devwatch.core.errors import Retry
 from support import virtualtime
 from support.build import ZIGBEE, ZWAVE, device
 from support.fakes import FakeWorkload, RecordingLog
+from support.held import texts_held_by
 from support.home import AFTER, GRACE, USB0, USB1, Home, config, home, pod
 from support.virtualtime import virtual
 
@@ -497,6 +498,31 @@ async def test_an_eviction_that_is_accepted_without_effect_is_told_and_tried_aga
         await asyncio.sleep(60)
         assert one.evicted == ["q", "p"]
         assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_what_is_remembered_of_a_pod_goes_with_it() -> None:
+    """Also while another pod keeps a lost device for days, so that there is an incident at all times."""
+    pods = (pod(), pod("kept", resource=ZWAVE, owner=""))
+    async with home(*pods, used=config(names=(ZIGBEE, ZWAVE))) as one:
+        one.host.plug("0002", USB1)
+        await asyncio.sleep(10)
+        one.host.unplug(USB1)
+        for number in range(5):
+            one.workload.run(pod(f"evicted-{number}"), pod(f"spared-{number}", owner=""))
+            one.host.unplug()
+            await asyncio.sleep(GRACE + AFTER + 10)
+            one.workload.end(f"home/spared-{number}")
+            one.host.plug("0001", USB0, serial="S0")
+            await asyncio.sleep(400)
+        assert one.evicted == ["p", *(f"evicted-{number}" for number in range(5))]
+        held = texts_held_by(one.running, but=(one.workload, one.server, one.host, one.log, asyncio.get_running_loop()))
+        former = (
+            "-1",
+            "-2",
+            "-3",
+        )  # the first were there when that device was lost, and the last list shows the last ones
+        assert not {text for text in held if text.startswith(("uid-evicted", "uid-spared")) and text.endswith(former)}
 
 
 @virtual

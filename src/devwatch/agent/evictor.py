@@ -71,9 +71,9 @@ class Evictor:
     _reasons: dict[tuple[Key, str], str] = field(default_factory=dict)
     """By incident and UID, an empty one for the list of pods: why the server refuses it, until a later list shows no such victim."""
     _accepted: set[str] = field(default_factory=set)
-    """The UIDs of the pods of which the server accepted the eviction; none of them should be a victim again."""
+    """The UIDs of the pods of which the server accepted the eviction, while they are listed; none of them should be a victim again."""
     _reported: set[tuple[Key, str]] = field(default_factory=set)
-    """The pods that were reported as spared, with their incident."""
+    """The pods that were reported as spared, with their incident, while they are listed."""
     _recheck_at: dict[Key, float] = field(default_factory=dict)
     """By incident: when to check next whether the pods that keep its device still exist."""
 
@@ -88,7 +88,6 @@ class Evictor:
         self.health.eviction = next(iter(self._reasons.values()), "")
         if not self._incidents:
             self._refusals.clear()
-            self._accepted.clear()
 
     def action(self, now: float) -> Task | None:
         """Return the request that is due, None for none: a list of pods, or one eviction.
@@ -173,6 +172,9 @@ class Evictor:
         - Else the incident is settled, so that its device leaves the annotation.
         """
         pods = await self.holders.read(asked, self._pods)
+        uids = {pod.uid for pod in pods}
+        self._accepted &= uids
+        self._reported = {(key, uid) for key, uid in self._reported if uid in uids}
         incident = self._incidents.get(asked.key)
         if incident is None:
             return  # settled or in doubt meanwhile

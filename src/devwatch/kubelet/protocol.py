@@ -89,6 +89,9 @@ class KubeletChannel(Channel):
 class KubeletServer(Server):
     """A server that ends its connections when it is closed. grpclib leaves them open, so the kubelet would not learn of the end."""
 
+    __gc_interval__ = 1
+    """Connections until those that have ended are forgotten, with their calls. grpclib keeps up to ten."""
+
     def __init__(self, handlers: Collection[IServable], *, changed: Callable[[], None] | None = None) -> None:
         """Serve these methods; `changed` is called whenever a connection is made or lost."""
         super().__init__(handlers)

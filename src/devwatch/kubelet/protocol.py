@@ -90,7 +90,7 @@ class KubeletServer(Server):
     """A server that ends its connections when it is closed. grpclib leaves them open, so the kubelet would not learn of the end."""
 
     __gc_interval__ = 1
-    """Connections until those that have ended are forgotten, with their calls. grpclib keeps up to ten."""
+    """Connections until those that have ended are forgotten; grpclib keeps up to ten."""
 
     def __init__(self, handlers: Collection[IServable], *, changed: Callable[[], None] | None = None) -> None:
         """Serve these methods; `changed` is called whenever a connection is made or lost."""
@@ -105,6 +105,7 @@ class KubeletServer(Server):
 
     def _protocol_factory(self) -> H2Protocol:
         made = super()._protocol_factory()
+        made.handler.__gc_interval__ = 1  # type: ignore[attr-defined]  # calls, as above; the handler of a server has it
         connection = _Connection(made.handler, made.config, made.h2_config)
         connection.changed = self._changed
         self._connections.add(connection)

@@ -318,6 +318,13 @@ KNOWN = {
         Move(restart, (0, 0.0)),
         Move(restart, (1, 0.0), 11.0),
     ),
+    "what is plugged while its twin has no record yet is not the stick that is pulled at the same moment": (
+        Move(furnish, ()),
+        Move(plug, ("zigbee", "socket-1", 0, False)),
+        Move(pull, (0,)),
+        Move(bounce, (0, 0, 0.0, "socket-1")),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+    ),
 }
 
 

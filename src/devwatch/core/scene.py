@@ -55,10 +55,16 @@ class Scene:
         return {device.key: slot for slot in handed_over if slot.state is SlotState.PRESENT for device in slot.devices}
 
     def unidentified(self, name: str) -> set[Key]:
-        """Return the registrations of devices that have no ID yet, where the kubelet hands devices over: their records are not complete."""
-        if self.figure(name).amounts is None:
+        """Return the registrations of devices that have no ID yet, where the kubelet hands devices over.
+
+        Their records are not complete, or that of a device is not which may be their twin.
+        """
+        figure = self.figure(name)
+        if figure.amounts is None:
             return set()
-        return {device.key for device in self.devices if not device.complete} - self.slots(name).keys()
+        incomplete = {device.key for device in self.devices if not device.complete}
+        waiting = () if figure.frozen else self.claimed(name)
+        return incomplete.union(waiting) - self.slots(name).keys()
 
     def fits_several(self, name: str, entry: Entry) -> bool:
         """Return whether several present devices, to which the kubelet gives IDs of their own, have the ids of an entry with an ID."""

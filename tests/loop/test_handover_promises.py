@@ -325,6 +325,22 @@ KNOWN = {
         Move(bounce, (0, 0, 0.0, "socket-1")),
         Move(plug, ("zigbee", "socket-1", 0, True)),
     ),
+    "after a restart a lost stick without a record may be any of two with its serial": (
+        Move(furnish, ()),
+        Move(plug, ("zigbee", "socket-1", 0, False)),
+        Move(pull, (1,), 11.0),
+        Move(pull, (1,)),
+        Move(bounce, (3, 1, 2.1, "socket-1")),
+        Move(kill, (0,)),
+    ),
+    "a twin waits for its ID to be stored also where the list of its resource is not": (
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(plug, ("zigbee", "socket-1", 0, False)),
+        Move(fail, ("slow", 2)),
+        Move(pod, (0,)),
+        Move(kubelet_restarts, (0.05,), 11.0),
+        Move(kill, (0,)),
+    ),
 }
 
 

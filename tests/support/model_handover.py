@@ -489,11 +489,12 @@ class Judge(Truth):
         places = {*tty.claims, tty.devnode}
         pulled = self.world.host.pulled
         since = [each for each in self.world.host.past.values() if pulled.get(each.birth, math.inf) >= self.began_at]
-        nameless = tty.plain is None  # one that has no serial may be any other after a restart
+        # After a restart one without a serial may be any other, and one that had no record, and so no links, any with its serial.
+        unlinked = tty.plain is None or not tty.record
         alike = (
             each
             for each in since
-            if each.vendor == tty.vendor and (places & each.claims or (nameless and each.plain is None))
+            if each.vendor == tty.vendor and (places & each.claims or (unlinked and each.plain == tty.plain))
         )
         return pulled[tty.birth] > self.sure_at or not any(each for each in alike if each.birth != tty.birth)
 

@@ -163,10 +163,13 @@ class DevicePlugins:
         if not new or observed is None:
             return set()
         stored = {name: {entry.id for entry in entries} for name, entries in observed.memory().items()}
-        # A list that is cut may never have it.
-        cut = parse_omitted(observed.annotation or "").keys() | (slots.keys() - stored.keys())
+        # A list that is cut may never have it, nor may a Node whose annotation is refused.
+        cut = parse_omitted(observed.annotation or "").keys() if stored else slots.keys()
         return {
-            each.body for name, slot in new if name not in cut and slot.id not in stored[name] for each in slot.devices
+            each.body
+            for name, slot in new
+            if name not in cut and slot.id not in stored.get(name, ())
+            for each in slot.devices
         }
 
     def _leave(self, observed: NodeState, now: float) -> None:

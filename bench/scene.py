@@ -108,7 +108,8 @@ class Scene:
         pods = [self._waiting_pod() for _ in sticks]
         time.sleep(_BACKOFF)
         sent = plug(sticks, moments)
-        lines = [eventually(partial(self.kubelet.first_line, pod, "c"), timeout=60) for pod in pods]
+        # The kubelet tries again after a minute where it asked for a claim before the API server knew that the pod is of its node.
+        lines = [eventually(partial(self.kubelet.first_line, pod, "c"), timeout=180) for pod in pods]
         return [at.timestamp() - sent[number] for at, number in lines]
 
     def delete_pods(self) -> None:

@@ -39,6 +39,7 @@ MODE = 0o660
 _PROGRAMS = (Path("/lib/systemd/systemd-udevd"), Path("/usr/lib/systemd/systemd-udevd"))
 _LOCK_TIMEOUT = 600.0
 _TIMEOUT = 15
+_ATTEMPTS = 3
 
 
 class UdevError(Exception):
@@ -158,11 +159,15 @@ class Sticks:
             node.put_back(DEV / tty)
 
     def _forget(self) -> None:
-        _udevadm("control", "--reload")
-        for tty in self._found:
-            self._uevent(tty, "remove")
-            self._uevent(tty, "add")
-        settle()
+        """Have udevd forget the ids. One that is busy may handle an event by the rules from before the reload: then it is asked again."""
+        for _ in range(_ATTEMPTS):
+            _udevadm("control", "--reload")
+            for tty in self._found:
+                self._uevent(tty, "remove")
+                self._uevent(tty, "add")
+            settle()
+            if not any(map(_has_ids, self._found)):
+                return
 
     def plug(  # noqa: PLR0913  each is a property that a test may want to set, by its name
         self,
@@ -229,6 +234,15 @@ class Sticks:
         fresh.write_text("".join(self._rules.values()), "utf-8")
         fresh.replace(RULES)
         _udevadm("control", "--reload")
+
+
+def _has_ids(tty: str) -> bool:
+    """Return whether the record of a console has the ids of a stick."""
+    try:
+        number = (SYS / tty / "dev").read_text("ascii").strip()
+        return "E:ID_VENDOR_ID=" in (RUN / "data" / f"c{number}").read_text("utf-8", "replace")
+    except OSError:
+        return False
 
 
 def settle() -> None:

@@ -517,11 +517,8 @@ async def test_what_is_remembered_of_a_pod_goes_with_it() -> None:
             await asyncio.sleep(400)
         assert one.evicted == ["p", *(f"evicted-{number}" for number in range(5))]
         held = texts_held_by(one.running, but=(one.workload, one.server, one.host, one.log, asyncio.get_running_loop()))
-        former = (
-            "-1",
-            "-2",
-            "-3",
-        )  # the first were there when that device was lost, and the last list shows the last ones
+        # The first were there when that device was lost, and the last list shows the last ones.
+        former = ("-1", "-2", "-3")
         assert not {text for text in held if text.startswith(("uid-evicted", "uid-spared")) and text.endswith(former)}
 
 

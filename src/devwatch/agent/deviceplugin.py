@@ -162,15 +162,11 @@ class DevicePlugins:
         ]
         if not new or observed is None:
             return set()
-        stored = {name: {entry.id for entry in entries} for name, entries in observed.memory().items()}
+        memory = observed.memory()
+        stored = {entry.id for entries in memory.values() for entry in entries}
         # A list that is cut may never have it, nor may a Node whose annotation is refused.
-        cut = parse_omitted(observed.annotation or "").keys() if stored else slots.keys()
-        return {
-            each.body
-            for name, slot in new
-            if name not in cut and slot.id not in stored.get(name, ())
-            for each in slot.devices
-        }
+        cut = parse_omitted(observed.annotation or "").keys() if memory else slots.keys()
+        return {each.body for name, slot in new if name not in cut and slot.id not in stored for each in slot.devices}
 
     def _leave(self, observed: NodeState, now: float) -> None:
         """End the streams of resources that are no longer handed over, once the kubelet has taken over that they have no device.

@@ -153,10 +153,8 @@ class Evictor:
     ) -> None:
         try:
             await request()
-        except Forbidden as error:
-            self._refused(error, incident, pod, at_least=INTERVAL)
         except ApiError as error:
-            self._refused(error, incident, pod, at_least=error.pause)
+            self._refused(error, incident, pod, at_least=INTERVAL if isinstance(error, Forbidden) else error.pause)
 
     async def _choose_victim(self, asked: Incident) -> None:
         """List the pods and choose the one to evict next; settle the incident where none is left.

@@ -60,7 +60,7 @@ class Finder:
         return {**self._unidentified(), **found}
 
     def _unidentified(self) -> dict[Entry, Device]:
-        """Return a device for each departed one that it may be: it has the same ids, and no ID as long as its record is not complete."""
+        """Return a device for each departed one that it may be: it has the same ids, and no ID yet."""
         unidentified = self.scene.unidentified(self.name)
         devices = {ids_of(Entry.of(each)): each for each in self.scene.devices if each.key in unidentified}
         return {entry: devices[ids_of(entry)] for entry in self.gone if ids_of(entry) in devices}

@@ -57,7 +57,7 @@ class Scene:
     def unidentified(self, name: str) -> set[Key]:
         """Return the registrations of devices that have no ID yet, where the kubelet hands devices over.
 
-        Their records are not complete, or that of a device is not which may be their twin.
+        Either its own record is not complete, or that of another device that may be its twin.
         """
         figure = self.figure(name)
         if figure.amounts is None:

@@ -105,7 +105,7 @@ class KubeletServer(Server):
 
     def _protocol_factory(self) -> H2Protocol:
         made = super()._protocol_factory()
-        made.handler.__gc_interval__ = 1  # type: ignore[attr-defined]  # calls, as above; the handler of a server has it
+        made.handler.__gc_interval__ = 1  # type: ignore[attr-defined]  # the same for calls: a server's handler has it
         connection = _Connection(made.handler, made.config, made.h2_config)
         connection.changed = self._changed
         self._connections.add(connection)

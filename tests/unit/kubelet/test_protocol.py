@@ -1,4 +1,4 @@
-"""What the kubelet leaves behind."""
+"""What ended connections and calls of the kubelet leave behind."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def main() -> int:
         f"{time.monotonic() - began:.0f} s in all{', --quick: the figures mean little' if options.quick else ''}"
     )
     sys.stdout.write(render(about, rows))
-    run = Run(about=about, rows=rows)
+    run = Run(about=about, rows=rows).rounded()
     if options.json:
         run.write(options.json)
     failed = any(row.figure == BROKEN for row in rows)
@@ -75,7 +75,6 @@ def _published(run: Run) -> bool:
         sys.stderr.write(f"bench: the documentation stays as it is: no figure of {error.args[0]}\n")
         return False
     run.write(LAST)
-    publish(Run.read())  # the figures as the file has them, rounded
     return True
 
 

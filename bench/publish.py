@@ -51,6 +51,10 @@ class Run:
         text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", json.dumps(document, indent=2))
         file.write_text(f"{text}\n", "utf-8")
 
+    def rounded(self) -> Run:
+        """Return the run with the figures as a file has them."""
+        return Run(about=self.about, rows=tuple(Row.read(row.document()) for row in self.rows))
+
     def row(self, bench: str, figure: str) -> Row:
         """Return a row. Raises `KeyError`."""
         for row in self.rows:

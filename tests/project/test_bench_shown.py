@@ -118,6 +118,16 @@ def test_a_goal_that_is_not_met_is_shown_as_such() -> None:
     assert shown.splitlines()[3] == "| f | ms |  |  | 2 |  |  | p50 <= 1 (**not met**) |"
 
 
+def test_a_run_is_shown_with_the_figures_of_its_file(tmp_path: Path) -> None:
+    """The picture has a dot for each measurement, and the file has these rounded."""
+    run = slower(Run.read(), VISIBLE)
+    sample = run.row("latency", VISIBLE).value
+    assert isinstance(sample, Sample)
+    finer = replace(run, rows=[replace(run.row("latency", VISIBLE), value=sample.scaled(1 / 3))])
+    finer.rounded().write(tmp_path / "run.json")
+    assert Run.read(tmp_path / "run.json") == finer.rounded() != finer
+
+
 def test_only_a_complete_run_is_written() -> None:
     """`--write` with a name or `--quick` is refused before anything runs."""
     for words in (["--write", "idle"], ["--write", "--quick"]):

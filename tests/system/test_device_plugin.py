@@ -347,7 +347,7 @@ def test_a_workload_has_its_stick_again_after_a_reboot_with_a_late_daemon(site: 
     eventually(lambda: site.handing.figures()[1] == "0", timeout=60)
     second = site.start()
     second.wait_for(lambda: _has_opened_again(site, former, lines), timeout=60, what="stick opened again")
-    assert site.shows(1, 1)
+    second.wait_for(lambda: site.shows(1, 1), what="stick that is there")
 
 
 @pytest.mark.parametrize("pulled", [False, True], ids=["stick there", "stick pulled meanwhile"])

@@ -10,7 +10,7 @@ import shutil
 import stat
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,8 @@ _SLACK = 1.5
 """How much worse than in proportion a time may be before it counts as worse than linear: small ones hold fixed costs and noise."""
 _MS = 1000.0
 _FIRST_CYCLES = 3
+_STARTS = 5
+"""How often the first scan is measured: once a start."""
 _TIMEOUT = 60.0
 PRODUCT = "0200"
 
@@ -202,11 +204,12 @@ def _matcher(vendor: str) -> Matcher:
 
 
 def measure(devices: int, rules: int, cycles: int, subsystems: tuple[str, ...] = ("tty",)) -> Point:
-    """Measure the first cycle, and then `cycles` in which nothing has changed."""
+    """Measure the first cycle of some starts, in the median, and after the last start `cycles` in which nothing has changed."""
     folder = Path(tempfile.mkdtemp(prefix="devwatch-growth-", dir="/dev/shm"))
     try:
         copy = Copy(folder, devices, rules, subsystems)
-        return asyncio.run(_measure(copy, rules_for(rules, subsystems), devices, cycles))
+        starts = [asyncio.run(_measure(copy, rules_for(rules, subsystems), devices, cycles)) for _ in range(_STARTS)]
+        return replace(starts[-1], first=Sample.of([start.first for start in starts]).median)
     finally:
         shutil.rmtree(folder)
 
@@ -277,7 +280,7 @@ def _titled(point: Point, what: str) -> str:
 
 
 def _first(point: Point) -> Row:
-    note = "in this process: the real core and scan on a copy of sysfs in memory; without libudev and netlink"
+    note = f"the median of {_STARTS}; in this process: the real core and scan on a copy of sysfs in memory; without libudev and netlink"
     return Row(
         bench="growth",
         figure=_titled(point, "first scan"),

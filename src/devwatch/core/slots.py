@@ -6,6 +6,7 @@ import enum
 import hashlib
 import itertools
 import re
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _Unit = tuple["Device", ...]
 """The claimed devnodes of one device, in order."""
+_Model = tuple[str | None, ...]
+"""Everything that the annotation lists of an identity but the socket."""
 MAX_ID = 63
 """Characters of an ID: a DNS label (RFC 1123), and the limit of the kubelet for device IDs."""
 _DIGITS = 10
@@ -65,7 +68,7 @@ class Identity:
     """The place of the devnode in its device, where each devnode is a device of its own (`count: devnode`)."""
 
     @property
-    def model(self) -> tuple[str | None, ...]:
+    def model(self) -> _Model:
         """Everything but the socket, as far as the annotation lists it: equal for twins."""
         return (*self.ids, self.place[:MAX_TEXT])
 
@@ -237,16 +240,15 @@ class Slots:
             if (slot := by_key.get(device.key)) is not None and slot.may_be(device, identity)
         }
         new = {unit: identity for unit, identity in units.items() if unit not in ids}
-        absent = [slot for name, slot in self._known.items() if name not in ids.values()]
+        present = set(ids.values())
+        absent = [slot for name, slot in self._known.items() if name not in present]
         self._depart(absent)
         sure = {unit for unit, identity in new.items() if certain and identity.ids not in awaited}
         ids |= self._returned(new, absent, sure)
         for unit, name in ids.items():
             known = replace(self._known[name], devices=unit, identity=units[unit], state=SlotState.PRESENT)
             self._known[name] = replace(known, entries=(), lost=None)
-        for unit, identity in new.items():
-            if unit not in ids and not self._may_be_known(unit, identity, certain=unit in sure):
-                self._add(unit, identity)
+        self._add({unit: identity for unit, identity in new.items() if unit not in ids}, sure)
 
     def _is_part(self, unit: _Unit, identity: Identity) -> bool:
         """Return whether a known device has these devnodes and further ones. An uncertain scan that finds these alone did not find it."""
@@ -270,16 +272,19 @@ class Slots:
 
         `sure` are those that have no twin that the scan may have missed, or that has not arrived yet: the others have not moved.
         """
-        free, found = {slot.id: slot for slot in absent}, dict[_Unit, str]()
+        free, found = defaultdict[_Model, dict[str, Slot]](dict), dict[_Unit, str]()
+        for slot in absent:
+            free[slot.identity.model][slot.id] = slot
         for unit, identity in new.items():
-            in_place = next((name for name, slot in free.items() if slot.identity.is_in_place(identity)), None)
+            alike = free[identity.model]
+            in_place = next((name for name, slot in alike.items() if slot.identity.is_in_place(identity)), None)
             if in_place is not None:
-                del free[in_place]
+                del alike[in_place]
                 found[unit] = in_place
         gone = {slot.id for slot in absent}
         taken = {slot.identity.model for name, slot in self._known.items() if name not in gone}
         taken |= {new[unit].model for unit in found}
-        absent_models = [slot.identity.model for slot in absent]
+        absent_models = Counter(slot.identity.model for slot in absent)
         moved = {
             unit: identity
             for unit, identity in new.items()
@@ -287,32 +292,29 @@ class Slots:
             if identity.is_portable
             and unit in sure
             and unit not in found
-            and (unit[0].complete or absent_models.count(identity.model) == 1)
+            and (unit[0].complete or absent_models[identity.model] == 1)
         }
-        models = [identity.model for identity in moved.values() if identity.model not in taken]
+        models = Counter(identity.model for identity in moved.values() if identity.model not in taken)
         for unit, identity in moved.items():
-            fits = [name for name, slot in free.items() if slot.identity.model == identity.model and not slot.in_socket]
-            if len(fits) == models.count(identity.model) == 1:
+            fits = [name for name, slot in free[identity.model].items() if not slot.in_socket]
+            if len(fits) == models[identity.model] == 1:
                 found[unit] = fits[0]
         return found
 
-    def _may_be_known(self, unit: _Unit, identity: Identity, *, certain: bool) -> bool:
-        """Return whether a newcomer may be the device of an absent slot.
-
-        That is so without a udev record, which alone can tell its socket, and where a twin may be there (not `certain`).
-        """
-        absent = (slot for slot in self._known.values() if slot.state is not SlotState.PRESENT)
-        alike = [slot for slot in absent if slot.identity.model == identity.model]
-        if not certain and any(identity.is_portable and not slot.in_socket for slot in alike):
-            return True
-        return not unit[0].complete and any(not slot.identity.socket.startswith("/") for slot in alike)
-
-    def _add(self, unit: _Unit, identity: Identity) -> None:
-        twins = any(slot.identity.model == identity.model for slot in self._known.values())
-        in_socket = twins or not identity.is_portable
-        ids = (identity.id(self._resource, in_socket=in_socket, salt=salt) for salt in itertools.count())
-        name = next(name for name in ids if name not in self._known)
-        self._known[name] = Slot(id=name, identity=identity, devices=unit, state=SlotState.PRESENT, in_socket=in_socket)
+    def _add(self, new: Mapping[_Unit, Identity], sure: AbstractSet[_Unit]) -> None:
+        """Give new IDs to the newcomers that are certainly the devices of no absent slots."""
+        absent = [slot for slot in self._known.values() if slot.state is not SlotState.PRESENT]
+        models = {slot.identity.model for slot in self._known.values()}
+        for unit, identity in new.items():
+            if _may_be_known(unit, identity, absent, certain=unit in sure):
+                continue
+            in_socket = identity.model in models or not identity.is_portable
+            models.add(identity.model)
+            ids = (identity.id(self._resource, in_socket=in_socket, salt=salt) for salt in itertools.count())
+            name = next(name for name in ids if name not in self._known)
+            self._known[name] = Slot(
+                id=name, identity=identity, devices=unit, state=SlotState.PRESENT, in_socket=in_socket
+            )
 
     def _settle(self, counted: int, free: AbstractSet[str] | None, date: str) -> Iterator[Slot]:
         """Yield the slots, and forget those that neither count nor may be held."""
@@ -326,6 +328,17 @@ class Slots:
         self._known = {slot.id: slot for slot in (*present, *lost, *kept)}
         yield from sorted(present, key=lambda slot: natural(slot.devices[0].devnode))
         yield from (*kept, *lost)
+
+
+def _may_be_known(unit: _Unit, identity: Identity, absent: Iterable[Slot], *, certain: bool) -> bool:
+    """Return whether a newcomer may be the device of an absent slot.
+
+    That is so without a udev record, which alone can tell its socket, and where a twin may be there (not `certain`).
+    """
+    alike = [slot for slot in absent if slot.identity.model == identity.model]
+    if not certain and any(identity.is_portable and not slot.in_socket for slot in alike):
+        return True
+    return not unit[0].complete and any(not slot.identity.socket.startswith("/") for slot in alike)
 
 
 def _units(count: Count, devices: Sequence[Device]) -> Iterator[tuple[_Unit, Identity]]:

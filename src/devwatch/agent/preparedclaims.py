@@ -68,11 +68,17 @@ class PreparedClaims:
     """The devnodes of the present devices, by ID."""
     _written: dict[str, PreparedClaim] | None = field(default_factory=dict)
     """The claims of the record on the disk; None after an attempt that failed, which is repeated also where no claim is left to record."""
+    _asked: tuple[object, ...] = ()
+    _laid_out: dict[str, dict[str, Allocation]] = field(default_factory=dict)
+    """The CDI devices of the claims, by UID and name."""
 
     @property
     def held(self) -> Mapping[str, frozenset[str]]:
         """The IDs of the devices that claims hold, by resource."""
-        return {resource: frozenset(slot.id for slot in slots) for resource, slots in self.recall().items()}
+        found: dict[str, set[str]] = {}
+        for device in chain.from_iterable(claim.held for claim in self.by_uid.values()):
+            found.setdefault(device.known.resource, set()).add(device.id)
+        return {resource: frozenset(ids) for resource, ids in found.items()}
 
     def administered(self, namespace: str, name: str) -> frozenset[str]:
         """Return the IDs of the devices that the claim of this name has without a hold."""
@@ -147,11 +153,21 @@ class PreparedClaims:
                 self._written = dict(self.by_uid)
                 self.report.restored(_RECORD)
         with self._reporting(_FILES):
-            self.files.cdi.update({uid: cdi_devices(claim, self._devnodes) for uid, claim in self.by_uid.items()})
+            self.files.cdi.update(self._lay_out())
             self.report.restored(_FILES)
+
+    def _lay_out(self) -> Mapping[str, Mapping[str, Allocation]]:
+        """Return the CDI devices of the claims. Most scans change neither claims nor devnodes."""
+        asked = (self.by_uid.copy(), self._devnodes)
+        if asked != self._asked:
+            self._asked = asked
+            self._laid_out = {uid: cdi_devices(claim, self._devnodes) for uid, claim in self.by_uid.items()}
+        return self._laid_out
 
     def _refreshed(self, claim: PreparedClaim) -> PreparedClaim:
         """Return a claim with what is known of its devices by now: another path, or another socket."""
+        if all(self.known.get(device.id, device.known) == device.known for device in claim.devices):
+            return claim
         devices = tuple(replace(device, known=self.known.get(device.id, device.known)) for device in claim.devices)
         return replace(claim, devices=devices)
 

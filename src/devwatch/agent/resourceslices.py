@@ -75,6 +75,9 @@ class ResourceSlices:
         self._active = asyncio.Event()
         self._wake: Callable[[str], None] = lambda _: None
         self.observed = ObservedSlices()
+        self._asked: tuple[object, ...] = ()
+        self._planned: Write | None = None
+        """What is to be written by what was asked last."""
         self._write: Write | None = None
         self._published: tuple[object, ...] = ()
         """The content of the slice that the server has accepted last."""
@@ -120,7 +123,11 @@ class ResourceSlices:
         observed = self.observed.by_name
         if observed is None or (slots and not node_uid):
             return
-        self._write = self._plan(slots, node_uid, held, observed) if slots else removal(observed)
+        asked = (slots, node_uid, held, observed.copy(), self.observed.taints)
+        if asked != self._asked:  # most scans change nothing
+            self._asked = asked
+            self._planned = self._plan(slots, node_uid, held, observed) if slots else removal(observed)
+        self._write = self._planned
         if self._write is None:
             self._failure, self.refused, self.differs_since = "", False, None
             self._published = next((each.content for each in observed.values()), ())

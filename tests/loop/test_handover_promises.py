@@ -341,6 +341,25 @@ KNOWN = {
         Move(kubelet_restarts, (0.05,), 11.0),
         Move(kill, (0,)),
     ),
+    "a container that restarts while a PATCH hangs has the returned stick: its status is read again": (
+        Move(furnish, ()),
+        Move(fail, ("never", 2)),
+        Move(bounce, (2, 1, 0.0, ""), 11.0),
+        Move(restart, (0, 1.0)),
+    ),
+    "a pod that is gone when its eviction is asked for": (
+        Move(furnish, ()),
+        Move(fail, ("never", 2)),
+        Move(bounce, (2, 1, 0.0, ""), 11.0),
+        Move(delete, (0, False)),
+    ),
+    "a pod that came before the daemon had read that the kubelet gives its device to it": (
+        Move(configure, (2, True)),
+        Move(configure, (0, False)),
+        Move(furnish, ()),
+        Move(pull, (0,)),
+        Move(pull, (0,)),
+    ),
 }
 
 

@@ -187,6 +187,21 @@ async def test_a_container_that_restarts_before_its_turn_has_healed() -> None:
 
 
 @virtual
+async def test_a_container_that_restarts_while_a_patch_hangs_has_healed() -> None:
+    """The patch comes between the reading of its status and the eviction."""
+    async with home(holder(), used=config(names=(ZIGBEE, ZWAVE))) as one:
+        await away(one, 1)
+        await asyncio.sleep(AFTER - 1)
+        one.workload.latency, one.server.latency = 0.5, 5.0
+        await asyncio.sleep(1.2)
+        one.host.plug("0002", USB1)
+        await asyncio.sleep(2)
+        one.workload.run(holder(started=now()))
+        await asyncio.sleep(500)
+        assert not one.workload.tried
+
+
+@virtual
 async def test_a_budget_delays_it_and_a_restart_meanwhile_heals() -> None:
     """Each try reads the status again."""
     async with home(holder()) as one:

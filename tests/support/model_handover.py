@@ -327,6 +327,8 @@ class Judge(Truth):
     def evicts(self, pod: Pod) -> None:
         """Judge an eviction."""
         life = self.world.cluster.lives[pod.uid]
+        if life.gone or life.pod.terminating:
+            return  # since the list: the server evicts by UID, so nothing becomes of it
         faults = [self._wrongly(life, name, ids) for name, ids in life.ids.items()]
         if "" not in faults and not self._lost_by_volume(life):
             self.broken(Promise.HOLDERS, f"evicts {pod.name}: {'; '.join(faults) or 'it holds nothing'}")
@@ -335,7 +337,11 @@ class Judge(Truth):
 
     def _lost_by_volume(self, life: Life) -> bool:
         """Return whether a pod may have lost a device of a resource that it has in the way of the Node status."""
-        wants = [self.plan.want(name) for name, way in life.ways.items() if way == STATUS and name not in life.ids]
+        # A pod that was written for the plugin, and runs without a device of it, came while the daemon did not know that way yet.
+        former = {
+            name for name, way in life.ways.items() if name not in life.ids and (way == STATUS or life.pod.started)
+        }
+        wants = [self.plan.want(name) for name in former]
         evicting = [want for want in wants if want is not None and want.evict is not None]
         gone = [tty for birth, tty in self.world.host.past.items() if birth in self.world.host.pulled]
         return any(want.verdict(tty) for want in evicting for tty in gone)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 INTERVAL = 1.0
 """Seconds between two evictions of this node, at least."""
+STATUS_LIMIT = 1.0
+"""Seconds for which the status of a victim holds: after that its container may have restarted, with the device that has returned."""
 KEPT_INTERVAL = 300.0
 """Seconds between two checks whether a pod that is never evicted still keeps a lost device."""
 
@@ -61,8 +63,8 @@ class Evictor:
     jitter: Callable[[], float]
     holders: HolderReader = field(default_factory=HolderReader)
     _incidents: dict[Key, Incident] = field(default_factory=dict)
-    _next_victim: tuple[Key, Pod] | None = None
-    """The pod to evict next, whose status was read in the request before."""
+    _next_victim: tuple[Key, Pod, float] | None = None
+    """The pod to evict next, and when its status was read."""
     _next_eviction_at: float = float("-inf")
     _backoff: Backoff = field(default_factory=lambda: Backoff(first=1.0))
     _filter: RepeatFilter = field(default_factory=RepeatFilter)
@@ -95,7 +97,7 @@ class Evictor:
         The cases, in this order:
 
         1. The list of pods at a departure. It is due before any eviction, since pods listed too late count as successors.
-        2. The eviction of the victim that the request before chose, if its incident still holds and still concerns it.
+        2. The eviction of the victim that a request before chose, if its incident still holds and still concerns it.
         3. The choice of a victim for the incident with the fewest refusals.
 
         A list and the eviction that follows are separate requests, so that a patch waits for one of them only.
@@ -107,10 +109,10 @@ class Evictor:
         due = self._due()
         if due is None or due > now:
             return None
-        (key, pod), self._next_victim = self._next_victim or ((), None), None
+        (key, pod, read_at), self._next_victim = self._next_victim or ((), None, now), None
         incident = self._incidents.get(key)
         if pod is not None and incident is not None and self._disposition_of(pod, incident) is Disposition.EVICT:
-            return Task(run=partial(self._attempt, incident, partial(self._evict, pod, incident), pod))
+            return Task(run=partial(self._attempt, incident, partial(self._evict, pod, incident, read_at), pod))
         ready = [incident for incident in self._judged() if self._due_at(incident) <= now]
         first = min(ready, key=lambda incident: (self._refusals[incident.key], incident.due))
         return Task(run=partial(self._attempt, first, partial(self._choose_victim, first)))
@@ -187,7 +189,8 @@ class Evictor:
         left = {(incident.key, pod.uid) for pod in victims}
         self._reasons = {each: why for each, why in self._reasons.items() if each in left or each[0] != incident.key}
         if victims:
-            self._next_victim = (incident.key, min(victims, key=lambda pod: self._refusals[pod.uid]))
+            first = min(victims, key=lambda pod: self._refusals[pod.uid])
+            self._next_victim = (incident.key, first, self.recorder.clock())
         elif isinstance(incident, Loss) and any(what in _NEVER_EVICTED for _, what in judged):
             self._recheck_at[incident.key] = self.recorder.clock() + KEPT_INTERVAL
             self._backoff.succeed()
@@ -208,7 +211,16 @@ class Evictor:
         self.recorder.log.warning("pod.eviction_refused", pod=pod.title, resource=incident.resource, reason=reason)
         self.recorder.pod(pod, incident, f"the pod stays, {reason}")
 
-    async def _evict(self, pod: Pod, incident: Incident) -> None:
+    async def _is_concerned(self, pod: Pod, asked: Incident) -> bool:
+        """Read the status of a pod again, and return whether the incident still concerns it."""
+        pods = await self.holders.read(asked, self._pods)
+        incident = self._incidents.get(asked.key)
+        found = next((each for each in pods if each.uid == pod.uid), None)
+        return found is not None and incident is not None and self._disposition_of(found, incident) is Disposition.EVICT
+
+    async def _evict(self, pod: Pod, incident: Incident, read_at: float) -> None:
+        if self.recorder.clock() > read_at + STATUS_LIMIT and not await self._is_concerned(pod, incident):
+            return
         self._next_eviction_at = self.recorder.clock() + INTERVAL
         try:
             await self.api.evict(pod)

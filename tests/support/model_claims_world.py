@@ -220,7 +220,7 @@ class ClaimJudge(SliceJudge):
         """Judge an eviction."""
         life = self.world.cluster.lives[pod.uid]
         claims = self.world.cluster.claims_of(life)
-        if not claims:
+        if not claims or life.gone or life.pod.terminating:
             Judge.evicts(self, pod)
             return
         faults = [self._wrongly_claimed(life, claim) for claim in claims]

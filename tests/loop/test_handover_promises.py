@@ -22,6 +22,7 @@ from support.model_handover_moves import (
     configure,
     cross,
     delete,
+    disk_full,
     fail,
     found,
     furnish,
@@ -35,6 +36,7 @@ from support.model_handover_moves import (
     pod,
     pods,
     pull,
+    refuse,
     restart,
     roll_out,
     stop,
@@ -359,6 +361,15 @@ KNOWN = {
         Move(furnish, ()),
         Move(pull, (0,)),
         Move(pull, (0,)),
+    ),
+    "a stick that moved while no link could be made is lost, although its twin is in its former socket": (
+        Move(furnish, ()),
+        Move(disk_full, (True,)),
+        Move(refuse, ("list pods",)),
+        Move(bounce, (3, 0, 8.0, "socket-4")),
+        Move(furnish, ()),
+        Move(pull, (0,)),
+        Move(restart, (1, 0.0)),
     ),
 }
 

@@ -358,11 +358,22 @@ class Judge(Truth):
             back = self.find(tty)
             if back is None and self.now >= self.world.host.pulled[tty.birth] + want.evict - SOON:
                 return ""
+            if self.now >= self._away_since(tty) + want.evict - SOON:
+                return ""
             opened = life.opened.get(link)
             dead = opened is not None and back is not None and opened.birth != back.birth
             if dead and back is not None and self.now >= back.plugged + want.evict - SOON:
                 return ""
         return f"its device of {name} is there"
+
+    def _away_since(self, tty: Tty) -> float:
+        """Return when the very stick was pulled, whatever is in its place by now; infinity while it is there, under whatever name."""
+        moments = [
+            self.world.host.pulled.get(birth, math.inf)
+            for birth, each in self.world.host.past.items()
+            if each.stick == tty.stick
+        ]
+        return max(moments)
 
     def stopped(self) -> None:
         """Judge what the Node shows when TERM is about to end the streams."""

@@ -362,6 +362,16 @@ KNOWN = {
         Move(pull, (0,)),
         Move(pull, (0,)),
     ),
+    "a stick that moved while no link could be made, and again beside its twin, is another one": (
+        Move(furnish, ()),
+        Move(disk_full, (True,)),
+        Move(refuse, ("list pods",)),
+        Move(bounce, (3, 0, 8.0, "socket-4")),
+        Move(furnish, ()),
+        Move(pull, (1,)),
+        Move(bounce, (0, 1, 0.5, "socket-1")),
+        Move(restart, (1, 0.0)),
+    ),
     "a stick that moved while no link could be made is lost, although its twin is in its former socket": (
         Move(furnish, ()),
         Move(disk_full, (True,)),

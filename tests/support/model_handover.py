@@ -228,6 +228,13 @@ class Truth:
         moved = len(twins) > 1 and tty.socket != other.socket
         return not differs(tty, other) and not moved
 
+    def _as_listed(self, link: str, tty: Tty) -> Tty:
+        """Return a device where it has moved to: as long as no link can be made, the annotation alone tells that the daemon knows."""
+        port = self.places.get(id_of(link), tty.socket)
+        part = (tty.stick, tty.interface)
+        here = (each for each in self.world.host.present if each.socket == port != tty.socket)
+        return next((each for each in here if (each.stick, each.interface) == part), tty)
+
     def taken(self, name: str, offer: Offer | None) -> None:
         """Take note of a list that the kubelet has, or of the end of the stream."""
         if offer is None:
@@ -261,6 +268,8 @@ class Truth:
         state = self.world.server.state if self.world.server.exists else None
         listed = state.listing().values() if state else ()
         self.places |= {entry.id: entry.port for entries in listed for entry in entries if entry.id}
+        if self.world.kubelet.links.error is not None:
+            self.led = {link: self._as_listed(link, tty) for link, tty in self.led.items()}
         for name in (METER, ZIGBEE, ZWAVE):
             count, shown = _count(state, name) if state else 0, self.shown.setdefault(name, [])
             if not shown or shown[-1][1] != count:
@@ -358,22 +367,11 @@ class Judge(Truth):
             back = self.find(tty)
             if back is None and self.now >= self.world.host.pulled[tty.birth] + want.evict - SOON:
                 return ""
-            if self.now >= self._away_since(tty) + want.evict - SOON:
-                return ""
             opened = life.opened.get(link)
             dead = opened is not None and back is not None and opened.birth != back.birth
             if dead and back is not None and self.now >= back.plugged + want.evict - SOON:
                 return ""
         return f"its device of {name} is there"
-
-    def _away_since(self, tty: Tty) -> float:
-        """Return when the very stick was pulled, whatever is in its place by now; infinity while it is there, under whatever name."""
-        moments = [
-            self.world.host.pulled.get(birth, math.inf)
-            for birth, each in self.world.host.past.items()
-            if each.stick == tty.stick
-        ]
-        return max(moments)
 
     def stopped(self) -> None:
         """Judge what the Node shows when TERM is about to end the streams."""

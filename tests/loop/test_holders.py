@@ -69,6 +69,23 @@ async def test_the_holder_of_a_lost_device_is_evicted_and_no_other_pod() -> None
 
 
 @virtual
+async def test_who_is_given_a_lost_device_before_the_kubelet_has_taken_over_its_loss_is_evicted_too() -> None:
+    """Until then nobody knows who will have it, so nobody is asked."""
+    at_once = parse(
+        f"resources:\n- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin, evict: {{after: 0s}}}}\n".encode(),
+        file="config.yaml",
+    )
+    async with site(USB0, used=at_once) as one:
+        stick, one.kubelet.latency = id_of(one, USB0), 0.8
+        one.host.unplug(USB0)
+        await asyncio.sleep(GRACE + 0.5)
+        one.workload.run(pod("late", containers=(Container(name="c", started=1),)))
+        holds(one, "late", stick)
+        await asyncio.sleep(60)
+        assert evicted(one) == ["home/late"]
+
+
+@virtual
 async def test_nobody_is_evicted_while_the_kubelet_does_not_account_for_every_pod() -> None:
     """After its start it answers with nothing for a while."""
     async with two_holders() as one:

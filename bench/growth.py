@@ -50,7 +50,7 @@ _SLACK = 1.5
 _MS = 1000.0
 _FIRST_CYCLES = 3
 _STARTS = 5
-"""How often the first scan is measured: once a start."""
+"""How often the first scan is measured, since one measurement may be an outlier."""
 _TIMEOUT = 60.0
 PRODUCT = "0200"
 
@@ -204,7 +204,7 @@ def _matcher(vendor: str) -> Matcher:
 
 
 def measure(devices: int, rules: int, cycles: int, subsystems: tuple[str, ...] = ("tty",)) -> Point:
-    """Measure the first cycle of some starts, in the median, and after the last start `cycles` in which nothing has changed."""
+    """Measure the first cycle, as the median of `_STARTS` starts, and after the last of them `cycles` in which nothing has changed."""
     folder = Path(tempfile.mkdtemp(prefix="devwatch-growth-", dir="/dev/shm"))
     try:
         copy = Copy(folder, devices, rules, subsystems)

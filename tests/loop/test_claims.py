@@ -514,7 +514,7 @@ async def test_sockets_that_another_program_removes_are_made_again(tmp_path: Pat
     """The kubelet finds them."""
     async with claim_site(tmp_path, A) as site:
         (tmp_path / "plugins_registry" / "devwatch.io-reg.sock").unlink()
-        await asyncio.sleep(35)
+        await asyncio.sleep(10)
         assert site.driver.registration.registered
         assert len(site.kubelet.registered) == 2
         ((level, error, _),) = site.lines("kubelet.lost")

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from devwatch.config.schema import Config
     from devwatch.core.pods import Pod
 
-EVICTING = parse(
-    f"resources:\n- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin, evict: {{after: 5s}}}}\n".encode(),
-    file="config.yaml",
-)
+
+def evicting(after: str) -> Config:
+    """Return a configuration that evicts so long after a loss."""
+    rule = f"{{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin, evict: {{after: {after}}}}}"
+    return parse(f"resources:\n- {rule}\n".encode(), file="config.yaml")
+
+
+EVICTING = evicting("5s")
 
 
 def id_of(one: Site, devnode: str) -> str:
@@ -70,12 +74,8 @@ async def test_the_holder_of_a_lost_device_is_evicted_and_no_other_pod() -> None
 
 @virtual
 async def test_who_is_given_a_lost_device_before_the_kubelet_has_taken_over_its_loss_is_evicted_too() -> None:
-    """Until then nobody knows who will have it, so nobody is asked."""
-    at_once = parse(
-        f"resources:\n- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin, evict: {{after: 0s}}}}\n".encode(),
-        file="config.yaml",
-    )
-    async with site(USB0, used=at_once) as one:
+    """Until then it is open which pod will have it, so the holders are not read."""
+    async with site(USB0, used=evicting("0s")) as one:
         stick, one.kubelet.latency = id_of(one, USB0), 0.8
         one.host.unplug(USB0)
         await asyncio.sleep(GRACE + 0.5)

@@ -69,6 +69,7 @@ class PreparedClaims:
     _written: dict[str, PreparedClaim] | None = field(default_factory=dict)
     """The claims of the record on the disk; None after an attempt that failed, which is repeated also where no claim is left to record."""
     _asked: tuple[object, ...] = ()
+    """The claims and devnodes that `_laid_out` is for."""
     _laid_out: dict[str, dict[str, Allocation]] = field(default_factory=dict)
     """The CDI devices of the claims, by UID and name."""
 

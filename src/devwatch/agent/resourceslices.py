@@ -76,8 +76,9 @@ class ResourceSlices:
         self._wake: Callable[[str], None] = lambda _: None
         self.observed = ObservedSlices()
         self._asked: tuple[object, ...] = ()
+        """The slots and observations that `_planned` is for."""
         self._planned: Write | None = None
-        """What is to be written by what was asked last."""
+        """The write that they lead to, None where the slices are right."""
         self._write: Write | None = None
         self._published: tuple[object, ...] = ()
         """The content of the slice that the server has accepted last."""

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from devwatch.agent.clock import Clock
 
-CHECK = 5.0
-"""Seconds between two checks whether the sockets are still there."""
 RECONNECT = 2.0
 """Seconds for which the kubelet may be disconnected before it counts as gone; its client connects again at once."""
 ABSENT = 10.0
@@ -62,7 +60,7 @@ class DriverRegistration:
     """Serves the driver while it is `wanted`, and follows whether the kubelet has it.
 
     The kubelet finds the socket by itself, at its start too, and tries again by itself what has failed. So there is nothing to repeat here,
-    but for sockets that were removed.
+    but for sockets that were removed, which each cycle of the loop looks for.
     """
 
     driver: str
@@ -86,7 +84,7 @@ class DriverRegistration:
     _connected_at: float = -math.inf
     """When the kubelet was connected last, as far as observed."""
     _progress: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set at each change."""
+    """Set at each change, and by each cycle of the loop."""
 
     @property
     def unregistered(self) -> tuple[float, str] | None:
@@ -94,10 +92,10 @@ class DriverRegistration:
         return None if self.registered else (self.lost_at, self.failure)
 
     def want(self, *, wanted: bool) -> None:
-        """Set whether the driver is to be registered."""
+        """Set whether the driver is to be registered, and have its sockets looked at: a wakeup of its own would cost more than the look."""
         if wanted != self._wanted:
             self._wanted, self.lost_at = wanted, self.clock.now()
-            self._progress.set()
+        self._progress.set()
 
     def notified(self, error: str | None) -> None:
         """Record that the kubelet has registered the driver, or why not."""
@@ -138,7 +136,7 @@ class DriverRegistration:
             while self._wanted:
                 _check_sockets(server)
                 self._observe(connected=server.connected)
-                await self._await_change(CHECK if server.connected else RECONNECT)
+                await self._await_change(None if server.connected else RECONNECT)
                 backoff.succeed()
         finally:
             await server.close()
@@ -169,7 +167,7 @@ class DriverRegistration:
         self.report.lost(self.driver, error)
 
     async def _await_change(self, seconds: float | None) -> None:
-        """Wait for the next change, for these seconds at most."""
+        """Wait for the next change or cycle, for these seconds at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._progress.wait()

@@ -31,7 +31,7 @@ ACK_TIMEOUT = 1.0
 """Seconds after which a list counts as acknowledged where the kubelet cannot say so."""
 ACK_POLL = (0.005, 0.1)
 """Seconds between two questions for the acknowledgement, the first and the longest."""
-CHECK = 30.0
+CHECK = 60.0
 """Seconds between two questions whether the kubelet still lists our devices; seldom, since a daemon at rest does little else."""
 CONTESTED = 2
 """Questions in a row whose answer must differ before another plugin is reported."""

@@ -803,6 +803,13 @@ KNOWN = {
         Move(furnish, ("zigbee", "twin")),
         Move(replug, (0, "socket-3", 0, 0.0)),
     ),
+    "the time of a loss is that of its stick, although another had the same devnode when it was lost": (
+        Move(plug, ("twin", "socket-2", 2, True), 0.05),
+        Move(pull, (0,), 11.0),
+        Move(plug, ("composite", "socket-3", 1, True)),
+        Move(pull, (0,)),
+        Move(kill, (0, 0)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

@@ -170,6 +170,11 @@ class Known:
         serials = one.plain == two.plain or self.serial == other.serial
         return (one.vendor, one.interface) == (two.vendor, two.interface) and serials
 
+    def is_told_of(self, entry: Mapping[str, object]) -> bool:
+        """Return whether an entry may tell of it: another stick may have had its devnode before."""
+        serials = {self.serial, entry.get("serial")} - {None}
+        return (entry.get("devnode"), entry.get("vendor")) == (self.tty.devnode, self.tty.vendor) and len(serials) <= 1
+
     @property
     def valid(self) -> Iterator[Cut]:
         """Yield the attempts to stop counting it, up to the one that was stored."""
@@ -369,7 +374,7 @@ class Bailiff:
             self._dated_late(known, states)
             if known.missing is None:
                 listed = [entry for state in states[:1] for entry in believed(state).get(known.want, ())]
-                known.listed = known.listed or any(entry.get("devnode") == known.tty.devnode for entry in listed)
+                known.listed = known.listed or any(known.is_told_of(entry) for entry in listed)
             elif known.remembered and not known.lost and not known.cuts and not known.judged:
                 if not answered:
                     continue
@@ -388,7 +393,7 @@ class Bailiff:
             return
         for entry in (entry for state in states for entry in believed(state).get(known.want, ())):
             lost = entry.get("lost")
-            if lost and entry.get("devnode") == known.tty.devnode:
+            if lost and known.is_told_of(entry):
                 known.lost, known.dated, known.listed = lost, lost, True
                 known.accepted = min(known.missing, _moment(lost))
 
@@ -419,7 +424,7 @@ class Bailiff:
             marked = [
                 entry.get("lost")
                 for entry in entries.get(known.want, ())
-                if entry.get("lost") and entry.get("devnode") == known.tty.devnode
+                if entry.get("lost") and known.is_told_of(entry)
             ]
             lowers = lower is not None and int(lower) <= self._without(known, now)
             if marked or lowers:
@@ -433,11 +438,7 @@ class Bailiff:
         """Return what is wrong with the times of losses: each is that of the last answer before a PATCH that told of it."""
         for name, items in entries.items():
             for entry in items:
-                same = [
-                    known
-                    for known in self.known.values()
-                    if known.want == name and known.tty.devnode == entry.get("devnode")
-                ]
+                same = [known for known in self.known.values() if known.want == name and known.is_told_of(entry)]
                 dates = self.former | {date for known in same for date in (*known.dates, known.lost)}
                 if same and entry.get("lost") and entry["lost"] not in dates:
                     return f"{name} at {entry['devnode']} was not lost at {entry['lost']}, but at one of {sorted(map(str, dates))}"

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from devwatch.agent.claims import ClaimDriver
 from devwatch.agent.clock import Clock
 from devwatch.core.errors import KubeletError
 from devwatch.core.inventory import Inventory
+from devwatch.core.names import DRIVER
 from devwatch.core.rules import Count
 from devwatch.core.slots import Slots
 from devwatch.kube.claims import read_claim
@@ -94,7 +96,12 @@ _KINDS: tuple[Callable[[Path, bytes], object], ...] = (
 
 
 class _Requests:
-    """An API server that answers with an object of another kind."""
+    """An API server that answers with an object of another kind, except for the claims that it is to have."""
+
+    def __init__(self) -> None:
+        """Have no claim."""
+        self.claims: dict[str, PreparedClaim] = {}
+        """By path."""
 
     async def request(
         self, method: str, path: str, *, query: Sequence[tuple[str, str]] = (), body: object = None
@@ -102,7 +109,19 @@ class _Requests:
         """Answer, as long as the path can be sent."""
         assert (method, query, body) == ("GET", (), None)
         assert path.isascii()
-        return {}
+        if (claim := self.claims.get(path)) is None:
+            return {}
+        results = [
+            {"request": each.request, "driver": DRIVER, "pool": each.pool, "device": each.id, "adminAccess": each.admin}
+            for each in claim.devices
+        ]
+        status = {"allocation": {"devices": {"results": results}}}
+        return {"kind": "ResourceClaim", "metadata": {"uid": claim.reference.uid}, "status": status}
+
+    def put(self, claim: PreparedClaim) -> None:
+        """Have a claim as it was prepared."""
+        namespace, name = (quote(text, safe="") for text in (claim.reference.namespace, claim.reference.name))
+        self.claims[f"/apis/resource.k8s.io/v1/namespaces/{namespace}/resourceclaims/{name}"] = claim
 
 
 @dataclass(slots=True, kw_only=True)
@@ -135,10 +154,11 @@ class _World:
     async def _live(self, home: Path) -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: self.failures.append(context))
+        server = _Requests()
         driver = ClaimDriver(
             lambda: Driver(folder=home, cdi=home / "run" / "cdi"),
             recorded=lambda: True,
-            read=partial(read_claim, _Requests()),
+            read=partial(read_claim, server),
             pool=POOL,
             telemetry=self.book.telemetry,
             clock=Clock(now=loop.time, unix=lambda: 0.0, jitter=lambda: 0.5),
@@ -153,9 +173,8 @@ class _World:
         _scan(driver)
         _check_record(home, driver)
         _check_cdi(home, driver)
-        while (task := driver.tasks[0].action(loop.time())) is not None:
-            await task.run()
-        await _check_answers(home, driver)
+        await _read(driver)
+        await _check_answers(home, driver, server)
 
 
 def _empty(folder: Path) -> None:
@@ -220,15 +239,27 @@ def _check_cdi(home: Path, driver: ClaimDriver) -> None:
             assert re.fullmatch("DEVICE_[A-Z0-9_]*", variable.partition("=")[0]), variable
 
 
-async def _check_answers(home: Path, driver: ClaimDriver) -> None:
-    """Check that the kubelet gets the same devices as before."""
-    claims: Sequence[PreparedClaim] = driver.holders
+async def _read(driver: ClaimDriver) -> None:
+    """Read the claims that are to be read now."""
+    while (task := driver.tasks[0].action(asyncio.get_running_loop().time())) is not None:
+        await task.run()
+
+
+async def _check_answers(home: Path, driver: ClaimDriver, api: _Requests) -> None:
+    """Check that the kubelet gets the same devices as before, as long as they are allocated."""
+    for claim in filter(_can_be_allocated, driver.holders):
+        api.put(claim)
+    claims = tuple(api.claims.values())
     if not claims:
         return
     server = Driver(folder=home, cdi=home).server(driver)
     await server.start()
     kubelet = DraKubelet(folder=home, channel=KubeletChannel(path=str(driver_socket(home))))
-    answers = await kubelet.prepare(*(claim.reference for claim in claims))
+    call = asyncio.create_task(kubelet.prepare(*(claim.reference for claim in claims)))
+    while not call.done():
+        await asyncio.sleep(0.1)
+        await _read(driver)
+    answers = call.result()
     for claim in claims:
         given = [
             (*each.request_names, each.pool_name, each.device_name) for each in answers[claim.reference.uid].devices
@@ -236,6 +267,11 @@ async def _check_answers(home: Path, driver: ClaimDriver) -> None:
         assert given == [(each.request, each.pool, each.id) for each in claim.devices]
     kubelet.disconnect()
     await server.close()
+
+
+def _can_be_allocated(claim: PreparedClaim) -> bool:
+    """Return whether the API server can have a claim: what a record tells of may be no claim of this node."""
+    return all(each.pool == POOL and "/" not in each.request for each in claim.devices)
 
 
 # -- what they may be

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -283,7 +284,7 @@ async def test_a_call_that_the_kubelet_gives_up_leaves_nothing(tmp_path: Path) -
 
 @quiet
 async def test_the_next_daemon_has_the_claims_before_it_registers(tmp_path: Path) -> None:
-    """It answers from the record, keeps the IDs, and writes the files again: after a reboot their folder is empty."""
+    """It keeps the IDs, and writes the files again: after a reboot their folder is empty. It answers once the allocation is read."""
     twin = device("ttyUSB0", serial=None, port="usb-1")
     async with claim_site(tmp_path, twin) as site:
         answer = await site.kubelet.prepare(site.allocate())
@@ -301,10 +302,12 @@ async def test_the_next_daemon_has_the_claims_before_it_registers(tmp_path: Path
         await asyncio.sleep(1)
         assert len(site.kubelet.registered) == 2
         assert site.devnodes() == ["/dev/ttyUSB0"]
-        assert await site.kubelet.prepare(CLAIM) == answer
         await asyncio.sleep(600)
         assert site.driver.held == held
         assert 3 < len(site.api.asked) - asked < 15
+        assert (await site.kubelet.prepare(CLAIM))[UID].error == "not prepared within 40 s: the API server is away"
+        site.allocate()
+        assert await site.kubelet.prepare(CLAIM) == answer
 
 
 @quiet
@@ -322,7 +325,7 @@ async def test_what_has_ended_while_no_daemon_ran_is_cleaned_up(tmp_path: Path) 
         assert site.recorded == {"4"}
         assert [site.devnodes(uid) for uid in ("1", "2", "3", "4")] == [[], [], [], ["/dev/ttyUSB0"]]
         reasons = [line.fields["reason"] for line in site.log.of("claim.unprepared")]
-        assert reasons == ["it has ended while no daemon ran"] * 3
+        assert reasons == ["its allocation has ended"] * 3
 
 
 @quiet
@@ -538,8 +541,8 @@ async def test_a_folder_of_the_kubelet_that_is_missing_is_told_once_and_waited_f
 
 
 @quiet
-async def test_the_driver_is_there_while_it_is_configured_or_a_claim_prepared(tmp_path: Path) -> None:
-    """Pods of a resource that has left the configuration can end, after a restart too; then the kubelet forgets the driver."""
+async def test_the_driver_is_there_from_the_first_resource_or_claim_to_the_end(tmp_path: Path) -> None:
+    """Pods of a resource that has left the configuration can end, after a restart too, and so can those whose claim was never prepared."""
     async with claim_site(tmp_path, A) as site:
         await site.kubelet.prepare(site.allocate())
         await site.configure()
@@ -548,16 +551,28 @@ async def test_the_driver_is_there_while_it_is_configured_or_a_claim_prepared(tm
         await asyncio.sleep(1)
         assert site.driver.registration.registered
         await site.kubelet.unprepare(CLAIM)
-        await asyncio.sleep(1)
-        assert not site.driver.registration.registered
-        assert sockets(tmp_path) == []
+        await asyncio.sleep(60)
+        refused = reference("d", "2")
+        assert (await site.kubelet.prepare(refused))["2"].error
+        assert (await site.kubelet.unprepare(refused))["2"].error == ""
         await site.end()
+        assert sockets(tmp_path) == []
         site.start()
         await asyncio.sleep(1)
         assert (site.driver.registration.registered, site.driver.held) == (False, {})
         await site.configure(rule())
         await asyncio.sleep(1)
         assert site.driver.registration.registered
+
+
+@quiet
+async def test_a_record_that_another_program_removes_is_written_again(tmp_path: Path) -> None:
+    """The next daemon would take the device for a free one."""
+    async with claim_site(tmp_path, A) as site:
+        await site.kubelet.prepare(site.allocate())
+        shutil.rmtree(tmp_path / "plugins" / "devwatch.io")
+        await asyncio.sleep(15)
+        assert site.recorded == {UID}
 
 
 @quiet

@@ -20,6 +20,10 @@ from support.virtualtime import virtual
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from devwatch.config.schema import Config
+    from devwatch.core.claims import ClaimReference
+    from support.drasite import DraSite
+
 GRACE = 2.0
 EVICTING = config(evict="5s")
 ZERO = ("0", "0")
@@ -725,3 +729,133 @@ async def test_a_record_that_cannot_be_read_holds_every_lost_device(tmp_path: Pa
         aside.rename(one.record)
         await asyncio.sleep(60)
         assert list(one.devices.values()) == [True]
+
+
+# -- claims that are not as the record says, and claims that there is no record of
+
+
+def bound(one: DraSite, name: str, device: str) -> ClaimReference:
+    """Return a claim that is allocated, and whose pod is bound: the kubelet has not asked for it yet."""
+    one.workload.run(pod(name, requests={}, claims=frozenset({name})))
+    return one.allocate(name, device)
+
+
+@virtual
+async def test_a_claim_that_is_allocated_anew_while_no_daemon_runs_gives_back_its_former_device(tmp_path: Path) -> None:
+    """Another claim may have that by now: no two files name one devnode."""
+    async with dra_site(tmp_path, USB0, USB1) as one:
+        first, second = sorted(one.allocatable)
+        await one.claim("p")
+        await one.kill()
+        claims = one.allocate("p", second), bound(one, "q", first)
+        one.start(one.used)
+        await asyncio.sleep(5)
+        assert one.devnodes() == []
+        answers = await one.manager.prepare(*claims)
+        assert [each.device_name for claim in claims for each in answers[claim.uid].devices] == [second, first]
+        assert sorted(one.devnodes()) == [USB0, USB1]
+
+
+@virtual
+async def test_a_kubelet_that_has_lost_what_it_knew_gets_what_is_allocated_now(tmp_path: Path) -> None:
+    """It never unprepares the claim that it has forgotten."""
+    async with dra_site(tmp_path, USB0, USB1) as one:
+        _, second = sorted(one.allocatable)
+        await one.claim("p")
+        await asyncio.sleep(60)
+        claim = one.allocate("p", second)
+        answers = await one.manager.prepare(claim)
+        assert [each.device_name for each in answers[claim.uid].devices] == [second]
+        assert one.devnodes() == [USB1]
+
+
+@virtual
+@pytest.mark.parametrize("used", [config("nodeStatus"), config("nodeStatus", name="example.com/other")])
+async def test_a_pod_whose_claim_was_never_prepared_can_end_once_the_resource_is_published_so_no_more(
+    used: Config, tmp_path: Path
+) -> None:
+    """The kubelet asks the driver for every claim of a pod that ends, whether or not it has prepared it."""
+    async with dra_site(tmp_path, USB0) as one:
+        claim = bound(one, "p", min(one.allocatable))
+        one.use(used)
+        await asyncio.sleep(60)
+        assert (await one.manager.unprepare(claim))[claim.uid].error == ""
+
+
+@virtual
+async def test_a_pod_can_end_while_the_node_cannot_be_read(tmp_path: Path) -> None:
+    """After half a minute without it, claims are unprepared; none is prepared, since the IDs of the devices are not known."""
+    async with dra_site(tmp_path, USB0) as one:
+        await one.claim("p")
+        await one.kill()
+        one.server.error = Forbidden("cannot patch nodes/status")
+        one.start(one.used)
+        await asyncio.sleep(60)
+        new = one.allocate("q", "x")
+        reason = "devwatch has not read the Node yet, which tells its devices apart"
+        assert (await one.manager.prepare(new))[new.uid].error == reason
+        claim = one.allocate("p", "x")
+        assert (await one.manager.unprepare(claim))[claim.uid].error == ""
+        assert one.devnodes() == []
+
+
+@virtual
+@pytest.mark.parametrize(("serial", "devnodes"), [("S0", [USB0]), ("OTHER", [])])
+async def test_no_file_names_another_stick_while_the_api_server_is_away(
+    serial: str, devnodes: list[str], tmp_path: Path
+) -> None:
+    """After a restart as well: the stick of the claim is known by its record, and containers that start again have it at once."""
+    async with dra_site(tmp_path, USB0) as one:
+        await one.claim("p")
+        await one.kill()
+        one.host.unplug(USB0)
+        one.host.plug("0001", USB0, serial=serial)
+        one.server.error = Retry("connection refused")
+        one.objects.fail = lambda *_: Retry("connection refused")
+        one.start(one.used)
+        await asyncio.sleep(1)
+        assert one.devnodes() == devnodes
+
+
+@virtual
+async def test_while_the_api_server_is_away_twins_are_not_told_apart(tmp_path: Path) -> None:
+    """The annotation of the Node knows which of them a claim has."""
+    async with dra_site(tmp_path, USB0) as one:
+        await one.claim("p")
+        await one.kill()
+        one.host.plug("0001", USB1, serial="S0")
+        one.server.error = Retry("connection refused")
+        one.start(one.used)
+        await asyncio.sleep(5)
+        assert one.devnodes() == []
+        one.server.error = None
+        await asyncio.sleep(20)
+        assert one.devnodes() == [USB0]
+
+
+@virtual
+@pytest.mark.parametrize("how", ["tolerates", "administers"])
+async def test_a_damaged_record_evicts_no_pod_that_is_to_be_spared(how: str, tmp_path: Path) -> None:
+    """Whether the claim is one, the record alone would tell."""
+    async with dra_site(tmp_path, USB0, used=EVICTING) as one:
+        device = min(one.allocatable)
+        await (one.claim("p", tolerations=(TOLERATION,)) if how == "tolerates" else one.claim("p", administers=device))
+        await one.kill()
+        one.record.write_text("{")
+        one.start(one.used)
+        await asyncio.sleep(30)
+        one.host.unplug(USB0)
+        await asyncio.sleep(120)
+        assert one.evicted == []
+
+
+@virtual
+async def test_a_slice_whose_device_another_client_offers_to_several_claims_is_written_again(tmp_path: Path) -> None:
+    """The scheduler would give one stick to several pods (`allowMultipleAllocations`)."""
+    async with dra_site(tmp_path, USB0) as one:
+        (item,) = one.objects.all(SLICES)
+        item["spec"]["devices"][0]["allowMultipleAllocations"] = True
+        one.objects.put(SLICES, item)
+        await asyncio.sleep(1)
+        ((device,),) = (item["spec"]["devices"] for item in one.objects.all(SLICES))
+        assert "allowMultipleAllocations" not in device

@@ -88,6 +88,11 @@ class FaultyDriver:
         """The CDI files."""
         return self
 
+    @property
+    def is_intact(self) -> bool:
+        """Whether the record is as it was written."""
+        return self._driver.record.is_intact
+
     def read(self) -> tuple[tuple[PreparedClaim, ...], str]:
         """Read the record."""
         self._faults.apply(self._faults.reading)

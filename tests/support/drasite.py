@@ -104,6 +104,15 @@ class DraSite(Home):
 
     # -- pods with claims
 
+    def allocate(self, name: str, device: str, **more: object) -> ClaimReference:
+        """Allocate a device to a claim, a new one or one that there is; the kubelet has not asked for it yet."""
+        result = {"request": "stick", "driver": DRIVER, "pool": POOL, "device": device, **more}
+        claim = {"kind": "ResourceClaim", "metadata": {"name": name, "namespace": "home"}, "spec": {}}
+        self._claims.setdefault(name, {name})
+        return self._reference(
+            self.objects.put(CLAIMS, {**claim, "status": {"allocation": {"devices": {"results": [result]}}}})
+        )
+
     async def claim(
         self,
         name: str,
@@ -116,17 +125,13 @@ class DraSite(Home):
 
         With `administers` they have that device, for administrative access.
         """
-        device = administers or min(self.allocatable)
-        result = {"request": "stick", "driver": DRIVER, "pool": POOL, "device": device, "tolerations": [*tolerations]}
-        allocation = {"devices": {"results": [result | {"adminAccess": bool(administers)}]}}
-        claim = {"kind": "ResourceClaim", "metadata": {"name": name, "namespace": "home"}, "spec": {}}
-        stored = self.objects.put(CLAIMS, {**claim, "status": {"allocation": allocation}})
-        names = pods or (name,)
+        device, names = administers or min(self.allocatable), pods or (name,)
+        reference = self.allocate(name, device, tolerations=[*tolerations], adminAccess=bool(administers))
         self._claims[name] = set(names)
         own: dict[str, Any] = {"requests": {}, "claims": frozenset({name})} | fields
         self.workload.run(*(pod(each, **own) for each in names))
-        answer = await self.manager.prepare(self._reference(stored))
-        assert not answer[stored["metadata"]["uid"]].error, answer
+        answer = await self.manager.prepare(reference)
+        assert not answer[reference.uid].error, answer
         self.kubelet.held += tuple(
             Holding(namespace="home", pod=each, container="c", resource=DRIVER, ids=frozenset({device}), claim=name)
             for each in names

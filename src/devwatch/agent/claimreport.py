@@ -46,8 +46,8 @@ class ClaimReport:
             self._log("claim.unprepared", claim)
 
     def ended(self, claim: ClaimReference) -> None:
-        """Report that a claim of a former daemon has ended meanwhile."""
-        self._log("claim.unprepared", claim, reason="it has ended while no daemon ran")
+        """Report that a claim has ended, or has other devices now, although the kubelet has not said so."""
+        self._log("claim.unprepared", claim, reason="its allocation has ended")
 
     def registered(self) -> None:
         """Report that the kubelet has registered the driver."""

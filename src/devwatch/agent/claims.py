@@ -13,7 +13,7 @@ from devwatch.agent.claimreader import ClaimReader
 from devwatch.agent.claimreport import ClaimReport
 from devwatch.agent.driverregistration import DriverRegistration
 from devwatch.agent.preparedclaims import ClaimFiles, PreparedClaims
-from devwatch.core.claims import PreparedClaim, is_allocated_here, prepare
+from devwatch.core.claims import PreparedClaim, prepare
 from devwatch.core.errors import ClaimRefused, Forbidden, Refused
 from devwatch.core.names import DRIVER
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 PREPARE_TIMEOUT = 40.0
 """Seconds in which a claim is prepared or refused: the kubelet waits for 45 s (`defaultClientCallTimeout`), and shows our reason."""
+READ_LATELY = 10.0
+"""Seconds for which the allocation of a claim counts as read: the kubelet repeats a call that broke, and may have lost what it knew."""
 LOAD_INTERVAL = 10.0
 """Seconds between two attempts to read the record."""
 
@@ -48,6 +50,8 @@ class _Call:
 
     claim: ClaimReference
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    is_read: bool = False
+    """Whether the claim was read, and is answered once it is written."""
     outcome: PreparedClaim | ClaimRefused | None = None
     trouble: str = "the API server was not asked yet"
     waiting: int = 0
@@ -73,7 +77,7 @@ class ClaimDriver:
     - *never another's device*: a CDI file names a devnode only while a scan finds that device there; a container that starts meanwhile
       waits;
     - *level, not edge*: record and files follow the claims and the scan in each cycle, whatever was lost, removed or full before;
-    - *the same answer*: a claim that is prepared gets the same devices and names again, after a restart too;
+    - *the same answer*: a claim gets the same devices and names again, after a restart too, while it is allocated to these;
     - *always releases*: a claim is unprepared whatever fails, and whatever became of its stick, so that its pod can end;
     - a kubelet that hangs, refuses or is away stops nothing else.
     """
@@ -97,7 +101,9 @@ class ClaimDriver:
         self._rules, self._load_at = dict[str, "ResourceRule"](), -math.inf
         self._calls: dict[str, _Call] = {}
         """By UID: what the kubelet waits for."""
-        self._ready = asyncio.Event()
+        self._read_at = dict[str, float]()
+        """By UID: when the allocation of a prepared claim was read."""
+        self._ready, self._observed = asyncio.Event(), False
         self._report = ClaimReport(telemetry=telemetry)
         self.claims = PreparedClaims(report=self._report)
         self._reader = ClaimReader(read=read, receiver=self, clock=clock)
@@ -137,6 +143,14 @@ class ClaimDriver:
         """Whether there may be a record of a former daemon that was not read yet."""
         return self.claims.files is None and bool(self._rules or self._recorded())
 
+    def begin(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> None:
+        """Process a scan before the Node was observed, which may take for ever: containers start by the files, and pods have to end."""
+        self._load()
+        if self.claims.files is not None:
+            self.claims.recognize(slots, inventory)
+            self._synchronize()
+            self.registration.serve()
+
     def update(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory, paths: Mapping[str, str]) -> None:
         """Process a scan: lost devices are taken out of the CDI files, and returned ones put in.
 
@@ -146,9 +160,10 @@ class ClaimDriver:
         self._load()
         if self.claims.files is None:
             return
+        self._observed = True
         self.claims.observe(slots, inventory, paths)
         self._synchronize()
-        self.registration.want(wanted=bool(self._rules or self.claims.by_uid))
+        self.registration.serve()
         if not inventory.doubts:
             self._ready.set()
 
@@ -164,7 +179,8 @@ class ClaimDriver:
         """Write what is to be written, and answer the calls that wait for that."""
         self.claims.synchronize()
         claims = self.claims.by_uid
-        for uid in self._calls.keys() & claims.keys():
+        self._read_at = {uid: at for uid, at in self._read_at.items() if uid in claims}
+        for uid in [uid for uid, call in self._calls.items() if call.is_read]:
             call = self._calls.pop(uid)
             if self.claims.fault:
                 del claims[uid]
@@ -176,19 +192,37 @@ class ClaimDriver:
     # -- the claims that are read
 
     def found(self, claim: ClaimReference, state: ClaimState | None) -> None:
-        """Take a claim as the API server has it: prepare it if the kubelet waits, else forget it if it has ended."""
-        call, claims = self._calls.get(claim.uid), self.claims.by_uid
+        """Take a claim as the API server has it: forget it if it has ended or has other devices now, and answer the kubelet if it waits."""
+        call, before = self._calls.get(claim.uid), self.claims.by_uid.get(claim.uid)
+        now = self._decide(claim, state, before)
+        self._read_at[claim.uid] = self._clock.now()
+        if before is not None and now is not before:
+            del self.claims.by_uid[claim.uid]
+            self._report.ended(claim)
         if call is None:
-            if state is None or not is_allocated_here(state, claim.uid, self._pool):
-                del claims[claim.uid]
-                self._report.ended(claim)
-        elif state is None:
-            self._refuse(call, ClaimRefused(f"the API server has no ResourceClaim {claim.title}"))
+            return
+        if isinstance(now, ClaimRefused):
+            self._refuse(call, now)
+        elif now is before:
+            del self._calls[claim.uid]
+            self._report.prepared(now, new=False)
+            call.finish(now)
         else:
-            try:
-                claims[claim.uid] = prepare(claim, state, self._pool, self.claims.known)
-            except ClaimRefused as error:
-                self._refuse(call, error)
+            self.claims.by_uid[claim.uid], call.is_read = now, True
+
+    def _decide(
+        self, claim: ClaimReference, state: ClaimState | None, before: PreparedClaim | None
+    ) -> PreparedClaim | ClaimRefused:
+        """Return what is prepared for a claim, `before` itself while that is allocated, or why nothing is."""
+        if state is None:
+            return ClaimRefused(f"the API server has no ResourceClaim {claim.title}")
+        if before is None and not self._observed:
+            return ClaimRefused("devwatch has not read the Node yet, which tells its devices apart")
+        try:
+            now = prepare(claim, state, self._pool, self.claims.known)
+        except ClaimRefused as error:
+            return error
+        return before if before is not None and before.allocation == now.allocation else now
 
     def failed(self, claim: ClaimReference, error: ApiError) -> None:
         """Take note of an error. What only the user can change is told to the kubelet at once."""
@@ -231,11 +265,11 @@ class ClaimDriver:
         return {uid: self._outcome_of(call) for uid, call in calls.items()}
 
     def _join(self, claim: ClaimReference) -> _Call:
-        """Return the call for a claim: an answered one if it is prepared, else one that the next reading answers."""
-        call = self._calls.get(claim.uid)
+        """Return the call for a claim: an answered one if it is prepared and was read lately, else one that the next reading answers."""
+        call, prepared = self._calls.get(claim.uid), self.claims.by_uid.get(claim.uid)
         if call is None:
             call = _Call(claim=claim)
-            if (prepared := self.claims.by_uid.get(claim.uid)) is not None:
+            if prepared is not None and self._clock.now() < self._read_at.get(claim.uid, -math.inf) + READ_LATELY:
                 self._report.prepared(prepared, new=False)
                 call.finish(prepared)
             else:
@@ -249,6 +283,8 @@ class ClaimDriver:
         call.waiting -= 1
         if not call.waiting and not call.done.is_set():
             self._forget(call)
+            if call.claim.uid in self.claims.by_uid:  # whether it has ended is still to be known
+                self._reader.add(call.claim, urgent=False)
 
     def _outcome_of(self, call: _Call) -> PreparedClaim | ClaimRefused:
         if isinstance(answer := call.answer, ClaimRefused):

@@ -115,12 +115,15 @@ class Dra:
         """Process a scan: the slots that are offered, and `former` ones, which claims may still have.
 
         With `hold` the slice stays as it is: it is not known yet what else may be offered.
-        Before the Node was observed nothing is done: its annotation has the IDs of a former daemon.
+        Before the Node was observed nothing is published: its annotation has the IDs of a former daemon.
         """
-        if observed is None or self._parts is None:
+        if self._parts is None:
             return
         claims, slices = self._parts.claims, self._parts.slices
         slots = {**former, **offered}
+        if observed is None:
+            claims.begin(slots, inventory)
+            return
         if claims.registration.starts != self._starts:
             self._starts = claims.registration.starts
             slices.begin_again()
@@ -166,7 +169,7 @@ class Dra:
         return frozenset((claim.namespace, claim.name) for claim, spared in found.items() if spared and all(spared))
 
     def administered(self, namespace: str, name: str) -> frozenset[str] | None:
-        """Return the IDs of the devices that a claim has without a hold (`core.claims.administered`), None before the record is read."""
+        """Return the IDs of the devices that a claim has without a hold (`core.claims.administered`), None where that is not known."""
         if self._parts and self._parts.claims.held is None:
             return None
         return self._parts.claims.claims.administered(namespace, name) if self._parts else frozenset()

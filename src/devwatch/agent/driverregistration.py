@@ -57,7 +57,7 @@ class RegistrationReport(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class DriverRegistration:
-    """Serves the driver while it is `wanted`, and follows whether the kubelet has it.
+    """Serves the driver once it is wanted, and follows whether the kubelet has it.
 
     The kubelet finds the socket by itself, at its start too, and tries again by itself what has failed. So there is nothing to repeat here,
     but for sockets that were removed, which each cycle of the loop looks for.
@@ -91,10 +91,13 @@ class DriverRegistration:
         """Since when the kubelet has not registered the driver, and why; None where it has."""
         return None if self.registered else (self.lost_at, self.failure)
 
-    def want(self, *, wanted: bool) -> None:
-        """Set whether the driver is to be registered, and have its sockets looked at: a wakeup of its own would cost more than the look."""
-        if wanted != self._wanted:
-            self._wanted, self.lost_at = wanted, self.clock.now()
+    def serve(self) -> None:
+        """Serve from now on, and have the sockets looked at: a wakeup of its own would cost more than the look.
+
+        It never ends: the kubelet has claims that it could not have prepared, and their pods end only once it has told the driver.
+        """
+        if not self._wanted:
+            self._wanted, self.lost_at = True, self.clock.now()
         self._progress.set()
 
     def notified(self, error: str | None) -> None:
@@ -112,14 +115,14 @@ class DriverRegistration:
         self.report.wake()
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Serve whenever the driver is wanted, once `ready` is set or long awaited: pods have to end whatever fails."""
+        """Serve once the driver is wanted, and `ready` is set or long awaited: pods have to end whatever fails."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_LIMIT):
                 await ready.wait()
         backoff = Backoff(first=1.0, limit=10.0)
+        while not self._wanted:
+            await self._await_change(None)
         while True:
-            while not self._wanted:
-                await self._await_change(None)
             try:
                 await self._serve(backoff)
             except KubeletError as error:
@@ -128,12 +131,12 @@ class DriverRegistration:
             await asyncio.sleep(max(backoff.until - self.clock.now(), 0))
 
     async def _serve(self, backoff: Backoff) -> None:
-        """Serve until the driver is not wanted any more. Raises `KubeletError`."""
+        """Serve. Raises `KubeletError`."""
         server = self.connect()
         self._accepted, self._served_at = False, self.clock.now()
         try:
             await server.start()
-            while self._wanted:
+            while True:
                 _check_sockets(server)
                 self._observe(connected=server.connected)
                 await self._await_change(None if server.connected else RECONNECT)

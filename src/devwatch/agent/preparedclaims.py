@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
@@ -21,9 +22,16 @@ if TYPE_CHECKING:
 _RECORD, _FILES = "record", "files"
 """The subjects of reports about the record of claims and about the CDI files."""
 
+_RECORDED_AND_PRESENT = 2
+"""How often a device that is the only one of its model is found, once in a claim and once on the host."""
+
 
 class Record(Protocol):
     """The record of the prepared claims."""
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the record on the disk is the one that was read or written last."""
 
     def read(self) -> tuple[tuple[PreparedClaim, ...], str]:
         """Return the claims, and what is wrong with the record. Raises `KubeletError` where it cannot be read."""
@@ -62,6 +70,8 @@ class PreparedClaims:
     """Those too that are not written yet."""
     known: dict[str, KnownDevice] = field(default_factory=dict)
     """Every device that was published since the start, by ID."""
+    damaged: bool = False
+    """Whether claims of a former daemon may be missing, since its record was damaged."""
     fault: str = ""
     """Why record or files are not what they should be, empty where they are."""
     _devnodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -81,8 +91,11 @@ class PreparedClaims:
             found.setdefault(device.known.resource, set()).add(device.id)
         return {resource: frozenset(ids) for resource, ids in found.items()}
 
-    def administered(self, namespace: str, name: str) -> frozenset[str]:
-        """Return the IDs of the devices that the claim of this name has without a hold."""
+    def administered(self, namespace: str, name: str) -> frozenset[str] | None:
+        """Return the IDs of the devices that the claim of this name has without a hold, None where that was lost with a damaged record."""
+        references = {(each.reference.namespace, each.reference.name) for each in self.by_uid.values()}
+        if self.damaged and (namespace, name) not in references:
+            return None
         return administered(self.by_uid.values(), namespace, name)
 
     def recall(self) -> Mapping[str, tuple[Slot, ...]]:
@@ -107,6 +120,7 @@ class PreparedClaims:
         except KubeletError as error:
             self._fail(_RECORD, error)
             return ()
+        self.damaged = bool(damage)
         if damage:
             hint = "delete the pods with claims whose containers do not start again"
             self.report.lost(_RECORD, KubeletError(damage, hint=hint))
@@ -115,6 +129,22 @@ class PreparedClaims:
         self._written = dict(self.by_uid)
         self.known = {device.id: device.known for claim in claims for device in claim.devices}
         return claims
+
+    def recognize(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> None:
+        """Note where the devices of the claims are, as far as that is certain before the Node was observed.
+
+        Its annotation tells twins apart. Until then the containers of both wait, and those of a device that has moved.
+        """
+        recorded = {each.id: each.known.identity for claim in self.by_uid.values() for each in claim.devices}
+        present = [slot for each in slots.values() for slot in each if slot.state is SlotState.PRESENT]
+        models = Counter(each.model for each in (*recorded.values(), *(slot.identity for slot in present)))
+        incomplete = {device.body for device in inventory.pending}
+        self._devnodes = {
+            slot.id: tuple(device.devnode for device in slot.devices)
+            for slot in present
+            if recorded.get(slot.id) == slot.identity and models[slot.identity.model] == _RECORDED_AND_PRESENT
+            if not any(device.body in incomplete for device in slot.devices)
+        }
 
     def observe(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory, paths: Mapping[str, str]) -> None:
         """Note where the devices are, and what the record has to know of them; `paths` are those in containers, by resource.
@@ -148,7 +178,7 @@ class PreparedClaims:
         self.by_uid = {uid: self._refreshed(claim) for uid, claim in self.by_uid.items()}
         self.fault = ""
         with self._reporting(_RECORD):
-            if self.by_uid != self._written:
+            if self.by_uid != self._written or not self.files.record.is_intact:
                 self._written = None
                 self.files.record.write(self.by_uid.values())
                 self._written = dict(self.by_uid)

@@ -147,6 +147,11 @@ class PreparedClaim:
         return f"{self.reference.uid}-{request}"
 
     @property
+    def allocation(self) -> frozenset[tuple[str, str, str, bool]]:
+        """What the scheduler has allocated to it."""
+        return frozenset((device.request, device.pool, device.id, device.admin) for device in self.devices)
+
+    @property
     def is_nameable(self) -> bool:
         """Whether all names are ones that CDI permits."""
         return all(_CDI_NAME.fullmatch(self.cdi_name(request)) for request in ("0", *self.requests))
@@ -185,11 +190,6 @@ def _prepare_device(allocated: AllocatedDevice, pool: str, known: Mapping[str, K
         admin=allocated.admin,
         spared=any(each.covers_unplugged for each in allocated.tolerations),
     )
-
-
-def is_allocated_here(found: ClaimState, uid: str, pool: str) -> bool:
-    """Return whether a claim that was prepared once still has a device of this node."""
-    return found.uid == uid and any((each.driver, each.pool) == (DRIVER, pool) for each in found.devices)
 
 
 def administered(claims: Iterable[PreparedClaim], namespace: str, name: str) -> frozenset[str]:

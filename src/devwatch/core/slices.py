@@ -66,6 +66,8 @@ class SliceDevice:
     attributes: Mapping[str, str | None]
     """None for a value that is not text, which devwatch never writes."""
     taints: tuple[Taint, ...] = ()
+    has_more: bool = False
+    """Whether it has a field that devwatch never writes and that changes to whom it is given, such as to several claims at once."""
 
     @property
     def can_be_allocated(self) -> bool:

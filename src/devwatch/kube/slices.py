@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PATH = "/apis/resource.k8s.io/v1/resourceslices"
 _QUERY = (("fieldManager", FIELD_MANAGER),)
+_FOREIGN = frozenset({"allowMultipleAllocations", "capacity", "consumesCounters"})
+"""Fields of a device that change to whom the scheduler gives it (resource.k8s.io/v1, `Device`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,8 @@ def _devices(spec: Mapping[str, Any]) -> Iterator[SliceDevice]:
     for device in spec.get("devices") or ():
         attributes = {str(name): value.get("string") for name, value in (device.get("attributes") or {}).items()}
         taints = tuple(_taint(taint) for taint in device.get("taints") or ())
-        yield SliceDevice(name=str(device["name"]), attributes=attributes, taints=taints)
+        more = not _FOREIGN.isdisjoint(device)
+        yield SliceDevice(name=str(device["name"]), attributes=attributes, taints=taints, has_more=more)
 
 
 def _taint(taint: Mapping[str, Any]) -> Taint:

@@ -20,7 +20,6 @@ _VERSION = "0.5.0"
 _MODE = 0o660
 """The permissions of a device in a container; without them CDI takes 0666."""
 _OURS = "devwatch.io-claim_*.json"
-_Signature = tuple[int, int, int]
 
 
 class CdiFolder:
@@ -31,7 +30,7 @@ class CdiFolder:
         self._folder = folder
         self._wanted: Mapping[str, Mapping[str, Allocation]] | None = None
         """What was written last, None where the folder is to be read first."""
-        self._written: dict[Path, _Signature] = {}
+        self._written: dict[Path, files.Signature] = {}
 
     def update(self, wanted: Mapping[str, Mapping[str, Allocation]]) -> None:
         """Have exactly these CDI devices, by claim and name. Raises `KubeletError`.
@@ -39,7 +38,7 @@ class CdiFolder:
         Each file that changes is removed before any is written, so that no two name one devnode even for a moment. One that cannot be
         removed or written does not keep the others.
         """
-        if wanted == self._wanted and all(_signature_of(path) == known for path, known in self._written.items()):
+        if wanted == self._wanted and all(files.signature_of(path) == known for path, known in self._written.items()):
             return
         self._wanted = None
         texts = {self._folder / f"devwatch.io-claim_{uid}.json": _text_of(each) for uid, each in wanted.items() if each}
@@ -51,7 +50,7 @@ class CdiFolder:
         for path, fault in failed:
             raise files.error_of(fault, path) from fault
         self._wanted = wanted
-        self._written = {path: signature for path in texts if (signature := _signature_of(path))}
+        self._written = {path: signature for path in texts if (signature := files.signature_of(path))}
 
     def _read(self) -> Iterator[tuple[Path, str]]:
         """Yield our files with their content; that of one that cannot be read is empty."""
@@ -88,15 +87,6 @@ def find_cdi_files(folder: Path) -> tuple[Path, ...]:
         return tuple(sorted(path for path in folder.iterdir() if path.match(_OURS) or path.match(partial)))
     except FileNotFoundError:
         return ()
-
-
-def _signature_of(path: Path) -> _Signature | None:
-    """Return what tells a file from one that has replaced it, None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _text_of(devices: Mapping[str, Allocation]) -> str:

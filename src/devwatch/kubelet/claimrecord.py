@@ -28,11 +28,18 @@ class ClaimRecord:
     def __init__(self, folder: Path) -> None:
         """Use a folder, which need not exist."""
         self._path = folder / "claims.json"
+        self._signature: files.Signature | None = None
+        """Of the file that was read or written last, None where that is none."""
 
     @property
     def paths(self) -> tuple[Path, Path, Path]:
         """The record, one that was set aside, and one that was not written to its end."""
         return self._path, self._path.with_suffix(_ASIDE), files.partial_of(self._path)
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the record on the disk is the one that was read or written last."""
+        return files.signature_of(self._path) == self._signature
 
     def claims(self) -> tuple[PreparedClaim, ...]:
         """Return the claims and leave a damaged record where it is: it has none. Raises `KubeletError` where it cannot be read."""
@@ -52,10 +59,12 @@ class ClaimRecord:
         try:
             if (text := self._read_text()) is None:
                 return (), ""
+            self._signature = files.signature_of(self._path)
             try:
                 return _claims_of(text), ""
             except _DAMAGED as error:
                 self._path.replace(aside)
+                self._signature = None
                 return (), f"{self._path} is damaged ({type(error).__name__}) and now {aside}"
         except OSError as error:
             raise files.error_of(error, self._path) from error
@@ -80,6 +89,7 @@ class ClaimRecord:
                 files.write(self._path, json.dumps({"claims": entries}, indent=1) + "\n", mode=0o600)
             else:
                 self._path.unlink(missing_ok=True)
+            self._signature = files.signature_of(self._path)
         except OSError as error:
             raise files.error_of(error, self._path) from error
 

@@ -72,7 +72,8 @@ async def allocatable(pod_resources: Path) -> Mapping[str, frozenset[str]]:
 async def holdings(pod_resources: Path) -> tuple[Holding, ...]:
     """Return which pods hold devices, by resource, and under the name of our driver those that a claim gives them. Raises `KubeletError`.
 
-    A claim that gives only devices of other drivers is reported without any: else it would count as one that may hold ours.
+    A claim that gives only devices of other drivers is reported without any: else it would count as one that may hold ours. One without
+    devices of any driver is not reported: the kubelet lists it before its devices are prepared (`claimInfoCache`).
     For about a second after its start the kubelet answers with nothing, longer while the API server is away, although pods hold devices.
     """
     reply = await _call(
@@ -90,7 +91,7 @@ def _holdings_of(pod: pb.PodResources, container: pb.ContainerResources) -> Iter
     names = {"namespace": pod.namespace, "pod": pod.name, "container": container.name}
     for each in container.devices:
         yield Holding(**names, resource=each.resource_name, ids=frozenset(each.device_ids))
-    for claim in container.dynamic_resources:
+    for claim in filter(lambda each: each.claim_resources, container.dynamic_resources):
         ids = frozenset(each.device_name for each in claim.claim_resources if each.driver_name == DRIVER)
         yield Holding(**names, resource=DRIVER, ids=ids, claim=claim.claim_name)
 

@@ -12,6 +12,8 @@ from devwatch.core.errors import KubeletError
 if TYPE_CHECKING:
     from pathlib import Path
 
+Signature = tuple[int, int, int]
+"""Inode, time of the last change in nanoseconds, and size."""
 _NEW = ".new"
 """The end of the name of a file that is being written, which no reader of these folders opens."""
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
@@ -37,6 +39,15 @@ def write(path: Path, text: str, *, mode: int) -> None:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
         raise
+
+
+def signature_of(path: Path) -> Signature | None:
+    """Return what tells a file from one that has replaced it, None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def partial_of(path: Path) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from devwatch.core.claims import Toleration, administered, cdi_devices, is_allocated_here, prepare
+from devwatch.core.claims import Toleration, administered, cdi_devices, prepare
 from devwatch.core.errors import ClaimRefused
 from devwatch.core.names import UNPLUGGED
 from support.build import ZIGBEE, ZWAVE
@@ -111,15 +111,6 @@ def test_a_claim_that_tolerates_the_loss_is_spared(toleration: Toleration, *, sp
     """By the rules of the API (`DeviceToleration`)."""
     claim = prepare(reference(), state(allocated(tolerations=(Toleration(key="x"), toleration))), POOL, KNOWN)
     assert [each.spared for each in claim.devices] == [spared]
-
-
-def test_a_claim_has_ended_where_it_is_another_or_allocated_elsewhere() -> None:
-    """So says the API server, after a time without a daemon."""
-    assert is_allocated_here(state(allocated()), UID, POOL)
-    assert not is_allocated_here(state(allocated()), "2", POOL)
-    assert not is_allocated_here(state(allocated(pool="m")), UID, POOL)
-    assert not is_allocated_here(state(allocated(driver="x")), UID, POOL)
-    assert not is_allocated_here(replace(state(), allocated=False), UID, POOL)
 
 
 # -- what containers get

@@ -66,7 +66,10 @@ async def test_the_kubelet_is_asked_which_pods_hold_devices(tmp_path: Path) -> N
 
 @quiet
 async def test_the_kubelet_is_asked_which_pods_have_devices_by_a_claim(tmp_path: Path) -> None:
-    """Under the name of our driver, since the kubelet does not know the resource; that a claim has none of our devices is told too."""
+    """Under the name of our driver, since the kubelet does not know the resource; that a claim has none of our devices is told too.
+
+    One without any is not prepared yet, and may be for ours.
+    """
 
     def given(claim: str, **devices: str) -> pb.DynamicResource:
         found = [
@@ -76,7 +79,11 @@ async def test_the_kubelet_is_asked_which_pods_have_devices_by_a_claim(tmp_path:
         return pb.DynamicResource(claim_name=claim, claim_namespace="home", claim_resources=found)
 
     async with kubelet(tmp_path) as one:
-        claims = [given("both", a="devwatch_io", x="gpu_example_com", b="devwatch_io"), given("other", y="gpu")]
+        claims = [
+            given("both", a="devwatch_io", x="gpu_example_com", b="devwatch_io"),
+            given("other", y="gpu"),
+            given("new"),
+        ]
         containers = [pb.ContainerResources(name="c", devices=[listed(ZWAVE, ["z"])], dynamic_resources=claims)]
         one.pods.append(pb.PodResources(name="p", namespace="home", containers=containers))
         held = {"namespace": "home", "pod": "p", "container": "c"}

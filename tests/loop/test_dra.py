@@ -818,19 +818,22 @@ async def test_no_file_names_another_stick_while_the_api_server_is_away(
 
 
 @virtual
-async def test_while_the_api_server_is_away_twins_are_not_told_apart(tmp_path: Path) -> None:
-    """The annotation of the Node knows which of them a claim has."""
+async def test_while_the_api_server_is_away_a_stick_in_another_socket_is_not_taken_for_that_of_a_claim(
+    tmp_path: Path,
+) -> None:
+    """It may be a twin. The annotation of the Node tells."""
     async with dra_site(tmp_path, USB0) as one:
         await one.claim("p")
         await one.kill()
-        one.host.plug("0001", USB1, serial="S0")
+        one.host.unplug(USB0)
+        one.host.plug("0001", USB1, serial="S0", port="usb-9")
         one.server.error = Retry("connection refused")
         one.start(one.used)
         await asyncio.sleep(5)
         assert one.devnodes() == []
         one.server.error = None
         await asyncio.sleep(20)
-        assert one.devnodes() == [USB0]
+        assert one.devnodes() == [USB1]
 
 
 @virtual

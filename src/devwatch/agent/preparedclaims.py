@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 
 _RECORD, _FILES = "record", "files"
 """The subjects of reports about the record of claims and about the CDI files."""
-
-_RECORDED_AND_PRESENT = 2
-"""How often a device that is the only one of its model is found, once in a claim and once on the host."""
 
 
 class Record(Protocol):
@@ -131,20 +127,13 @@ class PreparedClaims:
         return claims
 
     def recognize(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> None:
-        """Note where the devices of the claims are, as far as that is certain before the Node was observed.
+        """Note where the devices of the claims are, as far as that is certain before the Node was observed: those in their sockets.
 
-        Its annotation tells twins apart. Until then the containers of both wait, and those of a device that has moved.
+        Its annotation tells twins apart, and so what has moved.
         """
-        recorded = {each.id: each.known.identity for claim in self.by_uid.values() for each in claim.devices}
-        present = [slot for each in slots.values() for slot in each if slot.state is SlotState.PRESENT]
-        models = Counter(each.model for each in (*recorded.values(), *(slot.identity for slot in present)))
-        incomplete = {device.body for device in inventory.pending}
-        self._devnodes = {
-            slot.id: tuple(device.devnode for device in slot.devices)
-            for slot in present
-            if recorded.get(slot.id) == slot.identity and models[slot.identity.model] == _RECORDED_AND_PRESENT
-            if not any(device.body in incomplete for device in slot.devices)
-        }
+        recorded = {(each.id, each.known.identity) for claim in self.by_uid.values() for each in claim.devices}
+        known = {name: [slot for slot in each if (slot.id, slot.identity) in recorded] for name, each in slots.items()}
+        self._devnodes = dict(_devnodes_of(known, inventory))
 
     def observe(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory, paths: Mapping[str, str]) -> None:
         """Note where the devices are, and what the record has to know of them; `paths` are those in containers, by resource.
@@ -153,14 +142,10 @@ class PreparedClaims:
         of which a further devnode is about to arrive waits for that: its devnodes are numbered.
         """
         taken = {device.devnode for device in (*inventory.present, *inventory.pending)}
-        incomplete, former = {device.body for device in inventory.pending}, self._devnodes
-        self._devnodes = {}
+        former, self._devnodes = self._devnodes, dict(_devnodes_of(slots, inventory))
         for resource, slot in ((name, slot) for name, each in slots.items() for slot in each):
             self._know(resource, slot, paths.get(resource, ""))
-            if slot.state is SlotState.PRESENT:
-                if not any(device.body in incomplete for device in slot.devices):
-                    self._devnodes[slot.id] = tuple(device.devnode for device in slot.devices)
-            elif inventory.doubts and not taken & set(former.get(slot.id, ())):
+            if slot.state is not SlotState.PRESENT and inventory.doubts and not taken & set(former.get(slot.id, ())):
                 self._devnodes[slot.id] = former.get(slot.id, ())
 
     def _know(self, resource: str, slot: Slot, path: str) -> None:
@@ -212,3 +197,11 @@ class PreparedClaims:
     def _fail(self, subject: str, error: KubeletError) -> None:
         self.fault = self.fault or error.advice
         self.report.lost(subject, error)
+
+
+def _devnodes_of(slots: Mapping[str, Iterable[Slot]], inventory: Inventory) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the present devices by ID, each with its devnodes; none of which a further devnode is about to arrive."""
+    incomplete = {device.body for device in inventory.pending}
+    for slot in chain.from_iterable(slots.values()):
+        if slot.state is SlotState.PRESENT and not any(device.body in incomplete for device in slot.devices):
+            yield slot.id, tuple(device.devnode for device in slot.devices)

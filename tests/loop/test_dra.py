@@ -255,6 +255,25 @@ async def test_the_holder_of_a_lost_device_is_evicted_and_no_other_pod(
 
 
 @virtual
+@pytest.mark.parametrize("after", [0.1, 0.3, 0.5])
+async def test_a_holder_whose_stick_is_back_while_the_holders_are_read_is_let_be(after: float, tmp_path: Path) -> None:
+    """The other stick that was pulled with it is still lost; what was read for both tells nothing of that one alone."""
+    async with dra_site(tmp_path, USB0, USB1, used=EVICTING) as one:
+        for name in ("a", "b"):
+            await one.claim(name)
+        for devnode in (USB0, USB1):
+            one.host.unplug(devnode)
+        await asyncio.sleep(GRACE + 4)
+        one.workload.latency, before = 0.3, len(one.workload.lists)
+        await asyncio.sleep(1 + after)
+        assert len(one.workload.lists) > before, "the reading has begun"
+        assert one.workload.tried == []
+        one.host.plug("0001", USB0, serial="S0", number=1)
+        await asyncio.sleep(60)
+        assert one.evicted == ["b"]
+
+
+@virtual
 async def test_a_daemon_that_finds_everything_in_place_evicts_as_well(tmp_path: Path) -> None:
     """It asks the kubelet for the first time then."""
     async with dra_site(tmp_path, USB0, used=EVICTING) as one:

@@ -42,8 +42,8 @@ class Loss:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The identity of the loss across scans."""
-        return ("loss", self.resource, self.since, self.lost, self.there)
+        """The identity of the loss across scans: once a device has returned, what was read for it tells nothing of the others."""
+        return ("loss", self.resource, self.since, self.lost, self.there, *self.entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,6 +123,27 @@ async def test_a_kubelet_that_does_not_answer_is_asked_again() -> None:
 
 
 @virtual
+@pytest.mark.parametrize("seconds", [0.5, 1.1, 1.5])
+async def test_a_kubelet_that_answers_slowly_puts_off_no_eviction(seconds: float) -> None:
+    """Neither of the lost device, which is read of again and again meanwhile, nor of one that the kubelet knows nothing of."""
+    first = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin, evict: {{after: 5s}}}}\n"
+    second = f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}], evict: {{after: 5s}}}}\n"
+    async with site(USB0, used=parse(f"resources:\n{first}{second}".encode(), file="config.yaml")) as one:
+        one.host.plug("0002", USB1, serial="S1")
+        await asyncio.sleep(10)
+        one.workload.run(pod("kept", owner=""), pod("a"), pod("b", resource=ZWAVE))
+        for name in ("kept", "a"):
+            holds(one, name, id_of(one, USB0))
+        one.kubelet.reading = seconds
+        one.host.unplug(USB0)
+        await asyncio.sleep(30)
+        assert evicted(one) == ["home/a"]
+        one.host.unplug(USB1)
+        await asyncio.sleep(30)
+        assert evicted(one) == ["home/a", "home/b"]
+
+
+@virtual
 @pytest.mark.parametrize(
     ("started", "devices"),
     [

@@ -111,6 +111,8 @@ class FakeKubelet:
         self._ended: dict[str, float] = {}
         self.running = False
         self.hanging = False
+        self.reading = 0.0
+        """Seconds that it needs to say which pods hold devices."""
         """Whether it answers nothing; streams and lists go on."""
         self.refused: dict[str, KubeletError] = {}
         """By resource: the answer to its registration."""
@@ -222,6 +224,7 @@ class FakeKubelet:
     async def holdings(self) -> tuple[Holding, ...]:
         """Return which pods hold devices."""
         self.readings.append(self.now())
+        await asyncio.sleep(self.reading)
         await self._answer()
         if self.unheld is not None:
             raise self.unheld.with_traceback(None)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 UNACCOUNTED = "the kubelet does not account yet for every pod that requests the resource"
 READ_INTERVAL = 1.0
-"""Seconds between two readings of the holders while a device is absent."""
+"""Seconds from the end of a reading of the holders to the next one, while a device is absent."""
 READ_LIMIT = 10.0
 """Seconds between two readings, at most, of which the last ones did not tell of every device: each is a list of the pods."""
 LASTING = 5
@@ -232,12 +232,17 @@ class HeldDevices:
         self.free = (self.free & self._lost) | (free & self._asked - self.claimed(self._asked))
 
     def _schedule(self) -> None:
-        """Read again at growing intervals while the readings do not tell of every device."""
-        if not self._doubt:
+        """Read again at growing intervals while the readings do not tell of every device.
+
+        The interval begins now, at the end of a reading: after one that took longer, the next would be due at once, and the evictor, whose
+        requests come later in order, would never make one.
+        """
+        now, delay = self.clock.now(), READ_INTERVAL
+        if self._doubt:
+            delay = self._backoff.fail(now, self.clock.jitter(), at_least=READ_INTERVAL)
+        else:
             self._backoff.succeed()
-            return
-        now = self.clock.now()
-        self._read_at = now + self._backoff.fail(now, self.clock.jitter(), at_least=READ_INTERVAL)
+        self._read_at = now + delay
 
     def _report(self, error: KubeletError | ApiError) -> None:
         """Report why absent devices stay listed: a missing permission at once, anything else only if it lasts."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devwatch.config.schema import parse
-from devwatch.core.errors import Retry
+from devwatch.core.errors import Refused, Retry
 from devwatch.core.pods import Container, Phase
 from support.build import ZIGBEE, ZWAVE
 from support.fakes import EPOCH
@@ -232,6 +232,48 @@ async def test_a_device_that_returns_whenever_it_is_used_evicts_once_in_ten_minu
         await away(one, 1)
         await asyncio.sleep(AFTER + 5)
         assert one.evicted == ["p", "q"]
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["its answer is lost", "a patch cancels it"])
+@virtual
+async def test_an_eviction_that_may_have_taken_place_counts_for_the_ten_minutes(
+    cancelled: bool,  # noqa: FBT001 - a parameter of pytest
+) -> None:
+    """The server has evicted the pod, though nothing says so: the device may return because the next one opens it."""
+    async with home(holder(), used=config(names=(ZIGBEE, ZWAVE))) as one:
+        one.workload.unanswered = {"p"}
+        await away(one, 1)
+        await asyncio.sleep(AFTER + 0.5)
+        if cancelled:
+            one.host.plug("0002", USB1)
+        await asyncio.sleep(20)
+        assert one.evicted == ["p"]
+        one.workload.run(holder("q", started=now()))
+        await asyncio.sleep(10)
+        await away(one, 1)
+        await asyncio.sleep(300)
+        assert one.evicted == ["p"]
+        assert "recent" in told(one)[-1]
+
+
+@pytest.mark.parametrize("why", ["a budget", "two budgets", "a policy", "no permission"])
+@virtual
+async def test_an_eviction_that_was_refused_does_not_count_for_them(why: str) -> None:
+    """No pod was evicted, so the device does not return because of that."""
+    async with home(holder()) as one:
+        one.workload.budgets = {"a budget": {"p": 1}, "two budgets": {"p": 2}}.get(why, {})
+        if why == "a policy":
+            one.workload.denied = {"p": Refused("label its namespace devwatch.io/evict=allowed (403)")}
+        elif why == "no permission":
+            one.workload.rights -= {"create pods/eviction"}
+        await away(one, 1)
+        await asyncio.sleep(AFTER + 5)
+        assert one.workload.tried
+        one.workload.budgets, one.workload.denied = {}, {}
+        one.workload.rights |= {"create pods/eviction"}
+        await away(one, 1)
+        await asyncio.sleep(AFTER + 60)
+        assert one.evicted == ["p"]
 
 
 @virtual

@@ -411,6 +411,8 @@ class FakeWorkload:
         """By the name of a pod: how its eviction is refused."""
         self.ineffective: set[str] = set()
         """The names of pods whose eviction is answered as a success, by a webhook, and does nothing."""
+        self.unanswered: set[str] = set()
+        """The names of pods that are evicted without an answer."""
         self.lists: list[float] = []
         self.tried: list[tuple[float, str]] = []
         self.evicted: list[tuple[float, str]] = []
@@ -458,6 +460,9 @@ class FakeWorkload:
             return
         del self._pods[pod.title]
         self.evicted.append((self._clock(), pod.name))
+        if pod.name in self.unanswered:
+            await asyncio.sleep(10)
+            raise Retry("the API server did not answer within 10 s")
 
     async def record(self, event: Event) -> None:
         """Keep an Event."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from devwatch.agent.holders import HolderReader
 from devwatch.core.backoff import Backoff
-from devwatch.core.errors import ApiError, Conflict, Forbidden, Missing, Refused, Retry
+from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, Missing, Refused, Retry, Unserved
 from devwatch.core.incidents import Incidents, Loss, Return
 from devwatch.core.pods import Disposition, Pod, names_shared_path, on_loss, on_return
 from devwatch.core.repeat import RepeatFilter
@@ -223,7 +223,7 @@ class Evictor:
             return
         self._next_eviction_at = self.recorder.clock() + INTERVAL
         try:
-            await self.api.evict(pod)
+            await self._request_eviction(pod, incident)
         except (Missing, Conflict):
             self._backoff.succeed()
             return  # already gone; a pod of this name is another one by now
@@ -232,13 +232,26 @@ class Evictor:
         self._accepted.add(pod.uid)
         self._backoff.succeed()
         self._filter = RepeatFilter()
-        if isinstance(incident, Return):
-            self.losses.note_eviction(incident, self.recorder.clock())
         self.recorder.pod(pod, incident, "the pod is evicted")
         self.metrics.evictions.labels("evicted").inc()
         self.recorder.log.warning(
             "pod.evicted", pod=pod.title, resource=incident.resource, **_incident_fields(incident)
         )
+
+    async def _request_eviction(self, pod: Pod, incident: Incident) -> None:
+        """Request an eviction, and note one for a return unless it was certainly refused.
+
+        A request whose answer is lost, or which a patch cancels, may have evicted the pod: the next one may make the device return again.
+        """
+        refused = False
+        try:
+            await self.api.evict(pod)
+        except ApiError as error:
+            refused = isinstance(error, _REFUSALS) or bool(_eviction_hint(str(error), pod))
+            raise
+        finally:
+            if isinstance(incident, Return) and not refused:
+                self.losses.note_eviction(incident, self.recorder.clock())
 
     def _refused(self, error: ApiError, incident: Incident, pod: Pod | None, *, at_least: float) -> None:
         self._refusals.update([incident.key, *([pod.uid] if pod else [])])
@@ -258,6 +271,8 @@ class Evictor:
 
 
 _WITHOUT_EFFECT = "the API server has accepted the eviction before, and the pod is neither gone nor terminating"
+_REFUSALS = (Conflict, CredentialsError, Forbidden, Missing, Refused, Unserved)
+"""Errors with which the server certainly evicts no pod; the refusal of a budget is known by its text (`_eviction_hint`)."""
 _NEVER_EVICTED = (Disposition.BARE, Disposition.PINNED)
 """Dispositions of pods that keep a lost device for as long as they live: it stays listed, and `status` shows it."""
 _SPARE_REASONS = {

@@ -517,6 +517,27 @@ async def test_a_stick_that_a_pod_has_under_a_former_name_is_not_offered_under_t
 
 
 @virtual
+async def test_a_stick_that_a_pod_has_under_a_former_name_stops_no_eviction_of_its_new_resource() -> None:
+    """Its pod may have it for days: the Node shows one device less than is present until then."""
+    former = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin}}\n"
+    new = f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}], evict: {{after: 5s}}}}\n"
+    async with site(USB0, used=parse(f"resources:\n{new}{former}".encode(), file="config.yaml")) as one:
+        one.host.plug("0002", USB1, serial="S1")
+        await asyncio.sleep(10)
+        named = pod("named", resource=ZWAVE, paths=(USB1,))
+        one.workload.run(pod("bare", owner=""), named, pod("other", resource=ZWAVE, paths=(USB2,)))
+        holds(one, "bare", id_of(one, USB0))
+        moved = new.replace("{vendor: '0002'}", "{vendor: '0002'}, {serial: S0}")
+        one.use(parse(f"resources:\n{moved}{former}".encode(), file="config.yaml"))
+        await asyncio.sleep(60)
+        assert one.server.shows(ZWAVE) == ("1", "1")
+        one.host.unplug(USB1)
+        await asyncio.sleep(60)
+        assert one.server.shows(ZWAVE) == ("0", "0")
+        assert evicted(one) == ["home/named"]
+
+
+@virtual
 async def test_a_stick_that_went_to_another_resource_is_not_offered_after_a_restart_either() -> None:
     """Only the annotation tells the next daemon that the pod may have it."""
     first = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin}}\n"

@@ -147,9 +147,12 @@ def advance_departures(gone: Mapping[Entry, Departure], name: str, scene: Scene,
 def find_losses(
     gone: Mapping[Entry, Departure], rule: ResourceRule, scene: Scene, others: frozenset[str]
 ) -> Iterator[Loss]:
-    """Yield the losses that the Node shows, grouped by the PATCH that stopped counting them; none while the count may still fall."""
+    """Yield the losses that the Node shows, grouped by the PATCH that stopped counting them; none while the count may still fall.
+
+    Fewer devices than the present ones may be advertised for long: while a pod has one of them under another name.
+    """
     figure, after = scene.figure(rule.name), rule.evict_after or 0.0
-    if figure.held or figure.advertised != figure.present or not scene.shows(rule.name):
+    if figure.held or figure.advertised > figure.present or not scene.shows(rule.name):
         return
     groups: dict[tuple[float, str, frozenset[str]], list[Entry]] = {}
     for entry, departure in gone.items():

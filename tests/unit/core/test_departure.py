@@ -219,6 +219,13 @@ def test_nothing_is_lost_while_the_count_may_still_fall_or_the_node_shows_anothe
     assert losses({ENTRY: departure()}, scene()) == []
 
 
+def test_a_device_that_is_present_and_not_offered_stops_no_loss() -> None:
+    """A pod has it under another name, maybe for days: the count cannot fall any more."""
+    gone, present = {ENTRY: departure(since=100)}, device("ttyUSB9")
+    assert losses(gone, scene(103, "0", present, advertised=0)) == [(100, 103, 1, 1)]
+    assert losses(gone, scene(103, "1", present, advertised=0)) == []
+
+
 # -- the return
 
 

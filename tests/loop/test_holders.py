@@ -109,6 +109,19 @@ async def test_a_pod_that_the_kubelet_never_accounts_for_keeps_no_holder_from_be
 
 
 @virtual
+async def test_a_lost_device_whose_holder_is_unknown_keeps_no_holder_of_another_from_being_evicted() -> None:
+    """Both were pulled at once. A third pod may have the second stick, since the kubelet never accounts for that pod."""
+    async with site(USB0, USB1, used=EVICTING) as one:
+        one.workload.run(pod("a", containers=(Container(name="c", started=1),)), pod("init"))
+        holds(one, "a", id_of(one, USB0))
+        for devnode in (USB0, USB1):
+            one.host.unplug(devnode)
+        await asyncio.sleep(30)
+        assert evicted(one) == ["home/a"]
+        assert one.server.shows(ZIGBEE) == ("2", "0")
+
+
+@virtual
 async def test_a_kubelet_that_does_not_answer_is_asked_again() -> None:
     """One line says so."""
     async with two_holders() as one:

@@ -149,17 +149,18 @@ def find_losses(
 ) -> Iterator[Loss]:
     """Yield the losses that the Node shows, grouped by the PATCH that stopped counting them; none while the count may still fall.
 
+    A device that the kubelet hands over is a loss of its own: the holder of one may be known, while that of another is not.
     Fewer devices than the present ones may be advertised for long: while a pod has one of them under another name.
     """
     figure, after = scene.figure(rule.name), rule.evict_after or 0.0
     if figure.held or figure.advertised > figure.present or not scene.shows(rule.name):
         return
-    groups: dict[tuple[float, str, frozenset[str]], list[Entry]] = {}
+    groups: dict[tuple[float, str, frozenset[str], str], list[Entry]] = {}
     for entry, departure in gone.items():
         if departure.since is not None and not departure.in_doubt:
-            group = (departure.since, departure.lost or "", departure.there or frozenset())
+            group = (departure.since, departure.lost or "", departure.there or frozenset(), entry.id or "")
             groups.setdefault(group, []).append(entry)
-    for (since, lost, there), entries in groups.items():
+    for (since, lost, there, _), entries in groups.items():
         ripe = sum(len(each) for group, each in groups.items() if group[0] + after <= max(since + after, scene.now))
         choice = gone[entries[0]].choice
         loss = Loss(

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Lost devices of one resource that the Node stopped counting at the same time, with the pods that were present before."""
+    """Lost devices of one resource that the Node stopped counting at the same time, with the pods that were present before.
+
+    One device alone where the kubelet hands it over.
+    """
 
     resource: str
     entries: tuple[Entry, ...]

@@ -211,6 +211,14 @@ def test_devices_that_the_node_stopped_counting_together_are_one_loss() -> None:
     assert losses({ENTRY: departure(since=100)}, scene(100), after=0.0) == [(100, 100, 1, 0)]
 
 
+def test_each_device_that_the_kubelet_hands_over_is_a_loss_of_its_own() -> None:
+    """The holders of the one may be known before those of the other."""
+    gone = {replace(ENTRY, id=name): departure(since=100) for name in ("a", "b")}
+    assert losses(gone, scene(103)) == [(100, 103, 1, 0), (100, 103, 1, 0)]
+    keys = {each.key for each in find_losses(gone, rule(evict_after=3.0), scene(103), frozenset())}
+    assert len(keys) == len(gone)
+
+
 def test_nothing_is_lost_while_the_count_may_still_fall_or_the_node_shows_another() -> None:
     """Nor what is in doubt, or was not counted out yet."""
     gone = {ENTRY: departure(since=100)}

@@ -157,6 +157,27 @@ async def test_a_kubelet_that_answers_slowly_puts_off_no_eviction(seconds: float
 
 
 @virtual
+async def test_a_contact_that_bounces_puts_off_no_eviction_while_the_kubelet_answers_slowly() -> None:
+    """Each departure makes a reading due, and another device is absent all the time."""
+    first = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin}}\n"
+    second = f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}], evict: {{after: 5s}}}}\n"
+    async with site(USB0, USB2, used=parse(f"resources:\n{first}{second}".encode(), file="config.yaml")) as one:
+        one.host.plug("0002", USB1, serial="S1")
+        await asyncio.sleep(10)
+        one.workload.run(pod("kept", owner=""), pod("b", resource=ZWAVE))
+        holds(one, "kept", id_of(one, USB0))
+        one.kubelet.reading = 1.5
+        for devnode in (USB0, USB1):
+            one.host.unplug(devnode)
+        for _ in range(100):
+            one.host.unplug(USB2)
+            await asyncio.sleep(0.2)
+            one.host.plug("0001", USB2, serial="S2")
+            await asyncio.sleep(0.2)
+        assert evicted(one) == ["home/b"]
+
+
+@virtual
 @pytest.mark.parametrize(
     ("started", "devices"),
     [

@@ -227,7 +227,8 @@ class HeldDevices:
             free, self._doubt = frozenset(), str(error)
             self._failures += 1
             self._report(error)
-        if self._read_at == due:  # else a device has gone since
+        # Else a device has gone since, and the next reading is due at once: after a long one, others have their turn first.
+        if self._read_at == due or self.clock.now() >= due:
             self._schedule()
         self.free = (self.free & self._lost) | (free & self._asked - self.claimed(self._asked))
 

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
 
 from devwatch.core.errors import Forbidden, KubeletError, Retry
 from devwatch.core.handover import Offer
 from devwatch.core.holders import Holding
 from loop.test_deviceplugin import PLAIN, USB0, USB1, Site, config, site
+from loop.test_holders import holds, id_of, renamed
 from support.build import ZIGBEE, ZWAVE
 from support.home import pod
 from support.virtualtime import virtual
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from devwatch.config.schema import Config
 
 FIVE_MINUTES = 320.0
 """Seconds for which the kubelet may write the resource of a plugin that has ended."""
 NODE_STATUS = config(publish="nodeStatus")
 HANDED_OVER = config()
 BY_DEVNODE = config(count="devnode")
+WITHOUT = config(first=False)
+"""The resource has left the configuration."""
 
 
 def reasons(one: Site) -> list[object]:
     """Return why a change waits, as it was reported."""
     return [line.fields["reason"] for line in one.log.of("count.held")]
+
+
+@contextlib.asynccontextmanager
+async def twins() -> AsyncIterator[Site]:
+    """Have two sticks with one serial, of which a pod `p` has the one that came first."""
+    async with site() as one:
+        for devnode, port in ((USB1, "usb-0:1:1.0"), (USB0, "usb-0:2:1.0")):
+            one.host.plug("0001", devnode, serial="T", port=port)
+            await asyncio.sleep(10)
+        one.workload.run(pod("p"))
+        holds(one, "p", id_of(one, USB1))
+        yield one
 
 
 @virtual
@@ -294,6 +318,60 @@ async def test_a_resource_that_was_out_of_the_configuration_meanwhile_waits_for_
         one.workload.end("home/p")
         await asyncio.sleep(10)
         one.check_agreement(1)
+
+
+@virtual
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "the daemon starts again"])
+@pytest.mark.parametrize("used", [WITHOUT, BY_DEVNODE, renamed()], ids=["removed", "counts devnodes", "renamed"])
+@pytest.mark.parametrize("seconds", [0.05, 60])
+async def test_twins_keep_their_ids_when_a_change_of_their_resource_is_taken_back(
+    used: Config, seconds: float, *, restarted: bool
+) -> None:
+    """Pods hold them meanwhile. The IDs tell which stick a container opens that starts again."""
+    async with twins() as one:
+        before = dict(one.kubelet.links.made)
+        one.use(used)
+        await asyncio.sleep(seconds)
+        if restarted:
+            await one.restart()
+            await asyncio.sleep(seconds)
+        one.use(HANDED_OVER)
+        await asyncio.sleep(60)
+        assert one.kubelet.links.made == before
+        one.check_agreement(2)
+
+
+@virtual
+async def test_what_is_left_of_twins_is_not_offered_again_when_a_change_of_their_resource_is_taken_back() -> None:
+    """Its ID is one that only a twin gets: a pod holds it, and without it the stick would be given to a second pod."""
+    async with twins() as one:
+        one.host.unplug(USB0)
+        await asyncio.sleep(10)
+        before = one.taken
+        one.use(WITHOUT)
+        await asyncio.sleep(10)
+        one.use(HANDED_OVER)
+        await asyncio.sleep(60)
+        assert one.taken == before
+
+
+@virtual
+@pytest.mark.parametrize("used", [WITHOUT, BY_DEVNODE], ids=["removed", "counts devnodes"])
+async def test_a_lost_device_that_a_pod_holds_is_listed_again_when_a_change_of_its_resource_is_taken_back(
+    used: Config,
+) -> None:
+    """As after a restart."""
+    async with site(USB0, USB1) as one:
+        one.workload.run(pod("p"))
+        holds(one, "p", lost := id_of(one, USB0))
+        one.host.unplug(USB0)
+        await asyncio.sleep(10)
+        one.use(used)
+        await asyncio.sleep(5)
+        one.use(HANDED_OVER)
+        await asyncio.sleep(60)
+        assert one.taken.unhealthy == {lost}
+        assert one.server.shows(ZIGBEE) == ("2", "1")
 
 
 @virtual

@@ -606,6 +606,29 @@ async def test_a_resource_that_is_renamed_does_not_offer_the_stick_of_a_claim(tm
 
 
 @virtual
+@pytest.mark.parametrize("annotated", [True, False], ids=["", "someone removes the annotation"])
+async def test_twins_keep_their_ids_while_their_resource_is_renamed_and_named_back(
+    *, annotated: bool, tmp_path: Path
+) -> None:
+    """The claim has the one that came first; the annotation tells so, and the claim itself."""
+    async with dra_site(tmp_path) as one:
+        one.host.plug("0001", USB1, serial="T", port="usb-0:1:1.0")
+        await asyncio.sleep(10)
+        await one.claim("p")
+        one.host.plug("0001", USB0, serial="T", port="usb-0:2:1.0")
+        await asyncio.sleep(10)
+        before = one.devices
+        one.use(config(name="a.io/other"))
+        await asyncio.sleep(1)
+        if not annotated:
+            one.server.annotate(None)
+        one.use(config())
+        await asyncio.sleep(60)
+        assert one.devnodes() == [USB1]
+        assert one.devices == before
+
+
+@virtual
 @pytest.mark.parametrize("way", ["dra", "nodeStatus"])
 async def test_a_stick_that_a_claim_has_under_a_former_name_is_not_offered_within_its_grace(
     way: str, tmp_path: Path

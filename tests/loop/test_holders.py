@@ -54,9 +54,12 @@ def evicted(one: Site) -> list[object]:
 
 
 @contextlib.asynccontextmanager
-async def two_holders() -> AsyncIterator[Site]:
-    """Have two sticks with a pod each: `a` has the first, `b` the second."""
-    async with site(USB0, USB1, used=EVICTING) as one:
+async def two_holders(serial: str = "") -> AsyncIterator[Site]:
+    """Have two sticks with a pod each: `a` has the first, `b` the second, which came first. With a `serial` they are twins."""
+    async with site(used=EVICTING) as one:
+        for devnode in (USB1, USB0):
+            one.host.plug("0001", devnode, serial=serial or f"S{devnode[-1]}", port=f"usb-0:{devnode[-1]}:1.0")
+            await asyncio.sleep(10)
         for name, devnode in (("a", USB0), ("b", USB1)):
             one.workload.run(pod(name, containers=(Container(name="c", started=1),)))
             holds(one, name, id_of(one, devnode))
@@ -70,6 +73,19 @@ async def test_the_holder_of_a_lost_device_is_evicted_and_no_other_pod() -> None
         one.host.unplug(USB1)
         await asyncio.sleep(30)
         assert evicted(one) == ["home/b"]
+
+
+@virtual
+async def test_the_holder_of_a_lost_twin_is_evicted_and_not_that_of_the_other_after_the_resource_was_away() -> None:
+    """It left the configuration, and came back: the twins have the IDs that the pods were given."""
+    async with two_holders(serial="T") as one:
+        one.use(renamed())
+        await asyncio.sleep(1)
+        one.use(EVICTING)
+        await asyncio.sleep(60)
+        one.host.unplug(USB0)
+        await asyncio.sleep(60)
+        assert evicted(one) == ["home/a"]
 
 
 @virtual

@@ -88,9 +88,8 @@ class Handovers:
         self._dra.paths = {rule.name: rule.container_path for rule in self._rules}
         self._dra.configure(rule for rule in self._rules if rule.publish is Publish.DRA)
 
-    @property
-    def recalled(self) -> Mapping[str, tuple[Slot, ...]]:
-        """The slots that the claims of a former daemon tell of, by resource."""
+    def recall(self) -> Mapping[str, tuple[Slot, ...]]:
+        """Return the slots that claims tell of, by resource."""
         return self._dra.recall()
 
     @property

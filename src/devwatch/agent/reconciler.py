@@ -183,7 +183,10 @@ class Reconciler:
         """Count the devices. Links of those that are away are removed here, before anything is written to the API server."""
         observed, date, handovers = self.publisher.observed, self.publisher.date, self._handovers
         free, waiting = (handovers.free, handovers.waiting) if handovers else (frozenset[str](), ())
-        figures = self._tally.count(self._inventory, observed, now, free=free, waiting=waiting, date=date)
+        claimed = handovers.recall if handovers else dict
+        figures = self._tally.count(
+            self._inventory, observed, now, free=free, waiting=waiting, date=date, claimed=claimed
+        )
         return handovers.update(figures, self._inventory, observed, now) if handovers else figures
 
     def _begin(self, now: float) -> None:
@@ -192,7 +195,7 @@ class Reconciler:
         if self._began or observed is None or self._once:
             return
         self._began = True
-        self._tally.start(observed, now, self._handovers.recalled if self._handovers else {})
+        self._tally.start(observed, now)
         if self._evictor is not None:
             self._evictor.losses.start(observed.memory())
             self._reporter.recalled(observed, {rule.name for rule in self._rules if rule.evict_after is not None})

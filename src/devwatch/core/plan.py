@@ -17,7 +17,7 @@ from devwatch.core.slots import Slot, Slots, SlotState, mark, recall
 from devwatch.core.way import way_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from devwatch.core.device import Device, Key
@@ -146,21 +146,16 @@ class Tally:
         self._devnodes = {name: window for name, window in self._devnodes.items() if name in names}
         self._last = {name: count for name, count in self._last.items() if name in names}
 
-    def start(
-        self, observed: NodeState, now: float, recalled: Mapping[str, Sequence[Slot]] = MappingProxyType({})
-    ) -> None:
+    def start(self, observed: NodeState, now: float) -> None:
         """Count the Node's own figures as observed now: they are the only record of the devices before the start.
 
-        The annotation lists which devices they were, and `recalled` more of them, by resource.
+        Which devices they were is recalled with the next scan.
         """
         self._start = {
             rule.name: (_usable(rule, observed), now + max(self._start_grace, rule.removal_grace))
             for rule in self._claims.rules
         }
-        for rule in self._claims.rules:
-            listed = {slot.id: slot for slot in recall(rule.name, observed.memory().get(rule.name, ()))}
-            if known := {slot.id: slot for slot in recalled.get(rule.name, ())} | listed:
-                self._slots[rule.name] = Slots(rule.name, rule.count, known.values())
+        self._slots = {}
 
     def count(  # noqa: PLR0913 - what is known besides the scan, by keyword
         self,
@@ -171,11 +166,13 @@ class Tally:
         free: AbstractSet[str] = frozenset(),
         waiting: Collection[str] = (),
         date: str = "",
+        claimed: Callable[[], Mapping[str, Iterable[Slot]]] = dict,
     ) -> Figures:
         """Process the last scan and return the counts.
 
         `free` are the IDs of which certainly no pod has the device from the kubelet; `waiting` are the resources of which pods may have
-        devices in a former way. `date` is the API server's time in its last response.
+        devices in a former way. `date` is the API server's time in its last response. `claimed` returns by resource the slots that claims
+        tell of.
         """
         certain = not inventory.doubts
         claims = self._claims.judge((*inventory.present, *inventory.pending), certain=certain)
@@ -190,7 +187,8 @@ class Tally:
             devices = tuple(owned[rule.name])
             self._push_counts(rule, devices, now, certain=certain)
             figure = self._figure_of(rule, devices, observed, now, held=rule.name in open_)
-            slots = self._slots.setdefault(rule.name, Slots(rule.name, rule.count))
+            slots = self._slots.get(rule.name) or _recall_slots(rule, observed, claimed().get(rule.name, ()))
+            self._slots[rule.name] = slots
             unheld = free if rule.publish.hands_over or rule.name in waiting else None
             offered = slots.update(
                 devices, figure.advertised, certain=certain, free=unheld, pending=inventory.pending, date=date
@@ -243,6 +241,16 @@ class Tally:
         """Return the Node's own figure at the start and until when it counts; (0, None) after that."""
         count, until = self._start.get(rule.name, (0, now))
         return (count, until) if now < until else (0, None)
+
+
+def _recall_slots(rule: ResourceRule, observed: NodeState | None, claimed: Iterable[Slot]) -> Slots:
+    """Return the slots of a resource that has not been counted by this daemon, or not since it left the configuration.
+
+    Pods may hold devices from before. While they may, the annotation lists these with their IDs, and `claimed` are more of them.
+    """
+    listed = observed.memory().get(rule.name, ()) if observed else ()
+    known = {slot.id: slot for slot in (*claimed, *recall(rule.name, listed))}
+    return Slots(rule.name, rule.count, known.values())
 
 
 def _usable(rule: ResourceRule, observed: NodeState) -> int:

@@ -136,15 +136,16 @@ class Tally:
     def configure(self, rules: Sequence[ResourceRule], *, left_out: frozenset[str] = frozenset()) -> None:
         """Count for other rules; those of `left_out` are left as they are.
 
-        Past counts of a resource stay, unless a device of it now goes to another (`_forget_reassigned`).
+        Past counts of a resource stay, unless they were of another unit, or a device of it now goes to another (`_forget_reassigned`).
         """
-        self._claims, self._reconfigured, self._left_out = Claims(rules), True, left_out
-        names = {rule.name for rule in rules}
         units = {rule.name: rule.count for rule in rules}
-        self._slots = {name: slots for name, slots in self._slots.items() if slots.unit == units.get(name)}
-        self._counts = {name: window for name, window in self._counts.items() if name in names}
-        self._devnodes = {name: window for name, window in self._devnodes.items() if name in names}
-        self._last = {name: count for name, count in self._last.items() if name in names}
+        same = {rule.name for rule in self._claims.rules if rule.count is units.get(rule.name)}
+        self._claims, self._reconfigured, self._left_out = Claims(rules), True, left_out
+        self._slots = {name: slots for name, slots in self._slots.items() if name in same}
+        self._counts = {name: window for name, window in self._counts.items() if name in same}
+        self._devnodes = {name: window for name, window in self._devnodes.items() if name in same}
+        self._last = {name: count for name, count in self._last.items() if name in same}
+        self._start = {name: start for name, start in self._start.items() if name in same}
 
     def start(self, observed: NodeState, now: float) -> None:
         """Count the Node's own figures as observed now: they are the only record of the devices before the start.

@@ -605,6 +605,21 @@ def test_a_resource_that_left_the_configuration_starts_anew_when_it_returns() ->
     assert (host.advertised(), host.figures.away) == (0, False)
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_what_was_counted_by_devnode_says_nothing_of_devices(
+    started: bool,  # noqa: FBT001  pytest passes by name
+) -> None:
+    """Four ports on one chip are one device at once, whatever the grace, after a start as well."""
+    host = Host.of(rule(removal_grace=60, count=Count.DEVNODE), zigbee="4")
+    if started:
+        host.tally.start(host.node, 0)
+    host.step(0, *quad())
+    assert host.advertised() == 4
+    host.tally.configure((rule(removal_grace=60),))
+    host.step(1, *quad())
+    assert host.advertised() == 1
+
+
 # -- what is written
 
 

@@ -12,7 +12,7 @@ from devwatch.core.errors import Forbidden, KubeletError, Retry
 from devwatch.core.handover import Offer
 from devwatch.core.holders import Holding
 from loop.test_deviceplugin import PLAIN, USB0, USB1, Site, config, site
-from loop.test_holders import holds, id_of, renamed
+from loop.test_holders import evicted, holds, id_of, renamed
 from support.build import ZIGBEE, ZWAVE
 from support.home import pod
 from support.virtualtime import virtual
@@ -394,6 +394,22 @@ async def test_a_list_of_pods_that_fails_for_a_moment_proves_nothing() -> None:
         one.workload.end("home/p")
         await asyncio.sleep(10)
         one.check_agreement(1)
+
+
+@virtual
+async def test_lists_of_pods_that_take_long_leave_time_for_the_evictions_of_other_resources() -> None:
+    """Each takes longer than the time between two of them, and the change waits for days."""
+    more = PLAIN.replace("}\n", ", evict: {after: 5s}}\n")
+    async with site(USB0, used=config(publish="nodeStatus", more=more)) as one:
+        one.host.plug("0002", USB1, serial="Z")
+        await asyncio.sleep(10)
+        one.workload.run(pod("p"), pod("z", resource=ZWAVE))
+        one.workload.latency = 5.5
+        one.use(config(more=more))
+        await asyncio.sleep(60)
+        one.host.unplug(USB1)
+        await asyncio.sleep(120)
+        assert evicted(one) == ["home/z"]
 
 
 @virtual

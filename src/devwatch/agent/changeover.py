@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from devwatch.core.rules import ResourceRule
 
 READ_INTERVAL = 5.0
-"""Seconds between two lists of the pods of the former way."""
+"""Seconds from the end of a list of the pods of the former way to the next one."""
 UNREAD_LIMIT = 0.5
 """Seconds for which the figures stay until the pods have been listed once; a list or a kubelet that hangs may take much longer."""
 
@@ -171,8 +171,18 @@ class Changeover:
         return self._forgotten_at if (self.waiting or self._leaving) and now < self._forgotten_at else None
 
     async def _read(self) -> None:
+        """Read which pods have a former way, and set when to read next.
+
+        That counts from the end: a list that takes longer than the interval would else be due again at once, and leave no time for the
+        requests that come later in order, such as those of the evictor.
+        """
+        due = self._read_at = self.clock.now() + READ_INTERVAL
+        await self._list_pods()
+        if self._read_at == due:  # else a change came meanwhile, of which this list does not tell
+            self._read_at = self.clock.now() + READ_INTERVAL
+
+    async def _list_pods(self) -> None:
         """List the pods. That tells only of the changes that were known before, and only where nothing was allocatable then."""
-        self._read_at = self.clock.now() + READ_INTERVAL
         asked, allocatable = self._changes, self._allocatable
         try:
             pods = await self.pods()

@@ -268,6 +268,25 @@ async def test_during_the_grace_a_device_stays_healthy_and_is_handed_out() -> No
 
 
 @virtual
+async def test_a_device_of_two_devnodes_is_handed_out_whole_while_it_is_away_after_a_restart() -> None:
+    """The container would start with one of its two paths when the stick is back."""
+    sticks = {USB0: "00", USB1: "01"}
+    async with site() as one:
+        for devnode, interface in sticks.items():
+            one.host.plug("0001", devnode, serial="S", physical="/devices/x", interface=interface)
+        await asyncio.sleep(10)
+        (name,) = one.taken.healthy
+        await one.kill()
+        for devnode in sticks:
+            one.host.unplug(devnode)
+        one.start(one.settings_now)
+        await asyncio.sleep(3)
+        plugin = one.kubelet.streaming(ZIGBEE)
+        assert plugin is not None
+        assert plugin.resource.allocate([name]).paths == {"/dev/zigbee": name, "/dev/zigbee1": f"{name}-1"}
+
+
+@virtual
 async def test_links_are_removed_before_anything_is_written_to_the_api_server() -> None:
     """By the scan that no longer finds the device."""
     async with site(USB0, USB1) as one:

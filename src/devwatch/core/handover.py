@@ -152,13 +152,22 @@ class Handover:
 
 def link_names(slot: Slot) -> Iterator[tuple[str, str]]:
     """Yield the name of each link that is handed out for a device, and the devnode that it leads to; several devnodes are numbered."""
-    for number, device in enumerate(slot.devices):
-        yield f"{slot.id}-{number}" if number else slot.id, device.devnode
+    devnodes = (device.devnode for device in slot.devices)
+    yield from zip(_numbered(slot.id, len(slot.devices)), devnodes, strict=True)
+
+
+def _numbered(name: str, devnodes: int) -> tuple[str, ...]:
+    return tuple(f"{name}-{number}" if number else name for number in range(devnodes))
 
 
 def links_of(slots: Iterable[Slot], known: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Return by ID the names of the links of all devices; of an absent one those that are known, else that of its first devnode."""
-    return {slot.id: tuple(name for name, _ in link_names(slot)) or known.get(slot.id) or (slot.id,) for slot in slots}
+    """Return by ID the names of the links of all devices; of an absent one those that are known, else as many as a former daemon listed."""
+    return {
+        slot.id: _numbered(slot.id, len(slot.devices))
+        or known.get(slot.id)
+        or _numbered(slot.id, len(slot.entries) or 1)
+        for slot in slots
+    }
 
 
 def ready_ids(

@@ -22,6 +22,7 @@ from devwatch.core.handover import (
     ready_ids,
     variable_of,
 )
+from devwatch.core.listing import Entry
 from devwatch.core.node import Amounts, NodePatch, NodeState
 from devwatch.core.slots import Identity, Slot, SlotState
 from support.build import ZIGBEE, device, rule
@@ -368,6 +369,12 @@ def test_an_absent_device_keeps_the_names_of_its_links() -> None:
     modem = slot("m", PRESENT, "ttyUSB0", "ttyUSB1")
     assert links_of([modem, slot("a", LINGERING)], {"m": ("m",)}) == {"m": ("m", "m-1"), "a": ("a",)}
     assert links_of([slot("m", HELD)], {"m": ("m", "m-1")}) == {"m": ("m", "m-1")}
+
+
+def test_an_absent_device_of_a_former_daemon_has_as_many_links_as_devnodes_were_listed() -> None:
+    """The container that waits for it starts with all of its paths."""
+    entries = tuple(Entry.of(device(name)) for name in ("ttyUSB0", "ttyUSB1"))
+    assert links_of([replace(slot("m", LINGERING), entries=entries)], {}) == {"m": ("m", "m-1")}
 
 
 def test_a_device_that_counts_waits_for_the_pod_that_may_have_it_under_another_name() -> None:

@@ -609,6 +609,39 @@ async def test_a_stick_that_went_to_another_resource_is_not_offered_after_a_rest
         assert one.server.shows(ZWAVE) == ("1", "1")
 
 
+PART = f"- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin}}\n"
+WHOLE = f"- {{name: {ZWAVE}, match: [{{vendor: '0001', product: '0001'}}], subsystem: usb, publish: devicePlugin}}\n"
+
+
+@virtual
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "the daemon starts again"])
+@pytest.mark.parametrize("stays", [False, True], ids=["renamed", "moved to another resource"])
+@pytest.mark.parametrize(("first", "then"), [(PART, WHOLE), (WHOLE, PART)], ids=["a part", "the whole"])
+async def test_a_stick_of_which_a_pod_has_one_kind_of_devnode_is_not_offered_through_the_other(
+    first: str, then: str, *, stays: bool, restarted: bool
+) -> None:
+    """A program that opens the whole device takes it away from the drivers of its parts."""
+    former, new = (ZIGBEE, ZWAVE) if first == PART else (ZWAVE, ZIGBEE)
+    async with site(used=parse(f"resources:\n{first}".encode(), file="config.yaml")) as one:
+        one.host.plug("0001", USB0, serial="S", physical="/devices/x", port="usb-0:1:1.0")
+        one.host.plug("0001", "/dev/bus/usb/001/005", physical="/devices/x", port="usb-0:1", subsystem="usb")
+        await asyncio.sleep(10)
+        (held,) = one.kubelet.links.made
+        one.workload.run(pod("p", resource=former))
+        one.kubelet.held = (replace(holds(one, "p", held), resource=former),)
+        one.use(parse(f"resources:\n{then}{first if stays else ''}".encode(), file="config.yaml"))
+        await asyncio.sleep(20)
+        if restarted:
+            await one.restart()
+            await asyncio.sleep(20)
+        assert one.server.shows(new) == ("0", "0")
+        assert "home/p" in one.ready()[1]
+        one.workload.end("home/p")
+        one.kubelet.held = ()
+        await asyncio.sleep(20)
+        assert one.server.shows(new) == ("1", "1")
+
+
 @virtual
 @pytest.mark.parametrize("renaming", [True, False], ids=["renamed", "moved to another resource"])
 async def test_a_stick_is_free_only_once_the_kubelet_cannot_give_it_away_under_its_former_name(

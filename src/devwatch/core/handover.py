@@ -196,10 +196,16 @@ def held_elsewhere(slots: Iterable[Slot], others: Iterable[tuple[str, Slot]]) ->
 
     `others` are the absent devices of other resources that a pod may have. One of them is not absent but this one where the configuration
     has given it to this resource: then it has a registration of it, or, after a start, its entry in the annotation names it. That is so
-    within the grace as well: a lingering device counts, so it could be given to a second pod.
+    within the grace as well: a lingering device counts, so it could be given to a second pod. Of a USB device that a pod may have as a
+    whole no part is free, nor the whole of one of which it may have a part.
     """
     counted = [slot for slot in slots if slot.state is not SlotState.HELD]
-    return {slot.id: (name, other.id) for name, other in others for slot in counted if other.is_among(slot.devices)}
+    return {
+        slot.id: (name, other.id)
+        for name, other in others
+        for slot in counted
+        if other.is_among(slot.devices) or other.is_other_kind_of(slot.devices)
+    }
 
 
 def _is_usable(slot: Slot, listed: AbstractSet[str], linked: Mapping[str, str]) -> bool:

@@ -138,6 +138,18 @@ class Slot:
         keys = {device.key for device in self.devices}
         return any(device.key in keys or any(_names(entry, device) for entry in self.entries) for device in devices)
 
+    def is_other_kind_of(self, devices: Iterable[Device]) -> bool:
+        """Return whether one of these present devices is the whole of a stick, and this one a part of it, or the reverse.
+
+        A program that has one takes the other away. The serial may read differently in the records of both.
+        """
+        whole = USB in {device.subsystem for device in self.devices} | {entry.subsystem for entry in self.entries}
+        mine = replace(self.identity, serial=None, place="")
+        return any(
+            (device.subsystem == USB) != whole and mine.is_in_place(replace(_identity_of(device), serial=None))
+            for device in devices
+        )
+
 
 def _names(entry: Entry, device: Device) -> bool:
     return leads_to(entry, device) and ids_of(entry) == ids_of(Entry.of(device))

@@ -535,3 +535,17 @@ def test_a_slot_is_among_devices_by_its_registration_or_by_what_is_listed_of_it(
     assert listed.is_among([other, replace(here, incarnation=2)])
     assert not listed.is_among([stick(serial="S2")])
     assert not listed.is_among([stick("ttyUSB1", socket="2")])
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_slot_is_the_other_kind_of_the_stick_that_it_belongs_to(listed: bool) -> None:  # noqa: FBT001  pytest passes by name
+    """Whatever serial the records of both have, and not of another model in its socket, nor of another part of the stick."""
+    part = stick()
+    whole = device("bus", serial=None, port="pci-0000:00:14.0-usb-0:1", subsystem="usb")
+    for one, other in ((part, whole), (whole, part)):
+        (slot,) = Story(unit=Count.DEVNODE).see(one)
+        slot = replace(slot, devices=(), entries=(Entry.of(one),)) if listed else slot
+        assert slot.is_other_kind_of([other])
+        assert not slot.is_other_kind_of([one])
+        assert not slot.is_other_kind_of([replace(other, product="ffff")])
+        assert not slot.is_other_kind_of([replace(other, port="pci-0000:00:14.0-usb-0:2")])

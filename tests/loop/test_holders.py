@@ -642,6 +642,73 @@ async def test_a_stick_of_which_a_pod_has_one_kind_of_devnode_is_not_offered_thr
         assert one.server.shows(new) == ("1", "1")
 
 
+def parts(**interfaces: str) -> Config:
+    """Return a configuration whose resources have these interfaces of a stick."""
+    rules = (
+        f"- {{name: example.com/{name}, match: [{{vendor: '0001', interface: [{these}]}}], publish: devicePlugin}}\n"
+        for name, these in interfaces.items()
+    )
+    return parse(f"resources:\n{''.join(rules)}".encode(), file="config.yaml")
+
+
+WHOLE_STICK = parts(zigbee="'00', '01'")
+DIVIDED = parts(zigbee="'00'", zwave="'01'")
+
+
+@contextlib.asynccontextmanager
+async def composite(used: Config) -> AsyncIterator[Site]:
+    """Have a stick with two devnodes."""
+    async with site(used=used) as one:
+        for devnode, interface in ((USB0, "00"), (USB1, "01")):
+            one.host.plug("0001", devnode, serial="S", physical="/devices/x", interface=interface)
+        await asyncio.sleep(10)
+        yield one
+
+
+@virtual
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "the daemon starts again"])
+async def test_a_devnode_that_a_pod_has_with_others_is_not_offered_by_itself(*, restarted: bool) -> None:
+    """Another resource has it by now; what is left keeps its ID, and is offered as before."""
+    async with composite(WHOLE_STICK) as one:
+        one.workload.run(pod("p"))
+        holds(one, "p", id_of(one, USB0))
+        before = one.taken
+        one.use(DIVIDED)
+        await asyncio.sleep(20)
+        if restarted:
+            await one.restart()
+            await asyncio.sleep(20)
+        assert one.server.shows(ZWAVE) == ("0", "0")
+        assert "home/p" in one.ready()[1]
+        assert one.taken == before
+        one.workload.end("home/p")
+        one.kubelet.held = ()
+        await asyncio.sleep(20)
+        assert one.server.shows(ZWAVE) == ("1", "1")
+        assert one.ready() == (True, "ok")
+        assert [len(entries) for entries in one.server.state.listing().values()] == [1, 1]
+
+
+@virtual
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "the daemon starts again"])
+async def test_a_device_that_gets_a_devnode_that_a_pod_has_leaves_the_list(*, restarted: bool) -> None:
+    """It would be given to a second pod with the rest of the stick."""
+    async with composite(DIVIDED) as one:
+        one.workload.run(pod("q", resource=ZWAVE))
+        one.kubelet.held = (replace(holds(one, "q", id_of(one, USB1)), resource=ZWAVE),)
+        one.use(WHOLE_STICK)
+        await asyncio.sleep(20)
+        if restarted:
+            await one.restart()
+            await asyncio.sleep(20)
+        assert one.server.shows(ZIGBEE) == ("0", "0")
+        assert "home/q" in one.ready()[1]
+        one.workload.end("home/q")
+        one.kubelet.held = ()
+        await asyncio.sleep(20)
+        one.check_agreement(1)
+
+
 @virtual
 @pytest.mark.parametrize("renaming", [True, False], ids=["renamed", "moved to another resource"])
 async def test_a_stick_is_free_only_once_the_kubelet_cannot_give_it_away_under_its_former_name(

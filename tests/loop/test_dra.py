@@ -13,6 +13,7 @@ from devwatch.core.pods import Container
 from support.build import ZIGBEE, ZWAVE
 from support.drasite import TOLERATION, USB0, USB1, config, dra_site
 from support.fakes import EPOCH
+from support.harness import now
 from support.home import pod
 from support.objectserver import SLICES
 from support.virtualtime import virtual
@@ -559,6 +560,40 @@ async def test_from_a_device_plugin_the_slice_waits_for_the_pods(tmp_path: Path)
         await asyncio.sleep(20)
         assert list(one.devices.values()) == [False]
         assert one.server.shows(ZIGBEE) == ZERO
+
+
+@virtual
+async def test_the_kubelet_has_to_forget_a_plugin_also_where_the_devices_were_in_a_slice_meanwhile(
+    tmp_path: Path,
+) -> None:
+    """Until then it writes 0 at each of its syncs, and again what is removed."""
+    async with dra_site(tmp_path, USB0, used=config("devicePlugin")) as one:
+        one.use(config())
+        changed = now()
+        await asyncio.sleep(30)
+        assert len(one.devices) == 1
+        one.use(config("nodeStatus"))
+        while now() < changed + 310:
+            assert one.server.shows(ZIGBEE) == ZERO
+            await asyncio.sleep(1)
+        await asyncio.sleep(30)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+
+
+@virtual
+async def test_a_resource_that_a_plugin_had_before_leaves_the_node_once_the_kubelet_has_forgotten_it(
+    tmp_path: Path,
+) -> None:
+    """Its devices were in a slice last."""
+    async with dra_site(tmp_path, USB0, used=config("devicePlugin")) as one:
+        one.use(config())
+        changed = now()
+        await asyncio.sleep(30)
+        one.use(config(name="a.io/other"))
+        await asyncio.sleep(changed + 310 - now())
+        assert one.server.shows(ZIGBEE) == ZERO
+        await asyncio.sleep(30)
+        assert one.server.shows(ZIGBEE) == (None, None)
 
 
 @virtual

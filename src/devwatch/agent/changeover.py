@@ -59,6 +59,9 @@ class Changeover:
     former: Listing = field(default_factory=dict)
     """What the annotation lists of the resources that the kubelet handed over, and does not any more: pods may still have their devices."""
     _changes: frozenset[Change] = frozenset()
+    _plugins: dict[str, float] = field(default_factory=dict)
+    """By resource that a device plugin has handed over, and does not any more: until when the kubelet may write it, as far as this daemon
+    has observed the change."""
     _free: frozenset[Change] = frozenset()
     """The changes whose pods have ended."""
     _kubelet_began: tuple[object, float] = (None, -math.inf)
@@ -92,12 +95,15 @@ class Changeover:
         socket = self.kubelet() if pending or gone else None
         if pending - self._changes or gone - self._leaving or socket != self._kubelet_began[0]:
             self._kubelet_began = (socket, now)
+        ended = {change.resource for change in pending - self._changes if change.former is Publish.DEVICE_PLUGIN}
+        self._plugins |= dict.fromkeys(ended, self._forgotten_at)
         self._leaving = frozenset(gone)
         self._changes, self._free = pending, self._free & pending
         waiting = {change.resource: self.waiting.get(change.resource, _UNREAD) for change in pending}
         for change in self._free:
-            back = (change.former, change.way) == (Publish.DEVICE_PLUGIN, Publish.NODE_STATUS)
-            late = back and now < self._forgotten_at
+            # Also where it was published in a third way meanwhile.
+            plugin = change.former is Publish.DEVICE_PLUGIN or now < self._plugins.get(change.resource, 0.0)
+            late = plugin and change.way is Publish.NODE_STATUS and now < self._forgotten_at
             waiting[change.resource] = "waits for the kubelet to forget the plugin (5 min 20 s)" if late else ""
         self.waiting = {name: why for name, why in waiting.items() if why}
         self.former = {name: each for name, each in former.items() if name in gone or name in self.waiting}
@@ -117,11 +123,12 @@ class Changeover:
         """
         if not self.waiting and not self._leaving:
             return figures
-        late = self.clock.now() < self._forgotten_at
+        now = self.clock.now()
         forgotten = frozenset(
             name
             for name in self._leaving.difference(kept)
-            if not late or way_of(self.former[name]) is not Publish.DEVICE_PLUGIN
+            if now >= self._forgotten_at
+            or (way_of(self.former[name]) is not Publish.DEVICE_PLUGIN and now >= self._plugins.get(name, 0.0))
         )
         held = {
             name: replace(figure, amounts=self._closed(name), frozen=True) if name in self.waiting else figure

@@ -57,13 +57,11 @@ class Handovers:
         self._report = plugins.report
         self._resources: dict[str, str] = {}
         """By ID: the resource that the device belongs to, or belonged to."""
-        self._divided = frozenset[str]()
-        """The IDs of the present devices of which another configuration has taken devnodes, while a pod may have them with these."""
         self._held = HeldDevices(
             holdings=self.holdings,
             claimed=dra.claimed,
             pods=pods,
-            can_allocate=self._can_be_given,
+            can_allocate=self.can_allocate,
             log=telemetry.log,
             clock=clock,
         )
@@ -119,11 +117,8 @@ class Handovers:
             self._report.held_up({})
             return self._changeover.hold(figures)
         self._resources |= {slot.id: name for name, own in (slots | former).items() for slot in own}
-        divided = {name: _divided(own) for name, own in slots.items()}
-        self._divided = frozenset(slot.id for own in divided.values() for slot in own)
-        absent = {name: (*own, *divided.get(name, ())) for name, own in (slots | former).items()}
-        self._held.observe(absent, now, by_claim={*self._dra.names, *claimed})
-        held = self._held.elsewhere(figures, absent)
+        self._held.observe(slots | former, now, by_claim={*self._dra.names, *claimed})
+        held = self._held.elsewhere(figures, slots | former)
         shown = {
             name: figure if figure.publish.hands_over else _without(figure, len(held[name]))
             for name, figure in figures.by_name.items()
@@ -179,11 +174,6 @@ class Handovers:
         """Return whether one of these devices may still be given to a pod."""
         return self._dra.can_allocate(ids) or self._plugins.can_allocate(resource, ids)
 
-    def _can_be_given(self, resource: str, ids: frozenset[str]) -> bool:
-        """Return whether one of these devices may still be given to a pod, with all that it may have under that ID."""
-        rest = ids - self._divided
-        return bool(rest) and self.can_allocate(resource, rest)
-
     def spared(self, ids: frozenset[str]) -> frozenset[tuple[str, str]]:
         """Return the claims, by namespace and name, that tolerate the loss of these devices."""
         return self._dra.spared(ids)
@@ -223,12 +213,6 @@ class Handovers:
 def _lost(slots: Iterable[Slot]) -> tuple[Slot, ...]:
     """Return slots as those of a resource that is not handed over any more: nothing of it is offered."""
     return tuple(replace(slot, state=SlotState.HELD) for slot in slots)
-
-
-def _divided(slots: Iterable[Slot]) -> tuple[Slot, ...]:
-    """Return what present devices have lost to another configuration, as lost devices of the same IDs: pods may have them with it."""
-    present = (slot for slot in slots if slot.state is SlotState.PRESENT and slot.entries)
-    return tuple(replace(slot, devices=(), state=SlotState.HELD) for slot in present)
 
 
 def _present(former: Iterable[Slot], figure: Figure | None) -> tuple[Slot, ...]:

@@ -130,12 +130,10 @@ class Registration:
         """Return the list for these slots: of the present devices those whose links are right, as `linked` says.
 
         A new device of several devnodes waits until all of them have arrived, and one that a pod may have under another name (`held`) for
-        the end of that pod. So does one that is listed, and has more devnodes than before.
+        the end of that pod.
         """
-        grown = {slot.id for slot in slots if slot.id in held and len(slot.devices) > len(self._links.get(slot.id, ()))}
         self._links |= links_of(slots, self._links)
-        listed = self.handover.desired.ids - grown
-        ready = ready_ids(slots, listed=listed, waiting=waiting, held=held, linked=linked)
+        ready = ready_ids(slots, listed=self.handover.desired.ids, waiting=waiting, held=held, linked=linked)
         return offer_of(slots, ready)
 
     def update(self, offer: Offer, observed: NodeState, now: float) -> Amounts:

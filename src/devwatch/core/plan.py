@@ -177,7 +177,11 @@ class Tally:
         """
         certain = not inventory.doubts
         claims = self._claims.judge((*inventory.present, *inventory.pending), certain=certain)
-        owned = self._assign(inventory.present, claims)
+        owned: dict[str, list[Device]] = {rule.name: [] for rule in self._claims.rules}
+        for device in inventory.present:
+            if (owner := claims[device].owner) is not None:
+                owned[owner].append(device)
+        self._forget_reassigned({device.key: name for name, devices in owned.items() for device in devices})
         open_ = _undecided_resources(inventory, claims) if certain else set(owned)
         figures: dict[str, Figure] = {}
         for rule in self._claims.rules:
@@ -188,25 +192,10 @@ class Tally:
             self._slots[rule.name] = slots
             unheld = free if rule.publish.hands_over or rule.name in waiting else None
             offered = slots.update(
-                devices,
-                figure.advertised,
-                certain=certain,
-                free=unheld,
-                pending=inventory.pending,
-                found=claims,
-                date=date,
+                devices, figure.advertised, certain=certain, free=unheld, pending=inventory.pending, date=date
             )
             figures[rule.name] = replace(figure, slots=offered)
         return Figures(by_name=figures, claims=claims, left_out=self._left_out)
-
-    def _assign(self, present: Iterable[Device], claims: Mapping[Device, Claim]) -> dict[str, list[Device]]:
-        """Return by resource the present devices that it claims."""
-        owned: dict[str, list[Device]] = {rule.name: [] for rule in self._claims.rules}
-        for device in present:
-            if (owner := claims[device].owner) is not None:
-                owned[owner].append(device)
-        self._forget_reassigned({device.key: name for name, devices in owned.items() for device in devices})
-        return owned
 
     def _forget_reassigned(self, owners: dict[Key, str]) -> None:
         """After a reconfiguration, drop the past counts of resources that have lost a present device to another: it would count twice."""
@@ -309,10 +298,11 @@ def _entries_of_slots(
     present = tuple(mark(Entry.of(device), slot, figure.publish) for slot in here for device in slot.devices)
     entries = present if remembered is None else tuple(entry for entry in remembered if entry.id is not None)
     listed = {entry.id for entry in entries}
+    absent = [slot for slot in figure.slots if slot.id not in listed]
     away = tuple(
-        replace(mark(entry, slot, figure.publish), lost=None if slot.lost and slot.is_among(found) else slot.lost)
-        for slot in figure.slots
-        for entry in (*slot.entries, *(Entry.of(device) for device in slot.devices if slot.id not in listed))
+        replace(entry, lost=None if slot.lost and slot.is_among(found) else slot.lost, publish=figure.publish.value)
+        for slot in absent
+        for entry in (*slot.entries, *(mark(Entry.of(device), slot, figure.publish) for device in slot.devices))
     )
     # Even without a device the way of publishing is listed.
     return (*entries, *away) or (Entry(devnode="", publish=figure.publish.value),)

@@ -19,7 +19,7 @@ from devwatch.core.serials import is_shared
 from devwatch.core.states import first_state
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from devwatch.core.device import Device
@@ -114,8 +114,7 @@ class Slot:
     """The claimed devnodes of the device as last scanned; empty where only the annotation of a former daemon tells of it."""
     state: SlotState
     entries: tuple[Entry, ...] = ()
-    """The entries in the annotation of a former daemon, until the device is found; of a present device those of the devnodes that another
-    configuration has taken from it, while a pod may have it with these."""
+    """The entries in the annotation of a former daemon, until the device is found."""
     lost: str | None = None
     """The API server's time when it began to be held (RFC 3339, seconds), None while it is not, or where that is unknown."""
     in_socket: bool = False
@@ -225,30 +224,24 @@ class Slots:
         certain: bool,
         free: AbstractSet[str] | None = None,
         pending: Iterable[Device] = (),
-        found: Collection[Device] = (),
         date: str = "",
     ) -> tuple[Slot, ...]:
         """Process a scan and return the slots: present, lingering and held ones.
 
         `counted` is the number that the resource advertises; it can be larger than the number of known devices. `free` are the IDs of
         which certainly no pod has the device, None where no pod can have any. Every other lost device stays, as all do after an uncertain
-        scan. `pending` are devices that have not arrived yet, and `found` are those of all resources. `date` is the API server's time in
-        its last response, empty where it is unknown.
+        scan. `pending` are devices that have not arrived yet. `date` is the API server's time in its last response, empty where it is
+        unknown.
         """
         awaited = frozenset(_identity_of(device).ids for device in pending)
         asked = (devices, counted, certain, free, awaited)
         if asked != self._asked:
-            self._observe(devices, awaited, found, certain=certain)
+            self._observe(devices, awaited, certain=certain)
             self._asked, self._answer = asked, tuple(self._settle(counted, free if certain else frozenset(), date))
         return self._answer
 
     def _observe(
-        self,
-        devices: Sequence[Device],
-        awaited: AbstractSet[tuple[str | None, ...]],
-        found: Collection[Device],
-        *,
-        certain: bool,
+        self, devices: Sequence[Device], awaited: AbstractSet[tuple[str | None, ...]], *, certain: bool
     ) -> None:
         units = {unit: each for unit, each in _units(self.unit, devices) if certain or not self._is_part(unit, each)}
         by_key = {device.key: slot for slot in self._known.values() for device in slot.devices}
@@ -265,9 +258,8 @@ class Slots:
         sure = {unit for unit, identity in new.items() if certain and identity.ids not in awaited}
         ids |= self._returned(new, absent, sure)
         for unit, name in ids.items():
-            taken = tuple(_taken(self._known[name], unit, found))
             known = replace(self._known[name], devices=unit, identity=units[unit], state=SlotState.PRESENT)
-            self._known[name] = replace(known, entries=taken, lost=None)
+            self._known[name] = replace(known, entries=(), lost=None)
         self._add({unit: identity for unit, identity in new.items() if unit not in ids}, sure)
 
     def _is_part(self, unit: _Unit, identity: Identity) -> bool:
@@ -275,7 +267,7 @@ class Slots:
         keys = {device.key for device in unit}
         return any(
             keys < {device.key for device in slot.devices}
-            or (not slot.devices and len(unit) < len(slot.entries) and slot.identity.is_in_place(identity))
+            or (len(unit) < len(slot.entries) and slot.identity.is_in_place(identity))
             for slot in self._known.values()
         )
 
@@ -338,11 +330,7 @@ class Slots:
 
     def _settle(self, counted: int, free: AbstractSet[str] | None, date: str) -> Iterator[Slot]:
         """Yield the slots, and forget those that neither count nor may be held."""
-        present = [
-            replace(slot, entries=()) if slot.entries and (free is None or slot.id in free) else slot
-            for slot in self._known.values()
-            if slot.state is SlotState.PRESENT
-        ]
+        present = [slot for slot in self._known.values() if slot.state is SlotState.PRESENT]
         absent = [slot for slot in self._known.values() if slot.state is SlotState.LINGERING]
         gone = [slot for slot in self._known.values() if slot.state is SlotState.HELD]
         split = max(len(absent) - max(counted - len(present), 0), 0)
@@ -352,16 +340,6 @@ class Slots:
         self._known = {slot.id: slot for slot in (*present, *lost, *kept)}
         yield from sorted(present, key=lambda slot: natural(slot.devices[0].devnode))
         yield from (*kept, *lost)
-
-
-def _taken(slot: Slot, unit: _Unit, found: Iterable[Device]) -> Iterator[Entry]:
-    """Yield the entries of the devnodes that a device had before, and has not any more although they are `found` on it."""
-    if len(slot.devices) + len(slot.entries) > len(unit):
-        keys = {device.key for device in slot.devices}
-        for device in found:
-            known = device.key in keys or any(_names(entry, device) for entry in slot.entries)
-            if known and device not in unit and device.body == unit[0].body:
-                yield Entry.of(device)
 
 
 def _may_be_known(unit: _Unit, identity: Identity, absent: Iterable[Slot], *, certain: bool) -> bool:

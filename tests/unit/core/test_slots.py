@@ -549,25 +549,3 @@ def test_a_slot_is_the_other_kind_of_the_stick_that_it_belongs_to(listed: bool) 
         assert not slot.is_other_kind_of([one])
         assert not slot.is_other_kind_of([replace(other, product="ffff")])
         assert not slot.is_other_kind_of([replace(other, port="pci-0000:00:14.0-usb-0:2")])
-
-
-def test_a_slot_remembers_what_was_taken_from_its_device_until_no_pod_can_have_that() -> None:
-    """As long as the devnode is on the host, and through a restart; its twin in another socket is nothing of it."""
-    body = {"physical": "/devices/usb/1", "socket": "1"}
-    first, second = (stick(f"ttyUSB{number}", interface=f"0{number}", **body) for number in (0, 1))
-    found, twin = {first, second}, stick("ttyUSB2", socket="2")
-    story = Story()
-    (whole,) = story.slots.update((first, second), 1, certain=True, found=found, free=frozenset())
-    (rest,) = story.slots.update((first,), 1, certain=True, found=found | {twin}, free=frozenset())
-    assert (rest.id, rest.devices, rest.entries) == (whole.id, (first,), (Entry.of(second),))
-    stored = (mark(Entry.of(each), rest, Publish.DEVICE_PLUGIN) for each in (first, second))
-    (again,) = Slots(ZIGBEE, Count.DEVICE, recall(ZIGBEE, stored)).update(
-        (first,), 1, certain=True, found=found, free=frozenset()
-    )
-    assert (again.id, again.entries) == (whole.id, (Entry.of(second),))
-    (alone,) = story.slots.update((first,), 1, certain=True, found=found, free=frozenset({rest.id}))
-    assert (alone.id, alone.entries) == (whole.id, ())
-    (gone,) = Slots(ZIGBEE, Count.DEVICE, [replace(whole)]).update(
-        (first,), 1, certain=True, found={first}, free=frozenset()
-    )
-    assert gone.entries == (), "what is not on the host can be given to no pod"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devwatch.core.errors import ApiError, Forbidden, KubeletError, Refused, Retry, Unserved
+from devwatch.core.holders import Holding
+from devwatch.core.names import DRIVER
 from devwatch.core.pods import Container
 from support.build import ZIGBEE, ZWAVE
 from support.drasite import TOLERATION, USB0, USB1, config, dra_site
@@ -927,6 +929,23 @@ async def test_a_damaged_record_evicts_no_pod_that_is_to_be_spared(how: str, tmp
         one.host.unplug(USB0)
         await asyncio.sleep(120)
         assert one.evicted == []
+
+
+@virtual
+async def test_after_a_damaged_record_a_claim_for_others_devices_keeps_no_pod_from_its_eviction(tmp_path: Path) -> None:
+    """It holds nothing of ours, whatever the record would say."""
+    async with dra_site(tmp_path, USB0, used=EVICTING) as one:
+        await one.kill()
+        one.record.write_text("{")
+        one.start(one.used)
+        await asyncio.sleep(10)
+        one.workload.run(pod("gpu", requests={}, claims=frozenset({"gpu"})))
+        other = Holding(namespace="home", pod="gpu", container="c", resource=DRIVER, ids=frozenset(), claim="gpu")
+        one.kubelet.held += (other,)
+        await one.claim("p")
+        one.host.unplug(USB0)
+        await asyncio.sleep(60)
+        assert one.evicted == ["p"]
 
 
 @virtual

@@ -243,15 +243,16 @@ class Evictor:
 
         A request whose answer is lost, or which a patch cancels, may have evicted the pod: the next one may make the device return again.
         """
-        refused = False
+        certain = refused = False
         try:
             await self.api.evict(pod)
+            certain = True
         except ApiError as error:
             refused = isinstance(error, _REFUSALS) or bool(_eviction_hint(str(error), pod))
             raise
         finally:
             if isinstance(incident, Return) and not refused:
-                self.losses.note_eviction(incident, self.recorder.clock())
+                self.losses.note_eviction(incident, self.recorder.clock(), certain=certain)
 
     def _refused(self, error: ApiError, incident: Incident, pod: Pod | None, *, at_least: float) -> None:
         self._refusals.update([incident.key, *([pod.uid] if pod else [])])

@@ -194,7 +194,7 @@ class Handovers:
         The kubelet does not tell what is for administrative access alone, and the record of claims does. Before that is read, None leaves
         the claim unaccounted for, and so the holders unknown.
         """
-        if not usage.claim:
+        if not (usage.claim and usage.ids):
             return usage
         administered = self._dra.administered(usage.namespace, usage.claim)
         return None if administered is None else replace(usage, ids=usage.ids - administered)

@@ -25,6 +25,8 @@ class Holding:
     ids: frozenset[str]
     claim: str = ""
     """The name of the ResourceClaim in the pod's namespace through which it has them, empty for devices of a device plugin."""
+    unprepared: bool = False
+    """Whether the claim may not be prepared yet: the kubelet lists it before, without devices, as it does where its driver gives none."""
 
 
 def holders_of(incident: Loss | Return, holdings: Iterable[Holding]) -> Holders:
@@ -70,6 +72,14 @@ def held_ids(
 
 
 def unread_claims(pods: Iterable[Pod], holdings: Iterable[Holding]) -> set[tuple[str, str]]:
-    """Return the claims of these pods, by namespace and name, of which the kubelet does not say what they hold."""
-    told = {(each.namespace, each.claim) for each in holdings}
-    return {(pod.namespace, claim) for pod in pods for claim in pod.claims} - told
+    """Return the claims of these pods, by namespace and name, of which the kubelet does not say what they hold.
+
+    The claims of a pod of which a container has run are prepared.
+    """
+    told = {(each.namespace, each.claim): each.unprepared for each in holdings}
+    return {
+        (pod.namespace, claim)
+        for pod in pods
+        for claim in pod.claims
+        if told.get((pod.namespace, claim), True) and not ((pod.namespace, claim) in told and pod.has_run)
+    }

@@ -134,18 +134,23 @@ class Losses:
             self._known[loss.resource].gone[entry].choice = replace(loss, victims=victims)
         return victims
 
-    def note_eviction(self, back: Return, now: float) -> None:
-        """Record an eviction for a return, so that further returns of any part of this stick evict no pod for `REPLUG_PEACE` seconds."""
-        second = back.second + int(now - back.at)
+    def note_eviction(self, back: Return, now: float, *, certain: bool = True) -> None:
+        """Record an eviction for a return, so that further returns of any part of this stick evict no pod for `REPLUG_PEACE` seconds.
+
+        One that is not `certain` is recorded once for each return: each record is a write of the annotation.
+        """
+        ids, second = ids_of(back.entries[0]), back.second + int(now - back.at)
+        if not certain and any(each == ids and at >= back.second for each, at in self._evicted):
+            return
         returned = {
             key for known in self._known.values() for key, held in known.returns.items() if held.key == back.key
         }
         bodies = {device.body for device in self._listed if device.key in returned}
         keys = {device.key for device in self._listed if device.body in bodies}
-        self._evicted -= {(ids, at) for ids, at in self._evicted if second >= at + REPLUG_PEACE}
+        self._evicted -= {(each, at) for each, at in self._evicted if second >= at + REPLUG_PEACE}
         for known in self._known.values():
             known.note_eviction(keys, second)
-        self._evicted.add((ids_of(back.entries[0]), second))
+        self._evicted.add((ids, second))
 
     # -- the pods that were present before a count fell
 

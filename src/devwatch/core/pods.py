@@ -73,6 +73,11 @@ class Pod:
         return f"{self.namespace}/{self.name}"
 
     @property
+    def has_run(self) -> bool:
+        """Whether a container of it runs or has run."""
+        return any(container.phase is not Phase.WAITING for container in self.containers)
+
+    @property
     def finished(self) -> bool:
         """Whether it has ended, so that the scheduler does not count its requests."""
         return self.phase in {"Succeeded", "Failed"}

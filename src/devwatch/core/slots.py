@@ -82,6 +82,12 @@ class Identity:
         """Whether the device is known again in another socket: it has a serial, and not one that many devices share."""
         return bool(self.serial) and not is_shared(self.serial)
 
+    def may_be_in_place(self, other: Identity) -> bool:
+        """Return whether another device in the same socket has the same model, as far as both have a serial."""
+        serial = self.serial if self.serial and other.serial else None
+        one, two = (replace(each, serial=each.serial if serial else None) for each in (self, other))
+        return one.is_in_place(two)
+
     def is_in_place(self, other: Identity) -> bool:
         """Return whether another device with the same model is in the same socket, by its ID_PATH if both have one, else by the devpath."""
         named = not any(each.socket.startswith("/") for each in (self, other))
@@ -141,13 +147,12 @@ class Slot:
     def is_other_kind_of(self, devices: Iterable[Device]) -> bool:
         """Return whether one of these present devices is the whole of a stick, and this one a part of it, or the reverse.
 
-        A program that has one takes the other away. The serial may read differently in the records of both.
+        A program that has one takes the other away. Either may be without a serial in its record.
         """
         whole = USB in {device.subsystem for device in self.devices} | {entry.subsystem for entry in self.entries}
-        mine = replace(self.identity, serial=None, place="")
+        mine = replace(self.identity, place="")
         return any(
-            (device.subsystem == USB) != whole and mine.is_in_place(replace(_identity_of(device), serial=None))
-            for device in devices
+            (device.subsystem == USB) != whole and mine.may_be_in_place(_identity_of(device)) for device in devices
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
@@ -73,7 +74,7 @@ async def holdings(pod_resources: Path) -> tuple[Holding, ...]:
     """Return which pods hold devices, by resource, and under the name of our driver those that a claim gives them. Raises `KubeletError`.
 
     A claim that gives only devices of other drivers is reported without any: else it would count as one that may hold ours. One without
-    devices of any driver is not reported: the kubelet lists it before its devices are prepared (`claimInfoCache`).
+    devices of any driver may not be prepared yet.
     For about a second after its start the kubelet answers with nothing, longer while the API server is away, although pods hold devices.
     """
     reply = await _call(
@@ -88,12 +89,13 @@ async def holdings(pod_resources: Path) -> tuple[Holding, ...]:
 
 
 def _holdings_of(pod: pb.PodResources, container: pb.ContainerResources) -> Iterator[Holding]:
-    names = {"namespace": pod.namespace, "pod": pod.name, "container": container.name}
+    holding = partial(Holding, namespace=pod.namespace, pod=pod.name, container=container.name)
     for each in container.devices:
-        yield Holding(**names, resource=each.resource_name, ids=frozenset(each.device_ids))
-    for claim in filter(lambda each: each.claim_resources, container.dynamic_resources):
+        yield holding(resource=each.resource_name, ids=frozenset(each.device_ids))
+    for claim in container.dynamic_resources:
         ids = frozenset(each.device_name for each in claim.claim_resources if each.driver_name == DRIVER)
-        yield Holding(**names, resource=DRIVER, ids=ids, claim=claim.claim_name)
+        unprepared = not claim.claim_resources
+        yield holding(resource=DRIVER, ids=ids, claim=claim.claim_name, unprepared=unprepared)
 
 
 async def _call(path: Path, method: str, request: Message, reply: type[Reply], *, within: float) -> Reply:

@@ -8,19 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devwatch.core.holders import Holding, held_ids, holders_of, unproved
+from devwatch.core.holders import Holding, held_ids, holders_of, unproved, unread_claims
 from devwatch.core.incidents import Loss
 from devwatch.core.listing import Entry
+from devwatch.core.pods import Container, Phase
 from support.build import ZIGBEE, ZWAVE, pod
 
 if TYPE_CHECKING:
     from devwatch.core.pods import Pod
 
 
-def holding(name: str, *ids: str, **fields: str) -> Holding:
+def holding(name: str, *ids: str, unprepared: bool = False, **fields: str) -> Holding:
     """Return what a container of a pod has."""
-    own = {"namespace": "home", "container": "c", "resource": ZIGBEE, **fields}
-    return Holding(pod=name, ids=frozenset(ids), **own)
+    own: dict[str, Any] = {"namespace": "home", "container": "c", "resource": ZIGBEE, **fields}
+    return Holding(pod=name, ids=frozenset(ids), unprepared=unprepared, **own)
 
 
 def test_what_the_containers_of_all_pods_have_is_held() -> None:
@@ -144,3 +145,12 @@ def test_more_pods_never_free_a_device(holdings: list[Holding], pods: list[Pod],
     has = frozenset[str]().union(*(each.ids for each in holdings if each.resource == ZIGBEE))
     assert some in (None, has)
     assert all_ is None or all_ == some
+
+
+@pytest.mark.parametrize(("phase", "unread"), [(Phase.WAITING, {("home", "c")}), (Phase.RUNNING, set())])
+def test_a_claim_without_devices_may_be_for_ours_until_a_container_of_its_pod_has_run(
+    phase: Phase, unread: set[tuple[str, str]]
+) -> None:
+    """The kubelet lists it before it is prepared; the drivers of some claims, as of networks, never give a device."""
+    pods = [pod("p", claims=frozenset({"c"}), containers=(Container(name="c", phase=phase),))]
+    assert unread_claims(pods, [holding("p", claim="c", unprepared=True)]) == unread

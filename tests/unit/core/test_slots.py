@@ -539,7 +539,7 @@ def test_a_slot_is_among_devices_by_its_registration_or_by_what_is_listed_of_it(
 
 @pytest.mark.parametrize("listed", [False, True])
 def test_a_slot_is_the_other_kind_of_the_stick_that_it_belongs_to(listed: bool) -> None:  # noqa: FBT001  pytest passes by name
-    """Whatever serial the records of both have, and not of another model in its socket, nor of another part of the stick."""
+    """A record without a serial may be of either; another model or serial in its socket, and another part of the stick, are not."""
     part = stick()
     whole = device("bus", serial=None, port="pci-0000:00:14.0-usb-0:1", subsystem="usb")
     for one, other in ((part, whole), (whole, part)):
@@ -549,3 +549,5 @@ def test_a_slot_is_the_other_kind_of_the_stick_that_it_belongs_to(listed: bool) 
         assert not slot.is_other_kind_of([one])
         assert not slot.is_other_kind_of([replace(other, product="ffff")])
         assert not slot.is_other_kind_of([replace(other, port="pci-0000:00:14.0-usb-0:2")])
+        both = replace(slot, identity=replace(slot.identity, serial="S1"))
+        assert not both.is_other_kind_of([replace(other, serial="S2")])

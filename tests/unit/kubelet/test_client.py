@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,10 +58,10 @@ async def test_the_kubelet_is_asked_which_pods_hold_devices(tmp_path: Path) -> N
             pb.PodResources(name="p", namespace="home", containers=containers),
             pb.PodResources(name="q", namespace="home", containers=[pb.ContainerResources(name="c")]),
         ]
-        held = {"namespace": "home", "pod": "p", "container": "c"}
+        held = partial(Holding, namespace="home", pod="p", container="c")
         assert await client.holdings(one.pod_resources) == (
-            Holding(**held, resource=ZIGBEE, ids=frozenset({"a", "b"})),
-            Holding(**held, resource=ZWAVE, ids=frozenset()),
+            held(resource=ZIGBEE, ids=frozenset({"a", "b"})),
+            held(resource=ZWAVE, ids=frozenset()),
         )
 
 
@@ -68,7 +69,7 @@ async def test_the_kubelet_is_asked_which_pods_hold_devices(tmp_path: Path) -> N
 async def test_the_kubelet_is_asked_which_pods_have_devices_by_a_claim(tmp_path: Path) -> None:
     """Under the name of our driver, since the kubelet does not know the resource; that a claim has none of our devices is told too.
 
-    One without any is not prepared yet, and may be for ours.
+    One without any may not be prepared yet, and be for ours.
     """
 
     def given(claim: str, **devices: str) -> pb.DynamicResource:
@@ -86,11 +87,12 @@ async def test_the_kubelet_is_asked_which_pods_have_devices_by_a_claim(tmp_path:
         ]
         containers = [pb.ContainerResources(name="c", devices=[listed(ZWAVE, ["z"])], dynamic_resources=claims)]
         one.pods.append(pb.PodResources(name="p", namespace="home", containers=containers))
-        held = {"namespace": "home", "pod": "p", "container": "c"}
+        held = partial(Holding, namespace="home", pod="p", container="c")
         assert await client.holdings(one.pod_resources) == (
-            Holding(**held, resource=ZWAVE, ids=frozenset({"z"})),
-            Holding(**held, resource="devwatch.io", ids=frozenset({"a", "b"}), claim="both"),
-            Holding(**held, resource="devwatch.io", ids=frozenset(), claim="other"),
+            held(resource=ZWAVE, ids=frozenset({"z"})),
+            held(resource="devwatch.io", ids=frozenset({"a", "b"}), claim="both"),
+            held(resource="devwatch.io", ids=frozenset(), claim="other"),
+            held(resource="devwatch.io", ids=frozenset(), claim="new", unprepared=True),
         )
 
 

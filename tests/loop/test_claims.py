@@ -314,18 +314,34 @@ async def test_the_next_daemon_has_the_claims_before_it_registers(tmp_path: Path
 async def test_what_has_ended_while_no_daemon_ran_is_cleaned_up(tmp_path: Path) -> None:
     """A claim that is gone, is another one, or is allocated elsewhere; what is allocated here stays."""
     async with claim_site(tmp_path, A, B) as site:
-        for uid in ("1", "2", "3", "4"):
+        for uid in ("1", "2", "3", "4", "6"):
             await site.kubelet.prepare(site.allocate(site.ids[0], uid=uid))
         await site.end()
         del site.api.claims["1"]
         site.api.claims["2"] = state(allocated("a"), uid="5")
         site.api.claims["3"] = state(allocated("a", pool="m"), uid="3")
+        site.api.claims["6"] = state(allocated("a", driver="x"), uid="6")
         site.start()
         await asyncio.sleep(1)
         assert site.recorded == {"4"}
-        assert [site.devnodes(uid) for uid in ("1", "2", "3", "4")] == [[], [], [], ["/dev/ttyUSB0"]]
+        assert [site.devnodes(uid) for uid in ("1", "2", "3", "6", "4")] == [[], [], [], [], ["/dev/ttyUSB0"]]
         reasons = [line.fields["reason"] for line in site.log.of("claim.unprepared")]
-        assert reasons == ["its allocation has ended"] * 3
+        assert reasons == ["its allocation has ended"] * 4
+
+
+@quiet
+async def test_a_claim_that_could_not_be_read_when_the_kubelet_asked_is_read_again(tmp_path: Path) -> None:
+    """It may have ended while no daemon ran, and would hold its device for as long as this one runs."""
+    async with claim_site(tmp_path, A) as site:
+        await site.kubelet.prepare(site.allocate())
+        await site.end()
+        site.api.claims[UID] = Forbidden("cannot get resourceclaims")
+        site.start()
+        await asyncio.sleep(1)
+        assert "cannot get" in (await site.kubelet.prepare(CLAIM))[UID].error
+        del site.api.claims[UID]
+        await asyncio.sleep(600)
+        assert site.driver.held == {}
 
 
 @quiet

@@ -810,7 +810,7 @@ async def test_a_record_that_cannot_be_read_holds_every_lost_device(tmp_path: Pa
         assert list(one.devices.values()) == [True]
 
 
-# -- claims that are not as the record says, and claims that there is no record of
+# -- claims that are not as the record says, and claims without a record
 
 
 def bound(one: DraSite, name: str, device: str) -> ClaimReference:

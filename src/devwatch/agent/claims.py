@@ -236,9 +236,11 @@ class ClaimDriver:
         call.finish(error)
 
     def _forget(self, call: _Call) -> None:
-        """End a call that is not answered yet."""
+        """End a call that is not answered yet. Whether a prepared claim has ended is still to be known."""
         self._calls.pop(call.claim.uid, None)
         self._reader.drop(call.claim.uid)
+        if call.claim.uid in self.claims.by_uid:
+            self._reader.add(call.claim, urgent=False)
 
     # -- the interface to the server
 
@@ -283,8 +285,6 @@ class ClaimDriver:
         call.waiting -= 1
         if not call.waiting and not call.done.is_set():
             self._forget(call)
-            if call.claim.uid in self.claims.by_uid:  # whether it has ended is still to be known
-                self._reader.add(call.claim, urgent=False)
 
     def _outcome_of(self, call: _Call) -> PreparedClaim | ClaimRefused:
         if isinstance(answer := call.answer, ClaimRefused):

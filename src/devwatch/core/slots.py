@@ -84,9 +84,9 @@ class Identity:
 
     def may_be_in_place(self, other: Identity) -> bool:
         """Return whether another device in the same socket has the same model, as far as both have a serial."""
-        serial = self.serial if self.serial and other.serial else None
-        one, two = (replace(each, serial=each.serial if serial else None) for each in (self, other))
-        return one.is_in_place(two)
+        if self.serial and other.serial:
+            return self.is_in_place(other)
+        return replace(self, serial=None).is_in_place(replace(other, serial=None))
 
     def is_in_place(self, other: Identity) -> bool:
         """Return whether another device with the same model is in the same socket, by its ID_PATH if both have one, else by the devpath."""

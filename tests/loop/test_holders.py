@@ -61,7 +61,7 @@ async def two_holders(serial: str = "") -> AsyncIterator[Site]:
             one.host.plug("0001", devnode, serial=serial or f"S{devnode[-1]}", port=f"usb-0:{devnode[-1]}:1.0")
             await asyncio.sleep(10)
         for name, devnode in (("a", USB0), ("b", USB1)):
-            one.workload.run(pod(name, containers=(Container(name="c", started=1),)))
+            one.workload.run(pod(name, containers=(Container(name="c", started=EPOCH + 1),)))
             holds(one, name, id_of(one, devnode))
         yield one
 
@@ -95,7 +95,7 @@ async def test_who_is_given_a_lost_device_before_the_kubelet_has_taken_over_its_
         stick, one.kubelet.latency = id_of(one, USB0), 0.8
         one.host.unplug(USB0)
         await asyncio.sleep(GRACE + 0.5)
-        one.workload.run(pod("late", containers=(Container(name="c", started=1),)))
+        one.workload.run(pod("late", containers=(Container(name="c", started=EPOCH + 1),)))
         holds(one, "late", stick)
         await asyncio.sleep(60)
         assert evicted(one) == ["home/late"]
@@ -128,7 +128,7 @@ async def test_a_pod_that_the_kubelet_never_accounts_for_keeps_no_holder_from_be
 async def test_a_lost_device_whose_holder_is_unknown_keeps_no_holder_of_another_from_being_evicted() -> None:
     """Both were pulled at once. A third pod may have the second stick, since the kubelet never accounts for that pod."""
     async with site(USB0, USB1, used=EVICTING) as one:
-        one.workload.run(pod("a", containers=(Container(name="c", started=1),)), pod("init"))
+        one.workload.run(pod("a", containers=(Container(name="c", started=EPOCH + 1),)), pod("init"))
         holds(one, "a", id_of(one, USB0))
         for devnode in (USB0, USB1):
             one.host.unplug(devnode)
@@ -217,7 +217,7 @@ async def test_of_two_sticks_that_may_be_the_one_of_a_former_daemon_neither_is_a
     """Both have its serial, and neither is in its socket: both get new IDs, and its own stays held until its pod has ended."""
     async with site(USB0, used=EVICTING, before=lambda one: one.host.change(USB0, serial="S")) as one:
         given = id_of(one, USB0)
-        one.workload.run(pod("a", containers=(Container(name="c", started=1),)))
+        one.workload.run(pod("a", containers=(Container(name="c", started=EPOCH + 1),)))
         holds(one, "a", given)
         await one.kill()
         one.host.unplug(USB0)
@@ -245,7 +245,7 @@ async def test_the_holder_of_a_stick_that_only_uncertain_scans_have_found_is_evi
         one.host.doubts, one.host.partly = ("stat of another devnode: EACCES",), True
         one.host.plug("0001", USB0, serial="S")
         await asyncio.sleep(15)
-        one.workload.run(pod("a", containers=(Container(name="c", started=1),)))
+        one.workload.run(pod("a", containers=(Container(name="c", started=EPOCH + 1),)))
         holds(one, "a", id_of(one, USB0))
         one.host.unplug(USB0)
         await asyncio.sleep(15)
@@ -306,7 +306,7 @@ async def test_a_kubelet_that_cannot_be_asked_for_a_moment_is_not_reported() -> 
 def with_container(one: Site, **fields: object) -> Pod:
     """Run a pod with one container, which has the stick."""
     own: dict[str, object] = {"name": "c", "started": EPOCH + int(now())} | fields
-    made = pod("p", containers=(Container(**own), Container(name="other", started=1)))  # type: ignore[arg-type]  # as above
+    made = pod("p", containers=(Container(**own), Container(name="other", started=EPOCH + 1)))  # type: ignore[arg-type]  # as above
     one.workload.run(made)
     holds(one, "p", id_of(one, USB0))
     return made

@@ -770,6 +770,22 @@ async def test_what_happened_while_no_daemon_ran_is_judged_by_the_time_of_udev()
 
 
 @virtual
+async def test_after_a_reboot_a_container_of_before_has_no_file_whatever_its_pod_still_says() -> None:
+    """The sticks have other numbers after it, and the kubelet starts the containers again: that is no reason to move them."""
+    async with home(holder("before", started=-50), holder("since", started=105)) as one:
+        await one.kill()
+        one.host.unplug()
+        one.host.plug("0001", USB0, serial="S0", link=BY_ID, properties={"USEC_INITIALIZED": "110000000"})
+        await asyncio.sleep(100)
+        one.start(config())
+        await asyncio.sleep(500)
+        assert one.evicted == ["since"]
+        assert [(line["pod"], str(line["reason"]).partition(":")[0]) for line in one.refusals()] == [
+            ("home/before", "waiting")
+        ]
+
+
+@virtual
 async def test_a_scan_that_comes_late_does_not_date_the_return() -> None:
     """The uevent was lost, the container found its stick again at once, and the sweep saw it seconds later."""
     async with home(holder(started=103)) as one:

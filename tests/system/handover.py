@@ -388,6 +388,14 @@ class Site(Workloads):
         daemon.wait_for(lambda: self.opened(pod, tty, restart=restarts), timeout=60, what="opened stick")
         daemon.wait_for(lambda: self.stays(pod, restarts=restarts), what="running pod")
 
+    def await_end(self, daemon: Daemon, pod: Object) -> None:
+        """Wait until a pod that was asked to go in order is gone.
+
+        A kubelet such as 1.20 that sees the sandbox end before its own status of the container does removes it with its next collection of
+        garbage: once a minute (kubelet.go, `ContainerGCPeriod`; kubelet_pods.go, `PodResourcesAreReclaimed`).
+        """
+        daemon.wait_for(lambda: self.hurry(pod) and self.read(pod) is None, timeout=90, what="pod that is gone")
+
     def witness(self, daemon: Daemon) -> None:
         """Plug and pull another stick, and wait until both have been processed: so has all that came before."""
         self.sticks.plug("tty60", vendor=IDS["witness"][0], product=IDS["witness"][1], serial="WITNESS")

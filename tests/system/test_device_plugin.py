@@ -491,7 +491,7 @@ def test_the_pod_of_a_pulled_stick_is_evicted_and_no_other(site: Site) -> None:
     since = len(daemon.log)
     site.sticks.unplug("tty40")
     assert daemon.wait_log("pod.evicted", since=since)["pod"] == title_of(holder)
-    daemon.wait_for(lambda: site.hurry(holder) and site.read(holder) is None, what="pod that is gone")
+    site.await_end(daemon, holder)
     daemon.wait_for(lambda: site.phases() == ["Pending", "Running"], what="successor")
     (successor,) = (pod for pod in site.pods() if uid_of(pod) not in {uid_of(holder), uid_of(other)})
     daemon.wait_for(lambda: site.shows(1, 1), what="one stick")
@@ -516,7 +516,7 @@ def test_a_stick_that_returns_under_another_number_ends_who_has_the_dead_file(si
     site.plug("tty42", "A")
     evicted = daemon.wait_log("pod.evicted", since=since)
     assert (evicted["pod"], evicted["reason"]) == (title_of(holder), "replugged")
-    daemon.wait_for(lambda: site.hurry(holder) and site.read(holder) is None, what="pod that is gone")
+    site.await_end(daemon, holder)
     (successor,) = eventually(
         lambda: [pod for pod in site.pods() if uid_of(pod) not in {uid_of(holder), uid_of(other)}]
     )
@@ -546,7 +546,7 @@ def test_a_resource_changes_its_way_when_the_last_pod_of_the_former_way_has_gone
     assert site.shows(0, 0)
     assert site.stays(former)
     site.apiserver.request("DELETE", f"{PODS}/{former['metadata']['name']}")
-    daemon.wait_for(lambda: site.hurry(former) and site.read(former) is None, what="pod that is gone")
+    site.await_end(daemon, former)
     (successor,) = eventually(site.pods)
     site.await_opened(daemon, successor, "tty40")
     assert site.shows(1, 1)

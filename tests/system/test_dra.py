@@ -160,7 +160,7 @@ def test_the_pod_of_a_pulled_stick_is_evicted_and_its_successor_waits_for_it(
     site.sticks.unplug("tty40")
     daemon.wait_for(lambda: site.offers(A=False, B=True), what="taint")
     assert daemon.wait_log("pod.evicted", since=since)["pod"] == title_of(holder)
-    daemon.wait_for(lambda: site.hurry(holder) and site.read(holder) is None, what="pod that is gone")
+    site.await_end(daemon, holder)
     daemon.wait_for(lambda: site.offers(B=True), what="slice without it")
     (successor,) = eventually(lambda: site.mine(workload))
     site.plug("tty42", "A")
@@ -207,7 +207,7 @@ def test_a_stick_that_returns_under_another_number_ends_who_has_the_dead_file(
     site.plug("tty42", serial)
     evicted = daemon.wait_log("pod.evicted", since=since)
     assert (evicted["pod"], evicted["reason"]) == (title_of(holder), "replugged")
-    daemon.wait_for(lambda: site.hurry(holder) and site.read(holder) is None, what="pod that is gone")
+    site.await_end(daemon, holder)
     (successor,) = eventually(lambda: site.mine(workload))
     site.await_opened(daemon, successor, "tty42")
 
@@ -361,7 +361,7 @@ def test_a_resource_changes_its_way_when_the_last_pod_of_the_former_way_has_gone
         assert site.stays(pod)
         former = pod
         site.apiserver.request("DELETE", f"{PODS}/{former['metadata']['name']}")
-        daemon.wait_for(lambda: site.hurry(former) and site.read(former) is None, what="pod that is gone")  # noqa: B023
+        site.await_end(daemon, former)
         (pod,) = eventually(lambda: site.mine(workload))
         site.await_opened(daemon, pod, "tty40")
         assert site.offered() == ({"A": True} if way == "dra" else {})

@@ -87,6 +87,9 @@ class Return:
     """The paths that also name another device, or lead to another one of the resource by now: a pod may use that device instead."""
     taken: frozenset[str] = frozenset()
     """The paths that lead to another device by now."""
+    boot: int = 0
+    """When this host started, in Unix seconds: a container of before has ended with it, whatever the status of its pod says until the
+    kubelet has started it again. 0 where this daemon observed the departure, so that this host has not started since."""
 
     @property
     def ids(self) -> frozenset[str]:

@@ -331,6 +331,7 @@ def _return_of(entry: Entry, device: Device, departure: Departure, rule: Resourc
         second=second,
         due=at + (rule.evict_after or 0.0),
         registrations=(*former, now)[-MAX_NUMBERS:],
+        boot=scene.second(0.0) if departure.device is None else 0,
     )
 
 

@@ -247,7 +247,7 @@ def _disposition_after_return(container: Container, back: Return) -> Disposition
         return Disposition.DIRECTORY
     if opened and not back.is_dead(opened):
         return Disposition.SAME_NUMBER
-    return _disposition_with_dead_file(container) if opened and paths & own else Disposition.AMBIGUOUS
+    return _disposition_with_dead_file(container, back) if opened and paths & own else Disposition.AMBIGUOUS
 
 
 def _disposition_of_holder(container: Container, back: Return) -> Disposition | None:
@@ -255,7 +255,7 @@ def _disposition_of_holder(container: Container, back: Return) -> Disposition | 
     if container.phase is Phase.FINISHED or _has_healed(container, back):
         return None
     opened = back.opened(container.started) or back.former
-    return _disposition_with_dead_file(container) if back.is_dead(opened) else Disposition.SAME_NUMBER
+    return _disposition_with_dead_file(container, back) if back.is_dead(opened) else Disposition.SAME_NUMBER
 
 
 def _has_healed(container: Container, back: Return) -> bool:
@@ -264,10 +264,11 @@ def _has_healed(container: Container, back: Return) -> bool:
     return container.phase is Phase.RUNNING and started is not None and started >= back.second
 
 
-def _disposition_with_dead_file(container: Container) -> Disposition:
-    if container.phase is Phase.WAITING:
-        return Disposition.WAITING
-    return Disposition.UNKNOWN_START if container.started is None else Disposition.EVICT
+def _disposition_with_dead_file(container: Container, back: Return) -> Disposition:
+    if container.started is None:
+        return Disposition.WAITING if container.phase is Phase.WAITING else Disposition.UNKNOWN_START
+    is_gone = container.started < back.boot
+    return Disposition.WAITING if is_gone or container.phase is Phase.WAITING else Disposition.EVICT
 
 
 def _is_directory_above(folder: str, path: str) -> bool:

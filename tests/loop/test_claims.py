@@ -378,27 +378,43 @@ async def test_a_damaged_record_is_told_with_the_cure_and_its_files_are_removed(
 
 @quiet
 async def test_a_record_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
-    """What is held is unknown then, and the driver is not registered; it is read again in each cycle and told once."""
+    """What is held is unknown then, so nothing is prepared; it is read again every ten seconds."""
     unreadable = KubeletError("claims.json: Permission denied", hint="run as uid 0")
     async with claim_site(tmp_path, A) as site:
         await site.kubelet.prepare(site.allocate())
         await site.end()
         site.faults.reading = unreadable
         site.start()
-        await asyncio.sleep(15)
+        await asyncio.sleep(35)
         assert site.driver.held is None
         assert (site.driver.registration.registered, site.devnodes(), site.driver.claims.fault) == (
-            False,
+            True,
             ["/dev/ttyUSB0"],
             unreadable.advice,
         )
-        assert site.lines("kubelet.lost") == [("warning", str(unreadable), "run as uid 0")] * 2
-        await site.driver.unprepare([CLAIM])
+        assert set(site.lines("kubelet.lost")) == {("warning", str(unreadable), "run as uid 0")}
+        assert (await site.kubelet.prepare(CLAIM))[UID].error == unreadable.advice
+        site.faults.reading = None
+        await asyncio.sleep(15)
+        assert (await site.kubelet.prepare(CLAIM))[UID].error == ""
+        assert site.recorded == {UID}
+
+
+@quiet
+async def test_a_claim_is_unprepared_while_the_record_cannot_be_read(tmp_path: Path) -> None:
+    """Its pod can end; once the record is read the claim is not in it any more, and has no file."""
+    async with claim_site(tmp_path, A) as site:
+        await site.kubelet.prepare(site.allocate())
+        await site.end()
+        site.faults.reading = KubeletError("claims.json: Input/output error")
+        site.start()
+        await asyncio.sleep(35)
+        assert (await site.kubelet.unprepare(CLAIM))[UID].error == ""
         assert (site.recorded, site.devnodes()) == ({UID}, ["/dev/ttyUSB0"])
         site.faults.reading = None
         await asyncio.sleep(15)
-        assert site.driver.registration.registered
-        assert site.recorded == {UID}
+        assert (site.recorded, site.devnodes()) == (set(), [])
+        assert site.driver.held == {}
 
 
 @quiet

@@ -103,6 +103,8 @@ class ClaimDriver:
         """By UID: what the kubelet waits for."""
         self._read_at = dict[str, float]()
         """By UID: when the allocation of a prepared claim was read."""
+        self._released = set[str]()
+        """The UIDs of claims that were unprepared before the record could be read."""
         self._ready, self._observed = asyncio.Event(), False
         self._report = ClaimReport(telemetry=telemetry)
         self.claims = PreparedClaims(report=self._report)
@@ -145,11 +147,9 @@ class ClaimDriver:
 
     def begin(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory) -> None:
         """Process a scan before the Node was observed, which may take for ever: containers start by the files, and pods have to end."""
-        self._load()
-        if self.claims.files is not None:
+        if self._is_loaded():
             self.claims.recognize(slots, inventory)
             self._synchronize()
-            self.registration.serve()
 
     def update(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory, paths: Mapping[str, str]) -> None:
         """Process a scan: lost devices are taken out of the CDI files, and returned ones put in.
@@ -157,15 +157,21 @@ class ClaimDriver:
         `slots` are those of all resources that claims may hold, by resource. They have to know the IDs of a former daemon already, also
         those of `PreparedClaims.recall`: otherwise a twin could get the ID of the device that a claim has. `paths` has all resources.
         """
-        self._load()
-        if self.claims.files is None:
+        if not self._is_loaded():
             return
         self._observed = True
         self.claims.observe(slots, inventory, paths)
         self._synchronize()
-        self.registration.serve()
         if not inventory.doubts:
             self._ready.set()
+
+    def _is_loaded(self) -> bool:
+        """Have the driver served, and return whether the record is read: without it nothing is prepared, but pods have to end."""
+        self._load()
+        loaded = self.claims.files is not None
+        if loaded or self._unread:
+            self.registration.serve()
+        return loaded
 
     def _load(self) -> None:
         """Read the record of a former daemon, once. Its claims are compared with those of the API server: they may have ended."""
@@ -173,7 +179,10 @@ class ClaimDriver:
         if self._unread and now >= self._load_at:
             self._load_at = now + LOAD_INTERVAL
             for claim in self.claims.load(self._connect):
-                self._reader.add(claim.reference, urgent=False)
+                if claim.reference.uid in self._released:
+                    del self.claims.by_uid[claim.reference.uid]
+                else:
+                    self._reader.add(claim.reference, urgent=False)
 
     def _synchronize(self) -> None:
         """Write what is to be written, and answer the calls that wait for that."""
@@ -217,7 +226,9 @@ class ClaimDriver:
         if state is None:
             return ClaimRefused(f"the API server has no ResourceClaim {claim.title}")
         if before is None and not self._observed:
-            return ClaimRefused("devwatch has not read the Node yet, which tells its devices apart")
+            return ClaimRefused(
+                self.claims.fault or "devwatch has not read the Node yet, which tells its devices apart"
+            )
         try:
             now = prepare(claim, state, self._pool, self.claims.known)
         except ClaimRefused as error:
@@ -298,5 +309,7 @@ class ClaimDriver:
                 self._refuse(call, ClaimRefused(f"{claim.title} was unprepared meanwhile"))
             self._reader.drop(claim.uid)
             self._report.unprepared(claim, known=self.claims.by_uid.pop(claim.uid, None) is not None)
+        if self._unread:
+            self._released.update(claim.uid for claim in claims)
         self._synchronize()
         self._report.wake()

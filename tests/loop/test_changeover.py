@@ -18,7 +18,7 @@ from support.home import pod
 from support.virtualtime import virtual
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from devwatch.config.schema import Config
 
@@ -34,6 +34,15 @@ WITHOUT = config(first=False)
 def reasons(one: Site) -> list[object]:
     """Return why a change waits, as it was reported."""
     return [line.fields["reason"] for line in one.log.of("count.held")]
+
+
+async def until(check: Callable[[], bool]) -> None:
+    """Wait for a condition, ten seconds at most."""
+    for _ in range(1000):
+        if check():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(check)
 
 
 @contextlib.asynccontextmanager
@@ -210,6 +219,19 @@ async def test_a_change_that_is_taken_back_ends_at_once() -> None:
         await asyncio.sleep(5)
         assert one.server.shows(ZIGBEE) == ("1", "1")
         assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_after_a_change_of_the_count_the_former_units_are_no_lost_devices() -> None:
+    """A pod of the new unit that the kubelet does not account for would keep one of them listed for good."""
+    async with site(USB0) as one:
+        one.use(BY_DEVNODE)
+        await until(lambda: one.server.shows(ZIGBEE) == ("0", "0"))
+        await until(lambda: one.server.shows(ZIGBEE) != ("0", "0"))
+        one.workload.run(pod("init"))
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+        assert not one.taken.unhealthy
 
 
 @virtual

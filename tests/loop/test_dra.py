@@ -565,15 +565,23 @@ async def test_from_a_device_plugin_the_slice_waits_for_the_pods(tmp_path: Path)
 
 
 @virtual
+@pytest.mark.parametrize("kubelet_restarts", [False, True])
 async def test_the_kubelet_has_to_forget_a_plugin_also_where_the_devices_were_in_a_slice_meanwhile(
-    tmp_path: Path,
+    *, kubelet_restarts: bool, tmp_path: Path
 ) -> None:
-    """Until then it writes 0 at each of its syncs, and again what is removed."""
+    """Until then it writes 0 at each of its syncs, and again what is removed; its start begins that time again."""
     async with dra_site(tmp_path, USB0, used=config("devicePlugin")) as one:
         one.use(config())
         changed = now()
         await asyncio.sleep(30)
         assert len(one.devices) == 1
+        if kubelet_restarts:
+            await asyncio.sleep(170)
+            one.kubelet.kill()
+            await asyncio.sleep(1)
+            one.kubelet.start()
+            changed = now()
+            await asyncio.sleep(100)
         one.use(config("nodeStatus"))
         while now() < changed + 310:
             assert one.server.shows(ZIGBEE) == ZERO
@@ -917,18 +925,44 @@ async def test_while_the_api_server_is_away_a_stick_in_another_socket_is_not_tak
 
 @virtual
 @pytest.mark.parametrize("how", ["tolerates", "administers"])
-async def test_a_damaged_record_evicts_no_pod_that_is_to_be_spared(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["damaged", "damaged before the last start", "removed"])
+async def test_without_a_record_no_pod_is_evicted_that_is_to_be_spared(how: str, what: str, tmp_path: Path) -> None:
     """Whether the claim is one, the record alone would tell."""
     async with dra_site(tmp_path, USB0, used=EVICTING) as one:
         device = min(one.allocatable)
         await (one.claim("p", tolerations=(TOLERATION,)) if how == "tolerates" else one.claim("p", administers=device))
         await one.kill()
-        one.record.write_text("{")
+        if what == "removed":
+            one.record.unlink()
+        else:
+            one.record.write_text("{")
         one.start(one.used)
         await asyncio.sleep(30)
+        if what == "damaged before the last start":
+            await one.restart()
+            await asyncio.sleep(30)
         one.host.unplug(USB0)
         await asyncio.sleep(120)
         assert one.evicted == []
+        (reason,) = {str(line["error"]) for line in one.refusals()}
+        assert reason.startswith("the record of claims lacks home/")
+        assert reason.endswith(": delete its pod if it does not work")
+
+
+@virtual
+async def test_without_a_record_a_pod_whose_claim_came_later_is_evicted(tmp_path: Path) -> None:
+    """That another pod may be one to be spared is of no concern: it has another device."""
+    async with dra_site(tmp_path, USB0, USB1, used=EVICTING) as one:
+        await one.claim("before")
+        (kept,) = one.devnodes()
+        await one.kill()
+        one.record.write_text("{")
+        one.start(one.used)
+        await asyncio.sleep(30)
+        await one.claim("later")
+        one.host.unplug(USB0 if kept == USB1 else USB1)
+        await asyncio.sleep(60)
+        assert one.evicted == ["later"]
 
 
 @virtual

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devwatch.config.schema import parse
-from devwatch.core.errors import Refused, Retry
+from devwatch.core.errors import Busy, Refused, Retry
 from devwatch.core.pods import Container, Phase
 from support.build import ZIGBEE, ZWAVE
 from support.fakes import EPOCH
@@ -29,6 +29,14 @@ PARTS = """resources:
 - {name: %s, match: [{vendor: '0001', properties: {PART: b}}], evict: {after: 30s}}
 """ % (ZWAVE, ZIGBEE)  # noqa: UP031 - braces are of YAML
 CUSTOM = "/dev/zigbee"
+
+
+DENIALS = {
+    "a policy": Refused("label its namespace devwatch.io/evict=allowed (403)"),
+    "too many requests": Busy("too many requests, please try again later (429)"),
+    "a webhook that is away": Retry('Internal error occurred: failed calling webhook "a.io": connection refused (500)'),
+}
+"""How the API server refuses an eviction."""
 
 
 def now() -> float:
@@ -268,15 +276,14 @@ async def test_evictions_that_fail_again_and_again_write_the_annotation_once() -
         assert [request for request in one.server.requests if request.changes] == written
 
 
-@pytest.mark.parametrize("why", ["a budget", "two budgets", "a policy", "no permission"])
+@pytest.mark.parametrize("why", ["a budget", "two budgets", "no permission", *DENIALS])
 @virtual
 async def test_an_eviction_that_was_refused_does_not_count_for_them(why: str) -> None:
     """No pod was evicted, so the device does not return because of that."""
     async with home(holder()) as one:
         one.workload.budgets = {"a budget": {"p": 1}, "two budgets": {"p": 2}}.get(why, {})
-        if why == "a policy":
-            one.workload.denied = {"p": Refused("label its namespace devwatch.io/evict=allowed (403)")}
-        elif why == "no permission":
+        one.workload.denied = {"p": DENIALS[why]} if why in DENIALS else {}
+        if why == "no permission":
             one.workload.rights -= {"create pods/eviction"}
         await away(one, 1)
         await asyncio.sleep(AFTER + 5)

@@ -11,7 +11,18 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from devwatch.core.device import Device
-from devwatch.core.errors import ApiError, ConfigError, Conflict, Fault, Forbidden, Missing, NodeMissing, Refused, Retry
+from devwatch.core.errors import (
+    ApiError,
+    Busy,
+    ConfigError,
+    Conflict,
+    Fault,
+    Forbidden,
+    Missing,
+    NodeMissing,
+    Refused,
+    Retry,
+)
 from devwatch.core.inventory import Scan
 from devwatch.core.node import ANNOTATION, ANNOTATION_PART, FIELD_MANAGER, MAPS, NodePatch, NodeState, Writer
 from support.build import Parts, parts_of, patch_of
@@ -455,7 +466,7 @@ class FakeWorkload:
             raise self.denied[pod.name].with_traceback(None)
         if budgets := self.budgets.get(pod.name, 0):
             message = "it would violate the pod's disruption budget (429)"
-            raise Retry(message if budgets == 1 else "it has more than one PodDisruptionBudget (500)")
+            raise Busy(message) if budgets == 1 else Retry("it has more than one PodDisruptionBudget (500)")
         if pod.name in self.ineffective:
             return
         del self._pods[pod.title]

@@ -17,7 +17,7 @@ from devwatch.agent.clock import Clock
 from devwatch.agent.listener import MonitorListener
 from devwatch.agent.report import Telemetry
 from devwatch.agent.wiring import build_agent
-from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, NodeMissing, Refused, Retry
+from devwatch.core.errors import ApiError, Busy, Conflict, CredentialsError, Forbidden, NodeMissing, Refused, Retry
 from devwatch.core.inventory import Scan
 from devwatch.core.node import ANNOTATION_PART, MAPS, NodeState, Writer
 from devwatch.host.lock import NodeLock
@@ -165,9 +165,9 @@ FAULTS = {
     "404": Fault(error=NodeMissing("not found (404)"), stored=False),
     "409": Fault(error=Conflict("conflict (409)"), stored=False),
     "422": Fault(error=Refused("invalid (422)"), stored=False),
-    "429": Fault(error=Retry("too many requests (429)"), stored=False),
-    "429 after 7": Fault(error=Retry("too many requests (429)", after=7), stored=False),
-    "429 after 900": Fault(error=Retry("too many requests (429)", after=900), stored=False),
+    "429": Fault(error=Busy("too many requests (429)"), stored=False),
+    "429 after 7": Fault(error=Busy("too many requests (429)", after=7), stored=False),
+    "429 after 900": Fault(error=Busy("too many requests (429)", after=900), stored=False),
     "500": Fault(error=Retry("internal error (500)"), stored=False),
     "500 late": Fault(error=Retry("internal error (500)"), stored=False, before=9),
     "half an answer": Fault(error=Retry("the answer ended in its middle")),

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from devwatch.core.errors import Conflict, KubeletError, Missing, Retry
+from devwatch.core.errors import Busy, Conflict, KubeletError, Missing
 from devwatch.core.handover import Offer
 from devwatch.core.holders import Holding
 from devwatch.core.node import quantity
@@ -246,7 +246,7 @@ class Cluster(FakeWorkload):
         if found.uid != pod.uid:
             raise Conflict("the UID in the precondition does not match (409)")
         if self.budgets.get(pod.name):
-            raise Retry("it would violate the pod's disruption budget (429)")
+            raise Busy("it would violate the pod's disruption budget (429)")
         self.delete(self.lives[pod.uid])
 
     # -- containers

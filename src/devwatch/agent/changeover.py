@@ -83,7 +83,8 @@ class Changeover:
     def observe(self, rules: Sequence[ResourceRule], observed: NodeState | None, now: float) -> None:
         """Process the configuration, and what the Node's annotation says of the former ways."""
         same = observed is self._observed and rules is self._rules
-        if observed is None or (same and not self._changes and not self._leaving):
+        remembers = now < max(self._plugins.values(), default=-math.inf)
+        if observed is None or (same and not self._changes and not self._leaving and not remembers):
             return
         self._rules = rules
         if observed is not self._observed:  # parsing it in every cycle would cost more than all else here
@@ -92,9 +93,11 @@ class Changeover:
         gone = former.keys() - {rule.name for rule in rules}
         if pending - self._changes:
             self._read_at, self._unread_until = now, now + UNREAD_LIMIT
-        socket = self.kubelet() if pending or gone else None
-        if pending - self._changes or gone - self._leaving or socket != self._kubelet_began[0]:
+        socket, former_socket = self.kubelet() if pending or gone or remembers else None, self._kubelet_began[0]
+        if pending - self._changes or gone - self._leaving or socket != former_socket:
             self._kubelet_began = (socket, now)
+        if remembers and socket != former_socket:
+            self._plugins |= {name: self._forgotten_at for name, until in self._plugins.items() if now < until}
         ended = {change.resource for change in pending - self._changes if change.former is Publish.DEVICE_PLUGIN}
         self._plugins |= dict.fromkeys(ended, self._forgotten_at)
         self._leaving = frozenset(gone)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from devwatch.agent.holders import HolderReader
 from devwatch.core.backoff import Backoff
-from devwatch.core.errors import ApiError, Conflict, CredentialsError, Forbidden, Missing, Refused, Retry, Unserved
+from devwatch.core.errors import (
+    ApiError,
+    Busy,
+    Conflict,
+    CredentialsError,
+    Forbidden,
+    Missing,
+    Refused,
+    Retry,
+    Unserved,
+)
 from devwatch.core.incidents import Incidents, Loss, Return
 from devwatch.core.pods import Disposition, Pod, names_shared_path, on_loss, on_return
 from devwatch.core.repeat import RepeatFilter
@@ -248,7 +258,7 @@ class Evictor:
             await self.api.evict(pod)
             certain = True
         except ApiError as error:
-            refused = isinstance(error, _REFUSALS) or bool(_eviction_hint(str(error), pod))
+            refused = isinstance(error, _REFUSALS) or any(text in str(error) for text in _REFUSAL_TEXTS)
             raise
         finally:
             if isinstance(incident, Return) and not refused:
@@ -272,8 +282,10 @@ class Evictor:
 
 
 _WITHOUT_EFFECT = "the API server has accepted the eviction before, and the pod is neither gone nor terminating"
-_REFUSALS = (Conflict, CredentialsError, Forbidden, Missing, Refused, Unserved)
-"""Errors with which the server certainly evicts no pod; the refusal of a budget is known by its text (`_eviction_hint`)."""
+_REFUSALS = (Busy, Conflict, CredentialsError, Forbidden, Missing, Refused, Unserved)
+"""Errors with which the server certainly evicts no pod."""
+_REFUSAL_TEXTS = ("more than one PodDisruptionBudget", "failed calling webhook")
+"""What a status of 500 says then (registry/core/pod/storage/eviction.go; apiserver/pkg/admission/plugin/webhook, `toStatusErr`)."""
 _NEVER_EVICTED = (Disposition.BARE, Disposition.PINNED)
 """Dispositions of pods that keep a lost device for as long as they live: it stays listed, and `status` shows it."""
 _SPARE_REASONS = {

@@ -185,19 +185,19 @@ class Handovers:
     async def holdings(self) -> tuple[Holding, ...]:
         """Return which pods hold devices, each with the resource that these belong to. Raises `KubeletError`."""
         found = await self._plugins.holdings()
-        usages = (each for reading in found for each in self._by_resource(reading))
-        return tuple(held for each in usages if (held := self._without_administered(each)))
+        return tuple(self._without_administered(each) for reading in found for each in self._by_resource(reading))
 
-    def _without_administered(self, usage: Holding) -> Holding | None:
+    def _without_administered(self, usage: Holding) -> Holding:
         """Return what a container holds of what it has, maybe nothing: its pod has asked for the resource all the same.
 
-        The kubelet does not tell what is for administrative access alone, and the record of claims does. Before that is read, None leaves
-        the claim unaccounted for, and so the holders unknown.
+        The kubelet does not tell what is for administrative access alone, and the record of claims does.
         """
         if not (usage.claim and usage.ids):
             return usage
         administered = self._dra.administered(usage.namespace, usage.claim)
-        return None if administered is None else replace(usage, ids=usage.ids - administered)
+        if administered is None:
+            return replace(usage, unrecorded=True)
+        return replace(usage, ids=usage.ids - administered)
 
     def _by_resource(self, holding: Holding) -> list[Holding]:
         """Return a reading once for each resource: the kubelet knows the names of claims, and not the resources behind them."""
@@ -225,5 +225,5 @@ def _present(former: Iterable[Slot], figure: Figure | None) -> tuple[Slot, ...]:
 
 
 def _without(figure: Figure, number: int) -> Figure:
-    """Return a figure without this number of devices."""
-    return replace(figure, advertised=max(figure.advertised - number, 0)) if number else figure
+    """Return a figure without this number of devices, which the Node's own figure lacks already."""
+    return replace(figure, advertised=max(figure.advertised - number, figure.node, 0)) if number else figure

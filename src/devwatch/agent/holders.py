@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from devwatch.core.backoff import Backoff
 from devwatch.core.errors import ApiError, Forbidden, KubeletError, Retry
 from devwatch.core.handover import held_elsewhere
-from devwatch.core.holders import held_ids, holders_of, unproved
+from devwatch.core.holders import held_ids, holders_of, unproved, untold
 from devwatch.core.incidents import Loss
 from devwatch.core.repeat import RepeatFilter
 from devwatch.core.slots import SlotState
@@ -93,7 +93,7 @@ class HolderReader:
         after = await pods()
         spared = self.kubelet.spared(incident.ids) if isinstance(incident, Loss) else frozenset()
         holders = holders_of(incident, (each for each in holdings if (each.namespace, each.claim) not in spared))
-        fault = unproved(incident, holders, before, after)
+        fault = untold(incident, holdings) or unproved(incident, holders, before, after)
         if not fault and not self._is_complete(incident, holdings, after):
             fault = UNACCOUNTED
         if fault:
@@ -142,6 +142,8 @@ class HeldDevices:
     _doubt: str = ""
     """Why the last reading does not tell of every device, empty where it does."""
     _read_at: float = math.inf
+    _ended: float = -math.inf
+    """When the last reading ended."""
     _failures: int = 0
     """The readings that have failed since the last one that did not."""
     _backoff: Backoff = field(default_factory=lambda: Backoff(first=READ_INTERVAL, limit=READ_LIMIT))
@@ -212,8 +214,13 @@ class HeldDevices:
         return Task(run=self._read, patience=0.0) if due is not None and now >= due else None
 
     def due(self, _now: float) -> float | None:
-        """Return when to read next, None for never."""
-        return self._read_at if _all(self._absent.values()) - (self.free & self._lost) else None
+        """Return when to read next, None for never.
+
+        The interval begins at the end of a reading: after one that took longer, the next would be due at once, also where a contact
+        bounces, and the evictor, whose requests come later in order, would never make one.
+        """
+        wanted = _all(self._absent.values()) - (self.free & self._lost)
+        return max(self._read_at, self._ended + READ_INTERVAL) if wanted else None
 
     async def _read(self) -> None:
         due = self._read_at = self.clock.now() + READ_INTERVAL
@@ -227,17 +234,13 @@ class HeldDevices:
             free, self._doubt = frozenset(), str(error)
             self._failures += 1
             self._report(error)
-        # Else a device has gone since, and the next reading is due at once: after a long one, others have their turn first.
-        if self._read_at == due or self.clock.now() >= due:
+        self._ended = self.clock.now()
+        if self._read_at == due:  # else a device has gone since
             self._schedule()
         self.free = (self.free & self._lost) | (free & self._asked - self.claimed(self._asked))
 
     def _schedule(self) -> None:
-        """Read again at growing intervals while the readings do not tell of every device.
-
-        The interval begins now, at the end of a reading: after one that took longer, the next would be due at once, and the evictor, whose
-        requests come later in order, would never make one.
-        """
+        """Read again at growing intervals while the readings do not tell of every device."""
         now, delay = self.clock.now(), READ_INTERVAL
         if self._doubt:
             delay = self._backoff.fail(now, self.clock.jitter(), at_least=READ_INTERVAL)

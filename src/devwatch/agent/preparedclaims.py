@@ -66,8 +66,6 @@ class PreparedClaims:
     """Those too that are not written yet."""
     known: dict[str, KnownDevice] = field(default_factory=dict)
     """Every device that was published since the start, by ID."""
-    damaged: bool = False
-    """Whether claims of a former daemon may be missing, since its record was damaged."""
     fault: str = ""
     """Why record or files are not what they should be, empty where they are."""
     _devnodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -88,11 +86,12 @@ class PreparedClaims:
         return {resource: frozenset(ids) for resource, ids in found.items()}
 
     def administered(self, namespace: str, name: str) -> frozenset[str] | None:
-        """Return the IDs of the devices that the claim of this name has without a hold, None where that was lost with a damaged record."""
+        """Return the IDs of the devices that the claim of this name has without a hold, None where it is not recorded.
+
+        So it is with the claims of a record that was damaged or removed.
+        """
         references = {(each.reference.namespace, each.reference.name) for each in self.by_uid.values()}
-        if self.damaged and (namespace, name) not in references:
-            return None
-        return administered(self.by_uid.values(), namespace, name)
+        return administered(self.by_uid.values(), namespace, name) if (namespace, name) in references else None
 
     def recall(self) -> Mapping[str, tuple[Slot, ...]]:
         """Return by resource the slots that the claims tell of: their devices keep their IDs."""
@@ -116,7 +115,6 @@ class PreparedClaims:
         except KubeletError as error:
             self._fail(_RECORD, error)
             return ()
-        self.damaged = bool(damage)
         if damage:
             hint = "delete the pods with claims whose containers do not start again"
             self.report.lost(_RECORD, KubeletError(damage, hint=hint))

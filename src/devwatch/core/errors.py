@@ -137,6 +137,10 @@ class Gone(Retry):
     """The server no longer has the resourceVersion that a watch starts from: list again."""
 
 
+class Busy(Retry):
+    """The server does not do it now, and has changed nothing (429)."""
+
+
 class Unserved(Retry):
     """The server has nothing at this path: it does not serve this API, or a proxy answers."""
 

@@ -27,12 +27,21 @@ class Holding:
     """The name of the ResourceClaim in the pod's namespace through which it has them, empty for devices of a device plugin."""
     unprepared: bool = False
     """Whether the claim may not be prepared yet: the kubelet lists it before, without devices, as it does where its driver gives none."""
+    unrecorded: bool = False
+    """Whether the record of claims lacks the claim, so that it may tolerate a loss, or have the devices for administrative access alone."""
 
 
 def holders_of(incident: Loss | Return, holdings: Iterable[Holding]) -> Holders:
     """Return the containers that have a device of the incident."""
     mine = (each for each in holdings if each.resource == incident.resource and each.ids & incident.ids)
     return frozenset((each.namespace, each.pod, each.container) for each in mine)
+
+
+def untold(incident: Loss | Return, holdings: Iterable[Holding]) -> str:
+    """Return why it is unknown whether a container with a device of the incident holds it; empty where it is known of each."""
+    mine = (each for each in holdings if each.unrecorded and each.ids & incident.ids)
+    lacking = next((f"{each.namespace}/{each.claim}" for each in mine), "")
+    return f"the record of claims lacks {lacking}: delete its pod if it does not work" if lacking else ""
 
 
 def unproved(incident: Loss | Return, holders: Holders, before: Iterable[Pod], after: Sequence[Pod]) -> str:

@@ -12,7 +12,7 @@ from devwatch.core.exclusion import exclude_other_kind
 from devwatch.core.inventory import Inventory, Window
 from devwatch.core.listing import Entry, Listing, render_listing
 from devwatch.core.node import ANNOTATION_PART, Amounts, NodePatch, NodeState, Part
-from devwatch.core.rules import Claim, Publish, ResourceRule, claim, quantity_of
+from devwatch.core.rules import Claim, Count, Publish, ResourceRule, claim, quantity_of
 from devwatch.core.slots import Slot, Slots, SlotState, mark, recall
 from devwatch.core.way import way_of
 
@@ -80,6 +80,8 @@ class Figure:
     """Whether the annotation's entries stay as they are: the resource is still in use in another way of publishing."""
     due: float | None = None
     """When `advertised` falls or `away` ends without a further event."""
+    node: int = 0
+    """What of `advertised` is the Node's own figure, at the start or while something is unknown; 0 where that does not count."""
     start_until: float | None = None
     """Until when the Node's own figure at the start counts, None where at least as many are present, or that time is over."""
 
@@ -231,6 +233,7 @@ class Tally:
             subsystem=rule.subsystem,
             amounts=Amounts.of(0) if rule.publish is Publish.DRA else None,
             advertised=max(self._last[rule.name], shown),
+            node=max(start, shown),
             devices=devices,
             held=held,
             away=away,
@@ -247,11 +250,13 @@ class Tally:
 def _recall_slots(rule: ResourceRule, observed: NodeState | None, claimed: Iterable[Slot]) -> Slots:
     """Return the slots of a resource that has not been counted by this daemon, or not since it left the configuration.
 
-    Pods may hold devices from before. While they may, the annotation lists these with their IDs, and `claimed` are more of them.
+    Pods may hold devices from before. While they may, the annotation lists these with their IDs, and `claimed` are more of them. Those of
+    another unit (`count`) are no devices of the resource any more.
     """
     listed = observed.memory().get(rule.name, ()) if observed else ()
     known = {slot.id: slot for slot in (*claimed, *recall(rule.name, listed))}
-    return Slots(rule.name, rule.count, known.values())
+    devnodes = rule.count is Count.DEVNODE
+    return Slots(rule.name, rule.count, (slot for slot in known.values() if bool(slot.identity.place) == devnodes))
 
 
 def _usable(rule: ResourceRule, observed: NodeState) -> int:

@@ -13,6 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from devwatch.core.errors import (
     ApiError,
+    Busy,
     Conflict,
     CredentialsError,
     Forbidden,
@@ -49,6 +50,7 @@ _RETRIES: Mapping[int, type[Retry]] = {
     HTTPStatus.NOT_FOUND: Unserved,
     HTTPStatus.CONFLICT: Conflict,
     HTTPStatus.GONE: Gone,
+    HTTPStatus.TOO_MANY_REQUESTS: Busy,
 }
 _RBAC = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"')
 _UNLISTED = re.compile(
@@ -149,7 +151,7 @@ def check_response(client: ApiClient, response: aiohttp.ClientResponse, text: by
     - 404: `Missing`, but only with the API's own reason. The 404 of a proxy or of a wrong path does not mean that a Node is missing:
       `Unserved`, which is repeated.
     - 400, 413 and 422: `Refused`, since the same content would be refused again.
-    - 409 and 410: `Conflict` and `Gone`; the rest, 429 and 5xx among them: `Retry`, with the server's Retry-After.
+    - 409, 410 and 429: `Conflict`, `Gone` and `Busy`; the rest, 5xx among them: `Retry`. Each has the server's Retry-After.
     """
     status, content = response.status, _json_object(text)
     if status in {HTTPStatus.OK, HTTPStatus.CREATED}:

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import serialization
 
 from devwatch.core.errors import (
     ApiError,
+    Busy,
     Conflict,
     CredentialsError,
     Forbidden,
@@ -323,7 +324,7 @@ STATUSES: dict[str, tuple[bytes, type[ApiError], str]] = {
     "413": (refusal(413, "too large"), Refused, "too large"),
     "422": (refusal(422, "capacity: Invalid value"), Refused, "Invalid value"),
     "422 with a Node in it": (refusal(422, "x" * 100_000), Refused, f"x{{500}} {re.escape('(422 from')}"),
-    "429": (refusal(429, "slow down"), Retry, "slow down"),
+    "429": (refusal(429, "slow down"), Busy, "slow down"),
     "500": (refusal(500, "etcdserver: request timed out"), Retry, "etcdserver"),
     "502 of a proxy": (answer(502, b""), Retry, "no message"),
     "503": (answer(503, b"apiserver not ready\n\n"), Retry, "apiserver not ready"),

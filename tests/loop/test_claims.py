@@ -95,6 +95,29 @@ async def test_several_claims_of_one_call_are_each_prepared_or_refused(tmp_path:
 
 
 @quiet
+async def test_a_claim_that_was_refused_is_prepared_once_its_cause_is_gone(tmp_path: Path) -> None:
+    """The kubelet asks again after a minute."""
+    async with claim_site(tmp_path, A) as site:
+        assert "has no ResourceClaim" in (await site.kubelet.prepare(CLAIM))[UID].error
+        site.allocate()
+        assert (await site.kubelet.prepare(CLAIM))[UID].error == ""
+        assert site.recorded == {UID}
+
+
+@quiet
+async def test_one_of_two_calls_for_a_claim_that_is_given_up_does_not_end_the_other(tmp_path: Path) -> None:
+    """Two pods share it, and the kubelet has given up one of them."""
+    async with claim_site(tmp_path, A) as site:
+        site.allocate()
+        site.api.latency = 2.0
+        first, second = (asyncio.create_task(site.kubelet.prepare(CLAIM)) for _ in range(2))
+        await asyncio.sleep(1)
+        first.cancel()
+        assert (await second)[UID].error == ""
+        assert site.recorded == {UID}
+
+
+@quiet
 async def test_administrative_access_gets_the_device_that_another_claim_holds(tmp_path: Path) -> None:
     """And holds none itself; a claim that tolerates the loss is marked."""
     async with claim_site(tmp_path, A) as site:
@@ -266,7 +289,7 @@ async def test_a_server_that_never_answers_leads_to_a_reason_before_the_kubelet_
 
 @quiet
 async def test_a_call_that_the_kubelet_gives_up_leaves_nothing(tmp_path: Path) -> None:
-    """But another call for the same claim still gets its answer."""
+    """Nothing is read for it any more."""
     async with claim_site(tmp_path, A) as site:
         site.api.claims[UID] = Retry("later")
         first = asyncio.create_task(site.kubelet.prepare(CLAIM))

@@ -31,6 +31,7 @@ from support.model_handover_moves import (
     pull,
     restart,
     stop,
+    swap,
 )
 from support.model_moves import Move, devnode, finish, play, random_histories, records
 from support.model_pods import ZIGBEE
@@ -53,6 +54,15 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "the record of claims tells where a stick was last, before the annotation does": (
+        Move(furnish, ()),
+        Move(bounce, (3, 0, 1.9, "socket-4")),
+        Move(pull, (0,)),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(stop, ()),
+        Move(pods, ()),
+        Move(swap, (0, "zigbee", 0.0)),
+    ),
     "a slice that is stored, and not seen for a while, is not made twice": (
         Move(watch, ("late",), 6.0),
         Move(lost, ("500", 1, True)),

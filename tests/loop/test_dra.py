@@ -966,6 +966,39 @@ async def test_without_a_record_a_pod_whose_claim_came_later_is_evicted(tmp_path
 
 
 @virtual
+async def test_a_change_of_way_waits_for_a_claim_that_neither_record_nor_annotation_knows(tmp_path: Path) -> None:
+    """It is one of more sticks than the annotation lists, and the record is damaged."""
+    async with dra_site(tmp_path) as one:
+        for number in range(18):
+            one.host.plug("0001", f"/dev/ttyUSB{number + 10}", serial=f"S{number}", port=f"usb-0:{number}:1.0")
+        await asyncio.sleep(40)
+        unlisted = one.devices.keys() - {entry.id for entry in one.server.state.listing()[ZIGBEE]}
+        await one.claim("p", device=min(unlisted))
+        await one.kill()
+        one.record.write_text("{")
+        one.start(config("nodeStatus"))
+        await asyncio.sleep(120)
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert any("home/p" in str(why) for why in one.waits())
+
+
+@virtual
+@pytest.mark.parametrize("way", ["nodeStatus", "devicePlugin"])
+async def test_a_pod_can_end_after_a_change_of_way_though_the_record_is_gone(way: str, tmp_path: Path) -> None:
+    """The kubelet ends it only once the driver has answered, and the change waits for it."""
+    async with dra_site(tmp_path, USB0) as one:
+        await one.claim("p")
+        await one.kill()
+        one.record.unlink()
+        one.start(config(way))
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ZERO
+        await one.end("p")
+        await asyncio.sleep(20)
+        assert one.unended == frozenset()
+
+
+@virtual
 async def test_after_a_damaged_record_a_claim_for_others_devices_keeps_no_pod_from_its_eviction(tmp_path: Path) -> None:
     """It holds nothing of ours, whatever the record would say."""
     async with dra_site(tmp_path, USB0, used=EVICTING) as one:

@@ -62,6 +62,16 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a change of way that waits while a daemon starts, and is taken back, forgets no lost device": (
+        Move(furnish, ()),
+        Move(pull, (0,)),
+        Move(blind, (True,)),
+        Move(bounce, (1, 0, 12.0, "socket-1")),
+        Move(kill, (0,)),
+        Move(configure, (1, False)),
+        Move(begin, ()),
+        Move(configure, (0, False)),
+    ),
     "a stick that moves takes its holder along": (
         Move(furnish, ()),
         Move(bounce, (0, 1, 1.9, "socket-4"), 11.0),

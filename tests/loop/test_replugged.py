@@ -793,6 +793,21 @@ async def test_after_a_reboot_a_container_of_before_has_no_file_whatever_its_pod
 
 
 @virtual
+async def test_a_clock_that_was_set_since_the_boot_does_not_make_a_container_older_than_that() -> None:
+    """A host without a clock of its own: the container started by one that was eight hours behind, and runs."""
+    async with home(holder(started=50 - 8 * 3600)) as one:
+        await asyncio.sleep(86_400)
+        await one.kill()
+        one.host.unplug()
+        properties = {"USEC_INITIALIZED": str(int((now() + 10) * 1e6))}
+        one.host.plug("0001", USB0, serial="S0", link=BY_ID, properties=properties)
+        await asyncio.sleep(100)
+        one.start(config())
+        await asyncio.sleep(500)
+        assert one.evicted == ["p"]
+
+
+@virtual
 async def test_a_scan_that_comes_late_does_not_date_the_return() -> None:
     """The uevent was lost, the container found its stick again at once, and the sweep saw it seconds later."""
     async with home(holder(started=103)) as one:

@@ -117,15 +117,16 @@ class DraSite(Home):
         self,
         name: str,
         *pods: str,
+        device: str = "",
         administers: str = "",
         tolerations: tuple[dict[str, str], ...] = (),
         **fields: Any,  # noqa: ANN401 - of a Pod
     ) -> str:
-        """Let pods, one of the name of the claim without any, run with a free device, and return its ID.
+        """Let pods, one of the name of the claim without any, run with this or a free device, and return its ID.
 
         With `administers` they have that device, for administrative access.
         """
-        device, names = administers or min(self.allocatable), pods or (name,)
+        device, names = administers or device or min(self.allocatable), pods or (name,)
         reference = self.allocate(name, device, tolerations=[*tolerations], adminAccess=bool(administers))
         self._claims[name] = set(names)
         own: dict[str, Any] = {"requests": {}, "claims": frozenset({name})} | fields
@@ -137,6 +138,11 @@ class DraSite(Home):
             for each in names
         )
         return device
+
+    @property
+    def unended(self) -> frozenset[str]:
+        """The names of the claims that the driver has not ended."""
+        return frozenset(self._claims)
 
     def _reference(self, stored: dict[str, Any]) -> ClaimReference:
         metadata = stored["metadata"]

@@ -157,9 +157,9 @@ class Changeover:
         return frozenset() if late else frozenset(name for name, why in self.waiting.items() if why == _UNREAD)
 
     def has_begun(self, rule: ResourceRule) -> bool:
-        """Return whether no other way was in use before the one of a rule; false also until the change is processed (`observe`)."""
-        begun = self._established.get(rule.name, rule)
-        return not changes([rule], {}, {rule.name: begun})
+        """Return whether no other way was in use before the one of a rule; false also until that is known, and processed (`observe`)."""
+        begun = self._established.get(rule.name)
+        return begun is not None and not changes([rule], {}, {rule.name: begun})
 
     def changes_at(self, now: float) -> float | None:
         """Return when figures change without a further event, also while a request is in flight; None for never."""

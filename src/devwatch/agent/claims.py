@@ -168,10 +168,8 @@ class ClaimDriver:
     def _is_loaded(self) -> bool:
         """Have the driver served, and return whether the record is read: without it nothing is prepared, but pods have to end."""
         self._load()
-        loaded = self.claims.files is not None
-        if loaded or self._unread:
-            self.registration.serve()
-        return loaded
+        self.registration.serve()
+        return self.claims.files is not None
 
     def _load(self) -> None:
         """Read the record of a former daemon, once. Its claims are compared with those of the API server: they may have ended."""
@@ -180,7 +178,7 @@ class ClaimDriver:
             self._load_at = now + LOAD_INTERVAL
             for claim in self.claims.load(self._connect):
                 if claim.reference.uid in self._released:
-                    del self.claims.by_uid[claim.reference.uid]
+                    self.claims.by_uid.pop(claim.reference.uid, None)
                 else:
                     self._reader.add(claim.reference, urgent=False)
 

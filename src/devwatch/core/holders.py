@@ -83,12 +83,16 @@ def held_ids(
 def unread_claims(pods: Iterable[Pod], holdings: Iterable[Holding]) -> set[tuple[str, str]]:
     """Return the claims of these pods, by namespace and name, of which the kubelet does not say what they hold.
 
-    The claims of a pod of which a container has run are prepared.
+    The claims of a pod of which a container has run are prepared. What the record lacks may be of any resource, where nothing else tells.
     """
-    told = {(each.namespace, each.claim): each.unprepared for each in holdings}
+    told, unknown = dict[tuple[str, str], bool](), set[tuple[str, str]]()
+    for each in holdings:
+        told[each.namespace, each.claim] = each.unprepared
+        if each.unrecorded and not each.resource:
+            unknown.add((each.namespace, each.claim))
     return {
-        (pod.namespace, claim)
+        key
         for pod in pods
-        for claim in pod.claims
-        if told.get((pod.namespace, claim), True) and not ((pod.namespace, claim) in told and pod.has_run)
+        for key in ((pod.namespace, claim) for claim in pod.claims)
+        if key in unknown or (told.get(key, True) and not (key in told and pod.has_run))
     }

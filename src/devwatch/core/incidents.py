@@ -89,7 +89,7 @@ class Return:
     """The paths that lead to another device by now."""
     boot: int = 0
     """When this host started, in Unix seconds: a container of before has ended with it, whatever the status of its pod says until the
-    kubelet has started it again. 0 where this daemon observed the departure, so that this host has not started since."""
+    kubelet has started it again. 0 where this daemon observed the departure, or this host has run for long."""
 
     @property
     def ids(self) -> frozenset[str]:

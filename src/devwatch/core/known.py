@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 REPLUG_PEACE = 600
 """Seconds after an eviction for a return in which a further return of the device evicts no pod: such a device may re-enumerate on use."""
 
+BOOT_PERIOD = 600.0
+"""Seconds after the start of this host in which the status of a pod may still be of before. Later the time of that start proves nothing: it
+is computed, and the clock may have been set since, as it is on a host that has none of its own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PresentDevice:
@@ -331,7 +335,7 @@ def _return_of(entry: Entry, device: Device, departure: Departure, rule: Resourc
         second=second,
         due=at + (rule.evict_after or 0.0),
         registrations=(*former, now)[-MAX_NUMBERS:],
-        boot=scene.second(0.0) if departure.device is None else 0,
+        boot=scene.second(0.0) if departure.device is None and scene.now < BOOT_PERIOD else 0,
     )
 
 

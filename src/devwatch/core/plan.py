@@ -250,11 +250,15 @@ class Tally:
 def _recall_slots(rule: ResourceRule, observed: NodeState | None, claimed: Iterable[Slot]) -> Slots:
     """Return the slots of a resource that has not been counted by this daemon, or not since it left the configuration.
 
-    Pods may hold devices from before. While they may, the annotation lists these with their IDs, and `claimed` are more of them. Those of
-    another unit (`count`) are no devices of the resource any more.
+    Pods may hold devices from before. While they may, the annotation lists these with their IDs, and `claimed` are more of them; where
+    these were last, the record of claims tells, since it is written before the annotation. Those of another unit (`count`) are no devices
+    of the resource any more.
     """
-    listed = observed.memory().get(rule.name, ()) if observed else ()
-    known = {slot.id: slot for slot in (*claimed, *recall(rule.name, listed))}
+    listed = recall(rule.name, observed.memory().get(rule.name, ()) if observed else ())
+    known = {slot.id: slot for slot in claimed}
+    for slot in listed:
+        last = known.get(slot.id, slot)
+        known[slot.id] = replace(slot, identity=last.identity, in_socket=last.in_socket)
     devnodes = rule.count is Count.DEVNODE
     return Slots(rule.name, rule.count, (slot for slot in known.values() if bool(slot.identity.place) == devnodes))
 

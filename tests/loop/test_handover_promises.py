@@ -17,6 +17,7 @@ from support.model import Uncounted
 from support.model_handover import HandoverWorld, Promise
 from support.model_handover_moves import (
     FUNCTIONS,
+    away,
     begin,
     bounce,
     configure,
@@ -37,6 +38,7 @@ from support.model_handover_moves import (
     pods,
     pull,
     refuse,
+    relief,
     restart,
     roll_out,
     stop,
@@ -62,6 +64,17 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a device that nothing lists, and that goes before the next daemon has read the Node, is not known to it": (
+        Move(nothing, (), 0.05),
+        Move(away, (True,)),
+        Move(furnish, ()),
+        Move(furnish, ()),
+        Move(nothing, (), 11.0),
+        Move(relief, (), 11.0),
+        Move(kill, (0,)),
+        Move(begin, (), 0.001),
+        Move(pull, (0,)),
+    ),
     "a change of way that waits while a daemon starts, and is taken back, forgets no lost device": (
         Move(furnish, ()),
         Move(pull, (0,)),

@@ -250,9 +250,12 @@ class Truth:
         return max((at for at in gone if at is not None), default=self.configured_at)
 
     def can_know(self, name: str) -> bool:
-        """Return whether the daemon can know a device: it has seen it, or a former one could store its ID before it was killed."""
+        """Return whether the daemon can know a device: it has seen it, or a former one could store its ID before it was killed.
+
+        Which ID a device has is known once the Node is read.
+        """
         return name in self.places or any(
-            self.here(link) is not None or self.world.host.pulled[tty.birth] > self.began_at
+            self.here(link) is not None or self.world.host.pulled[tty.birth] > self.read_at
             for link, tty in self.led.items()
             if id_of(link) == name
         )
@@ -644,7 +647,7 @@ class HandoverWorld(Surroundings[Daemon]):
         """Start a daemon, if none runs."""
         if not self.daemons:
             self.judge.known, self.judge.answered, self.judge.began_at = [], False, self.loop.time()
-            self.judge.sure_at = math.inf
+            self.judge.sure_at = self.judge.read_at = math.inf
             self.judge.configure(self.plan)
             self.daemons.append(Daemon(self))
 

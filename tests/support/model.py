@@ -185,8 +185,6 @@ class Judge:
     known: list[NodeState] = field(default_factory=list)
     """The states of the Node of which the daemon may hold one: the last answer, and what the watch told since."""
     answered: bool = False
-    read_at: float = math.inf
-    """When the daemon has first read the Node."""
     out: int = 0
     not_before: float = -math.inf
     date: str = ""
@@ -253,7 +251,6 @@ class Judge:
         self.answered = True
 
     def _began(self, state: NodeState) -> None:
-        self.read_at = min(self.read_at, self.now)
         self.contract.start(state.count, self.now)
         self.bailiff.began(state)
 

@@ -252,10 +252,10 @@ class Truth:
     def can_know(self, name: str) -> bool:
         """Return whether the daemon can know a device: it has seen it, or a former one could store its ID before it was killed.
 
-        Which ID a device has is known once the Node is read.
+        Which ID a device has is known once what the annotation lists was compared with a certain scan.
         """
         return name in self.places or any(
-            self.here(link) is not None or self.world.host.pulled[tty.birth] > self.read_at
+            self.here(link) is not None or self.world.host.pulled[tty.birth] > self.sure_at
             for link, tty in self.led.items()
             if id_of(link) == name
         )
@@ -647,7 +647,7 @@ class HandoverWorld(Surroundings[Daemon]):
         """Start a daemon, if none runs."""
         if not self.daemons:
             self.judge.known, self.judge.answered, self.judge.began_at = [], False, self.loop.time()
-            self.judge.sure_at = self.judge.read_at = math.inf
+            self.judge.sure_at = math.inf
             self.judge.configure(self.plan)
             self.daemons.append(Daemon(self))
 

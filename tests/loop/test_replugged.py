@@ -268,7 +268,7 @@ async def test_an_eviction_that_may_have_taken_place_counts_for_the_ten_minutes(
 async def test_evictions_that_fail_again_and_again_write_the_annotation_once() -> None:
     """Each may have taken place; one note of it is enough, since the Node is not to be written at every attempt."""
     async with home(holder()) as one:
-        one.workload.denied["p"] = Retry("failed calling webhook")
+        one.workload.denied["p"] = Retry("connection reset by peer")
         await away(one, 1)
         await asyncio.sleep(60)
         written = [request for request in one.server.requests if request.changes]

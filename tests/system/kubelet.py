@@ -42,6 +42,7 @@ RUN = Path("/run", NAME)
 SOCKET = RUN / "containerd.sock"
 LOGS = Path("/var/log/pods")
 
+_END = "end-of-the-script"
 _LINKED_LOGS = Path("/var/log/containers")
 _BUNDLES = RUN / "state" / "io.containerd.runtime.v2.task" / "k8s.io"
 _RUNC = Path("/run/containerd/runc/k8s.io")
@@ -171,10 +172,17 @@ class Kubelet:
             raise KubeletError(f"ctr tasks kill {identifier}: {done.stderr.strip()}")
 
     def run_in_container(self, identifier: str, script: str) -> str:
-        """Run a script in a container as its own processes run: the same user, capabilities and devices. Return all that it writes."""
-        return _ctr(
-            "tasks", "exec", "--exec-id", uuid.uuid4().hex, identifier, "sh", "-c", f"exec 2>&1\n{script}"
-        ).stdout
+        """Run a script in a container as its own processes run: the same user, capabilities and devices. Return all that it writes.
+
+        It is run again where its end is missing: `ctr` loses now and then what a process writes that ends at once (seen with 1.6.20).
+        """
+        command = f"exec 2>&1\n(\n{script}\n)\necho {_END}"
+        text = ""
+        for _ in range(5):
+            text = _ctr("tasks", "exec", "--exec-id", uuid.uuid4().hex, identifier, "sh", "-c", command).stdout.rstrip()
+            if text.endswith(_END):
+                return text.removesuffix(_END)
+        raise AssertionError(text)
 
     def close(self) -> None:
         """End everything and remove what is left of it; may be called again."""

@@ -166,9 +166,9 @@ class ClaimDriver:
             self._ready.set()
 
     def _is_loaded(self) -> bool:
-        """Have the driver served, and return whether the record is read: without it nothing is prepared, but pods have to end."""
+        """Look after the driver, and return whether the record is read: without it nothing is prepared, but pods have to end."""
         self._load()
-        self.registration.serve()
+        self.registration.look()
         return self.claims.files is not None
 
     def _load(self) -> None:

@@ -57,7 +57,7 @@ class RegistrationReport(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class DriverRegistration:
-    """Serves the driver once it is wanted, and follows whether the kubelet has it.
+    """Serves the driver, and follows whether the kubelet has it.
 
     The kubelet finds the socket by itself, at its start too, and tries again by itself what has failed. So there is nothing to repeat here,
     but for sockets that were removed, which each cycle of the loop looks for.
@@ -70,12 +70,11 @@ class DriverRegistration:
     report: RegistrationReport
     registered: bool = False
     lost_at: float = math.inf
-    """Since when the driver is wanted and not registered; not yet where it is infinite."""
+    """Since when the driver is to be registered, and is not; not yet where it is infinite."""
     failure: str = ""
     """Why it is not registered, empty where that is not known or it is."""
     starts: int = 0
     """How often the kubelet has registered the driver: once at each of its starts, and once for each socket."""
-    _wanted: bool = False
     _accepted: bool = False
     """Whether the kubelet has last said that it has registered the driver."""
     _served_at: float = math.inf
@@ -91,13 +90,8 @@ class DriverRegistration:
         """Since when the kubelet has not registered the driver, and why; None where it has."""
         return None if self.registered else (self.lost_at, self.failure)
 
-    def serve(self) -> None:
-        """Serve from now on, and have the sockets looked at: a wakeup of its own would cost more than the look.
-
-        It never ends: the kubelet has claims that it could not have prepared, and their pods end only once it has told the driver.
-        """
-        if not self._wanted:
-            self._wanted, self.lost_at = True, self.clock.now()
+    def look(self) -> None:
+        """Have the sockets looked at: a wakeup of its own would cost more than the look."""
         self._progress.set()
 
     def notified(self, error: str | None) -> None:
@@ -115,13 +109,15 @@ class DriverRegistration:
         self.report.wake()
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Serve once the driver is wanted, and `ready` is set or long awaited: pods have to end whatever fails."""
+        """Serve once `ready` is set, or was long awaited: pods have to end whatever fails.
+
+        It never ends: the kubelet has claims that it could not have prepared, and their pods end only once it has told the driver.
+        """
+        self.lost_at = self.clock.now()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_LIMIT):
                 await ready.wait()
         backoff = Backoff(first=1.0, limit=10.0)
-        while not self._wanted:
-            await self._await_change(None)
         while True:
             try:
                 await self._serve(backoff)

@@ -64,6 +64,21 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "after a restart without the records of udev either of two twins may be the one that is pulled": (
+        Move(furnish, ()),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(records, (True,)),
+        Move(kill, (0,)),
+        Move(begin, (), 0.05),
+        Move(swap, (3, "other", 0.0)),
+    ),
+    "a daemon that is killed before it can begin a change of way leaves what the Node shows to the kubelet": (
+        Move(furnish, ()),
+        Move(configure, (1, True)),
+        Move(kill, (0,)),
+        Move(delete, (0, False)),
+        Move(nothing, (), 2.5),
+    ),
     "a device that nothing lists, and that goes before the next daemon has read the Node, is not known to it": (
         Move(nothing, (), 0.05),
         Move(away, (True,)),

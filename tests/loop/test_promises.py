@@ -70,7 +70,7 @@ from support.model_moves import (
     watches,
     zero,
 )
-from support.model_pods import ZIGBEE
+from support.model_pods import METER, ZIGBEE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -129,6 +129,10 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "what the Node showed at the start says nothing of another unit": (
+        Move(foreign, (METER, "1", MAPS)),
+        Move(configure, (1,)),
+    ),
     "what changes by itself puts off no repair": (
         Move(war, (30.0,)),
         Move(plug, ("zigbee", "socket-2", 2, True)),

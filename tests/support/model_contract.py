@@ -237,7 +237,10 @@ class Contract:
     """What the last look counted."""
 
     def configure(self, plan: Plan) -> None:
-        """Count for another configuration."""
+        """Count for another configuration. What the Node showed at the start counts for those of the same unit."""
+        before = {(want.name, want.per_devnode) for want in self.plan.wants}
+        same = {want.name for want in plan.wants if (want.name, want.per_devnode) in before}
+        self._start = {name: held if name in same else replace(held, low=0) for name, held in self._start.items()}
         self.plan, self._reconfigured = plan, True
         names = {want.name for want in plan.wants}
         self._low = {}

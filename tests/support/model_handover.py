@@ -17,7 +17,7 @@ from devwatch.core.handover import FALL_LIMIT, UNREGISTERED_LIMIT, Offer
 from devwatch.core.inventory import ARRIVAL_TIMEOUT
 from devwatch.core.node import Amounts, quantity
 from devwatch.observe.health import Health
-from support.fakekubelet import MEMORY
+from support.fakekubelet import MEMORY, SYNC
 from support.fakes import RIGHTS, FakeSettings, RecordingLog, date
 from support.model import SOON, TIMEOUT, Eye, Fault, Hearing, Surroundings
 from support.model_contract import MOST_GRACE, Plan, Tty, Want
@@ -136,7 +136,7 @@ class Truth:
     began_at: float = 0.0
     """When the daemon began."""
     sure_at: float = math.inf
-    """When the daemon first compared what the annotation lists with a certain scan."""
+    """When the daemon first compared what the annotation lists with a certain scan and the records of udev."""
     troubled_at: float = -math.inf
     """When something last kept daemon, kubelet and API server from working together."""
     places: dict[str, str | None] = field(default_factory=dict)
@@ -149,6 +149,8 @@ class Truth:
     """By resource: when a device left the list."""
     closed_at: dict[str, float] = field(default_factory=dict)
     """By resource: when its last stream ended."""
+    cut_at: dict[str, float] = field(default_factory=dict)
+    """By resource: when the last daemon ended that had it registered."""
     registered_at: dict[str, float] = field(default_factory=dict)
     """By resource: since when the kubelet has its list."""
 
@@ -186,12 +188,14 @@ class Truth:
         self.unread |= self.world.host.hidden
         self.seen, self.certain = frozenset(tty.birth for tty in seen), certain
         self.found = {tty.devnode: tty for tty in self.world.host.present}
-        if certain and self.answered:
+        if certain and self.answered and not self.world.host.hidden:
             self.sure_at = min(self.sure_at, self.now)
 
     def ended_daemon(self) -> None:
         """Take note that the daemon has ended."""
         self.seen, self.certain = frozenset(), False
+        closed = (name for name, at in self.closed_at.items() if at == self.now)
+        self.cut_at |= dict.fromkeys([*self.registered_at, *closed], self.now)
         self.unplaced = frozenset(link for link, tty in self.led.items() if self.places.get(id_of(link)) != tty.socket)
 
     def saw(self, state: NodeState) -> None:
@@ -447,7 +451,9 @@ class Judge(Truth):
         want = self.plan.want(name)
         plugin = want is not None and want.publish == PLUGIN
         began = self.registered_at.get(name, math.inf) if plugin else self.world.kubelet.began
-        registered = max(began, self.fell_at.get(name, -math.inf)) < life.bound
+        # The Node shows what a plugin has had until the kubelet's next update, if no daemon is left to take it back.
+        cut = self.cut_at.get(name, -math.inf) + SYNC
+        registered = max(began, self.fell_at.get(name, -math.inf), cut) < life.bound
         # A kubelet that hangs admits a pod late: the Node may show less by then.
         less = not plugin and any(at > life.bound for at, _ in self.shown.get(name, ()))
         if registered and not less and life.bound > self.troubled_at + TROUBLED:
@@ -508,7 +514,7 @@ class Judge(Truth):
         pulled = self.world.host.pulled
         since = [each for each in self.world.host.past.values() if pulled.get(each.birth, math.inf) >= self.began_at]
         # After a restart one without a serial may be any other, and one that had no record, and so no links, any with its serial.
-        unlinked = tty.plain is None or not tty.record
+        unlinked = tty.plain is None or not tty.record or self.unread
         alike = (
             each
             for each in since

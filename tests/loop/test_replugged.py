@@ -63,6 +63,17 @@ async def away(one: Home, seconds: float, *, devnode: str = USB0, number: int | 
     renumber(one, devnode=devnode, number=number)
 
 
+async def miss_a_return(one: Home, moment: float) -> None:
+    """Let the stick return under another number at a moment at which no daemon runs, and wait for what the next one does."""
+    await one.kill()
+    one.host.unplug()
+    properties = {"USEC_INITIALIZED": str(int(moment * 1e6))}
+    one.host.plug("0001", USB0, serial="S0", link=BY_ID, properties=properties)
+    await asyncio.sleep(100)
+    one.start(config())
+    await asyncio.sleep(500)
+
+
 def told(one: Home) -> list[str]:
     """Return the messages of the Events `DeviceReplugged`."""
     return [event.message for _, event in one.workload.events if event.reason == "DeviceReplugged"]
@@ -767,25 +778,15 @@ async def test_a_return_of_which_nobody_knows_the_time_evicts_nobody(initialized
 async def test_what_happened_while_no_daemon_ran_is_judged_by_the_time_of_udev() -> None:
     """A container that started before the return holds a dead file, one that started since has healed."""
     async with home(holder("dead", started=105), holder("healed", started=120)) as one:
-        await one.kill()
-        one.host.unplug()
-        one.host.plug("0001", USB0, serial="S0", link=BY_ID, properties={"USEC_INITIALIZED": "110000000"})
-        await asyncio.sleep(100)
-        one.start(config())
-        await asyncio.sleep(500)
+        await miss_a_return(one, 110)
         assert one.evicted == ["dead"]
 
 
 @virtual
 async def test_after_a_reboot_a_container_of_before_has_no_file_whatever_its_pod_still_says() -> None:
-    """The sticks have other numbers after it, and the kubelet starts the containers again: that is no reason to move them."""
+    """Sticks may have other numbers after it. The kubelet starts the containers again, so they need not move."""
     async with home(holder("before", started=-50), holder("since", started=105)) as one:
-        await one.kill()
-        one.host.unplug()
-        one.host.plug("0001", USB0, serial="S0", link=BY_ID, properties={"USEC_INITIALIZED": "110000000"})
-        await asyncio.sleep(100)
-        one.start(config())
-        await asyncio.sleep(500)
+        await miss_a_return(one, 110)
         assert one.evicted == ["since"]
         assert [(line["pod"], str(line["reason"]).partition(":")[0]) for line in one.refusals()] == [
             ("home/before", "waiting")
@@ -797,13 +798,7 @@ async def test_a_clock_that_was_set_since_the_boot_does_not_make_a_container_old
     """A host without a clock of its own: the container started by one that was eight hours behind, and runs."""
     async with home(holder(started=50 - 8 * 3600)) as one:
         await asyncio.sleep(86_400)
-        await one.kill()
-        one.host.unplug()
-        properties = {"USEC_INITIALIZED": str(int((now() + 10) * 1e6))}
-        one.host.plug("0001", USB0, serial="S0", link=BY_ID, properties=properties)
-        await asyncio.sleep(100)
-        one.start(config())
-        await asyncio.sleep(500)
+        await miss_a_return(one, now() + 10)
         assert one.evicted == ["p"]
 
 

@@ -814,6 +814,26 @@ KNOWN = {
         Move(pull, (0,)),
         Move(kill, (0, 0)),
     ),
+    "what a changed configuration gives to another resource is not lost, also where no certain scan has found it": (
+        Move(begin, ()),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(devnode, (0, 13)),
+        Move(furnish, ("composite", "twin", "modem")),
+        Move(hearing, ("never",)),
+        Move(kill, (0, 0)),
+        Move(configure, (1,)),
+        Move(furnish, ("zigbee",)),
+        Move(pull, (0,)),
+        Move(pull, (0,)),
+    ),
+    "a part that was lost before a restart is not the other part, which another resource has": (
+        Move(furnish, ("composite", "twin", "modem")),
+        Move(devnode, (0, -1), 11.0),
+        Move(kill, (0, 0)),
+        Move(begin, ()),
+        Move(replug, (1, "socket-1", 0, 0.5)),
+        Move(pull, (0,)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

@@ -118,12 +118,22 @@ class KnownDevices:
             for key, known in self.here.items()
             if key not in others
         }
+        self._forget_others(others, name, scene)
         departed = {entry.id for entry in self.gone}
         new = {key: slot for key, slot in slots.items() if key not in self.here and slot.id not in departed}
         self._glimpses.note(_entries_of(claimed, new, paths, publish), scene)
         back = {slot.id: key for key, slot in slots.items()}
         for entry, departure in self.gone.items():
             departure.maybe = back.get(entry.id or "", departure.maybe)
+
+    def _forget_others(self, others: AbstractSet[Key], name: str, scene: Scene) -> None:
+        """Forget the entries of a former daemon whose devices the resource certainly does not claim now: they are not its losses."""
+        if not self._remembered:
+            return
+        gone = {entry: _recalled_departure(entry, scene.now, START_GRACE) for entry in self._remembered}
+        found = Finder(gone=gone, here=self.here.keys(), scene=scene, name=name).find()
+        forgotten = {entry for entry, device in found.items() if device.key in others}
+        self._remembered = tuple(entry for entry in self._remembered if entry not in forgotten)
 
     def _record_departures(self, rule: ResourceRule, scene: Scene, before: PreviousScan, paths: Paths) -> None:
         """Move the known devices that the scan lacks from `here` to `gone`."""
@@ -281,6 +291,8 @@ def _recalled_departure(entry: Entry, now: float, grace: float) -> Departure:
         recalled=bool(entry.lost),
         lost=entry.lost or None,
         there=frozenset() if entry.lost else None,
+        # A full list may be cut.
+        links={*entry.links, *entry.shared} if max(len(entry.links), len(entry.shared)) < MAX_LINKS else frozenset(),
     )
 
 

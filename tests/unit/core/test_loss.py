@@ -9,7 +9,7 @@ import pytest
 
 from devwatch.core.incidents import Incidents
 from devwatch.core.inventory import Inventory
-from devwatch.core.listing import Entry
+from devwatch.core.listing import MAX_LINKS, Entry
 from devwatch.core.loss import Losses
 from devwatch.core.matching import match_remembered, match_replugged
 from devwatch.core.node import NodeState
@@ -138,17 +138,19 @@ class Story:
         shown: int | None = None,
         doubts: tuple[str, ...] = (),
         doubtful: tuple[Device, ...] = (),
+        foreign: tuple[Device, ...] = (),
         **fields: object,
     ) -> Incidents:
         """Return what a scan that finds these devices comes to while the Node shows their number, or `shown`.
 
-        The resource has them all, unless `fields` say otherwise; of `doubtful` ones it is unknown.
+        The resource has them all, unless `fields` say otherwise; of `doubtful` ones it is unknown, `foreign` ones another resource has.
         """
         self.inventory.observe(scan(*devices, at=now, doubts=doubts))
         present = len(self.inventory.present)
         own = {"present": present, "advertised": present, "devices": self.inventory.present, **fields}
         everything = (*self.inventory.present, *self.inventory.pending)
         claims = {device: Claim(doubtful=frozenset({ZIGBEE} if device in doubtful else ())) for device in everything}
+        claims |= {device: Claim(owner="example.com/other") for device in foreign}
         self.figures = Figures(by_name={ZIGBEE: Figure(**own)}, claims=claims)  # type: ignore[arg-type]  # the fields of a Figure
         count = {ZIGBEE: str(present if shown is None else shown)}
         observed = NodeState(capacity=count, allocatable=count)
@@ -450,6 +452,32 @@ def test_before_the_first_certain_scan_the_annotation_lists_what_it_did() -> Non
     story = Story(E0)
     assert story.incidents(0, doubts=("masked",)) == Incidents()
     assert story.losses.listing(story.figures) == {}
+
+
+def test_a_listed_stick_that_another_resource_has_is_not_lost_also_where_no_certain_scan_has_found_it() -> None:
+    """It was given up before it was pulled."""
+    story = Story(E0)
+    assert story.incidents(0, USB0, doubts=("masked",), foreign=(USB0,), **NONE) == Incidents()
+    assert story.turn(1) is None
+    kept = Story(E0)
+    assert kept.incidents(0, USB1, doubts=("masked",), foreign=(USB1,), **NONE) == Incidents()
+    assert kept.turn(1) is not None
+
+
+@pytest.mark.parametrize(
+    ("links", "shared", "lost"),
+    [(1, 0, True), (1, 1, True), (0, 0, False), (MAX_LINKS, 0, False), (0, MAX_LINKS, False)],
+    ids=["own", "shared", "none are known", "the list may be cut", "the shared ones may be cut"],
+)
+def test_a_listed_part_is_lost_though_another_resource_has_the_other_part(links: int, shared: int, lost: bool) -> None:  # noqa: FBT001 - a parameter of pytest
+    """They have the same ids; the links of both tell, where all of them are listed."""
+    part = replace(
+        E0,
+        links=tuple(f"/dev/part0/{number}" for number in range(links)),
+        shared=tuple(f"/dev/stick/{number}" for number in range(shared)),
+    )
+    other = device("ttyUSB1", serial="S0", links=("/dev/part1",))
+    assert (Story(part).turn(0, other, foreign=(other,), **NONE) is not None) is lost
 
 
 def test_what_was_no_longer_counted_at_the_start_without_a_time_is_forgotten() -> None:

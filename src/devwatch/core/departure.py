@@ -55,7 +55,7 @@ class Departure:
     registrations: tuple[Registration, ...] = ()
     """The registrations up to this departure, as in `Return`; empty where the device number is unknown."""
     links: AbstractSet[str] = frozenset()
-    """All links that udev made for it; empty where a former daemon may not have listed all."""
+    """All links that udev made for it. Of an entry of a former daemon also its devnode, and none where it may not list all."""
     twins: tuple[Device, ...] = ()
     """Its possible twins: other devices that the last scan found beside it, as it found them."""
     taken: frozenset[str] = frozenset()

@@ -291,9 +291,14 @@ def _recalled_departure(entry: Entry, now: float, grace: float) -> Departure:
         recalled=bool(entry.lost),
         lost=entry.lost or None,
         there=frozenset() if entry.lost else None,
-        # A full list may be cut.
-        links={*entry.links, *entry.shared} if max(len(entry.links), len(entry.shared)) < MAX_LINKS else frozenset(),
+        links=_listed_paths(entry),
     )
+
+
+def _listed_paths(entry: Entry) -> frozenset[str]:
+    """Return all paths of the device of an entry, none where the entry lists no link, or may not list all."""
+    complete = max(len(entry.links), len(entry.shared)) < MAX_LINKS
+    return entry.paths.union(entry.shared) if complete and (entry.links or entry.shared) else frozenset()
 
 
 def _first_registrations(device: Device, scene: Scene, before: PreviousScan) -> tuple[Registration, ...]:

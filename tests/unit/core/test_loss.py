@@ -480,6 +480,12 @@ def test_a_listed_part_is_lost_though_another_resource_has_the_other_part(links:
     assert (Story(part).turn(0, other, foreign=(other,), **NONE) is not None) is lost
 
 
+def test_a_listed_stick_is_not_lost_while_a_stick_of_its_kind_is_at_its_devnode_whatever_has_it() -> None:
+    """It may have moved to another socket while no daemon ran, and the configuration may have changed."""
+    moved = device("ttyUSB0", serial="S0", links=("/dev/socket-2",))
+    assert Story(replace(E0, links=("/dev/socket-1",))).turn(0, moved, foreign=(moved,), **NONE) is None
+
+
 def test_what_was_no_longer_counted_at_the_start_without_a_time_is_forgotten() -> None:
     """Who came since cannot be told; what is still counted is ours to count out, with a time."""
     forgotten, counted = Story(E0, lost=False), Story(E0, lost=False)

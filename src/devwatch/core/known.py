@@ -12,6 +12,7 @@ from devwatch.core.glimpse import Glimpses
 from devwatch.core.incidents import Loss, Registration, Return
 from devwatch.core.listing import MAX_LINKS, MAX_NUMBERS, Entry, listed_path
 from devwatch.core.matching import Ids, ids_of, leads_to, may_be_twins
+from devwatch.core.paths import paths_of
 from devwatch.core.plan import START_GRACE
 from devwatch.core.slots import mark
 
@@ -127,12 +128,17 @@ class KnownDevices:
             departure.maybe = back.get(entry.id or "", departure.maybe)
 
     def _forget_others(self, others: AbstractSet[Key], name: str, scene: Scene) -> None:
-        """Forget the entries of a former daemon whose devices the resource certainly does not claim now: they are not its losses."""
+        """Forget the entries of a former daemon whose devices the resource certainly does not claim now: they are not its losses.
+
+        The scan may lack the device itself, so one that has none of the paths of an entry may be its twin, or another part of its stick.
+        """
         if not self._remembered:
             return
         gone = {entry: _recalled_departure(entry, scene.now, START_GRACE) for entry in self._remembered}
         found = Finder(gone=gone, here=self.here.keys(), scene=scene, name=name).find()
-        forgotten = {entry for entry, device in found.items() if device.key in others}
+        forgotten = {
+            entry for entry, device in found.items() if device.key in others and entry.paths & paths_of(device)
+        }
         self._remembered = tuple(entry for entry in self._remembered if entry not in forgotten)
 
     def _record_departures(self, rule: ResourceRule, scene: Scene, before: PreviousScan, paths: Paths) -> None:
@@ -296,9 +302,14 @@ def _recalled_departure(entry: Entry, now: float, grace: float) -> Departure:
 
 
 def _listed_paths(entry: Entry) -> frozenset[str]:
-    """Return all paths of the device of an entry, none where the entry lists no link, or may not list all."""
-    complete = max(len(entry.links), len(entry.shared)) < MAX_LINKS
-    return entry.paths.union(entry.shared) if complete and (entry.links or entry.shared) else frozenset()
+    """Return all paths of the device of an entry, none unless it lists all links, and one of them names the device in every socket.
+
+    That is one in `/dev/*/by-id/` (60-serial.rules and similar): the parts of a stick have different ones. A device that has moved may
+    have none of its other links any more.
+    """
+    complete = len(entry.links) + len(entry.shared) < MAX_LINKS
+    named = any("/by-id/" in link for link in entry.links)
+    return entry.paths.union(entry.shared) if complete and named else frozenset()
 
 
 def _first_registrations(device: Device, scene: Scene, before: PreviousScan) -> tuple[Registration, ...]:

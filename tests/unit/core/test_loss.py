@@ -460,30 +460,58 @@ def test_a_listed_stick_that_another_resource_has_is_not_lost_also_where_no_cert
     assert story.turn(0, USB0, doubts=("masked",), foreign=(USB0,), **NONE) is None
     assert story.turn(1) is None
     kept = Story(E0)
-    assert kept.turn(0, USB1, doubts=("masked",), foreign=(USB1,), **NONE) is None
-    assert kept.turn(1) is not None
+    assert kept.turn(0, USB0, doubts=("masked",)) is None
+    assert devnodes(kept.turn(1)) == [E0.devnode]
+
+
+BY_ID = "/dev/serial/by-id/usb-S0-if00"
 
 
 @pytest.mark.parametrize(
     ("links", "shared", "lost"),
-    [(1, 0, True), (1, 1, True), (0, 0, False), (MAX_LINKS, 0, False), (0, MAX_LINKS, False)],
-    ids=["own", "shared", "none are known", "the list may be cut", "the shared ones may be cut"],
+    [
+        ((BY_ID,), (), True),
+        ((BY_ID,), ("/dev/stick",), True),
+        ((BY_ID,), ("/dev/part1",), False),
+        ((), (), False),
+        ((), (BY_ID,), False),
+        (("/dev/serial/by-path/0", "/dev/stick"), (), False),
+        ((BY_ID, *(f"/dev/{number}" for number in range(MAX_LINKS - 1))), (), False),
+        ((BY_ID,), tuple(f"/dev/{number}" for number in range(MAX_LINKS - 1)), False),
+    ],
+    ids=[
+        "by ID",
+        "and a shared one",
+        "which the other has",
+        "none",
+        "a twin has its ID",
+        "of the socket",
+        "maybe cut",
+        "the shared maybe cut",
+    ],
 )
-def test_a_listed_part_is_lost_though_another_resource_has_the_other_part(links: int, shared: int, lost: bool) -> None:  # noqa: FBT001 - a parameter of pytest
-    """They have the same ids; the links of both tell, where all of them are listed."""
-    part = replace(
-        E0,
-        links=tuple(f"/dev/part0/{number}" for number in range(links)),
-        shared=tuple(f"/dev/stick/{number}" for number in range(shared)),
-    )
-    other = device("ttyUSB1", serial="S0", links=("/dev/part1",))
+def test_a_listed_part_is_lost_though_another_resource_has_the_other_part(
+    links: tuple[str, ...],
+    shared: tuple[str, ...],
+    lost: bool,  # noqa: FBT001 - a parameter of pytest
+) -> None:
+    """They have the same ids; the links of both tell, where all are listed and one of them names the part in every socket."""
+    part, other = replace(E0, links=links, shared=shared), device("ttyUSB1", serial="S0", links=("/dev/part1",))
     assert (Story(part).turn(0, other, foreign=(other,), **NONE) is not None) is lost
 
 
+@pytest.mark.parametrize("foreign", [True, False], ids=["of another resource", "of none"])
+def test_a_listed_stick_that_cannot_be_looked_at_is_lost_though_another_of_its_kind_was_there(foreign: bool) -> None:  # noqa: FBT001 - a parameter of pytest
+    """It is not forgotten for one that has none of its paths: that may be its twin, or another part."""
+    story, twin = Story(E0), device("ttyUSB1", serial="S0")
+    assert story.turn(0, twin, doubts=("masked",), foreign=(twin,) if foreign else (), **NONE) is None
+    assert devnodes(story.turn(1)) == [E0.devnode]
+
+
 def test_a_listed_stick_is_not_lost_while_a_stick_of_its_kind_is_at_its_devnode_whatever_has_it() -> None:
-    """It may have moved to another socket while no daemon ran, and the configuration may have changed."""
-    moved = device("ttyUSB0", serial="S0", links=("/dev/socket-2",))
-    assert Story(replace(E0, links=("/dev/socket-1",))).turn(0, moved, foreign=(moved,), **NONE) is None
+    """Its links may be others since udev's rules have changed."""
+    moved = device("ttyUSB0", serial="S0", links=("/dev/serial/by-id/renamed",))
+    assert Story(replace(E0, links=(BY_ID,))).turn(0, moved, foreign=(moved,), **NONE) is None
 
 
 def test_what_was_no_longer_counted_at_the_start_without_a_time_is_forgotten() -> None:

@@ -834,6 +834,14 @@ KNOWN = {
         Move(replug, (1, "socket-1", 0, 0.5)),
         Move(pull, (0,)),
     ),
+    "the time of an older loss is not that of the stick which had its devnode next": (
+        Move(furnish, ("zigbee", "nameless")),
+        Move(pull, (0,)),
+        Move(replug, (0, "socket-1", 0, 0.0)),
+        Move(nothing, (), 11.0),
+        Move(pull, (0,)),
+        Move(kill, (0, 0)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

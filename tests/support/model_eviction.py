@@ -67,6 +67,10 @@ def removable(state: NodeState, name: str) -> bool:
     return all(any(part in maps for maps in mine) for part in held)
 
 
+def _is_same_loss(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
+    return all(one.get(name) == other.get(name) for name in ("devnode", "serial", "lost"))
+
+
 def _moment(text: str) -> float:
     """Return when the API server's clock showed this."""
     return datetime.fromisoformat(text).timestamp() - EPOCH
@@ -233,11 +237,14 @@ class Bailiff:
     """By birth: what twins shared, as the annotation of the former daemon says."""
     former: frozenset[str] = frozenset()
     """The API server's times before the PATCHes of former daemons."""
+    begun: Content = field(default_factory=dict)
+    """What the annotation listed when this daemon began."""
 
     def began(self, state: NodeState) -> None:
         """Take the memory of a former daemon."""
         self.former = frozenset(self.ledger.dates)
-        for name, entries in believed(state).items():
+        self.begun = believed(state)
+        for name, entries in self.begun.items():
             for entry in entries:
                 for tty in self._meant(entry):
                     shared, rdev = cast("tuple[Any, Any]", (entry.get("shared") or (), entry.get("rdev")))
@@ -393,7 +400,8 @@ class Bailiff:
             return
         for entry in (entry for state in states for entry in believed(state).get(known.want, ())):
             lost = entry.get("lost")
-            if lost and known.is_told_of(entry):
+            early = any(_is_same_loss(entry, each) for each in self.begun.get(known.want, ()))
+            if lost and known.is_told_of(entry) and not early:
                 known.lost, known.dated, known.listed = lost, lost, True
                 known.accepted = min(known.missing, _moment(lost))
 

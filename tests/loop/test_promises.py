@@ -842,6 +842,15 @@ KNOWN = {
         Move(pull, (0,)),
         Move(kill, (0, 0)),
     ),
+    "a link that a stick had before the daemon had read the Node names it": (
+        Move(nothing, (), 14.0),
+        Move(kill, (0, 0)),
+        Move(furnish, ("zigbee", "twin")),
+        Move(pull, (0,)),
+        Move(begin, ()),
+        Move(respell, (0, None), 0.05),
+        Move(replug, (0, "socket-1", 0, 0.0)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

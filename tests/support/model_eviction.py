@@ -302,10 +302,11 @@ class Bailiff:
             if plan.owner(tty)[0] is not None and not (birth in gone and tty.place in taken)
         ]
         self.ledger.paths.note({birth: self.ledger.host.past[birth].claims for birth in maybe}, frozenset(gone))
-        if certain and answered:
+        if certain:
             read = {tty.birth: tty.claims if tty.record else self._bare(tty) for tty in listed}
             self.paths.note(read)
-            self.ledger.read.note(read)
+            if answered:
+                self.ledger.read.note(read)
         for tty in listed:
             want, _ = owners[tty.birth]
             if want is None or want.evict is None:

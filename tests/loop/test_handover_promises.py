@@ -419,6 +419,16 @@ KNOWN = {
         Move(pull, (0,)),
         Move(restart, (1, 0.0)),
     ),
+    "which of two twins a link leads to is not known before the annotation was compared with a scan": (
+        Move(furnish, ()),
+        Move(swap, (0, "zigbee", 0.0)),
+        Move(kill, (0,)),
+        Move(pod, (6,)),
+        Move(bounce, (3, 0, 8.0, "socket-4")),
+        Move(furnish, ()),
+        Move(begin, ()),
+        Move(restart, (2, 0.0)),
+    ),
 }
 
 

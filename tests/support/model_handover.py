@@ -461,11 +461,16 @@ class Judge(Truth):
 
     def opened(self, life: Life) -> None:
         """Judge that no other pod has what a container has opened, as far as the daemon can have seen what is there."""
-        mine = self.proper[life.pod.uid] = {tty.birth for tty in life.opened.values()} & self.seen
+        mine = self.proper[life.pod.uid] = {tty.birth for tty in life.opened.values() if self._is_identified(tty)}
         for other in self.world.cluster.here:
             theirs = self.proper.get(other.pod.uid, set()) if other.opened else set()
             if other is not life and mine & theirs and not self.may_share(life, other):
                 self.broken(Promise.ALONE, f"{life.pod.name} and {other.pod.name} have the same stick")
+
+    def _is_identified(self, tty: Tty) -> bool:
+        """Return whether the daemon has seen a device, and can know its ID: that of a twin once the annotation was compared with a scan."""
+        alike = (each for each in self.world.host.present if (each.vendor, each.plain) == (tty.vendor, tty.plain))
+        return tty.birth in self.seen and (self.sure_at <= self.now or all(each.stick == tty.stick for each in alike))
 
     def ended(self) -> None:
         """Judge the end, when everything has worked for long enough."""

@@ -851,6 +851,16 @@ KNOWN = {
         Move(respell, (0, None), 0.05),
         Move(replug, (0, "socket-1", 0, 0.0)),
     ),
+    "what a kubelet takes away after the daemon has read the Node is counted still": (
+        Move(begin, (), 20.0),
+        Move(furnish, ("zigbee", "composite")),
+        Move(pull, (0,)),
+        Move(kill, (0, 0), 0.5),
+        Move(fail, ("500", 2), 2.5),
+        Move(bounce, (2, 0, 2.1), 6.0),
+        Move(zero, ()),
+        Move(nothing, (), 0.5),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

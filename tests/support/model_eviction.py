@@ -387,9 +387,10 @@ class Bailiff:
                 if not answered:
                     continue
                 known.judged = True
-                # A former daemon, or a kubelet, has stopped counting it without a date: who came afterwards cannot be told.
+                # A former daemon, or a kubelet, has stopped counting it without a date: who came afterwards cannot be told. A kubelet
+                # that has done so since the daemon first read the Node is drift, which is repaired.
                 present = self.contract.present.get(known.want, 0)
-                known.over = known.over or any(state.count(known.want) <= present for state in states)
+                known.over = known.over or all(state.count(known.want) <= present for state in states)
             elif known.accepted is None and now >= known.missing + known.grace - SOON:
                 most = self._without(known, now)
                 if any(state.count(known.want) <= most for state in states):

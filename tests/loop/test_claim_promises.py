@@ -33,7 +33,7 @@ from support.model_handover_moves import (
     stop,
     swap,
 )
-from support.model_moves import Move, devnode, finish, play, random_histories, records
+from support.model_moves import Move, devnode, finish, hearing, play, random_histories, records
 from support.model_pods import ZIGBEE
 from support.objectserver import SLICES
 
@@ -181,6 +181,15 @@ KNOWN = {
         Move(finish, (), 11.0),
         Move(pod, (9,), 6.0),
         Move(kill, (2,)),
+    ),
+    "a device is replaced also by one that came before it was pulled, where no scan has found both": (
+        Move(hearing, ("never",), 0.001),
+        Move(furnish, ()),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(pull, (0,)),
+        Move(pull, (0,)),
+        Move(plug, ("zigbee", "socket-1", 0, True), 0.001),
+        Move(pull, (0,)),
     ),
 }
 

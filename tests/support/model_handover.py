@@ -128,6 +128,8 @@ class Truth:
     """By resource: each allocatable figure of the Node, since when."""
     proper: dict[str, set[int]] = field(default_factory=dict)
     """By uid: what a container has opened that the daemon had seen by then."""
+    found_at: dict[int, float] = field(default_factory=dict)
+    """By birth: when a scan last found a device."""
     unread: bool = False
     """Whether udev's records were away at a scan."""
     configured_at: float = -math.inf
@@ -187,6 +189,7 @@ class Truth:
         """Take note of a scan."""
         self.unread |= self.world.host.hidden
         self.seen, self.certain = frozenset(tty.birth for tty in seen), certain
+        self.found_at |= dict.fromkeys(self.seen, self.now)
         self.found = {tty.devnode: tty for tty in self.world.host.present}
         if certain and self.answered and not self.world.host.hidden:
             self.sure_at = min(self.sure_at, self.now)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import os
 import random
 import signal
@@ -29,6 +28,7 @@ from devwatch.core import exitstatus
 from devwatch.core.errors import KubeletError, Unavailable
 from devwatch.core.names import DRIVER
 from devwatch.core.repeat import RepeatFilter
+from devwatch.host.memory import tune_memory
 from devwatch.host.systemd import Notifier, watchdog_interval
 from devwatch.host.udev import UdevSource
 from devwatch.kube.pods import Workload
@@ -190,7 +190,7 @@ class Daemon:
             listen=listening,
             dry_run=self._options.dry_run or "no",
         )
-        _tune_garbage_collection()
+        tune_memory()
         await self._reconciler.run()
 
     def _wire(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> Reconciler:
@@ -263,16 +263,6 @@ class Daemon:
         if self._reconciler is not None:
             outage, loading = self._reconciler.publisher.outage, self._settings.busy
             self._service.cycled(self._reconciler.figures, outage=outage, loading=loading)
-
-
-def _tune_garbage_collection() -> None:
-    """Collect cyclic garbage often: that of a storm of uevents would otherwise stay for minutes, and the memory would never be returned.
-
-    All imported modules live as long as the program. They are frozen, that is, hidden from the collector; the few other objects are then
-    collected often at no measurable cost.
-    """
-    gc.freeze()
-    gc.set_threshold(200, 5, 2)
 
 
 async def _close(close: Callable[[], Coroutine[Any, Any, None]]) -> None:

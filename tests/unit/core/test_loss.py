@@ -356,6 +356,14 @@ def test_a_resource_that_may_have_its_stick_again_still_loses_it() -> None:
     assert devnodes(loss) == [E0.devnode]
 
 
+def test_a_stick_of_another_resource_hides_no_loss_while_its_record_is_missing() -> None:
+    """It may have the devnode of the lost one, and no serial yet."""
+    story = Story()
+    story.turn(0, USB0)
+    other = device("ttyUSB0", properties=None, incarnation=99, links_known=False)
+    assert devnodes(story.turn(1, other, foreign=(other,), **NONE)) == [E0.devnode]
+
+
 def test_a_stick_that_its_resource_no_longer_matches_is_not_lost_when_it_is_pulled() -> None:
     """It was given up before."""
     story = Story()

@@ -28,7 +28,7 @@ from devwatch.core import exitstatus
 from devwatch.core.errors import KubeletError, Unavailable
 from devwatch.core.names import DRIVER
 from devwatch.core.repeat import RepeatFilter
-from devwatch.host.memory import tune_memory
+from devwatch.host.memory import collect_garbage_often
 from devwatch.host.systemd import Notifier, watchdog_interval
 from devwatch.host.udev import UdevSource
 from devwatch.kube.pods import Workload
@@ -190,7 +190,7 @@ class Daemon:
             listen=listening,
             dry_run=self._options.dry_run or "no",
         )
-        tune_memory()
+        collect_garbage_often()
         await self._reconciler.run()
 
     def _wire(self, stack: contextlib.AsyncExitStack, loop: asyncio.AbstractEventLoop) -> Reconciler:

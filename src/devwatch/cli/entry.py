@@ -472,6 +472,9 @@ def _startup_signals(status: int) -> Iterator[None]:
 
 
 def _run_daemon(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from devwatch.host.memory import return_freed_memory  # noqa: PLC0415 - other commands do not need it
+
+    return_freed_memory()
     from devwatch.agent import daemon  # noqa: PLC0415 - other commands do not need them
     from devwatch.config import resolver  # noqa: PLC0415 - as above
     from devwatch.host.snapshot import node_name  # noqa: PLC0415 - as above

@@ -8,13 +8,14 @@ import sys
 PROGRAM = """
 import gc
 from pathlib import Path
-from devwatch.host.memory import tune_memory
+from devwatch.host.memory import collect_garbage_often, return_freed_memory
 
 def resident():
     rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(rows["VmRSS"].split()[0])
 
-tune_memory()
+return_freed_memory()
+collect_garbage_often()
 bytearray(8 * 1024 * 1024)
 before = resident()
 blocks = [bytearray(1024 * 1024) for _ in range(8)]

@@ -15,8 +15,8 @@ _LARGE = 128 * 1024
 def return_freed_memory() -> None:
     """Let freed memory go back to the kernel, from all that is loaded after this call on.
 
-    glibc raises the size from which a block is mapped alone to that of the largest one freed, here a list of pods, and twice that stays at
-    the end of the heap. A limit that is set stays as it is (mallopt(3)). Another C library may have no such function.
+    glibc raises the size from which a block is mapped alone to that of the largest one freed, and leaves twice that at the end of the heap.
+    A limit that is set stays as it is (mallopt(3)). Another C library may have no such function.
     """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, _LARGE)

@@ -189,7 +189,7 @@ class SliceJudge(Judge):
         if pulled is None and tty.birth in self.seen:
             self.broken(Promise.FALL, f"withdraws {name}, which is there")
         # What came before it was pulled takes its place as well, where no scan has found both.
-        found = self.found_at.get(tty.birth, 0.0)
+        found = self.found_at.get(tty.birth, pulled or 0.0)
         replaced = any((each.handled or math.inf) >= found for each in self.world.host.past.values())
         if pulled is not None and not replaced and self.now < pulled + want.grace - SOON:
             self.broken(Promise.FALL, f"withdraws {name} within its grace")

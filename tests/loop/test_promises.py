@@ -861,6 +861,13 @@ KNOWN = {
         Move(zero, ()),
         Move(nothing, (), 0.5),
     ),
+    "a stick whose devnode was away for a moment is itself, although a twin came and went meanwhile": (
+        Move(nothing, (), 0.001),
+        Move(furnish, ("zigbee", "nameless")),
+        Move(devnode, (0, -1)),
+        Move(swap, (1, "zigbee", 0.0)),
+        Move(swap, (1, "nameless", 0.0)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

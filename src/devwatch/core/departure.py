@@ -87,7 +87,8 @@ class Departure:
 
         - It was present beside them, and udev has not handled them a second time since. A virtual console keeps its registration whatever
           stick it plays, so a console that udev has handled again may be this device.
-        - udev had handled them before this one was last observed.
+        - udev had handled them before this one was last observed. Not so a former registration of this one: it has not ended, scans
+          have missed its devnode, and what was taken for its return was a twin that has gone by now.
         - They are other parts of a composite stick.
 
         The first two do not exclude a device that has the ID of this one (`identified`): it got the ID after this one had departed, when
@@ -100,8 +101,9 @@ class Departure:
             if handled.get(device.key) is not None and (initialized_at(device) or -math.inf) > self.seen
         }
         earlier = {device.key for device in devices if (initialized_at(device) or math.inf) + _MICROSECOND < self.seen}
+        former = {each.key for each in self.registrations}
         parts = (device.key for device in devices if self.device is not None and is_other_part(device, self.device))
-        return (((handled.keys() - again) | earlier) - identified) | set(parts)
+        return (((handled.keys() - again) | (earlier - former)) - identified) | set(parts)
 
     def unlinked(self, devices: Iterable[Device]) -> set[Key]:
         """Return the devices that have none of its links, not even a shared one, as far as the links of both are known."""

@@ -33,7 +33,13 @@ class Glimpses:
                 seen=scene.now,
                 device=device,
                 registrations=(
-                    Registration(second=0, number=device.number, paths=entry.paths, left=scene.second(scene.now)),
+                    Registration(
+                        second=0,
+                        number=device.number,
+                        paths=entry.paths,
+                        key=device.key,
+                        left=scene.second(scene.now),
+                    ),
                 ),
                 links={*entry.links, *entry.shared},
                 twins=tuple(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from devwatch.core.device import Key
     from devwatch.core.listing import Entry
 
 
@@ -63,6 +64,8 @@ class Registration:
     """The earliest second at which it can have ended: the last certain scan that found it. 0 where not observed."""
     taken: frozenset[str] = frozenset()
     """The paths that led to another device between it and the next one: a container that started then has mounted that device."""
+    key: Key | None = None
+    """What identifies it until the kernel removes the device; None where a former daemon listed it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -332,7 +332,7 @@ def _registration(device: Device, scene: Scene, before: PreviousScan) -> Registr
     first = initialized_at(device)
     # For a device that was plugged before the daemon began, a Unix time is not computed: the clock may have been set since.
     came = scene.second(first) if first is not None and first > before.began else 0
-    return Registration(second=came, number=device.number, paths=frozenset())
+    return Registration(second=came, number=device.number, paths=frozenset(), key=device.key)
 
 
 def _return_of(entry: Entry, device: Device, departure: Departure, rule: ResourceRule, scene: Scene) -> Return | None:
@@ -355,7 +355,7 @@ def _return_of(entry: Entry, device: Device, departure: Departure, rule: Resourc
         if former[-1].number == device.number and abs(former[-1].second - second) <= 1:
             former = former[:-1]  # the former daemon has already listed the present registration
     former = (*former[:-1], *(replace(last, taken=departure.taken) for last in former[-1:]))
-    now = Registration(second=second, number=device.number, paths=frozenset())
+    now = Registration(second=second, number=device.number, paths=frozenset(), key=device.key)
     return Return(
         resource=rule.name,
         entries=(entry,),

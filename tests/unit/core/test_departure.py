@@ -81,6 +81,14 @@ def test_what_udev_handled_before_it_was_last_seen_is_another_device(at: float |
     assert departure().excluded([other]) == ({other.key} if excluded else set())
 
 
+def test_what_it_was_before_can_be_it_again_although_udev_handled_that_before_it_was_last_seen() -> None:
+    """The registration has not ended, and what stood for it meanwhile was a twin; but not what was beside it."""
+    first = handled(at=80)
+    one = departure(registrations=(Registration(second=80, number=1, paths=frozenset(), key=first.key),))
+    assert one.excluded([first]) == set()
+    assert replace(one, twins=(first,)).excluded([first]) == {first.key}
+
+
 def test_the_device_with_its_id_is_it_but_another_part_of_the_stick_never_is() -> None:
     """The ID was given to it after this one had departed."""
     twin, part = handled(at=80), handled("ttyUSB2", at=95, interface="01")

@@ -35,7 +35,7 @@ def test_what_a_certain_scan_does_not_find_has_departed_with_all_that_is_known_o
     assert (departure.seen, departure.at, departure.until) == (10, 20, 22)
     assert departure.links == {"/dev/own", "/dev/shared"}
     assert departure.registrations == (
-        Registration(second=0, number=7, paths=frozenset({STICK.devnode, "/dev/own"}), left=1000),
+        Registration(second=0, number=7, paths=frozenset({STICK.devnode, "/dev/own"}), key=STICK.key, left=1000),
     )
 
 

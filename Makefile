@@ -155,7 +155,7 @@ image: ## Build the container image with docker, podman or buildah (IMAGE=NAME:T
 
 uninstall: ## Remove what install made, but not /etc/devwatch.
 	@rm -rf "$(DESTDIR)$(PREFIX)/lib/devwatch" "$(DESTDIR)$(PREFIX)/bin/devwatch" "$(DESTDIR)$(UNITS)/devwatch.service"
-	echo "removed; /etc/devwatch stays. What is advertised stays too: devwatch purge removes it, before this"
+	echo "removed; /etc/devwatch stays. What is advertised stays too, unless devwatch purge removed it before"
 
 # Every file of a release has the version of the package and the date of the commit: no clock of a machine is in it.
 version := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/devwatch/__init__.py)

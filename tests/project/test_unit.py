@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devwatch.cli.entry import DEVICE_PLUGIN_DIR
+from devwatch.cli.entry import DEVICE_PLUGIN_DIR, KUBELET_DIR
 from support.checkout import CHECKOUT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 UNIT = CHECKOUT / "systemd" / "devwatch.service"
+DROP_IN = CHECKOUT / "systemd" / "dra.conf"
 
 
 @pytest.fixture
@@ -43,9 +44,9 @@ def test_the_service_is_hardened(unit: Path) -> None:
     assert done.returncode == 0, done.stdout[-200:]
 
 
-def settings(name: str) -> list[str]:
-    """Return the values of a setting of the unit."""
-    return [line.removeprefix(f"{name}=") for line in UNIT.read_text().splitlines() if line.startswith(f"{name}=")]
+def settings(name: str, file: Path = UNIT) -> list[str]:
+    """Return the values of a setting of the unit, or of its drop-in."""
+    return [line.removeprefix(f"{name}=") for line in file.read_text().splitlines() if line.startswith(f"{name}=")]
 
 
 def test_it_reaches_the_folders_of_the_kubelet() -> None:
@@ -56,6 +57,20 @@ def test_it_reaches_the_folders_of_the_kubelet() -> None:
     assert (settings("User"), settings("CapabilityBoundingSet")) == (["root"], [""])
     hidden = [*settings("InaccessiblePaths"), *settings("TemporaryFileSystem"), *settings("RootDirectory")]
     assert hidden == []  # pod-resources can be connected to as it is
+
+
+def test_the_drop_in_for_dra_opens_what_the_driver_writes(unit: Path) -> None:
+    """Folders that are missing yet are no fault, and that of the CDI files is made."""
+    folder = unit.with_name(f"{unit.name}.d")
+    folder.mkdir()
+    shutil.copy(DROP_IN, folder)
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert (
+        done.returncode,
+        [line for line in done.stderr.splitlines() if "devwatch" in line or "dra.conf" in line],
+    ) == (0, [])
+    assert settings("ReadWritePaths", DROP_IN) == [f"-{KUBELET_DIR}/plugins -{KUBELET_DIR}/plugins_registry"]
+    assert (settings("RuntimeDirectory", DROP_IN), settings("RuntimeDirectoryPreserve", DROP_IN)) == (["cdi"], ["yes"])
 
 
 def test_a_socket_on_a_read_only_file_system_can_be_connected_to(tmp_path: Path) -> None:

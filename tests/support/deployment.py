@@ -26,8 +26,8 @@ BASE = DEPLOY / "base"
 COMPONENTS = DEPLOY / "components"
 IMAGE = "ghcr.io/devwatch/devwatch"
 """The image that a release pushes."""
-OLDEST_KUSTOMIZE = (4, 0)
-"""The first kustomize inside kubectl that knows components (kubectl 1.21)."""
+OLDEST_KUSTOMIZE = (4, 2)
+"""The first kustomize inside kubectl that knows `labels` (kubectl 1.22)."""
 
 
 def missing() -> str | None:
@@ -39,7 +39,7 @@ def missing() -> str | None:
     )
     text = json.loads(done.stdout or "{}").get("kustomizeVersion", "v0.0")
     version = tuple(int(part) for part in text.removeprefix("v").split(".")[:2])
-    return None if version >= OLDEST_KUSTOMIZE else f"needs a kubectl whose kustomize knows components, not {text}"
+    return None if version >= OLDEST_KUSTOMIZE else f"needs a kubectl whose kustomize knows `labels`, not {text}"
 
 
 def rendered(*components: str, **settings: object) -> list[Object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from support.checkout import CHECKOUT
 from system.waiting import eventually
 from usb.machine import TIMEOUT
 from usb.site import CONFIG, CONFIG_FILE, FTDI, RESOURCES
@@ -15,6 +16,10 @@ ADDED = "new.example.com/stick"
 GOOD = f"{CONFIG}\n  - name: {ADDED}\n    match: [{{vendor: 1234}}]\n"
 BAD = CONFIG.replace("vendor: 1a86", "vendor: 1a8")
 WRONG_CONFIGURATION = "78"
+CLAIMED = f"{CONFIG}\n  - name: {ADDED}\n    match: [{{vendor: 1234}}]\n    publish: dra\n"
+DROP_IN = "/etc/systemd/system/devwatch.service.d/dra.conf"
+FOLDERS = "/var/lib/kubelet/plugins /var/lib/kubelet/plugins_registry"
+SOCKETS = "/var/lib/kubelet/plugins/devwatch.io/dra.sock /var/lib/kubelet/plugins_registry/devwatch.io-reg.sock"
 NONE, ONE = (f"{count} of {len(RESOURCES)} resources present" for count in (0, 1))
 
 
@@ -106,3 +111,16 @@ def test_a_wrong_configuration_is_no_reason_to_try_again(site: Site) -> None:
     assert site.machine.attempt("systemctl restart devwatch").returncode != 0
     assert (site.state("ActiveState"), site.state("ExecMainStatus")) == ("failed", WRONG_CONFIGURATION)
     assert site.state("NRestarts") == "0"
+
+
+def test_the_drop_in_lets_the_driver_have_its_folders(site: Site) -> None:
+    """Without it the sandbox keeps them read-only, and the log says so; with it there are both sockets, and a folder for CDI files."""
+    machine = site.machine
+    machine.run(f"mkdir -p {FOLDERS}")
+    site.configure(CLAIMED)
+    machine.run("systemctl restart devwatch")
+    assert "Read-only file system" in site.await_log("host.limited")["reason"]
+    machine.install(DROP_IN, (CHECKOUT / "systemd" / "dra.conf").read_text("utf-8"))
+    machine.run("systemctl daemon-reload; systemctl restart devwatch")
+    eventually(lambda: machine.attempt(f"ls {SOCKETS} && test -d /var/run/cdi").returncode == 0, timeout=TIMEOUT)
+    machine.run(f"rm {DROP_IN}; systemctl daemon-reload")

@@ -208,7 +208,7 @@ def suggestion_text(suggestions: Sequence[Suggestion], *, certain: bool = True) 
     Unless the scan was `certain`, it does not claim that there are no further devices.
     """
     if not suggestions:
-        nothing = "Nothing to suggest: every device here is claimed, or there is none"
+        nothing = "Nothing to suggest: every device here is claimed or virtual, or there is none"
         return f"# {nothing if certain else 'Not every device here could be seen'}.\nresources: []\n"
     return "resources:\n" + "\n".join(_resource(suggestion) for suggestion in suggestions)
 

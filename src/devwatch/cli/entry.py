@@ -276,7 +276,8 @@ def _add_run(commands: _Commands, environ: Mapping[str, str]) -> None:
     _add_kubeconfig_option(option)
     left_out = "resources that are not nodeStatus are left out"
     _add_dry_run_option(
-        option, f"print each patch as JSON, store nothing; the kubelet is left alone; with --once {left_out}"
+        option,
+        f"print each patch, for a person in words and else as JSON, and store nothing; the kubelet is left alone; with --once {left_out}",
     )
     _add_kubelet_dir_options(option)
     once = f"end when the Node shows what is present, status 1 if it does not within 30 s; {left_out}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devwatch.agent.events import MAX_WAITING, EventRecorder
-from devwatch.core.errors import Retry
+from devwatch.core.errors import Busy, Retry
 from support import virtualtime
 from support.build import ZIGBEE, ZWAVE, device
 from support.fakes import FakeWorkload, RecordingLog
@@ -710,3 +710,38 @@ def test_the_events_that_wait_are_bounded_and_their_text_is_escaped() -> None:
     messages = virtualtime.run(drain)
     assert len(messages) == MAX_WAITING
     assert all(message.isprintable() for message in messages)
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["its answer is lost", "a patch cancels it"])
+@virtual
+async def test_an_eviction_that_is_not_answered_is_reported_once_the_pod_is_gone(
+    cancelled: bool,  # noqa: FBT001 - a parameter of pytest
+) -> None:
+    """As one that is; once, however often it was asked for."""
+    async with home(pod(), used=config(names=(ZIGBEE, ZWAVE))) as one:
+        one.workload.unanswered = {"p"}
+        one.host.unplug()
+        await asyncio.sleep(GRACE + AFTER + 0.5)
+        if cancelled:
+            one.host.plug("0002", USB1)
+        await asyncio.sleep(60)
+        assert one.evicted == ["p"]
+        assert one.evictions("evicted") == 1
+        assert one.evictions("refused") == (not cancelled)
+        (line,) = one.log.of("pod.evicted")
+        assert (line.fields["pod"], line.fields["lost"]) == ("home/p", [USB0])
+
+
+@pytest.mark.parametrize("refusal", [None, Busy("it would violate the pod's disruption budget (429)")])
+@virtual
+async def test_an_eviction_that_is_answered_after_all_is_reported_by_its_answer(refusal: Busy | None) -> None:
+    """What the first attempt left open is settled by the second: that the pod goes later is not our doing where that was refused."""
+    async with home(pod()) as one:
+        one.workload.denied = {"p": Retry("connection reset by peer")}
+        one.host.unplug()
+        await asyncio.sleep(GRACE + AFTER + 0.5)
+        one.workload.denied = {"p": refusal} if refusal else {}
+        await asyncio.sleep(2)
+        one.workload.end("p")
+        await asyncio.sleep(60)
+        assert one.evictions("evicted") == len(one.log.of("pod.evicted")) == (refusal is None)

@@ -84,6 +84,8 @@ class Evictor:
     """By incident and UID, an empty one for the list of pods: why the server refuses it, until a later list shows no such victim."""
     _accepted: set[str] = field(default_factory=set)
     """The UIDs of the pods of which the server accepted the eviction, while they are listed; none of them should be a victim again."""
+    _unanswered: dict[str, tuple[Pod, Incident]] = field(default_factory=dict)
+    """By UID: the evictions of which no answer came, while the pod is there and an incident is left."""
     _reported: set[tuple[Key, str]] = field(default_factory=set)
     """The pods that were reported as spared, with their incident, while they are listed."""
     _recheck_at: dict[Key, float] = field(default_factory=dict)
@@ -100,6 +102,7 @@ class Evictor:
         self.health.eviction = next(iter(self._reasons.values()), "")
         if not self._incidents:
             self._refusals.clear()
+            self._unanswered.clear()
 
     def action(self, now: float) -> Task | None:
         """Return the request that is due, None for none: a list of pods, or one eviction.
@@ -184,6 +187,8 @@ class Evictor:
         pods = await self.holders.read(asked, self._pods)
         uids = {pod.uid for pod in pods}
         self._accepted &= uids
+        for uid in self._unanswered.keys() - {pod.uid for pod in pods if not pod.terminating}:
+            self._report_eviction(*self._unanswered.pop(uid))
         self._reported = {(key, uid) for key, uid in self._reported if uid in uids}
         incident = self._incidents.get(asked.key)
         if incident is None:
@@ -242,6 +247,9 @@ class Evictor:
         self._accepted.add(pod.uid)
         self._backoff.succeed()
         self._filter = RepeatFilter()
+        self._report_eviction(pod, incident)
+
+    def _report_eviction(self, pod: Pod, incident: Incident) -> None:
         self.recorder.pod(pod, incident, "the pod is evicted")
         self.metrics.evictions.labels("evicted").inc()
         self.recorder.log.warning(
@@ -249,9 +257,10 @@ class Evictor:
         )
 
     async def _request_eviction(self, pod: Pod, incident: Incident) -> None:
-        """Request an eviction, and note one for a return unless it was certainly refused.
+        """Request an eviction, and note it unless it was certainly refused.
 
-        A request whose answer is lost, or which a patch cancels, may have evicted the pod: the next one may make the device return again.
+        A request whose answer is lost, or which a patch cancels, may have evicted the pod: it is reported once the pod is gone, and for a
+        return the next one may make the device return again.
         """
         certain = refused = False
         try:
@@ -261,6 +270,10 @@ class Evictor:
             refused = isinstance(error, _REFUSALS) or any(text in str(error) for text in _REFUSAL_TEXTS)
             raise
         finally:
+            if certain or refused:
+                self._unanswered.pop(pod.uid, None)
+            else:
+                self._unanswered[pod.uid] = pod, incident
             if isinstance(incident, Return) and not refused:
                 self.losses.note_eviction(incident, self.recorder.clock(), certain=certain)
 

@@ -80,7 +80,7 @@ def told(one: Home) -> list[str]:
 
 
 @pytest.mark.parametrize("seconds", [0.5, GRACE + 1, GRACE + AFTER - 1])
-@pytest.mark.parametrize("path", [BY_ID, USB0])
+@pytest.mark.parametrize("path", [BY_ID, USB0, f"/{USB0}"])
 @virtual
 async def test_a_pod_with_a_dead_file_is_evicted_after_the_return(seconds: float, path: str) -> None:
     """Within the grace, and between the grace and `after`; `after` the return, and said so."""
@@ -272,7 +272,7 @@ async def test_an_eviction_that_may_have_taken_place_counts_for_the_ten_minutes(
         await away(one, 1)
         await asyncio.sleep(300)
         assert one.evicted == ["p"]
-        assert "recent" in told(one)[-1]
+        assert any("recent" in text for text in told(one))
 
 
 @virtual

@@ -33,6 +33,9 @@ Listing = Mapping[str, tuple["Entry", ...]]
 def listed_path(path: str) -> str:
     """Return a path as the annotation lists it: normalised, and beyond `MAX_TEXT` characters cut, with a digest that keeps it unique."""
     path = posixpath.normpath(path)
+    path = (
+        f"/{path.lstrip('/')}" if path.startswith("/") else path
+    )  # of two slashes at the start it keeps both, as POSIX allows
     if len(path) <= MAX_TEXT:
         return path
     digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:16]

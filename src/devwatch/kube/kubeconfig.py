@@ -33,12 +33,25 @@ TOKEN_REFRESH = 60.0
 """Seconds after which the token of a pod is read again (client-go, `BearerTokenFile`)."""
 
 
+_TOLD = "told"
+"""The key that `KubeconfigLoader` adds to a plugin's settings, for what its request says beyond the usual."""
+_CLUSTER_KEYS = ("server", "tls-server-name", "insecure-skip-tls-verify", "certificate-authority-data", "proxy-url")
+"""What a plugin with `provideClusterInfo` is told of the cluster, under the same keys (client.authentication.k8s.io/v1, `Cluster`)."""
+_CLUSTER_CONFIG = "client.authentication.k8s.io/exec"
+"""The extension of the cluster that is told to such a plugin (client-go, `ConfigToExecCluster`)."""
+
+
 class ExecPlugin(ExecProvider):
     """The credential plugin of a kubeconfig (`exec`). When its request is cancelled, no process of the plugin is left running."""
 
+    def __init__(self, exec_config: kube_config.ConfigNode) -> None:
+        """Take the settings of the plugin, with what it is told of the cluster. Raises `ConfigException` where one is missing."""
+        super().__init__(exec_config)
+        self._told: dict[str, Any] = exec_config.value.get(_TOLD) or {}
+
     async def run(self, previous_response: str | None = None) -> Any:  # noqa: ANN401, ARG002 - the signature of the library
         """Return the credentials that the plugin prints. Raises `ConfigException` where it prints none, `OSError` where it cannot start."""
-        info = {"apiVersion": self.api_version, "kind": "ExecCredential", "spec": {"interactive": False}}
+        info = {"apiVersion": self.api_version, "kind": "ExecCredential", "spec": {"interactive": False, **self._told}}
         environ = {**self.env, "KUBERNETES_EXEC_INFO": json.dumps(info)}
         status, printed, complaint = await program.run(self.args, environ)
         if status:
@@ -130,6 +143,17 @@ class KubeconfigLoader(kube_config.KubeConfigLoader):
         if self._cluster and str(self._cluster.value.get("server")).startswith("https"):
             self._embed(self._cluster, "certificate-authority")
             self._embed(self._user, "client-certificate", "client-key")
+        if plugin is not None and plugin.get("provideClusterInfo"):
+            plugin[_TOLD] = {"cluster": self._cluster_info()}
+
+    def _cluster_info(self) -> dict[str, Any]:
+        """Return what a plugin is told of the cluster."""
+        cluster: dict[str, Any] = getattr(self._cluster, "value", {})
+        told = {key: cluster[key] for key in _CLUSTER_KEYS if key in cluster}
+        for extension in cluster.get("extensions") or ():
+            if extension.get("name") == _CLUSTER_CONFIG:
+                told["config"] = extension.get("extension")
+        return told
 
     def _embed(self, node: kube_config.ConfigNode | None, *names: str) -> None:
         """Replace files by their content in base64. Data that is embedded already takes precedence over a file, as in client-go."""

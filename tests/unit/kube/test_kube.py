@@ -1171,6 +1171,33 @@ def test_a_plugin_is_told_that_nobody_is_there_to_answer(tmp_path: Path) -> None
     assert json.loads((tmp_path / "info").read_text()) == spec
 
 
+def test_a_plugin_that_asks_for_it_is_told_of_the_cluster(tmp_path: Path) -> None:
+    """Server, certificate authority and what is meant for plugins, under the keys that client-go uses."""
+    config = {"audience": "a"}
+    extensions = [{"name": "other", "extension": 1}, {"name": "client.authentication.k8s.io/exec", "extension": config}]
+    authority = tmp_path / "ca.crt"
+    authority.write_bytes(b"CA")
+    cluster = {"server": "https://127.0.0.1:1", "certificate-authority": authority.name, "extensions": extensions}
+    printed = json.dumps({"apiVersion": EXEC["apiVersion"], "kind": "ExecCredential", "status": {"token": TOKEN}})
+    script = f"echo \"$KUBERNETES_EXEC_INFO\" >{tmp_path}/info; echo '{printed}'"
+    user = {"exec": {**EXEC, "args": ["-c", script], "provideClusterInfo": True}}
+    (tmp_path / "kubeconfig").write_text(
+        config_with(clusters=[{"name": "c", "cluster": cluster}], users=[{"name": "u", "user": user}])
+    )
+
+    async def scenario() -> None:
+        credentials = Credentials(kubeconfig=str(tmp_path / "kubeconfig"), environ={})
+        with pytest.raises(CredentialsError, match=r"certificate"):
+            await credentials.connect()
+
+    run(scenario())
+    told = {"server": cluster["server"], "certificate-authority-data": base64.b64encode(b"CA").decode()}
+    assert json.loads((tmp_path / "info").read_text())["spec"] == {
+        "interactive": False,
+        "cluster": {**told, "config": config},
+    }
+
+
 def test_what_a_kubeconfig_hides_stays_out_of_the_log(tmp_path: Path) -> None:
     """One variable without a value: the message says where, and neither it nor the library shows the others."""
     variables = [{"name": "KEY", "value": "SECRET"}, {"name": "PROFILE", "value": None}]

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from devwatch.agent.claims import ClaimDriver
+from devwatch.agent.clock import Clock
+from devwatch.agent.dra import Dra, DraParts
+from devwatch.agent.report import Telemetry
+from devwatch.agent.resourceslices import ResourceSlices
 from devwatch.core.errors import ApiError, Forbidden, KubeletError, Refused, Retry, Unserved
 from devwatch.core.holders import Holding
 from devwatch.core.names import DRIVER
 from devwatch.core.pods import Container
+from devwatch.kube.claims import read_claim
+from devwatch.kube.slices import KubeSlices
+from devwatch.observe.health import Health
+from devwatch.observe.metrics import Metrics
 from support.build import ZIGBEE, ZWAVE
+from support.claims import POOL
 from support.drasite import TOLERATION, USB0, USB1, config, dra_site
-from support.fakes import EPOCH
+from support.fakes import EPOCH, RecordingLog
 from support.harness import now
 from support.home import pod
-from support.objectserver import SLICES
+from support.objectserver import SLICES, ObjectServer
 from support.virtualtime import virtual
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from devwatch.agent.claims import DriverApi
     from devwatch.config.schema import Config
     from devwatch.core.claims import ClaimReference
     from support.drasite import DraSite
@@ -703,7 +715,7 @@ async def test_a_restart_does_not_take_back_what_a_claim_has_under_the_new_name(
         for _ in range(60):
             await asyncio.sleep(1)
             assert one.devices == {device: False}
-            assert one.devnodes() == [USB1]
+            assert one.devnodes() == [USB0, USB1]
 
 
 @virtual
@@ -780,13 +792,14 @@ async def test_a_claim_of_a_former_way_is_waited_for_after_a_restart(tmp_path: P
         assert not one.record.exists()
 
 
+@pytest.mark.parametrize("more", ["", f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}], publish: dra}}\n"])
 @virtual
-async def test_what_a_former_daemon_offers_is_prepared_while_the_way_changes(tmp_path: Path) -> None:
+async def test_what_a_former_daemon_offers_is_prepared_while_the_way_changes(more: str, tmp_path: Path) -> None:
     """The slice cannot be written yet, so the scheduler may allocate from it; else its pod would wait until it is deleted."""
     async with dra_site(tmp_path, USB0) as one:
         one.objects.fail = lambda method, _path: Retry("timeout") if method in {"PUT", "DELETE"} else None
         await one.kill()
-        one.used = config("nodeStatus", more=f"- {{name: {ZWAVE}, match: [{{vendor: '0002'}}], publish: dra}}\n")
+        one.used = config("nodeStatus", more=more)
         one.start(one.used)
         await asyncio.sleep(10)
         await one.claim("p")
@@ -795,6 +808,69 @@ async def test_what_a_former_daemon_offers_is_prepared_while_the_way_changes(tmp
         await asyncio.sleep(330)
         assert one.server.shows(ZIGBEE) == ZERO
         assert "home/p" in one.ready()[1]
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "the daemon starts again"])
+@virtual
+async def test_a_way_that_the_cluster_does_not_have_is_taken_back(restarted: bool, tmp_path: Path) -> None:  # noqa: FBT001 - of pytest
+    """A server without the API has no slice by which the scheduler could still give the stick to a pod."""
+    async with dra_site(tmp_path, USB0, used=config("nodeStatus")) as one:
+        one.objects.served = False
+        one.use(config())
+        await asyncio.sleep(200)
+        assert one.server.shows(ZIGBEE) == ZERO
+        assert "does not serve resource.k8s.io/v1" in one.ready()[1]
+        one.used = config("nodeStatus")
+        if restarted:
+            await one.restart()
+        else:
+            one.use(one.used)
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+        assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_a_way_that_this_host_does_not_allow_is_taken_back(tmp_path: Path) -> None:
+    """What is wrong with the folders of the driver is no fault any more."""
+    async with dra_site(tmp_path, USB0, used=config("nodeStatus")) as one:
+        (tmp_path / "plugins" / DRIVER).write_text("")
+        one.use(config())
+        await asyncio.sleep(200)
+        assert "File exists" in one.ready()[1]
+        one.use(config("nodeStatus"))
+        await asyncio.sleep(60)
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+        assert one.ready() == (True, "ok")
+
+
+@virtual
+async def test_what_a_driver_lacks_is_no_fault_once_nothing_needs_the_driver() -> None:
+    """Such as a library; it is one for as long as a pod may have a claim of a former resource."""
+
+    def connect() -> DriverApi:
+        raise KubeletError("publish: dra needs a library")
+
+    def build() -> DraParts:
+        clock = Clock(now=now, unix=now, jitter=lambda: 0.5)
+        telemetry = Telemetry(log=RecordingLog(), metrics=Metrics("0"), health=Health(sweep=10, last_cycle=0))
+        objects = ObjectServer(clock=now)
+        claims = ClaimDriver(
+            connect,
+            recorded=lambda: False,
+            read=partial(read_claim, objects),
+            pool=POOL,
+            telemetry=telemetry,
+            clock=clock,
+        )
+        slices = KubeSlices(server=objects, node="n")
+        return DraParts(claims=claims, slices=ResourceSlices(slices, node="n", telemetry=telemetry, clock=clock))
+
+    dra = Dra(build)
+    for rules, former, fault in ((config().resources, False, True), ((), True, True), ((), False, False)):
+        dra.configure(rules, former=former)
+        assert dra.condition is not None
+        assert bool(dra.condition.fault) == fault
 
 
 @virtual

@@ -450,13 +450,14 @@ async def test_other_content_does_not_wait_for_what_was_refused() -> None:
 
 @virtual
 async def test_an_api_that_is_not_served_is_told_with_the_version_that_serves_it() -> None:
-    """Once; it is found when the server is upgraded."""
-    async with publishing(slot("a"), served=False) as site:
+    """Once; it is found when the server is upgraded. Until then it is certain that nothing can be allocated."""
+    async with publishing(served=False) as site:
+        site.show(slot("a"))
         await asyncio.sleep(HOUR)
         assert "Kubernetes 1.34 or newer" in site.slices.failure
         assert len(site.log.of("slice.refused")) <= 8
         assert site.writes == []
-        assert not site.slices.observed.cut("a")
+        assert site.slices.observed.cut("a")
         site.server.served = True
         await asyncio.sleep(70)
         assert site.devices == {"a": False}
@@ -586,3 +587,26 @@ async def test_a_write_whose_response_is_lost_is_found_by_the_watch() -> None:
         assert site.devices == {"a": True}
         assert len(site.writes) == 2
         assert not site.slices.wants
+
+
+@virtual
+async def test_a_slice_that_is_deleted_before_its_write_is_answered_is_written_again() -> None:
+    """The answer is older than the deletion, which the watch has reported already."""
+    async with publishing(slot("a")) as site:
+        site.server.latency = 0.2
+        site.show(slot("a"), slot("b"))
+        await asyncio.sleep(0.15)
+        site.server.delete_all(SLICES)
+        await asyncio.sleep(5)
+        assert site.devices == {"a": False, "b": False}
+
+
+@virtual
+async def test_one_answer_that_there_is_no_such_api_proves_nothing() -> None:
+    """It may be that of a proxy, while the scheduler allocates."""
+    site = Site(server=ObjectServer(clock=asyncio.get_running_loop().time, served=False))
+    site.slots = {ZIGBEE: (slot("a"),)}
+    async with running(site):
+        await asyncio.sleep(0.5)
+        assert site.server.calls
+        assert not site.slices.observed.cut("a")

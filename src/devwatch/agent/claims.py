@@ -98,7 +98,7 @@ class ClaimDriver:
         reads a claim, and raises an `ApiError`. `pool` is the name of this node's pool.
         """
         self._connect, self._recorded, self._pool, self._clock = connect, recorded, pool, clock
-        self._rules, self._load_at = dict[str, "ResourceRule"](), -math.inf
+        self._rules, self._former, self._load_at = dict[str, "ResourceRule"](), False, -math.inf
         self._calls: dict[str, _Call] = {}
         """By UID: what the kubelet waits for."""
         self._read_at = dict[str, float]()
@@ -120,9 +120,9 @@ class ClaimDriver:
         self._report.wake = partial(wake, "kubelet")
         group.create_task(self.registration.run(self._ready))
 
-    def configure(self, rules: Iterable[ResourceRule]) -> None:
-        """Set the resources of this node that are published so. Reads the record of a former daemon."""
-        self._rules = {rule.name: rule for rule in rules}
+    def configure(self, rules: Iterable[ResourceRule], *, former: bool = False) -> None:
+        """Set the resources of this node that are published so; `former` is whether others were. Reads the record of a former daemon."""
+        self._rules, self._former = {rule.name: rule for rule in rules}, former
         self._load()
 
     @property
@@ -174,7 +174,7 @@ class ClaimDriver:
     def _load(self) -> None:
         """Read the record of a former daemon, once. Its claims are compared with those of the API server: they may have ended."""
         now = self._clock.now()
-        if self._unread and now >= self._load_at:
+        if (self._unread or (self._former and self.claims.files is None)) and now >= self._load_at:
             self._load_at = now + LOAD_INTERVAL
             for claim in self.claims.load(self._connect):
                 if claim.reference.uid in self._released:

@@ -47,6 +47,7 @@ class Dra:
         self._parts: DraParts | None = None
         self._follow: tuple[asyncio.TaskGroup, Callable[[str], None]] | None = None
         self._rules: tuple[ResourceRule, ...] | None = None
+        self._former = False
         self.paths: Mapping[str, str] = {}
         """By resource of this node, however it is published: the path of its first devnode in a container."""
         self._known = set[str]()
@@ -72,15 +73,15 @@ class Dra:
             self._parts.slices.follow(group, wake)
 
     def configure(self, rules: Iterable[ResourceRule], *, former: bool = False) -> None:
-        """Set the resources that are published so; `former` is whether a former daemon has published any."""
-        rules, before = tuple(rules), self._rules
-        self._rules = rules
-        if self._build and not self._parts and (rules or former or (before is None and self._recorded())):
+        """Set the resources that are published so; `former` is whether pods may have claims of others that were."""
+        rules, before = tuple(rules), (self._rules, self._former)
+        self._rules, self._former = rules, former
+        if self._build and not self._parts and (rules or former or (before[0] is None and self._recorded())):
             self._parts = self._build()
             if self._follow is not None:
                 self.follow(*self._follow)
-        if self._parts is not None and rules != before:
-            self._parts.claims.configure(rules)
+        if self._parts is not None and (rules, former) != before:
+            self._parts.claims.configure(rules, former=former)
 
     def recall(self) -> Mapping[str, tuple[Slot, ...]]:
         """Return the slots that the claims tell of, by resource."""
@@ -151,7 +152,7 @@ class Dra:
             resources=self.names,
             unregistered=claims.registration.unregistered,
             unpublished=None if slices.differs_since is None else (slices.differs_since, slices.failure),
-            fault=claims.claims.fault or refusal,
+            fault=(claims.claims.fault if self._rules or self._former or claims.held != {} else "") or refusal,
         )
 
     def is_offered(self, resource: str) -> bool:

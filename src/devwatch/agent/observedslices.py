@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from devwatch.core.slices import Slice, is_allocatable
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+
+UNSERVED_LIMIT = 3
+"""Answers in a row by which a server is known not to have the API; a single one may be that of a proxy."""
 
 
 class Report(Protocol):
@@ -39,6 +43,10 @@ class ObservedSlices:
     """Whether a write is unanswered."""
     uncertain: bool = False
     """Whether the last write has failed, and may be stored yet."""
+    unserved: int = 0
+    """How often in a row the server had no such API when the slices were to be listed."""
+    deleted: dict[str, Slice] = field(default_factory=dict)
+    """By name: what the watch has last reported as deleted since the last list; the answer to a write may be older."""
     relisted: bool = False
     """Whether a list has come since the last write was sent: it, and the watch that follows it, are newer than the answer may be."""
 
@@ -47,20 +55,22 @@ class ObservedSlices:
         self.uncertain = False
         self.relisted |= report.listed
         if report.listed:
-            self.by_name, self.taints = {}, None
+            self.by_name, self.deleted, self.taints = {}, {}, None
         for each in report.slices:
             self.store(each, deleted=report.deleted)
 
     def store(self, observed: Slice, *, deleted: bool = False, answer: bool = False) -> None:
         """Store the state of one slice, unless it is older than the stored one, or the `answer` to a write that a later list lacks."""
         slices = self.by_name = self.by_name or {}
-        held = slices.get(observed.name)
+        held = slices.get(observed.name) or (self.deleted.get(observed.name) if answer else None)
         if observed.is_older_than(held) if held is not None else answer and self.relisted:
             return
         slices.pop(observed.name, None)
         if not deleted:
             slices[observed.name] = observed
             self.taints = True if observed.lost else self.taints
+        elif not answer:
+            self.deleted[observed.name] = observed
 
     def cut(self, device_id: str) -> bool:
         """Return whether it is certain that a lost device cannot be allocated any more."""
@@ -72,6 +82,13 @@ class ObservedSlices:
         return self._certain is not None and not any(each.offers(resource) for each in self._certain)
 
     @property
+    def is_unserved(self) -> bool:
+        """Whether the slices were never listed, since the server has no such API."""
+        return self.by_name is None and self.unserved >= UNSERVED_LIMIT
+
+    @property
     def _certain(self) -> Collection[Slice] | None:
-        """The slices, None while they are unknown or a write may change them."""
+        """The slices, None while they are unknown or a write may change them; a server without the API has none."""
+        if self.is_unserved:
+            return ()
         return None if self.by_name is None or self.in_flight or self.uncertain else self.by_name.values()

@@ -122,6 +122,8 @@ class ResourceSlices:
         self._write = None
         self.differs_since = now if self.differs_since is None else self.differs_since
         observed = self.observed.by_name
+        if not slots and self.observed.is_unserved:
+            self.differs_since = None
         if observed is None or (slots and not node_uid):
             return
         asked = (slots, node_uid, held, observed.copy(), self.observed.taints)
@@ -188,6 +190,7 @@ class ResourceSlices:
 
     def _end(self, error: ApiError) -> None:
         self._unlisted = str(error)
+        self.observed.unserved = self.observed.unserved + 1 if isinstance(error, Unserved) else 0
         if self.observed.by_name is None:
             self.refused = isinstance(error, Forbidden | Refused)
         self._report.unwatched(error, listed=self.observed.by_name is not None)

@@ -76,6 +76,32 @@ async def test_the_new_way_begins_when_no_pod_has_the_resource_in_the_former_way
         assert one.ready() == (True, "ok")
 
 
+@pytest.mark.parametrize("used", [BY_DEVNODE, WITHOUT, renamed()], ids=["by devnode", "without it", "renamed"])
+@virtual
+async def test_a_stick_keeps_the_link_of_its_pod_whatever_becomes_of_its_resource(used: Config) -> None:
+    """Until it is pulled. A stick that takes its devnode does not get the link, and it gets it again when it is back there."""
+    async with site(USB0) as one:
+        one.workload.run(pod("p"))
+        holds(one, "p", id_of(one, USB0))
+        (link,) = one.kubelet.links.made
+        one.use(used)
+        for _ in range(2):
+            await asyncio.sleep(30)
+            assert one.kubelet.links.made[link] == USB0
+            await one.restart()
+        for serial, target in (("other", None), ("S0", USB0)):
+            one.host.unplug(USB0)
+            await asyncio.sleep(30)
+            assert link not in one.kubelet.links.made
+            one.host.plug("0001", USB0, serial=serial)
+            await asyncio.sleep(30)
+            assert one.kubelet.links.made.get(link) == target
+        one.workload.end("home/p")
+        one.kubelet.held = ()
+        await asyncio.sleep(30)
+        assert link not in one.kubelet.links.made
+
+
 @virtual
 async def test_a_pod_that_is_bound_before_the_node_shows_0_is_waited_for() -> None:
     """The list of the pods may be a moment older: it proves nothing as long as the scheduler binds pods by the former figures."""

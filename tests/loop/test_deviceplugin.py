@@ -358,6 +358,41 @@ async def test_no_resource_registers_before_the_links_are_right() -> None:
 
 
 @virtual
+async def test_a_folder_that_nothing_needs_any_more_is_no_fault() -> None:
+    """The way was tried without the permission, and taken back."""
+
+    def closed(one: Site) -> None:
+        one.kubelet.links.error = KubeletError("permission denied")
+
+    async with site(USB0, used=config(publish="nodeStatus"), before=closed) as one:
+        one.use(config())
+        await asyncio.sleep(30)
+        assert one.ready() == (False, "permission denied")
+        one.use(config(publish="nodeStatus"))
+        await asyncio.sleep(400)
+        assert one.ready() == (True, "ok")
+        assert one.server.shows(ZIGBEE) == ("1", "1")
+
+
+@virtual
+async def test_the_grace_of_a_stick_goes_on_over_an_end_in_order() -> None:
+    """The Node shows that nothing can be allocated meanwhile, and the annotation how many there were."""
+    text = f"resources:\n- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin, removalGrace: 60s}}"
+    async with site(USB0, USB1, used=parse(text.encode(), file="config.yaml")) as one:
+        one.host.unplug(USB0)
+        await asyncio.sleep(1)
+        ended = asyncio.Event()
+        assert one.running is not None
+        one.running.end(ended.set)
+        await ended.wait()
+        await one.restart()
+        await asyncio.sleep(15)
+        one.check_agreement(2)
+        await asyncio.sleep(100)
+        one.check_agreement(1)
+
+
+@virtual
 async def test_no_link_is_made_before_the_ids_of_a_former_daemon_are_known() -> None:
     """Twins have the same serial: only the annotation tells which of them has which ID. A link that is right stays meanwhile."""
     async with site(USB2, before=lambda one: one.host.change(USB2, serial="S")) as one:
@@ -591,7 +626,8 @@ async def test_a_resource_that_leaves_the_configuration_ends_its_stream() -> Non
         one.use(parse(b"resources: []", file="config.yaml"))
         await asyncio.sleep(1)
         assert one.kubelet.streaming(ZIGBEE) is None
-        assert one.kubelet.links.made == {}
+        await asyncio.sleep(2)
+        assert one.kubelet.links.made == {}, "once it is known that no pod has the stick"
         one.kubelet.kill()
         one.kubelet.start()
         one.forget()
@@ -752,6 +788,29 @@ async def test_another_plugin_that_was_there_before_is_one_line_as_well() -> Non
         one.kubelet.others.clear()
         await asyncio.sleep(10)
         one.check_agreement(1)
+
+
+@virtual
+async def test_a_resource_that_is_left_to_another_plugin_is_left_alone() -> None:
+    """As the hint says: the Node shows the figures of the other one all along."""
+    async with site(USB0) as one:
+        one.kubelet.others[ZIGBEE] = frozenset({"theirs", "another"})
+        await asyncio.sleep(300)
+        one.forget()
+        one.use(config(first=False))
+        for _ in range(600):
+            await asyncio.sleep(1)
+            assert one.server.shows(ZIGBEE) == ("2", "2")
+        assert one.patches() == []
+        assert ZIGBEE not in str(one.server.state.annotation)
+        assert one.ready() == (True, "ok")
+        one.kubelet.others.clear()
+        one.use(config())
+        await asyncio.sleep(30)
+        one.check_agreement(1)
+        one.use(config(first=False))
+        await asyncio.sleep(30)
+        assert one.server.shows(ZIGBEE) == ("0", "0"), "nothing of another plugin is left by now"
 
 
 @virtual

@@ -429,6 +429,13 @@ KNOWN = {
         Move(begin, ()),
         Move(restart, (2, 0.0)),
     ),
+    "a stick that was never offered is not offered by the next daemon, in whose start grace it is away": (
+        *[Move(nothing, (), 0.0)] * 6,
+        Move(disk_full, (True,)),
+        Move(furnish, ()),
+        Move(pull, (0,)),
+        Move(kill, (0,)),
+    ),
 }
 
 

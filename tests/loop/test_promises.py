@@ -868,6 +868,16 @@ KNOWN = {
         Move(swap, (1, "zigbee", 0.0)),
         Move(swap, (1, "nameless", 0.0)),
     ),
+    "which of two twins is back cannot be told without a record, so either may be the lost one": (
+        *[Move(nothing, ())] * 13,
+        Move(furnish, ("zigbee",)),
+        Move(plug, ("zigbee", "socket-1", 0, False), 11.0),
+        Move(pull, (0,)),
+        Move(devnode, (0, -1)),
+        Move(nothing, (), 2.5),
+        Move(create, ()),
+        Move(devnode, (0, 0), 0.05),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

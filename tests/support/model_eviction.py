@@ -449,6 +449,8 @@ class Bailiff:
         for name, items in entries.items():
             for entry in items:
                 same = [known for known in self.known.values() if known.want == name and known.is_told_of(entry)]
+                # Which of two twins is back cannot always be told: then the other one is lost, with the date of the one.
+                same += [other for known in same for other in self._others(known) if self._same(known, other.tty)]
                 dates = self.former | {date for known in same for date in (*known.dates, known.lost)}
                 if same and entry.get("lost") and entry["lost"] not in dates:
                     return f"{name} at {entry['devnode']} was not lost at {entry['lost']}, but at one of {sorted(map(str, dates))}"

@@ -50,6 +50,8 @@ class DevicePlugins:
         self._kubelet: KubeletApi | None = None
         self.names = frozenset[str]()
         """The resources that are registered, or are to be."""
+        self.foreign = frozenset[str]()
+        """The resources that are no longer handed over, and that another plugin had when they left."""
         self._registrations: dict[str, Registration] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -78,10 +80,15 @@ class DevicePlugins:
         """Register exactly those of these resources that device plugins hand over."""
         mine = {rule.name: rule for rule in rules if rule.publish is Publish.DEVICE_PLUGIN}
         self.names = frozenset(mine)
-        for name in self._registrations.keys() - mine.keys():
+        left = self._registrations.keys() - mine.keys()
+        self.foreign |= {name for name in left if self._registrations[name].handover.contested}
+        self.foreign -= mine.keys()
+        for name in left:
             self._leaving.setdefault(name, self._clock.now() + LEAVE_TIMEOUT)
         self._leaving = {name: at for name, at in self._leaving.items() if name not in mine}
         self._leave(observed, self._clock.now())
+        if not mine:
+            self.report.fault = ""
         if not mine or (kubelet := self._reach()) is None:
             return
         for name, rule in mine.items():
@@ -136,8 +143,8 @@ class DevicePlugins:
         `former` are the slots of resources that are not handed over any more: containers that start again still need their links.
         """
         slots = {name: figures[name].slots for name in self.names & self._registrations.keys()}
-        self._update_links({**former, **slots}, inventory, known=observed is not None)
-        if not self.report.fault and observed is not None and not inventory.doubts:
+        linked = self._update_links({**former, **slots}, inventory, known=observed is not None)
+        if linked and observed is not None and not inventory.doubts:
             self._ready.set()
         waiting = {device.body for device in inventory.pending} | self._unstored(slots, observed)
         # Without a registration, as where the libraries are missing, nothing is offered.
@@ -197,13 +204,15 @@ class DevicePlugins:
 
     # -- the links
 
-    def _update_links(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory, *, known: bool) -> None:
-        """Make the links of the present devices; until the IDs of a former daemon are `known`, none is made, and what is wrong is removed.
+    def _update_links(self, slots: Mapping[str, Sequence[Slot]], inventory: Inventory, *, known: bool) -> bool:
+        """Make the links of the present devices, and return whether they are right.
+
+        Until the IDs of a former daemon are `known`, none is made, and what is wrong is removed.
 
         After an uncertain scan a link that was right before stays for a device that it did not find, unless another has its devnode by now.
         """
         if self._kubelet is None:
-            return
+            return False
         taken = {device.devnode for device in (*inventory.present, *inventory.pending)}
         wanted: dict[str, str] = {}
         for slot in chain.from_iterable(slots.values()):
@@ -216,10 +225,12 @@ class DevicePlugins:
             self._kubelet.links.update(wanted, make=known)
         except KubeletError as error:
             self._linked = {name: devnode for name, devnode in self._linked.items() if wanted.get(name) == devnode}
-            self.report.limited(error)
-        else:
-            self._linked = wanted if known else {}
-            self.report.linked()
+            if slots:  # else nothing needs the folder
+                self.report.limited(error)
+            return False
+        self._linked = wanted if known else {}
+        self.report.linked()
+        return True
 
     def can_allocate(self, resource: str, ids: frozenset[str]) -> bool:
         """Return whether the kubelet may still give one of these devices to a pod: its list has them as healthy."""

@@ -123,7 +123,7 @@ class Handovers:
             name: figure if figure.publish.hands_over else _without(figure, len(held[name]))
             for name, figure in figures.by_name.items()
         }
-        present = {name: _present(own, figures.by_name.get(name)) for name, own in former.items()}
+        present = {name: self._present(own, figures.by_name.get(name), inventory) for name, own in former.items()}
         linked = {name: present[name] for name, way in ways.items() if way is Publish.DEVICE_PLUGIN}
         registered = {name: shown[name] for name in self._plugins.names}
         shown |= self._plugins.update(registered, inventory, observed, held, former=linked)
@@ -134,8 +134,10 @@ class Handovers:
         self._dra.update(offered, kept, inventory, observed, now, hold=unread)
         self._report.driver(self._dra.condition)
         self._report.held_up(self._held.reasons(held))
-        in_use = [name for name, own in former.items() if not {slot.id for slot in own} <= self.free]
-        return self._changeover.hold(replace(figures, by_name=shown), in_use)
+        in_use = {name for name, own in former.items() if not {slot.id for slot in own} <= self.free}
+        foreign = self._plugins.foreign - figures.by_name.keys()
+        left_out = figures.left_out | (foreign & in_use)
+        return self._changeover.hold(replace(figures, by_name=shown, left_out=left_out, foreign=foreign), in_use)
 
     def _former(self) -> Named:
         """Return the slots of resources that are not handed over any more, as the annotation and the claims tell."""
@@ -145,6 +147,15 @@ class Handovers:
                 known = {slot.id for slot in found.get(name, ())}
                 found[name] = (*found.get(name, ()), *_lost(slot for slot in slots if slot.id not in known))
         return found
+
+    def _present(self, former: Iterable[Slot], figure: Figure | None, inventory: Inventory) -> tuple[Slot, ...]:
+        """Return the slots of a former way with those devices that are present: the containers that have them keep them until they end.
+
+        The resource itself knows which device has an ID. Where it gives out other IDs by now, or has left, the annotation tells.
+        """
+        own = {slot.id: slot for slot in figure.slots} if figure else {}
+        devices = tuple(inventory.present)
+        return tuple(own.get(slot.id) or (slot if slot.id in self.free else slot.found(devices)) for slot in former)
 
     @property
     def _tasks(self) -> tuple[Tasks, ...]:
@@ -213,15 +224,6 @@ class Handovers:
 def _lost(slots: Iterable[Slot]) -> tuple[Slot, ...]:
     """Return slots as those of a resource that is not handed over any more: nothing of it is offered."""
     return tuple(replace(slot, state=SlotState.HELD) for slot in slots)
-
-
-def _present(former: Iterable[Slot], figure: Figure | None) -> tuple[Slot, ...]:
-    """Return the slots of a former way with those devices that are present: the containers that have them keep them until they end.
-
-    Only the resource itself knows which device has an ID: another one may use a further devnode of the same stick.
-    """
-    own = {slot.id: slot for slot in figure.slots} if figure else {}
-    return tuple(own.get(slot.id, slot) for slot in former)
 
 
 def _without(figure: Figure, number: int) -> Figure:

@@ -101,6 +101,8 @@ class Figures:
     """Resources of the configuration that are neither written nor removed."""
     forgotten: frozenset[str] = frozenset()
     """Resources of ended plugins that the kubelet does not write any more."""
+    foreign: frozenset[str] = frozenset()
+    """Resources that have left the configuration while another plugin had them: the kubelet writes its figures, which stay."""
 
     @property
     def written(self) -> Figures:
@@ -266,11 +268,14 @@ def _recall_slots(rule: ResourceRule, observed: NodeState | None, claimed: Itera
 def _usable(rule: ResourceRule, observed: NodeState) -> int:
     """Return the Node's own number of devices that can be used.
 
-    Where the kubelet hands them over, capacity includes lost ones, and with `publish: dra` the annotation alone tells of them.
+    Where the kubelet hands them over, capacity includes lost ones, and allocatable is 0 while no daemon runs: the annotation tells how many
+    of them there were. With `publish: dra` it alone does.
     """
-    if rule.publish is Publish.DRA:
-        return len({entry.id for entry in observed.memory().get(rule.name, ()) if entry.id and not entry.lost})
-    return observed.amounts(rule.name).allocatable if rule.publish.hands_over else observed.count(rule.name)
+    if not rule.publish.hands_over:
+        return observed.count(rule.name)
+    listed = len({entry.id for entry in observed.memory().get(rule.name, ()) if entry.id and not entry.lost})
+    shown = observed.amounts(rule.name)
+    return listed if rule.publish is Publish.DRA else max(shown.allocatable, min(shown.capacity, listed))
 
 
 def _undecided_resources(inventory: Inventory, claims: Mapping[Device, Claim]) -> set[str]:
@@ -369,7 +374,7 @@ def plan_patch(
 def _leaving(figures: Figures, memory: Listing, observed: NodeState) -> dict[str, Amounts | None]:
     """Return what becomes of the resources that the annotation lists and the configuration does not."""
     found: dict[str, Amounts | None] = {}
-    for name in memory.keys() - figures.by_name.keys() - figures.left_out:
+    for name in memory.keys() - figures.by_name.keys() - figures.left_out - figures.foreign:
         handed_over = way_of(memory[name]).hands_over
         if observed.removable(name, kubelet=handed_over):
             found[name] = Amounts.of(0) if handed_over and name not in figures.forgotten else None
@@ -412,6 +417,7 @@ class Draft:
             figures.by_name,
             figures.left_out,
             figures.forgotten,
+            figures.foreign,
             observed,
             frozenset(isolated),
             dict(remembered),

@@ -144,6 +144,15 @@ class Slot:
         keys = {device.key for device in self.devices}
         return any(device.key in keys or any(_names(entry, device) for entry in self.entries) for device in devices)
 
+    def found(self, devices: Sequence[Device]) -> Slot:
+        """Return the slot with the present devices that its entries name, as it is unless each names exactly one in its socket."""
+        mine = replace(self.identity, place="")
+        here = [device for device in devices if mine.is_in_place(_identity_of(device))]
+        named = [[device for device in here if _names(entry, device)] for entry in self.entries]
+        if not named or any(len(each) != 1 for each in named):
+            return self
+        return replace(self, devices=tuple(itertools.chain.from_iterable(named)), state=SlotState.PRESENT)
+
     def is_other_kind_of(self, devices: Iterable[Device]) -> bool:
         """Return whether one of these present devices is the whole of a stick, and this one a part of it, or the reverse.
 

@@ -551,3 +551,21 @@ def test_a_slot_is_the_other_kind_of_the_stick_that_it_belongs_to(listed: bool) 
         assert not slot.is_other_kind_of([replace(other, port="pci-0000:00:14.0-usb-0:2")])
         both = replace(slot, identity=replace(slot.identity, serial="S1"))
         assert not both.is_other_kind_of([replace(other, serial="S2")])
+
+
+def test_a_recalled_stick_is_found_by_its_entries_in_its_socket_alone() -> None:
+    """Each of its devnodes by one entry; in another socket, or at the devnodes of two sticks, it may be its twin."""
+    parts = tuple(stick(f"ttyUSB{number}", interface=f"0{number}", physical="/devices/usb/1") for number in (0, 1))
+    (slot,) = Story().see(*parts)
+    (recalled,) = recall(ZIGBEE, [mark(Entry.of(part), slot, Publish.DEVICE_PLUGIN) for part in parts])
+    found = recalled.found([device("ttyS0"), *parts])
+    assert (found.devices, found.state) == (parts, PRESENT)
+    elsewhere = tuple(replace(part, port=part.port and part.port.replace("0:1:", "0:2:")) for part in parts)
+    link = "/dev/serial/by-id/a"
+    (linked,) = recall(ZIGBEE, [mark(Entry.of(replace(parts[0], links=(link,))), slot, Publish.DEVICE_PLUGIN)])
+    assert (
+        linked.found([replace(part, devnode=f"/dev/ttyACM{part.devnode[-1]}", links=(link,)) for part in parts])
+        == linked
+    )
+    for others in ((), parts[:1], elsewhere, tuple(replace(part, serial="S2") for part in parts)):
+        assert recalled.found(others) == recalled

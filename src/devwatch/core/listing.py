@@ -33,9 +33,8 @@ Listing = Mapping[str, tuple["Entry", ...]]
 def listed_path(path: str) -> str:
     """Return a path as the annotation lists it: normalised, and beyond `MAX_TEXT` characters cut, with a digest that keeps it unique."""
     path = posixpath.normpath(path)
-    path = (
-        f"/{path.lstrip('/')}" if path.startswith("/") else path
-    )  # of two slashes at the start it keeps both, as POSIX allows
+    if path.startswith("//"):  # POSIX leaves their meaning to the system, and on Linux they are one
+        path = path[1:]
     if len(path) <= MAX_TEXT:
         return path
     digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:16]

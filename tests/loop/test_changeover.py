@@ -88,6 +88,10 @@ async def test_a_stick_keeps_the_link_of_its_pod_whatever_becomes_of_its_resourc
         for _ in range(2):
             await asyncio.sleep(30)
             assert one.kubelet.links.made[link] == USB0
+            one.host.doubts = ("cannot list",)
+            await asyncio.sleep(30)
+            assert one.kubelet.links.made[link] == USB0
+            one.host.doubts = ()
             await one.restart()
         for serial, target in (("other", None), ("S0", USB0)):
             one.host.unplug(USB0)

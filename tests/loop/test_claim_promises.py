@@ -33,7 +33,7 @@ from support.model_handover_moves import (
     stop,
     swap,
 )
-from support.model_moves import Move, devnode, finish, hearing, play, random_histories, records
+from support.model_moves import Move, devnode, finish, hearing, nothing, play, random_histories, records
 from support.model_pods import ZIGBEE
 from support.objectserver import SLICES
 
@@ -190,6 +190,12 @@ KNOWN = {
         Move(pull, (0,)),
         Move(plug, ("zigbee", "socket-1", 0, True), 0.001),
         Move(pull, (0,)),
+    ),
+    "a claim of the former unit keeps nothing in the slice while the count changes": (
+        *[Move(nothing, (), 0.0)] * 7,
+        Move(pods, ()),
+        Move(plug, ("modem", "socket-1", 0, True)),
+        Move(configure, (1, False)),
     ),
 }
 

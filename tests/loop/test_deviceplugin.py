@@ -375,24 +375,6 @@ async def test_a_folder_that_nothing_needs_any_more_is_no_fault() -> None:
 
 
 @virtual
-async def test_the_grace_of_a_stick_goes_on_over_an_end_in_order() -> None:
-    """The Node shows that nothing can be allocated meanwhile, and the annotation how many there were."""
-    text = f"resources:\n- {{name: {ZIGBEE}, match: [{{vendor: '0001'}}], publish: devicePlugin, removalGrace: 60s}}"
-    async with site(USB0, USB1, used=parse(text.encode(), file="config.yaml")) as one:
-        one.host.unplug(USB0)
-        await asyncio.sleep(1)
-        ended = asyncio.Event()
-        assert one.running is not None
-        one.running.end(ended.set)
-        await ended.wait()
-        await one.restart()
-        await asyncio.sleep(15)
-        one.check_agreement(2)
-        await asyncio.sleep(100)
-        one.check_agreement(1)
-
-
-@virtual
 async def test_no_link_is_made_before_the_ids_of_a_former_daemon_are_known() -> None:
     """Twins have the same serial: only the annotation tells which of them has which ID. A link that is right stays meanwhile."""
     async with site(USB2, before=lambda one: one.host.change(USB2, serial="S")) as one:

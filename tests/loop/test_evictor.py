@@ -745,3 +745,21 @@ async def test_an_eviction_that_is_answered_after_all_is_reported_by_its_answer(
         one.workload.end("p")
         await asyncio.sleep(60)
         assert one.evictions("evicted") == len(one.log.of("pod.evicted")) == (refusal is None)
+
+
+@virtual
+async def test_an_eviction_that_was_not_answered_is_forgotten_with_the_loss_of_its_device() -> None:
+    """The pod lives on, and its end much later is not our doing, though another loss is open all the time."""
+    bare = pod("bare", owner=None, requests={ZWAVE: 1})
+    async with home(pod(), bare, used=config(names=(ZIGBEE, ZWAVE))) as one:
+        one.host.plug("0002", USB1, serial="W")
+        await asyncio.sleep(5)
+        one.host.unplug(USB1)
+        one.workload.denied = {"p": Retry("connection reset by peer")}
+        one.host.unplug()
+        await asyncio.sleep(GRACE + AFTER + 0.5)
+        one.host.plug("0001", serial="S0")
+        await asyncio.sleep(60)
+        one.workload.end("home/p")
+        await asyncio.sleep(600)
+        assert one.log.of("pod.evicted") == []

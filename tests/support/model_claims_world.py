@@ -110,6 +110,8 @@ class SliceJudge(Judge):
     """By ID: since when the slice offers it."""
     in_slice: frozenset[str] = frozenset()
     """The IDs in the slice."""
+    units: dict[str, bool] = field(default_factory=dict)
+    """By ID: whether it is that of a single devnode."""
     wiped: frozenset[str] = frozenset()
     """Those that others have deleted: a lost one is not added where the daemon does not know that its taint would be stored."""
 
@@ -169,9 +171,11 @@ class SliceJudge(Judge):
         if before.keys() != now.keys() and spec["pool"]["generation"] <= stored["pool"]["generation"]:
             self.broken(Promise.FIGURES, f"other names in generation {spec['pool']['generation']}: {sorted(now)}")
         users = {claim.id for claim in self.world.cluster.claims.values() if not claim.tolerates}
-        dra = {want.name for want in self.plan.wants if want.publish == DRA}
+        # While `count` changes nothing is offered: a pod has a device by the other unit.
+        dra = {(want.name, want.per_devnode) for want in self.plan.wants if want.publish == DRA}
         for name, device in before.items():
-            if name in users - now.keys() and text_of(device, "resource") in dra and not self.world.taintless:
+            same = (text_of(device, "resource"), self.units.get(name, False)) in dra
+            if name in users - now.keys() and same and not self.world.taintless:
                 self.broken(Promise.FIGURES, f"takes {name} out of the slice, which a pod has")
             if not device.get("taints") and (name not in now or now[name].get("taints")):
                 self._withdrawn(name, device)
@@ -201,6 +205,8 @@ class SliceJudge(Judge):
         devices = {device["name"]: device for device in self.world.cluster.devices if not device.get("taints")}
         self.shown_at = {name: self.shown_at.get(name, self.now) for name in devices}
         for name, device in devices.items():
+            want = self.plan.want(text_of(device, "resource"))
+            self.units.setdefault(name, want is not None and want.per_devnode)
             tty, before = self.find_device(device), self.ids.get(name)
             if tty is None:
                 continue

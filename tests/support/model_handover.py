@@ -704,7 +704,7 @@ class HandoverWorld(Surroundings[Daemon]):
             ways = life.ways.items()
             written = any(wants.get(name, way) != way for name, way in ways)
             given = life.lives and any(wants.get(name) == PLUGIN and name not in life.ids for name, _ in ways)
-            recounted = any(f"{name} changes its count" in told for name in life.ids)
+            recounted = any(f"{name} changes its count" in told for name in {*life.ids, *life.ways})
             if not life.gone and (written or given or recounted):
                 self.cluster.delete(life)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from devwatch.agent.pluginreport import PluginReport
 from devwatch.agent.registration import Registration
 from devwatch.core.errors import KubeletError
-from devwatch.core.handover import Handover, Offer, link_names
+from devwatch.core.handover import Handover, Offer, link_names, links_of
 from devwatch.core.listing import parse_omitted
 from devwatch.core.node import Amounts, NodeState
 from devwatch.core.rules import Publish
@@ -219,8 +219,8 @@ class DevicePlugins:
             if slot.state is SlotState.PRESENT:
                 wanted |= link_names(slot)
             elif inventory.doubts:
-                kept = self._linked.items() & set(link_names(slot))
-                wanted |= {name: devnode for name, devnode in kept if devnode not in taken}
+                kept = self._linked.keys() & links_of((slot,), {})[slot.id]
+                wanted |= {name: self._linked[name] for name in kept if self._linked[name] not in taken}
         try:
             self._kubelet.links.update(wanted, make=known)
         except KubeletError as error:

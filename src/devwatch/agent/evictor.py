@@ -85,7 +85,7 @@ class Evictor:
     _accepted: set[str] = field(default_factory=set)
     """The UIDs of the pods of which the server accepted the eviction, while they are listed; none of them should be a victim again."""
     _unanswered: dict[str, tuple[Pod, Incident]] = field(default_factory=dict)
-    """By UID: the evictions of which no answer came, while the pod is there and an incident is left."""
+    """By UID: the evictions of which no answer came, while the pod is there and its incident lasts."""
     _reported: set[tuple[Key, str]] = field(default_factory=set)
     """The pods that were reported as spared, with their incident, while they are listed."""
     _recheck_at: dict[Key, float] = field(default_factory=dict)
@@ -99,10 +99,12 @@ class Evictor:
         self.holders.keep(self._incidents)
         self._recheck_at = {key: at for key, at in self._recheck_at.items() if key in self._incidents}
         self._reasons = {each: why for each, why in self._reasons.items() if each[0] in self._incidents}
+        self._unanswered = {
+            uid: (pod, incident) for uid, (pod, incident) in self._unanswered.items() if incident.key in self._incidents
+        }
         self.health.eviction = next(iter(self._reasons.values()), "")
         if not self._incidents:
             self._refusals.clear()
-            self._unanswered.clear()
 
     def action(self, now: float) -> Task | None:
         """Return the request that is due, None for none: a list of pods, or one eviction.

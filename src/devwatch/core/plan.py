@@ -268,14 +268,11 @@ def _recall_slots(rule: ResourceRule, observed: NodeState | None, claimed: Itera
 def _usable(rule: ResourceRule, observed: NodeState) -> int:
     """Return the Node's own number of devices that can be used.
 
-    Where the kubelet hands them over, capacity includes lost ones, and allocatable is 0 while no daemon runs: the annotation tells how many
-    of them there were. With `publish: dra` it alone does.
+    Where the kubelet hands them over, capacity includes lost ones, and with `publish: dra` the annotation alone tells of them.
     """
-    if not rule.publish.hands_over:
-        return observed.count(rule.name)
-    listed = len({entry.id for entry in observed.memory().get(rule.name, ()) if entry.id and not entry.lost})
-    shown = observed.amounts(rule.name)
-    return listed if rule.publish is Publish.DRA else max(shown.allocatable, min(shown.capacity, listed))
+    if rule.publish is Publish.DRA:
+        return len({entry.id for entry in observed.memory().get(rule.name, ()) if entry.id and not entry.lost})
+    return observed.amounts(rule.name).allocatable if rule.publish.hands_over else observed.count(rule.name)
 
 
 def _undecided_resources(inventory: Inventory, claims: Mapping[Device, Claim]) -> set[str]:

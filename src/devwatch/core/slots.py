@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from devwatch.core.departure import is_untouched
-from devwatch.core.device import USB, natural
-from devwatch.core.listing import MAX_TEXT, Entry
+from devwatch.core.device import TTY, USB, natural
+from devwatch.core.listing import MAX_TEXT, Entry, listed_path
 from devwatch.core.matching import ids_of, leads_to
 from devwatch.core.rules import Count
 from devwatch.core.serials import is_shared
@@ -145,13 +145,26 @@ class Slot:
         return any(device.key in keys or any(_names(entry, device) for entry in self.entries) for device in devices)
 
     def found(self, devices: Sequence[Device]) -> Slot:
-        """Return the slot with the present devices that its entries name, as it is unless each names exactly one in its socket."""
-        mine = replace(self.identity, place="")
-        here = [device for device in devices if mine.is_in_place(_identity_of(device))]
-        named = [[device for device in here if _names(entry, device)] for entry in self.entries]
-        if not named or any(len(each) != 1 for each in named):
+        """Return the slot with the present devices that its entries name, as it is unless each names another one in its socket.
+
+        Its link names a device. Its devnode does so only where it has no link, and the stick no further devnode: its parts exchange them.
+        """
+        mine, subsystems = replace(self.identity, place=""), {entry.subsystem or TTY for entry in self.entries}
+        here = [each for each in devices if each.subsystem in subsystems and mine.is_in_place(_identity_of(each))]
+        alone = len(here) == len(self.entries)
+        named = [
+            device
+            for entry in self.entries
+            for device in here
+            if (
+                entry.link in map(listed_path, device.links)
+                if entry.link
+                else alone and entry.devnode == device.devnode
+            )
+        ]
+        if not len({device.key for device in named}) == len(named) == len(self.entries) > 0:
             return self
-        return replace(self, devices=tuple(itertools.chain.from_iterable(named)), state=SlotState.PRESENT)
+        return replace(self, devices=tuple(sorted(named, key=_order)), state=SlotState.PRESENT)
 
     def is_other_kind_of(self, devices: Iterable[Device]) -> bool:
         """Return whether one of these present devices is the whole of a stick, and this one a part of it, or the reverse.
@@ -367,10 +380,15 @@ def _may_be_known(unit: _Unit, identity: Identity, absent: Iterable[Slot], *, ce
     return not unit[0].complete and any(not slot.identity.socket.startswith("/") for slot in alike)
 
 
+def _order(device: Device) -> tuple[object, ...]:
+    """Return what the devnodes of a device are sorted by, as a container has them."""
+    return (device.interface or "", device.index, natural(device.devnode))
+
+
 def _units(count: Count, devices: Sequence[Device]) -> Iterator[tuple[_Unit, Identity]]:
     """Yield the devices that a resource counts, each as its claimed devnodes in order, with its identity."""
     bodies: dict[str, list[Device]] = {}
-    for device in sorted(devices, key=lambda device: (device.interface or "", device.index, natural(device.devnode))):
+    for device in sorted(devices, key=_order):
         bodies.setdefault(device.body, []).append(device)
     for unit in bodies.values():
         if count is Count.DEVICE:

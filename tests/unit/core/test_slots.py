@@ -553,19 +553,31 @@ def test_a_slot_is_the_other_kind_of_the_stick_that_it_belongs_to(listed: bool) 
         assert not both.is_other_kind_of([replace(other, serial="S2")])
 
 
-def test_a_recalled_stick_is_found_by_its_entries_in_its_socket_alone() -> None:
-    """Each of its devnodes by one entry; in another socket, or at the devnodes of two sticks, it may be its twin."""
-    parts = tuple(stick(f"ttyUSB{number}", interface=f"0{number}", physical="/devices/usb/1") for number in (0, 1))
-    (slot,) = Story().see(*parts)
-    (recalled,) = recall(ZIGBEE, [mark(Entry.of(part), slot, Publish.DEVICE_PLUGIN) for part in parts])
-    found = recalled.found([device("ttyS0"), *parts])
-    assert (found.devices, found.state) == (parts, PRESENT)
-    elsewhere = tuple(replace(part, port=part.port and part.port.replace("0:1:", "0:2:")) for part in parts)
-    link = "/dev/serial/by-id/a"
-    (linked,) = recall(ZIGBEE, [mark(Entry.of(replace(parts[0], links=(link,))), slot, Publish.DEVICE_PLUGIN)])
-    assert (
-        linked.found([replace(part, devnode=f"/dev/ttyACM{part.devnode[-1]}", links=(link,)) for part in parts])
-        == linked
+def test_a_recalled_stick_is_found_by_the_links_of_its_devnodes_in_its_socket_alone() -> None:
+    """In the order in which a container has them, under whatever names; in another socket, or where one is missing, it is not."""
+    parts = tuple(
+        stick(f"ttyUSB{1 - number}", interface=f"0{number}", physical="/devices/usb/1", links=(f"/dev/if0{number}",))
+        for number in (0, 1)
     )
-    for others in ((), parts[:1], elsewhere, tuple(replace(part, serial="S2") for part in parts)):
+    (slot,) = Story().see(*parts)
+    entries = [mark(Entry.of(part), slot, Publish.DEVICE_PLUGIN) for part in parts]
+    (recalled,) = recall(ZIGBEE, reversed(entries))
+    assert recalled.found([device("ttyS0"), *parts]) == replace(recalled, devices=parts, state=PRESENT)
+    renamed = tuple(replace(part, devnode=f"/dev/ttyUSB{number}") for number, part in enumerate(parts))
+    assert recalled.found(renamed).devices == renamed
+    (one,) = recall(ZIGBEE, entries[1:])
+    assert one.found(renamed).devices == renamed[1:]
+    elsewhere = tuple(replace(part, port=part.port and part.port.replace("0:1:", "0:2:")) for part in parts)
+    unlinked = (replace(parts[0], links=()), parts[1])
+    for others in ((), parts[:1], elsewhere, unlinked, tuple(replace(part, serial="S2") for part in parts)):
         assert recalled.found(others) == recalled
+
+
+def test_without_a_link_a_recalled_stick_is_found_by_its_devnode_where_it_has_no_other() -> None:
+    """The parts of a stick exchange their devnodes; those of another subsystem are none of its devnodes."""
+    whole = stick()
+    (slot,) = Story().see(whole)
+    (recalled,) = recall(ZIGBEE, [mark(Entry.of(whole), slot, Publish.DEVICE_PLUGIN)])
+    assert recalled.found([whole, stick("bus", subsystem="hidraw")]).devices == (whole,)
+    assert recalled.found([whole, stick("ttyUSB1")]) == recalled
+    assert recalled.found([stick("ttyUSB1")]) == recalled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import TYPE_CHECKING
 
 from support.checkout import CHECKOUT
@@ -116,10 +117,10 @@ def test_a_wrong_configuration_is_no_reason_to_try_again(site: Site) -> None:
 def test_the_drop_in_lets_the_driver_have_its_folders(site: Site) -> None:
     """Without it the sandbox keeps them read-only, and the log says so; with it there are both sockets, and a folder for CDI files."""
     machine = site.machine
-    machine.run(f"mkdir -p {FOLDERS}")
+    machine.run(f"mkdir -p {FOLDERS} {posixpath.dirname(DROP_IN)}")
     site.configure(CLAIMED)
     machine.run("systemctl restart devwatch")
-    assert "Read-only file system" in site.await_log("host.limited")["reason"]
+    assert "Read-only file system" in site.await_log("kubelet.lost")["error"]
     machine.install(DROP_IN, (CHECKOUT / "systemd" / "dra.conf").read_text("utf-8"))
     machine.run("systemctl daemon-reload; systemctl restart devwatch")
     eventually(lambda: machine.attempt(f"ls {SOCKETS} && test -d /var/run/cdi").returncode == 0, timeout=TIMEOUT)

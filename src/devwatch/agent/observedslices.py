@@ -46,7 +46,7 @@ class ObservedSlices:
     unserved: int = 0
     """How often in a row the server had no such API when the slices were to be listed."""
     deleted: dict[str, Slice] = field(default_factory=dict)
-    """By name: what the watch has last reported as deleted since the last list; the answer to a write may be older."""
+    """By name: what was deleted last since the last list; the answer to a write may be older."""
     relisted: bool = False
     """Whether a list has come since the last write was sent: it, and the watch that follows it, are newer than the answer may be."""
 
@@ -66,11 +66,11 @@ class ObservedSlices:
         if observed.is_older_than(held) if held is not None else answer and self.relisted:
             return
         slices.pop(observed.name, None)
-        if not deleted:
+        if deleted:
+            self.deleted[observed.name] = observed
+        else:
             slices[observed.name] = observed
             self.taints = True if observed.lost else self.taints
-        elif not answer:
-            self.deleted[observed.name] = observed
 
     def cut(self, device_id: str) -> bool:
         """Return whether it is certain that a lost device cannot be allocated any more."""

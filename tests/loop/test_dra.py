@@ -832,7 +832,7 @@ async def test_a_way_that_the_cluster_does_not_have_is_taken_back(restarted: boo
 
 @virtual
 async def test_a_way_that_this_host_does_not_allow_is_taken_back(tmp_path: Path) -> None:
-    """What is wrong with the folders of the driver is no fault any more."""
+    """What is wrong with the folders of the driver is not reported any more."""
     async with dra_site(tmp_path, USB0, used=config("nodeStatus")) as one:
         (tmp_path / "plugins" / DRIVER).write_text("")
         one.use(config())

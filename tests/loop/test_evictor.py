@@ -742,7 +742,7 @@ async def test_an_eviction_that_is_answered_after_all_is_reported_by_its_answer(
         await asyncio.sleep(GRACE + AFTER + 0.5)
         one.workload.denied = {"p": refusal} if refusal else {}
         await asyncio.sleep(2)
-        one.workload.end("p")
+        one.workload.end("home/p")
         await asyncio.sleep(60)
         assert one.evictions("evicted") == len(one.log.of("pod.evicted")) == (refusal is None)
 

@@ -60,7 +60,7 @@ def test_it_reaches_the_folders_of_the_kubelet() -> None:
 
 
 def test_the_drop_in_for_dra_opens_what_the_driver_writes(unit: Path) -> None:
-    """Folders that are missing yet are no fault, and that of the CDI files is made."""
+    """Folders that the kubelet has not made yet do not hinder its start, and that of the CDI files is made."""
     folder = unit.with_name(f"{unit.name}.d")
     folder.mkdir()
     shutil.copy(DROP_IN, folder)

@@ -44,7 +44,7 @@ from support.model_handover_moves import (
     stop,
     swap,
 )
-from support.model_moves import Move, blind, devnode, freeze, nothing, play, random_histories, records
+from support.model_moves import Move, apart, blind, devnode, freeze, nothing, play, random_histories, records
 from support.model_pods import ZIGBEE
 
 if TYPE_CHECKING:
@@ -64,6 +64,16 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a stick whose parts are listed without links, when its daemon is killed, has returned before its containers started": (
+        *[Move(nothing, ())] * 3,
+        Move(furnish, ()),
+        Move(swap, (1, "twin", 0.0)),
+        Move(apart, (0.05,)),
+        Move(plug, ("composite", "socket-1", 2, False)),
+        Move(restart, (2, 0.0)),
+        Move(furnish, ()),
+        Move(kill, (0,)),
+    ),
     "after a restart without the records of udev either of two twins may be the one that is pulled": (
         Move(furnish, ()),
         Move(plug, ("zigbee", "socket-1", 0, True)),

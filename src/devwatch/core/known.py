@@ -213,11 +213,13 @@ class KnownDevices:
     ) -> PresentDevice:
         """End a departure; the time of the last eviction for a return is carried over, whether or not a return is recorded."""
         departure, evicted = self.gone.pop(entry), entry.replugged
+        # Where another entry of the former daemon lists the present registration, that daemon observed the return: when is not known.
+        listed = known.entry is not entry and known.entry.rdev == device.number and not known.registrations
         if evicted is None:
             evicted = self._inherited_eviction(entry)
         if evicted is not None:
             known = replace(known, entry=replace(known.entry, replugged=evicted))
-        back = _return_of(entry, device, departure, rule, scene)
+        back = None if listed else _return_of(entry, device, departure, rule, scene)
         if back is None:
             return known
         recent = evicted is not None and evicted <= back.second < evicted + REPLUG_PEACE

@@ -64,6 +64,16 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a container that has started between the returns of two parts of its stick has no file of before": (
+        *[Move(nothing, ())] * 3,
+        Move(furnish, ()),
+        Move(pull, (0,)),
+        Move(bounce, (1, 0, 12.0, "")),
+        Move(apart, (2.5,)),
+        Move(delete, (0, False)),
+        Move(pull, (0,), 1.5),
+        Move(plug, ("composite", "socket-1", 0, True)),
+    ),
     "a stick whose parts are listed without links, when its daemon is killed, has returned before its containers started": (
         *[Move(nothing, ())] * 3,
         Move(furnish, ()),

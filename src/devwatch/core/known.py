@@ -222,8 +222,22 @@ class KnownDevices:
         back = None if listed else _return_of(entry, device, departure, rule, scene)
         if back is None:
             return known
+        back = self._dated(back, departure, scene)
         recent = evicted is not None and evicted <= back.second < evicted + REPLUG_PEACE
         return replace(known, back=replace(back, recent=recent), registrations=back.registrations)
+
+    def _dated(self, back: Return, departure: Departure, scene: Scene) -> Return:
+        """Date the return of a part of a stick by that of its first part: the kubelet has handed the stick over since then.
+
+        A container that has started since has no file of a part that was away, unless another device had a path of it.
+        """
+        if departure.device is None or departure.taken:
+            return back
+        gone, parts = scene.second(departure.at), (each for each in self.here.values() if each.entry.id in back.ids)
+        seconds = (each.registrations[-1].second for each in parts if each.registrations)
+        second = min([back.second, *(each for each in seconds if each >= gone)])
+        now = replace(back.registrations[-1], second=second)
+        return replace(back, second=second, registrations=(*back.registrations[:-1], now))
 
     def _inherited_eviction(self, entry: Entry) -> int | None:
         """Return when a pod was last evicted for a return of a device with these ids that no known entry carries; None without one.

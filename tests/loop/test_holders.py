@@ -758,6 +758,62 @@ async def test_a_stick_that_comes_back_with_the_registration_of_another_is_not_t
         ]
 
 
+@contextlib.asynccontextmanager
+async def holder_of_parts() -> AsyncIterator[Site]:
+    """Have a stick of two ttys, and pod `a` that has had it from its start 5 s later."""
+    async with site(used=EVICTING) as one:
+        plug_parts(one, USB0, USB1)
+        await asyncio.sleep(5)
+        one.workload.run(pod("a", containers=(Container(name="c", started=int(EPOCH + now())),)))
+        holds(one, "a", id_of(one, USB0))
+        await asyncio.sleep(5)
+        yield one
+
+
+def plug_parts(one: Site, *devnodes: str) -> None:
+    """Let the kernel register parts of the stick."""
+    handled = {"USEC_INITIALIZED": str(int(now() * 1e6))}
+    for devnode in devnodes:
+        one.host.plug("0001", devnode, serial="S", physical="/devices/x", interface=devnode[-1], properties=handled)
+
+
+@virtual
+async def test_the_holder_of_a_stick_is_evicted_when_a_part_has_returned_while_the_other_one_stayed() -> None:
+    """It has a dead file, of that part alone."""
+    async with holder_of_parts() as one:
+        one.host.unplug(USB1)
+        await asyncio.sleep(1)
+        plug_parts(one, USB1)
+        await asyncio.sleep(30)
+        assert [(line.fields["pod"], line.fields["reason"]) for line in one.log.of("pod.evicted")] == [
+            ("home/a", "replugged")
+        ]
+
+
+@virtual
+@pytest.mark.parametrize(("wait", "between", "victims"), [(2, USB2, []), (-2, USB2, ["home/b"]), (2, USB1, ["home/b"])])
+async def test_a_container_that_has_started_since_the_first_part_of_its_stick_was_back_has_no_dead_file(
+    wait: int, between: str, victims: list[str]
+) -> None:
+    """The parts register one after another. Before the first one, and where another stick has had the name of one, a file may be dead."""
+    async with holder_of_parts() as one:
+        stick, one.kubelet.held = id_of(one, USB0), ()
+        one.workload.end("a")
+        one.host.unplug(USB0)
+        one.host.unplug(USB1)
+        await asyncio.sleep(20)
+        one.host.plug("0001", between, serial="T", properties={"USEC_INITIALIZED": str(int(now() * 1e6))})
+        await asyncio.sleep(10)
+        plug_parts(one, USB0)
+        one.workload.run(pod("b", containers=(Container(name="c", started=int(EPOCH + now()) + wait),)))
+        holds(one, "b", stick)
+        await asyncio.sleep(5)
+        one.host.unplug(between)
+        plug_parts(one, USB1)
+        await asyncio.sleep(30)
+        assert evicted(one) == victims
+
+
 @virtual
 async def test_sticks_that_exchange_their_names_while_no_daemon_runs_leave_dead_files() -> None:
     """Their IDs tell that each was plugged in again, though another one is where it was."""

@@ -184,15 +184,19 @@ class KnownDevices:
         returned: dict[Key, PresentDevice] = {}
         open_ = scene.open(rule.name)
         doubtful = open_ | scene.unidentified(rule.name)
+        remembered = {entry: device for entry, device in found.items() if self.gone[entry].device is None}
+        seen = {device.key for entry, device in remembered.items() if entry.rdev == device.number}
         for entry, device in found.items():
             if device.key in doubtful:
                 self.gone[entry].maybe = device.key
                 continue
-            if self.gone[entry].device is None and entry.rdev == device.number:
+            if entry in remembered and entry.rdev == device.number:
                 # A full list may be cut: then only the paths that are listed as the device's own are certainly its own.
                 had = paths.by_device.get(device.key, frozenset())
                 cut = len(entry.shared) >= MAX_LINKS
                 paths.recall(device.key, had - entry.paths if cut else entry.shared)
+            elif entry in remembered and device.key in seen:
+                self.gone[entry].registrations = ()  # the former daemon saw the return, so this one cannot date it
             known = returned.get(device.key) or self.here.get(device.key) or PresentDevice(entry=entry)
             returned[device.key] = self._end_departure(entry, device, known, rule, scene)
         for key in open_ & self.here.keys():  # a former return is forgotten as well
@@ -213,13 +217,11 @@ class KnownDevices:
     ) -> PresentDevice:
         """End a departure; the time of the last eviction for a return is carried over, whether or not a return is recorded."""
         departure, evicted = self.gone.pop(entry), entry.replugged
-        # Where another entry of the former daemon lists the present registration, that daemon observed the return: when is not known.
-        listed = known.entry is not entry and known.entry.rdev == device.number and not known.registrations
         if evicted is None:
             evicted = self._inherited_eviction(entry)
         if evicted is not None:
             known = replace(known, entry=replace(known.entry, replugged=evicted))
-        back = None if listed else _return_of(entry, device, departure, rule, scene)
+        back = _return_of(entry, device, departure, rule, scene)
         if back is None:
             return known
         back = self._dated(back, departure, scene)

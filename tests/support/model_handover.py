@@ -426,7 +426,10 @@ class Judge(Truth):
         if self.troubled_at + TROUBLED < self.now < due + FALL_LIMIT - SOON and lowest > limit:
             self.broken(Promise.FALL, f"{name} lists {sorted(left)} no longer while the Node shows {lowest}")
         want = self.plan.want(name)
-        replaced = any(self._arrives(tty) >= due - ARRIVAL_TIMEOUT for tty in self.world.host.past.values())
+        # What came before it was pulled takes its place as well, where no scan has found both.
+        found = [self.found_at.get(tty.birth, due) for link, tty in self.led.items() if id_of(link) in left]
+        replacing = min(due - ARRIVAL_TIMEOUT, max(found, default=due))
+        replaced = any(self._arrives(tty) >= replacing for tty in self.world.host.past.values())
         if want is None or want.publish != PLUGIN or replaced or due <= self.configured_at or self._awaited(left, due):
             return
         if self.now < due + want.grace - SOON:

@@ -64,6 +64,15 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a device that has been forgotten, and that nothing lists again before its daemon is killed, is not known to the next one": (
+        *[Move(nothing, ())] * 4,
+        Move(plug, ("composite", "socket-1", 0, True), 0.05),
+        Move(pull, (0,), 11.0),
+        Move(fail, ("429 after 900", 1)),
+        Move(furnish, ()),
+        Move(swap, (1, "zigbee", 0.0)),
+        Move(kill, (0,)),
+    ),
     "of two sticks that no scan has found together one has taken the place of the other": (
         *[Move(nothing, ())] * 3,
         Move(furnish, ()),

@@ -142,7 +142,9 @@ class Truth:
     troubled_at: float = -math.inf
     """When something last kept daemon, kubelet and API server from working together."""
     places: dict[str, str | None] = field(default_factory=dict)
-    """By ID that the annotation has listed: the socket that it listed last. The next daemon knows no others."""
+    """By ID that the annotation has listed: the socket that it listed last."""
+    recalled: frozenset[str] = frozenset()
+    """The IDs that the annotation has listed since the last daemon ended: the next one knows no others."""
     placed: set[str] = field(default_factory=set)
     """The links of sticks that arrived while a twin was known: what the ID tells apart is the socket alone."""
     unplaced: frozenset[str] = frozenset()
@@ -196,7 +198,7 @@ class Truth:
 
     def ended_daemon(self) -> None:
         """Take note that the daemon has ended."""
-        self.seen, self.certain = frozenset(), False
+        self.seen, self.certain, self.recalled = frozenset(), False, frozenset()
         closed = (name for name, at in self.closed_at.items() if at == self.now)
         self.cut_at |= dict.fromkeys([*self.registered_at, *closed], self.now)
         self.unplaced = frozenset(link for link, tty in self.led.items() if self.places.get(id_of(link)) != tty.socket)
@@ -261,7 +263,7 @@ class Truth:
 
         Which ID a device has is known once what the annotation lists was compared with a certain scan.
         """
-        return name in self.places or any(
+        return name in self.recalled or any(
             self.here(link) is not None or self.world.host.pulled[tty.birth] > self.sure_at
             for link, tty in self.led.items()
             if id_of(link) == name
@@ -277,7 +279,9 @@ class Truth:
         """Take note of what the Node shows now, and of which resources the kubelet has a list."""
         state = self.world.server.state if self.world.server.exists else None
         listed = state.listing().values() if state else ()
-        self.places |= {entry.id: entry.port for entries in listed for entry in entries if entry.id}
+        places = {entry.id: entry.port for entries in listed for entry in entries if entry.id}
+        self.places |= places
+        self.recalled |= places.keys()
         if self.world.kubelet.links.error is not None:
             self.led = {link: self._as_listed(link, tty) for link, tty in self.led.items()}
         for name in (METER, ZIGBEE, ZWAVE):

@@ -54,6 +54,14 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "the file of a claim that is allocated again is that of its former device until it is prepared again": (
+        *[Move(nothing, ())] * 5,
+        Move(plug, ("zigbee", "socket-1", 0, True), 0.05),
+        Move(pod, (1,)),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(pull, (1,), 1.5),
+        Move(delete, (0, True)),
+    ),
     "the record of claims tells where a stick was last, before the annotation does": (
         Move(furnish, ()),
         Move(bounce, (3, 0, 1.9, "socket-4")),

@@ -129,6 +129,15 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "a stick that has returned, and whose record cannot be read, may have the links that it had": (
+        *[Move(nothing, ())] * 14,
+        Move(furnish, ("zigbee", "nameless")),
+        Move(pull, (0,)),
+        Move(bounce, (0, 0, 0.0)),
+        Move(records, (True,)),
+        Move(furnish, ("zigbee",)),
+        Move(pull, (0,)),
+    ),
     "what the Node showed at the start says nothing of another unit": (
         Move(foreign, (METER, "1", MAPS)),
         Move(configure, (1,)),

@@ -114,6 +114,8 @@ class SliceJudge(Judge):
     """By ID: whether it is that of a single devnode."""
     wiped: frozenset[str] = frozenset()
     """Those that others have deleted: a lost one is not added where the daemon does not know that its taint would be stored."""
+    had: dict[str, str] = field(default_factory=dict)
+    """By uid: the ID that a claim was last prepared with."""
 
     # -- what is true
 
@@ -269,6 +271,7 @@ class ClaimJudge(SliceJudge):
 
     def prepared(self, claim: Claim, answer: PreparedClaim) -> None:
         """Judge what a claim was prepared with."""
+        self.had[claim.uid] = claim.id
         if [device.id for device in answer.devices] != [claim.id]:
             self.broken(Promise.OWN, f"{claim.name} is prepared with {answer}")
 
@@ -296,7 +299,7 @@ class ClaimJudge(SliceJudge):
             devnodes = [node for edit in self.world.kubelet.edits(claim.uid).values() for node in edit.values()]
             if gone := [node for node in devnodes if node not in present]:
                 self.broken(Promise.OWN, f"the file of {claim.name} names {gone}, which is not there")
-            elif devnodes:
+            elif devnodes and self.had.get(claim.uid) == claim.id:  # else the file is of a former allocation
                 self._compare(claim, [present[node] for node in devnodes])
 
     def opened(self, life: Life) -> None:

@@ -197,6 +197,8 @@ class KnownDevices:
                 paths.recall(device.key, had - entry.paths if cut else entry.shared)
             elif entry in remembered and device.key in seen:
                 self.gone[entry].registrations = ()  # the former daemon saw the return, so this one cannot date it
+            if not device.complete:
+                paths.keep(device.key, (*entry.links, *entry.shared))
             known = returned.get(device.key) or self.here.get(device.key) or PresentDevice(entry=entry)
             returned[device.key] = self._end_departure(entry, device, known, rule, scene)
         for key in open_ & self.here.keys():  # a former return is forgotten as well

@@ -67,8 +67,20 @@ class Paths:
         self.by_device = found if certain else maybe
 
     def recall(self, key: Key, shared: Iterable[str]) -> None:
-        """Add paths of a present device that it shared according to the annotation of a former daemon."""
+        """Add paths that a present device shares, such as those of the annotation of a former daemon."""
         self._shared_by_device[key] = self._shared_by_device.get(key, frozenset()).union(shared)
+
+    def keep(self, key: Key, paths: Iterable[str]) -> None:
+        """Add links that a device had before it was plugged in again: until its record is complete, it may have them as well.
+
+        It does not have those that name its former socket.
+        """
+        kept = frozenset(path for path in paths if not is_socket(path))
+        self.by_device[key] = self.by_device.get(key, frozenset()) | kept
+        for other, had in self.by_device.items():
+            if other != key and (both := had & kept):
+                self.recall(other, both)
+                self.recall(key, both)
 
     def own(self, key: Key) -> frozenset[str]:
         """Return the paths that only this device had while it was present."""

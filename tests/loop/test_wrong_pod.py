@@ -477,3 +477,25 @@ async def test_a_pod_that_may_not_be_evicted_is_told_why_and_what_helps(error: R
         assert event.reason == "DeviceLost"
         assert said in event.message
         assert len(one.workload.tried) > 1
+
+
+@virtual
+@pytest.mark.parametrize(("path", "victims"), [(SHARED, []), (BY_PATH, ["p"])])
+async def test_a_stick_whose_record_is_not_read_may_have_the_links_of_before(path: str, victims: list[str]) -> None:
+    """A pod with a link that may lead to it by now keeps it when its twin is pulled. Its former socket has another stick."""
+    async with home(sticks=()) as one:
+        one.host.plug("0001", USB0, serial="S0", links=(SHARED, BY_PATH))
+        one.host.plug("0001", USB1, serial="S1", links=(SHARED,))
+        await asyncio.sleep(20)
+        one.host.unplug(USB0)
+        await asyncio.sleep(5)
+        one.host.unplug(USB1)
+        await asyncio.sleep(1)
+        one.host.plug("0001", USB1, serial="S1", links=(SHARED, BY_PATH))
+        one.workload.run(pod(paths=(path,), scheduled=date(now())))
+        await asyncio.sleep(5)
+        one.host.plug("0001", USB0, serial="S0", record=False)
+        await asyncio.sleep(60)
+        one.host.unplug(USB1)
+        await asyncio.sleep(500)
+        assert one.evicted == victims

@@ -64,6 +64,14 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a daemon that could never store that it has a plugin leaves it to the kubelet to forget": (
+        *[Move(nothing, ())] * 5,
+        Move(fail, ("never", 2)),
+        Move(nothing, (), 11.0),
+        Move(kill, (0,)),
+        Move(configure, (1, False)),
+        Move(furnish, ()),
+    ),
     "a device that has been forgotten, and that nothing lists again before its daemon is killed, is not known to the next one": (
         *[Move(nothing, ())] * 4,
         Move(plug, ("composite", "socket-1", 0, True), 0.05),

@@ -155,6 +155,8 @@ class Truth:
     """By resource: when its last stream ended."""
     cut_at: dict[str, float] = field(default_factory=dict)
     """By resource: when the last daemon ended that had it registered."""
+    untold_at: dict[str, float] = field(default_factory=dict)
+    """By resource: when the last daemon ended that had it registered, and could not store that for the next one."""
     registered_at: dict[str, float] = field(default_factory=dict)
     """By resource: since when the kubelet has its list."""
 
@@ -200,7 +202,12 @@ class Truth:
         """Take note that the daemon has ended."""
         self.seen, self.certain, self.recalled = frozenset(), False, frozenset()
         closed = (name for name, at in self.closed_at.items() if at == self.now)
-        self.cut_at |= dict.fromkeys([*self.registered_at, *closed], self.now)
+        served = {*self.registered_at, *closed}
+        self.cut_at |= dict.fromkeys(served, self.now)
+        state = self.world.server.state if self.world.server.exists else None
+        listed = state.listing().items() if state else ()
+        told = {name for name, entries in listed if any(entry.id or entry.publish for entry in entries)}
+        self.untold_at |= dict.fromkeys(served - told, self.now)
         self.unplaced = frozenset(link for link, tty in self.led.items() if self.places.get(id_of(link)) != tty.socket)
 
     def saw(self, state: NodeState) -> None:
@@ -463,7 +470,9 @@ class Judge(Truth):
         began = self.registered_at.get(name, math.inf) if plugin else self.world.kubelet.began
         # The Node shows what a plugin has had until the kubelet's next update, if no daemon is left to take it back.
         cut = self.cut_at.get(name, -math.inf) + SYNC
-        registered = max(began, self.fell_at.get(name, -math.inf), cut) < life.bound
+        # A daemon that is not told of the plugin of the last one publishes at once what the kubelet has yet to forget.
+        untold = self.untold_at.get(name, -math.inf) + FORGETTING
+        registered = max(began, self.fell_at.get(name, -math.inf), cut, untold) < life.bound
         # A kubelet that hangs admits a pod late: the Node may show less by then.
         less = not plugin and any(at > life.bound for at, _ in self.shown.get(name, ()))
         if registered and not less and life.bound > self.troubled_at + TROUBLED:

@@ -129,6 +129,14 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "what a stick was before the first answer of the Node is not known": (
+        *[Move(nothing, ())] * 15,
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(replug, (0, "socket-1", 1, 0.0)),
+        Move(restart, (5, 0.0)),
+        Move(replug, (0, "socket-1", 0, 0.0), 0.05),
+        Move(replug, (2, "socket-1", 1, 0.5)),
+    ),
     "a stick that has returned, and whose record cannot be read, may have the links that it had": (
         *[Move(nothing, ())] * 14,
         Move(furnish, ("zigbee", "nameless")),

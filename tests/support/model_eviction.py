@@ -633,10 +633,11 @@ class Bailiff:
         return ""
 
     def _can_know(self, tty: Tty, path: str) -> bool:
-        """Return whether this daemon can know that a path led to a device."""
+        """Return whether this daemon can know that a path led to a device: before the Node is read, it compares no scans."""
         owner, _ = self.contract.plan.owner(tty)
         known = [each for key, each in self.known.items() if owner and key == (owner.name, tty.birth)]
-        return any(path in (tty.claims if each.remembered else self.paths.had(tty.birth)) for each in known)
+        had = self.paths.had(tty.birth) & self.ledger.read.had(tty.birth)
+        return any(path in (tty.claims if each.remembered else had) for each in known)
 
     def _is_confused(self, tty: Tty) -> bool:
         """Return whether a twin was away as well when a device returned, or came meanwhile: which of them it is, nothing tells."""

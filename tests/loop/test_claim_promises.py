@@ -54,6 +54,16 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "where neither the annotation nor the record tells, either of two twins may be the one of a claim": (
+        *[Move(nothing, ())] * 3,
+        Move(furnish, ()),
+        Move(plug, ("composite", "socket-1", 1, False)),
+        Move(pull, (0,)),
+        Move(away, (True,)),
+        Move(bounce, (0, 0, 12.0, "")),
+        Move(kill, (0,)),
+        Move(full, ("reading",)),
+    ),
     "the file of a claim that is allocated again is that of its former device until it is prepared again": (
         *[Move(nothing, ())] * 5,
         Move(plug, ("zigbee", "socket-1", 0, True), 0.05),

@@ -114,6 +114,8 @@ class SliceJudge(Judge):
     """By ID: whether it is that of a single devnode."""
     wiped: frozenset[str] = frozenset()
     """Those that others have deleted: a lost one is not added where the daemon does not know that its taint would be stored."""
+    unplaced_claims: frozenset[str] = frozenset()
+    """The uids of those whose device was in another socket than the annotation listed when the last daemon ended."""
     had: dict[str, str] = field(default_factory=dict)
     """By uid: the ID that a claim was last prepared with."""
 
@@ -269,6 +271,13 @@ class ClaimJudge(SliceJudge):
             if each is not claim and each.tty and claim.tty and each.tty.birth == claim.tty.birth:
                 self.broken(Promise.ALONE, f"{claim.tty.devnode} is {each.id} and {claim.id}, each with a claim")
 
+    def ended_daemon(self) -> None:
+        """Take note that the daemon has ended."""
+        Judge.ended_daemon(self)
+        placed = {claim: claim.tty.socket for claim in self.world.cluster.claims.values() if claim.tty}
+        unplaced = (claim.uid for claim, socket in placed.items() if self.places.get(claim.id) != socket)
+        self.unplaced_claims = frozenset(unplaced)
+
     def prepared(self, claim: Claim, answer: PreparedClaim) -> None:
         """Judge what a claim was prepared with."""
         self.had[claim.uid] = claim.id
@@ -316,11 +325,10 @@ class ClaimJudge(SliceJudge):
         if before is not None:
             mine = next((tty for tty in ttys if tty.interface == before.interface), mine)
             how = differs(before, mine) or ("more than one stick" if len({tty.stick for tty in ttys}) > 1 else "")
-            if (
-                not how
-                and before.stick != mine.stick
-                and before.birth in {tty.birth for tty in self.world.host.present}
-            ):
+            # Without record and annotation a daemon cannot know which of two twins it is.
+            told = claim.uid not in self.unplaced_claims or self.world.disk_at < self.began_at
+            here = {tty.birth for tty in self.world.host.present} if told else set()
+            if not how and before.stick != mine.stick and before.birth in here:
                 how = "another stick, while its own is there"
             if how:
                 self.broken(Promise.OWN, f"{claim.name} has {how}: {mine.devnode} in {mine.socket}")

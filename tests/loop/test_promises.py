@@ -129,6 +129,14 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "of two sticks that had a devnode one after the other the annotation tells which is lost": (
+        *[Move(nothing, ())] * 15,
+        Move(furnish, ("zigbee", "nameless")),
+        Move(pull, (0,)),
+        Move(replug, (1, "socket-3", 0, 2.1)),
+        Move(kill, (0, 0)),
+        Move(pull, (0,)),
+    ),
     "what a stick was before the first answer of the Node is not known": (
         *[Move(nothing, ())] * 15,
         Move(plug, ("zigbee", "socket-1", 0, True)),

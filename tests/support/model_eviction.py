@@ -245,23 +245,24 @@ class Bailiff:
         self.former = frozenset(self.ledger.dates)
         self.begun = believed(state)
         for name, entries in self.begun.items():
-            for entry in entries:
-                for tty in self._meant(entry):
-                    shared, rdev = cast("tuple[Any, Any]", (entry.get("shared") or (), entry.get("rdev")))
-                    if rdev == os.makedev(188, tty.number):
-                        self.recalled.setdefault(tty.birth, set()).update(shared)
-                    lost = entry.get("lost")
-                    known = Known(
-                        want=name,
-                        tty=tty,
-                        remembered=True,
-                        lost=lost,
-                        listed=bool(lost),
-                        dated=lost or "",
-                        serial=entry.get("serial"),
-                    )
-                    known.counted = _moment(lost) if lost else -math.inf
-                    self.known.setdefault((name, tty.birth), known)
+            told = [(entry, tty) for entry in entries for tty in self._meant(entry)]
+            # Of two sticks that had a devnode one after the other each has its own entry.
+            for entry, tty in sorted(told, key=lambda each: each[0].get("serial") not in {each[1].plain, each[1].told}):
+                shared, rdev = cast("tuple[Any, Any]", (entry.get("shared") or (), entry.get("rdev")))
+                if rdev == os.makedev(188, tty.number):
+                    self.recalled.setdefault(tty.birth, set()).update(shared)
+                lost = entry.get("lost")
+                known = Known(
+                    want=name,
+                    tty=tty,
+                    remembered=True,
+                    lost=lost,
+                    listed=bool(lost),
+                    dated=lost or "",
+                    serial=entry.get("serial"),
+                )
+                known.counted = _moment(lost) if lost else -math.inf
+                self.known.setdefault((name, tty.birth), known)
 
     def _meant(self, entry: Mapping[str, object]) -> Iterator[Tty]:
         """Yield the registrations that an entry may tell of, also by the number that their pods know; one that never was evicts nobody."""

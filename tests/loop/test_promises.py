@@ -129,6 +129,17 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "a container that started while no daemon ran has what had the path of a stick by then": (
+        *[Move(nothing, ())] * 12,
+        Move(furnish, ("zigbee", "composite")),
+        Move(kill, (0, 0)),
+        Move(replug, (2, "socket-3", 0, 0.0)),
+        Move(furnish, ("composite", "twin", "modem")),
+        Move(bounce, (0, 1, 0.0)),
+        Move(begin, ()),
+        Move(nothing, (), 0.05),
+        Move(replug, (2, "socket-2", 1, 0.0)),
+    ),
     "of two sticks that had a devnode one after the other the annotation tells which is lost": (
         *[Move(nothing, ())] * 15,
         Move(furnish, ("zigbee", "nameless")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from devwatch.core.departure import Departure, advance_departures, initialized_at, returned_at
@@ -367,14 +368,16 @@ def _return_of(entry: Entry, device: Device, departure: Departure, rule: Resourc
     at, former = returned_at(device, departure, scene), departure.registrations
     if at is None or not former:
         return None
-    second = scene.second(at)
+    second, taken = scene.second(at), departure.taken
     if departure.device is None:
         same = device.number == entry.rdev and not entry.numbers
         if same or not _is_unambiguous(entry, device, scene, rule.name):
             return None
         if former[-1].number == device.number and abs(former[-1].second - second) <= 1:
             former = former[:-1]  # the former daemon has already listed the present registration
-    former = (*former[:-1], *(replace(last, taken=departure.taken) for last in former[-1:]))
+        others = (each for each in scene.devices if each is not device)
+        taken |= entry.paths.intersection(chain.from_iterable(map(paths_of, others)))
+    former = (*former[:-1], *(replace(last, taken=taken) for last in former[-1:]))
     now = Registration(second=second, number=device.number, paths=frozenset(), key=device.key)
     return Return(
         resource=rule.name,

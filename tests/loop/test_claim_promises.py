@@ -54,6 +54,13 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a slice of before does not tell which of two twins is in a socket": (
+        *[Move(nothing, ())] * 6,
+        Move(nothing, (), 0.05),
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(bounce, (3, 1, 0.5, "socket-2")),
+        Move(furnish, ()),
+    ),
     "where neither the annotation nor the record tells, either of two twins may be the one of a claim": (
         *[Move(nothing, ())] * 3,
         Move(furnish, ()),

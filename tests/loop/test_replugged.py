@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ import pytest
 
 from devwatch.config.schema import parse
 from devwatch.core.errors import Busy, Refused, Retry
+from devwatch.core.node import Writer
 from devwatch.core.pods import Container, Phase
 from support.build import ZIGBEE, ZWAVE
 from support.fakes import EPOCH
@@ -780,6 +783,23 @@ async def test_what_happened_while_no_daemon_ran_is_judged_by_the_time_of_udev()
     async with home(holder("dead", started=105), holder("healed", started=120)) as one:
         await miss_a_return(one, 110)
         assert one.evicted == ["dead"]
+
+
+@virtual
+async def test_a_return_that_the_former_daemon_has_listed_is_not_dated_by_udev() -> None:
+    """Its record was complete only later; until then the daemon listed the stick twice: as it was, and as it had found it."""
+    async with home(holder(started=105)) as one:
+        await one.kill()
+        one.host.unplug()
+        handled = {"USEC_INITIALIZED": str(int(110e6))}
+        one.host.plug("0001", USB1, serial="S0", link=BY_ID, number=7, properties=handled)
+        (before,) = json.loads(one.server.state.annotation or "")[ZIGBEE]
+        now_is = {**before, "devnode": USB1, "rdev": os.makedev(188, 7), "link": None, "links": []}
+        one.server.annotate(json.dumps({ZIGBEE: [now_is, before]}), writer=Writer(manager="devwatch", time=""))
+        await asyncio.sleep(100)
+        one.start(config())
+        await asyncio.sleep(500)
+        assert not one.workload.tried
 
 
 @virtual

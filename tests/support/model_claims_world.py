@@ -106,6 +106,8 @@ class SliceJudge(Judge):
     world: ClaimWorld
     ids: dict[str, Tty] = field(default_factory=dict)
     """By ID: the devnode that the slice has last shown under it."""
+    last: dict[str, Object] = field(default_factory=dict)
+    """By ID: the device as the slice had it last."""
     shown_at: dict[str, float] = field(default_factory=dict)
     """By ID: since when the slice offers it."""
     in_slice: frozenset[str] = frozenset()
@@ -212,11 +214,16 @@ class SliceJudge(Judge):
             want = self.plan.want(text_of(device, "resource"))
             self.units.setdefault(name, want is not None and want.per_devnode)
             tty, before = self.find_device(device), self.ids.get(name)
-            if tty is None:
+            last, self.last[name] = self.last.get(name), device
+            # What was written before does not tell which of two twins is in the socket by now.
+            if tty is None or (last == device and self._has_twin(tty)):
                 continue
             if before is not None and (how := differs(before, tty)):
                 self.broken(Promise.OWN, f"{name} has become {how}: {tty.devnode} in {tty.socket}")
             self.ids[name] = tty
+
+    def _has_twin(self, tty: Tty) -> bool:
+        return any(each.looks == tty.looks and each.stick != tty.stick for each in self.world.host.past.values())
 
 
 @dataclass(slots=True, kw_only=True)

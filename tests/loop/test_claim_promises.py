@@ -54,6 +54,16 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a resource that comes into force knows no device that no scan finds from then on": (
+        *[Move(nothing, ())] * 3,
+        Move(furnish, ()),
+        Move(pull, (0,)),
+        Move(devnode, (2, 13)),
+        Move(configure, (2, True)),
+        Move(configure, (0, False)),
+        Move(pull, (0,), 11.0),
+        Move(pull, (0,)),
+    ),
     "a slice of before does not tell which of two twins is in a socket": (
         *[Move(nothing, ())] * 6,
         Move(nothing, (), 0.05),

@@ -129,6 +129,7 @@ class SliceJudge(Judge):
         Judge.configure(self, plan)
         changed = {want.name for want in plan.wants if before.get(want.name, want.publish) != want.publish}
         self.idle_at |= dict.fromkeys(changed, self.now)
+        self.idle_seen |= dict.fromkeys(changed, self.seen)
 
     def hands_over(self, want: Want) -> bool:
         """Return whether the kubelet gives the devices of a resource to pods."""

@@ -135,6 +135,8 @@ class Truth:
     configured_at: float = -math.inf
     idle_at: dict[str, float] = field(default_factory=dict)
     """By resource: when the configuration last did not evict for it, or the kubelet did not hand it over."""
+    idle_seen: dict[str, frozenset[int]] = field(default_factory=dict)
+    """By resource: the births that the last scan had found by then."""
     began_at: float = 0.0
     """When the daemon began."""
     sure_at: float = math.inf
@@ -174,6 +176,7 @@ class Truth:
         for each in (self.plan, plan):
             evicting = {want.name for want in each.wants if self.hands_over(want) and want.evict is not None}
             self.idle_at |= dict.fromkeys({METER, ZIGBEE, ZWAVE} - evicting, self.now)
+            self.idle_seen |= dict.fromkeys({METER, ZIGBEE, ZWAVE} - evicting, self.seen)
         if plan is not self.plan:
             self.plan, self.configured_at = plan, self.now
 
@@ -530,12 +533,15 @@ class Judge(Truth):
 
     def is_surely_lost(self, tty: Tty, name: str) -> bool:
         """Return whether a device is lost that the daemon, or the one before, knew by then, with nothing that could be it."""
-        if self.find(tty) is not None or self.world.host.pulled[tty.birth] <= self.idle_at.get(name, -math.inf):
+        idle, pulled = self.idle_at.get(name, -math.inf), self.world.host.pulled
+        if self.find(tty) is not None or pulled[tty.birth] <= idle:
+            return False
+        # A resource that comes into force knows the devices of the last scan, and those of later ones.
+        if tty.birth not in self.idle_seen.get(name, {tty.birth}) and self.found_at.get(tty.birth, -math.inf) <= idle:
             return False
         if tty.plain is None and self.unread:  # its socket, and so its identity, was not to be read
             return False
         places = {*tty.claims, tty.devnode}
-        pulled = self.world.host.pulled
         since = [each for each in self.world.host.past.values() if pulled.get(each.birth, math.inf) >= self.began_at]
         # After a restart one without a serial may be any other, and one that had no record, and so no links, any with its serial.
         unlinked = tty.plain is None or not tty.record or self.unread

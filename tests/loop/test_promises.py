@@ -129,6 +129,13 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "a twin whose record cannot be read may have a link that both would have": (
+        *[Move(nothing, ())] * 16,
+        Move(furnish, ("zigbee",)),
+        Move(records, (True,)),
+        Move(furnish, ("zigbee",)),
+        Move(pull, (0,)),
+    ),
     "a container that started while no daemon ran has what had the path of a stick by then": (
         *[Move(nothing, ())] * 12,
         Move(furnish, ("zigbee", "composite")),

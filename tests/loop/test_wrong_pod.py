@@ -499,3 +499,25 @@ async def test_a_stick_whose_record_is_not_read_may_have_the_links_of_before(pat
         one.host.unplug(USB1)
         await asyncio.sleep(500)
         assert one.evicted == victims
+
+
+@virtual
+@pytest.mark.parametrize(
+    ("read", "path", "victims"), [(False, SHARED, []), (True, SHARED, ["p"]), (False, BY_PATH, ["p"])]
+)
+async def test_a_twin_whose_record_is_not_read_may_have_the_same_link(
+    *, read: bool, path: str, victims: list[str]
+) -> None:
+    """The link may lead to it. A record that names no such link ends the doubt, and a socket has one stick."""
+    async with home(sticks=()) as one:
+        one.host.plug("0001", USB0, serial="T", links=(SHARED, BY_PATH))
+        await asyncio.sleep(5)
+        one.host.plug("0001", USB1, serial="T", record=False)
+        await asyncio.sleep(20)
+        one.workload.run(pod(paths=(path,), scheduled=date(now())))
+        if read:
+            one.host.finish(USB1)
+        await asyncio.sleep(30)
+        one.host.unplug(USB0)
+        await asyncio.sleep(500)
+        assert one.evicted == victims

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from devwatch.core.incidents import Loss
-from devwatch.core.paths import paths_of
+from devwatch.core.listing import paths_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -11,9 +11,8 @@ from devwatch.core.device import TTY
 from devwatch.core.finding import Finder
 from devwatch.core.glimpse import Glimpses
 from devwatch.core.incidents import Loss, Registration, Return
-from devwatch.core.listing import MAX_LINKS, MAX_NUMBERS, Entry, listed_path
+from devwatch.core.listing import MAX_LINKS, MAX_NUMBERS, Entry, listed_path, paths_of
 from devwatch.core.matching import Ids, ids_of, leads_to, may_be_twins
-from devwatch.core.paths import paths_of
 from devwatch.core.plan import START_GRACE
 from devwatch.core.slots import mark
 

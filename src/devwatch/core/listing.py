@@ -41,6 +41,17 @@ def listed_path(path: str) -> str:
     return f"{path[: MAX_TEXT - len(digest) - 1]}~{digest}"
 
 
+def is_socket(path: str) -> bool:
+    """Return whether a link names a socket (`/dev/*/by-path/` of 60-serial.rules and similar), which holds one device at a time."""
+    return "/by-path/" in path
+
+
+def paths_of(device: Device) -> frozenset[str]:
+    """Return every path of a device: its devnode, the links that lead to it, and the links that its udev record claims (DEVLINKS)."""
+    claims = (device.properties or {}).get("DEVLINKS", "").split()
+    return frozenset(listed_path(path) for path in (device.devnode, *device.links, *claims))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A device as the annotation lists it; every string is untrusted.

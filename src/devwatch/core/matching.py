@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from devwatch.core.listing import Entry, listed_path
-from devwatch.core.paths import is_socket, paths_of
+from devwatch.core.listing import Entry, is_socket, listed_path, paths_of
 from devwatch.core.rules import Verdict
 
 if TYPE_CHECKING:

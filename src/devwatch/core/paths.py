@@ -5,23 +5,13 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from devwatch.core.listing import listed_path
+from devwatch.core.listing import is_socket, listed_path, paths_of
+from devwatch.core.matching import may_be_twins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from devwatch.core.device import Device, Key
-
-
-def is_socket(path: str) -> bool:
-    """Return whether a link names a socket (`/dev/*/by-path/` of 60-serial.rules and similar), which holds one device at a time."""
-    return "/by-path/" in path
-
-
-def paths_of(device: Device) -> frozenset[str]:
-    """Return every path of a device: its devnode, the links that lead to it, and the links that its udev record claims (DEVLINKS)."""
-    claims = (device.properties or {}).get("DEVLINKS", "").split()
-    return frozenset(listed_path(path) for path in (device.devnode, *device.links, *claims))
 
 
 class Paths:
@@ -39,6 +29,8 @@ class Paths:
         self._shared_by_device: dict[Key, frozenset[str]] = {}
         self._previous_shared: dict[Key, frozenset[str]] = {}
         """`_shared_by_device` before the last scan, for devices that this scan no longer found."""
+        self._doubtful: dict[Key, frozenset[str]] = {}
+        """The links of each device that a possible twin may have as well, as long as the record of that one is not complete."""
         self._previous_listed: tuple[Device, ...] | None = ()
         """The devices of the last scan, None if it was uncertain."""
 
@@ -54,6 +46,7 @@ class Paths:
         found = {device.key: self.by_device.get(device.key, frozenset()) | paths_of(device) for device in listed}
         maybe = found if certain and self._previous_listed is not None else self.by_device | found
         self._previous_listed = listed if certain else None
+        self._doubtful = dict(_doubtful_links(listed))
         sockets = set(filter(is_socket, chain.from_iterable(found.values())))
         owners: dict[str, list[Key]] = {}
         for key, paths in maybe.items():
@@ -83,8 +76,8 @@ class Paths:
                 self.recall(key, both)
 
     def own(self, key: Key) -> frozenset[str]:
-        """Return the paths that only this device had while it was present."""
-        return self.by_device.get(key, frozenset()) - self.shared(key)
+        """Return the paths that certainly only this device had while it was present."""
+        return self.by_device.get(key, frozenset()) - self.shared(key) - self._doubtful.get(key, frozenset())
 
     def shared(self, key: Key) -> frozenset[str]:
         """Return the paths that another device had at the same time."""
@@ -94,3 +87,12 @@ class Paths:
     def all(self) -> frozenset[str]:
         """All paths of the present devices."""
         return frozenset(chain.from_iterable(self.by_device.values()))
+
+
+def _doubtful_links(listed: tuple[Device, ...]) -> Iterator[tuple[Key, frozenset[str]]]:
+    """Yield the links of each device that has a possible twin without a complete record. Its devnode and its socket are its own."""
+    unread = [device for device in listed if not device.complete]
+    for device in listed:
+        if any(other is not device and may_be_twins(device, other) for other in unread):
+            links = paths_of(device) - {listed_path(device.devnode)}
+            yield device.key, frozenset(path for path in links if not is_socket(path))

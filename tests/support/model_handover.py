@@ -474,7 +474,7 @@ class Judge(Truth):
         # The Node shows what a plugin has had until the kubelet's next update, if no daemon is left to take it back.
         cut = self.cut_at.get(name, -math.inf) + SYNC
         # A daemon that is not told of the plugin of the last one publishes at once what the kubelet has yet to forget.
-        untold = self.untold_at.get(name, -math.inf) + FORGETTING
+        untold = -math.inf if plugin else self.untold_at.get(name, -math.inf) + FORGETTING
         registered = max(began, self.fell_at.get(name, -math.inf), cut, untold) < life.bound
         # A kubelet that hangs admits a pod late: the Node may show less by then.
         less = not plugin and any(at > life.bound for at, _ in self.shown.get(name, ()))

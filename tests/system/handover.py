@@ -369,10 +369,11 @@ class Site(Workloads):
         return self.handing.shows(capacity, allocatable, name or self.name)
 
     def plug(self, tty: str, serial: str | None, *, socket: int | None = None) -> None:
-        """Plug a stick of the resource that the pods ask for; one without a serial is known by its socket."""
+        """Plug a stick of the resource that the pods ask for, and wait for its record; one without a serial is known by its socket."""
         vendor, product = IDS[self.name]
         port = None if socket is None else f"pci-0000:00:14.0-usb-0:{socket}:1.0"
         self.sticks.plug(tty, vendor=vendor, product=product, serial=serial, port=port)
+        self.sticks.settle()
 
     def holder(self, daemon: Daemon, tty: str, **spec: Any) -> Object:  # noqa: ANN401 - as the Pod API has it
         """Make a pod for a stick that is free; return it once it has opened this one and is seen to run."""
@@ -399,6 +400,7 @@ class Site(Workloads):
     def witness(self, daemon: Daemon) -> None:
         """Plug and pull another stick, and wait until both have been processed: so has all that came before."""
         self.sticks.plug("tty60", vendor=IDS["witness"][0], product=IDS["witness"][1], serial="WITNESS")
+        self.sticks.settle()
         daemon.wait_for(lambda: self.shows(1, 1, "witness"), what="witness that arrived")
         self.sticks.unplug("tty60")
         daemon.wait_for(lambda: self.shows(0, 0, "witness"), what="witness that departed")

@@ -266,6 +266,18 @@ def test_no_later_event_brings_the_ids_of_an_unplugged_stick_back(sticks: Sticks
 
 
 @pytest.mark.system
+def test_a_stick_that_was_handled_by_older_rules_has_its_ids_once_all_is_settled(sticks: Sticks) -> None:
+    """As a busy udevd handles one: the rules of the stick come after its event."""
+    devnode = sticks.plug("tty40", vendor="0403", product="6001")
+    RULES.unlink()
+    subprocess.run(["udevadm", "control", "--reload"], check=True)
+    subprocess.run(["udevadm", "trigger", "--action=add", f"--name-match={devnode}", "--settle"], check=True)
+    assert "ID_VENDOR_ID" not in sticks.properties("tty40")
+    sticks.settle()
+    assert sticks.properties("tty40")["ID_VENDOR_ID"] == "0403"
+
+
+@pytest.mark.system
 def test_the_next_stick_inherits_nothing(sticks: Sticks) -> None:
     """Another stick in the same place has its own ids only."""
     sticks.plug("tty40", vendor="0403", product="6001", serial="A1")

@@ -84,6 +84,7 @@ class Releases(Workloads):
         """Plug the stick of a resource."""
         vendor, product = IDS[name]
         self.sticks.plug(TTYS[name], vendor=vendor, product=product, serial=name.upper())
+        self.sticks.settle()
 
     def advertises(self, name: str, capacity: int | None, allocatable: int | None) -> bool:
         """Return True; fail where the Node shows other figures of a resource."""

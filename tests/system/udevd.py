@@ -212,8 +212,20 @@ class Sticks:
         self._write_rules()
 
     def settle(self) -> None:
-        """Wait until udevd has handled every event so far; raises `UdevError` after 15 seconds."""
-        settle()
+        """Wait until udevd has handled every event so far, and has the ids of every plugged stick.
+
+        A busy one may still have used the rules from before the reload: then it is asked again. Raises `UdevError` after 15 seconds, or
+        three attempts.
+        """
+        for _ in range(_ATTEMPTS):
+            settle()
+            missed = [tty for tty in self._rules if not _has_ids(tty)]
+            if not missed:
+                return
+            self._write_rules()
+            for tty in missed:
+                self._uevent(tty, "add")
+        raise UdevError(f"udevd does not read the rules after {_ATTEMPTS} attempts\n{self.account()}")
 
     def properties(self, tty: str) -> dict[str, str]:
         """Return what the udev database holds of a plugged stick; raises `UdevError` when it has no node."""

@@ -129,6 +129,11 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "a twin had its links already when its record was still to be read, for all that is known": (
+        Move(furnish, ("zigbee",)),
+        Move(plug, ("zigbee", "socket-1", 0, False), 11.0),
+        Move(pull, (0,)),
+    ),
     "a twin whose record cannot be read may have a link that both would have": (
         *[Move(nothing, ())] * 16,
         Move(furnish, ("zigbee",)),

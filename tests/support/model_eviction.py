@@ -16,7 +16,7 @@ from support.fakes import EPOCH
 from support.model_pods import NODE, host_date
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from devwatch.core.node import NodeState
     from devwatch.core.pods import Container, Pod
@@ -82,8 +82,8 @@ class Places:
 
     had: set[str] = field(default_factory=set)
     shared: set[str] = field(default_factory=set)
-    doubtful: set[str] = field(default_factory=set)
-    """Those that another one of the same time had at any time: there the contract leaves a doubt."""
+    beside: set[int] = field(default_factory=set)
+    """The births of those that were listed together with it."""
 
     @property
     def own(self) -> set[str]:
@@ -104,18 +104,22 @@ class Paths:
             return
         self._noted = there
         now: dict[str, int] = {}
-        ever: dict[str, int] = {}
         for birth, paths in there.items():
             mine = self.places.setdefault(birth, Places())
             mine.had |= paths
-            self._share(birth, frozenset() if birth in gone else paths, now, "shared")
-            self._share(birth, mine.had, ever, "doubtful")
+            mine.beside |= there.keys() - {birth}
+            for path in frozenset() if birth in gone else paths:
+                if (other := now.setdefault(path, birth)) != birth:
+                    self.places[birth].shared.add(path)
+                    self.places[other].shared.add(path)
 
-    def _share(self, birth: int, paths: Iterable[str], owners: dict[str, int], which: str) -> None:
-        for path in paths:
-            if (other := owners.setdefault(path, birth)) != birth:
-                getattr(self.places[birth], which).add(path)
-                getattr(self.places[other], which).add(path)
+    def doubtful(self, birth: int) -> set[str]:
+        """Return those of its paths that another one of its time had at any time: there the contract leaves a doubt.
+
+        That one may have had them already when its record was still to be read.
+        """
+        places = self.places.get(birth, Places())
+        return places.had & set().union(*map(self.had, places.beside))
 
     def had(self, birth: int) -> set[str]:
         """Return the paths that a registration ever had."""
@@ -721,7 +725,7 @@ class Bailiff:
     def _doubtful(self, tty: Tty) -> set[str]:
         """Return the paths that another one may have had beside this one, at any of its registrations."""
         births = (each.birth for each in self.ledger.host.past.values() if each.face == tty.face)
-        return set().union(*(self.ledger.paths.places.get(birth, Places()).doubtful for birth in births))
+        return set().union(*map(self.ledger.paths.doubtful, births))
 
     def _surely_lost(self, known: Known) -> bool:
         """Return whether a device is lost, with nothing that came later to be taken for it."""
@@ -747,8 +751,8 @@ class Bailiff:
 
     def _orphans(self, known: Known, want: Want) -> Iterator[Life]:
         none_left = self.contract.present.get(want.name, 0) == 0
-        places = self.ledger.paths.places.get(known.tty.birth)
-        own = self._own(known.tty) - places.doubtful if places and known.told and not known.lost else set()
+        seen = known.tty.birth in self.ledger.paths.places and known.told and not known.lost
+        own = self._own(known.tty) - self.ledger.paths.doubtful(known.tty.birth) if seen else set()
         for life in self.ledger.town.here:
             listed = bool(known.cuts) and all(life.uid in cut.listed for cut in known.cuts)
             concerned = want.name in life.template.requests and (listed or life.pod.scheduled < known.dated)

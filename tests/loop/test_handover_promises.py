@@ -64,6 +64,17 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a daemon whose Node is answered at last says in its next cycle which ways change": (
+        Move(nothing, (), 0.05),
+        Move(away, (True,)),
+        Move(configure, (1, False)),
+        Move(furnish, ()),
+        Move(linger, ()),
+        Move(kill, (0,)),
+        Move(fail, ("429 after 900", 1)),
+        Move(begin, (), 0.05),
+        Move(kubelet_restarts, (5.0,), 35.0),
+    ),
     "a daemon that could never store that it has a plugin leaves it to the kubelet to forget": (
         *[Move(nothing, ())] * 5,
         Move(fail, ("never", 2)),

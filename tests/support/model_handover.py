@@ -772,6 +772,7 @@ class HandoverWorld(Surroundings[Daemon]):
         for daemon in self.daemons:
             daemon.listener.wake("config")
         self.roll_out()
+        self.wait(10)  # the Node may have been answered just now
         changing = self.loop.time() < self.judge.configured_at + FORGETTING
         changing |= any(daemon.health.changing for daemon in self.daemons)
         self.wait(FORGETTING if changing else SETTLING)

@@ -31,6 +31,7 @@ PARTS = """resources:
 - {name: %s, match: [{vendor: '0001', properties: {PART: a}}], evict: {after: 30s}}
 - {name: %s, match: [{vendor: '0001', properties: {PART: b}}], evict: {after: 30s}}
 """ % (ZWAVE, ZIGBEE)  # noqa: UP031 - braces are of YAML
+BY_PATH = "/dev/serial/by-path/socket"
 CUSTOM = "/dev/zigbee"
 
 
@@ -800,6 +801,27 @@ async def test_a_return_that_the_former_daemon_has_listed_is_not_dated_by_udev()
         one.start(config())
         await asyncio.sleep(500)
         assert not one.workload.tried
+
+
+@pytest.mark.parametrize(("taken", "victims"), [(False, ["p"]), (True, [])])
+@virtual
+async def test_a_container_may_have_what_is_in_the_socket_of_the_stick_when_the_next_daemon_begins(
+    *, taken: bool, victims: list[str]
+) -> None:
+    """It started by the link of the socket while no daemon ran; the stick came back in another one."""
+    async with home(holder(path=BY_PATH, started=105), sticks=()) as one:
+        one.host.plug("0001", USB0, serial="S0", link=BY_ID, links=(BY_PATH,))
+        await asyncio.sleep(3)
+        await one.kill()
+        one.host.unplug()
+        handled = {"USEC_INITIALIZED": str(int(110e6))}
+        one.host.plug("0001", USB1, serial="S0", link=BY_ID, number=7, properties=handled)
+        if taken:
+            one.host.plug("0002", USB0, serial="Z", links=(BY_PATH,), properties=handled)
+        await asyncio.sleep(100)
+        one.start(config())
+        await asyncio.sleep(500)
+        assert one.evicted == victims
 
 
 @virtual

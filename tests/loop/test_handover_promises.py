@@ -64,6 +64,13 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "the ID of a twin without a socket that could never be stored is not that of the next daemon, which reads the socket": (
+        Move(fail, ("429 after 900", 2)),
+        Move(furnish, ()),
+        Move(pods, ()),
+        Move(plug, ("composite", "socket-1", 1, False), 65.0),
+        Move(kill, (0,)),
+    ),
     "a daemon whose Node is answered at last says in its next cycle which ways change": (
         Move(nothing, (), 0.05),
         Move(away, (True,)),

@@ -26,7 +26,7 @@ from support.model_kubelet import TEMPLATES, Cluster, Life, PodKubelet, id_of
 from support.model_pods import METER, NODE, ZIGBEE, ZWAVE, Template, host_date
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from devwatch.agent.dra import Dra
@@ -149,6 +149,8 @@ class Truth:
     """The IDs that the annotation has listed since the last daemon ended: the next one knows no others."""
     placed: set[str] = field(default_factory=set)
     """The links of sticks that arrived while a twin was known: what the ID tells apart is the socket alone."""
+    socketless: dict[str, float] = field(default_factory=dict)
+    """By ID of a twin whose record, and so whose socket, was still to be read: when it was given."""
     unplaced: frozenset[str] = frozenset()
     """The links whose device was in another socket than the annotation listed when the last daemon ended."""
     fell_at: dict[str, float] = field(default_factory=dict)
@@ -227,10 +229,12 @@ class Truth:
         """Take note of the new links of sticks of which a twin has a link already, and is there."""
         births = {tty.birth for tty in self.found.values()}
         known = [tty for link in self.made if (tty := self.led.get(link)) is not None and tty.birth in births]
-        new = {link: self.found.get(devnode) for link, devnode in self.made.items() if link not in self.led}
-        for link, tty in new.items():
-            if tty and any(each.looks == tty.looks and each.stick != tty.stick for each in known):
+        new = [(link, self.found.get(devnode)) for link, devnode in self.made.items() if link not in self.led]
+        for link, tty in [(link, tty) for link, tty in new if tty is not None]:
+            if _has_twin(tty, known):
                 self.placed.add(link)
+            if not tty.record and _has_twin(tty, self.found.values()):
+                self.socketless[id_of(link)] = self.now
 
     def here(self, link: str) -> Tty | None:
         """Return the present device that is that of a link, None where it is lost."""
@@ -271,10 +275,12 @@ class Truth:
     def can_know(self, name: str) -> bool:
         """Return whether the daemon can know a device: it has seen it, or a former one could store its ID before it was killed.
 
-        Which ID a device has is known once what the annotation lists was compared with a certain scan.
+        Which ID a device has is known once what the annotation lists was compared with a certain scan. A present one whose socket was to be
+        read first has another ID for a daemon that knows it from its record.
         """
+        pulled, former = self.world.host.pulled, self.socketless.get(name, math.inf) < self.began_at
         return name in self.recalled or any(
-            self.here(link) is not None or self.world.host.pulled[tty.birth] > self.sure_at
+            not former if self.here(link) is not None else pulled[tty.birth] > self.sure_at
             for link, tty in self.led.items()
             if id_of(link) == name
         )
@@ -551,6 +557,10 @@ class Judge(Truth):
             if each.vendor == tty.vendor and (places & each.claims or (unlinked and each.plain == tty.plain))
         )
         return pulled[tty.birth] > self.sure_at or not any(each for each in alike if each.birth != tty.birth)
+
+
+def _has_twin(tty: Tty, others: Iterable[Tty]) -> bool:
+    return any(each.looks == tty.looks and each.stick != tty.stick for each in others)
 
 
 def _count(state: NodeState, name: str) -> int:

@@ -54,6 +54,15 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a daemon whose first scan cannot see the first part of a stick offers the stick by another": (
+        Move(furnish, ()),
+        Move(pull, (0,)),
+        Move(bounce, (0, 0, 0.0, "socket-1")),
+        Move(devnode, (0, 13)),
+        Move(furnish, ()),
+        Move(kill, (0,)),
+        Move(begin, (), 0.05),
+    ),
     "a resource that comes into force knows no device that no scan finds from then on": (
         *[Move(nothing, ())] * 3,
         Move(furnish, ()),

@@ -219,6 +219,9 @@ class SliceJudge(Judge):
             # What was written before does not tell which of two twins is in the socket by now.
             if tty is None or (last == device and self._has_twin(tty)):
                 continue
+            # An uncertain scan may miss the first part of a stick.
+            if before is not None and before.stick == tty.stick and not self.certain:
+                continue
             if before is not None and (how := differs(before, tty)):
                 self.broken(Promise.OWN, f"{name} has become {how}: {tty.devnode} in {tty.socket}")
             self.ids[name] = tty

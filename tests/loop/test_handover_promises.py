@@ -64,6 +64,13 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "which of two twins has an ID that could never be stored is not known to a daemon that finds both": (
+        Move(fail, ("429 after 7", 2)),
+        Move(pod, (0,)),
+        Move(plug, ("zigbee", "socket-2", 1, True), 11.0),
+        Move(kill, (0,)),
+        Move(furnish, ()),
+    ),
     "the ID of a twin without a socket that could never be stored is not that of the next daemon, which reads the socket": (
         Move(fail, ("429 after 900", 2)),
         Move(furnish, ()),

@@ -6,6 +6,7 @@ import asyncio
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from devwatch.agent.clock import Clock
@@ -128,6 +129,8 @@ class Truth:
     """By resource: each allocatable figure of the Node, since when."""
     proper: dict[str, set[int]] = field(default_factory=dict)
     """By uid: what a container has opened that the daemon had seen by then."""
+    unstored: set[int] = field(default_factory=set)
+    """By birth: what containers have opened by an ID that the annotation did not list when its daemon ended: of twins it may be either."""
     found_at: dict[int, float] = field(default_factory=dict)
     """By birth: when a scan last found a device."""
     unread: bool = False
@@ -213,6 +216,10 @@ class Truth:
         listed = state.listing().items() if state else ()
         told = {name for name, entries in listed if any(entry.id or entry.publish for entry in entries)}
         self.untold_at |= dict.fromkeys(served - told, self.now)
+        stored = {entry.id for _, entries in listed for entry in entries}
+        for life in self.world.cluster.here:
+            if not stored.issuperset(chain.from_iterable(life.ids.values())):
+                self.unstored |= {tty.birth for tty in life.opened.values()}
         self.unplaced = frozenset(link for link, tty in self.led.items() if self.places.get(id_of(link)) != tty.socket)
 
     def saw(self, state: NodeState) -> None:
@@ -490,8 +497,10 @@ class Judge(Truth):
     def opened(self, life: Life) -> None:
         """Judge that no other pod has what a container has opened, as far as the daemon can have seen what is there."""
         mine = self.proper[life.pod.uid] = {tty.birth for tty in life.opened.values() if self._is_identified(tty)}
+        past = self.world.host.past
+        either = {birth for birth in self.unstored if _has_twin(past[birth], past.values())}
         for other in self.world.cluster.here:
-            theirs = self.proper.get(other.pod.uid, set()) if other.opened else set()
+            theirs = self.proper.get(other.pod.uid, set()) - either if other.opened else set()
             if other is not life and mine & theirs and not self.may_share(life, other):
                 self.broken(Promise.ALONE, f"{life.pod.name} and {other.pod.name} have the same stick")
 

@@ -129,6 +129,13 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "a stick that udev has handled before its twin is not that one": (
+        *[Move(nothing, ())] * 16,
+        Move(plug, ("zigbee", "socket-1", 0, True)),
+        Move(devnode, (0, -1)),
+        Move(furnish, ("zigbee",)),
+        Move(pull, (1,)),
+    ),
     "a twin had its links already when its record was still to be read, for all that is known": (
         Move(furnish, ("zigbee",)),
         Move(plug, ("zigbee", "socket-1", 0, False), 11.0),

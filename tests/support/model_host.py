@@ -163,7 +163,7 @@ def device(tty: Tty, links: tuple[str, ...]) -> Device:
     properties = None
     if tty.record and tty.handled is not None:
         claims = " ".join(tty.claims - {tty.devnode})
-        properties = {"ID_PATH": tty.socket, "DEVLINKS": claims, "USEC_INITIALIZED": str(int(tty.handled * 1e6))}
+        properties = {"ID_PATH": tty.socket, "DEVLINKS": claims, "USEC_INITIALIZED": str(int(tty.handled * 1e6) or 1)}
     else:
         links = tuple(link for link in links if link.startswith("/dev/serial/"))
     return Device(

@@ -25,6 +25,7 @@ from support.model_handover_moves import (
     furnish,
     kill,
     kubelet_restarts,
+    linger,
     plug,
     pod,
     pods,
@@ -33,7 +34,7 @@ from support.model_handover_moves import (
     stop,
     swap,
 )
-from support.model_moves import Move, devnode, finish, hearing, nothing, play, random_histories, records
+from support.model_moves import Move, blind, devnode, finish, hearing, nothing, play, random_histories, records
 from support.model_pods import ZIGBEE
 from support.objectserver import SLICES
 
@@ -54,6 +55,17 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "what a pod has under the former name of a resource is not offered by a daemon that cannot look at it yet": (
+        Move(furnish, ()),
+        Move(bounce, (0, 0, 0.5, ""), 2.5),
+        Move(configure, (2, False)),
+        Move(nothing, (), 2.5),
+        Move(blind, (True,)),
+        Move(kill, (0,)),
+        Move(pod, (9,)),
+        Move(begin, ()),
+        Move(linger, ()),
+    ),
     "a daemon whose first scan cannot see the first part of a stick offers the stick by another": (
         Move(furnish, ()),
         Move(pull, (0,)),

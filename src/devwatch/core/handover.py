@@ -195,8 +195,9 @@ def held_elsewhere(slots: Iterable[Slot], others: Iterable[tuple[str, Slot]]) ->
     """Return the devices of a resource that a pod may have under another name, each with that resource and its ID there.
 
     `others` are the absent devices of other resources that a pod may have. One of them is not absent but this one where the configuration
-    has given it to this resource: then it has a registration of it, or, after a start, its entry in the annotation names it. That is so
-    within the grace as well: a lingering device counts, so it could be given to a second pod. Of a USB device that a pod may have as a
+    has given it to this resource: then it has a registration of it, or, after a start, its entry in the annotation names it; where no scan
+    has found that one yet, both entries tell. That is so within the grace as well: a lingering device counts, so it could be given to a
+    second pod. Of a USB device that a pod may have as a
     whole no part is free, nor the whole of one of which it may have a part.
     """
     counted = [slot for slot in slots if slot.state is not SlotState.HELD]
@@ -204,7 +205,7 @@ def held_elsewhere(slots: Iterable[Slot], others: Iterable[tuple[str, Slot]]) ->
         slot.id: (name, other.id)
         for name, other in others
         for slot in counted
-        if other.is_among(slot.devices) or other.is_other_kind_of(slot.devices)
+        if other.is_among(slot.devices) or other.is_other_kind_of(slot.devices) or other.may_be_listed_as(slot)
     }
 
 

@@ -144,6 +144,17 @@ class Slot:
         keys = {device.key for device in self.devices}
         return any(device.key in keys or any(_names(entry, device) for entry in self.entries) for device in devices)
 
+    def may_be_listed_as(self, other: Slot) -> bool:
+        """Return whether a slot of another resource may be this one, where only the annotation of a former daemon tells of it.
+
+        It has the same ids, and the same socket where that tells it apart.
+        """
+        if other.devices:
+            return False
+        mine, its = (replace(each.identity, place="") for each in (self, other))
+        moves = mine.is_portable and not (self.in_socket or other.in_socket)
+        return mine.ids == its.ids if moves else mine.is_in_place(its)
+
     def found(self, devices: Sequence[Device]) -> Slot:
         """Return the slot with the present devices that its entries name, as it is unless each names another one in its socket.
 

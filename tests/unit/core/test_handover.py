@@ -386,6 +386,20 @@ def test_a_device_that_counts_waits_for_the_pod_that_may_have_it_under_another_n
     assert held_elsewhere([lost], [("x", former)]) == {}
 
 
+@pytest.mark.parametrize(
+    ("serial", "socket", "twin", "waits"),
+    [(None, "1", True, True), (None, "2", True, False), ("S", "2", False, True), ("S", "2", True, False)],
+)
+def test_what_a_former_daemon_has_listed_waits_for_the_pod_that_may_have_it_under_another_name(
+    *, serial: str | None, socket: str, twin: bool, waits: bool
+) -> None:
+    """No scan has found it since. A serial names it in every socket, but not one of two twins."""
+    identity = Identity(vendor="0658", product="0200", serial=serial, socket="1")
+    former = replace(slot("z", HELD), identity=identity)
+    now_is = replace(slot("a", LINGERING), identity=replace(identity, socket=socket), in_socket=twin)
+    assert held_elsewhere([now_is], [("x", former)]) == ({"a": ("x", "z")} if waits else {})
+
+
 def test_it_shows_whether_the_kubelet_can_tell_a_list_from_the_one_before() -> None:
     """The kubelet lists healthy devices alone: that a lost device has left the list cannot be seen there."""
     handover = Handover(lost_at=0)

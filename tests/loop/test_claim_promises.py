@@ -55,6 +55,13 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a claim that was allocated while another client had removed the taint has what is lost": (
+        Move(pod, (1,)),
+        Move(furnish, ()),
+        Move(pull, (0,), 6.0),
+        Move(blind, (True,), 2.5),
+        Move(edited, ("cleared",)),
+    ),
     "what a pod has under the former name of a resource is not offered by a daemon that cannot look at it yet": (
         Move(furnish, ()),
         Move(bounce, (0, 0, 0.5, ""), 2.5),

@@ -64,6 +64,14 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a kubelet does not admit a pod that it has refused": (
+        Move(furnish, ()),
+        Move(pull, (0,)),
+        Move(fail, ("slow", 1)),
+        Move(delete, (1, True), 0.5),
+        Move(bounce, (0, 1, 0.5, "")),
+        Move(kubelet_restarts, (0.0,)),
+    ),
     "which of two twins has an ID that could never be stored is not known to a daemon that finds both": (
         Move(fail, ("429 after 7", 2)),
         Move(pod, (0,)),

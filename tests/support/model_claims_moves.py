@@ -44,8 +44,7 @@ def edited(world: ClaimWorld, how: str) -> None:
             for device in devices:
                 device["taints"] = [{"key": "devwatch.io/unplugged", "effect": "NoSchedule"}]
         elif how == "cleared":
-            for device in devices:
-                device.pop("taints", None)
+            world.judge.clear(device["name"] for device in devices if device.pop("taints", None))
         elif how == "emptied":
             item["spec"]["devices"] = []
         else:

@@ -39,7 +39,7 @@ from support.objectserver import SLICES, Object, ObjectServer
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Sequence
 
     from devwatch.agent.clock import Clock
     from devwatch.agent.report import Telemetry
@@ -116,6 +116,8 @@ class SliceJudge(Judge):
     """By ID: whether it is that of a single devnode."""
     wiped: frozenset[str] = frozenset()
     """Those that others have deleted: a lost one is not added where the daemon does not know that its taint would be stored."""
+    cleared: dict[str, frozenset[str]] = field(default_factory=dict)
+    """By ID of a device whose taint another client has removed: the uids of the claims by then. A later one has what is lost."""
     unplaced_claims: frozenset[str] = frozenset()
     """The uids of those whose device was in another socket than the annotation listed when the last daemon ended."""
     had: dict[str, str] = field(default_factory=dict)
@@ -177,7 +179,7 @@ class SliceJudge(Judge):
         before, now = ({each["name"]: each for each in one.get("devices") or ()} for one in (stored, spec))
         if before.keys() != now.keys() and spec["pool"]["generation"] <= stored["pool"]["generation"]:
             self.broken(Promise.FIGURES, f"other names in generation {spec['pool']['generation']}: {sorted(now)}")
-        users = {claim.id for claim in self.world.cluster.claims.values() if not claim.tolerates}
+        users = {claim.id for claim in self.world.cluster.claims.values() if self._is_user(claim)}
         # While `count` changes nothing is offered: a pod has a device by the other unit.
         dra = {(want.name, want.per_devnode) for want in self.plan.wants if want.publish == DRA}
         for name, device in before.items():
@@ -186,6 +188,13 @@ class SliceJudge(Judge):
                 self.broken(Promise.FIGURES, f"takes {name} out of the slice, which a pod has")
             if not device.get("taints") and (name not in now or now[name].get("taints")):
                 self._withdrawn(name, device)
+
+    def _is_user(self, claim: Claim) -> bool:
+        return not claim.tolerates and claim.uid in self.cleared.get(claim.id, {claim.uid})
+
+    def clear(self, names: Iterable[str]) -> None:
+        """Take note that another client removes the taints of these devices."""
+        self.cleared |= dict.fromkeys(names, frozenset(claim.uid for claim in self.world.cluster.claims.values()))
 
     def _withdrawn(self, name: str, device: Object) -> None:
         """Judge that a device is offered no longer: it is not there, and has not been for its grace."""

@@ -406,7 +406,7 @@ class PodKubelet(FakeKubelet):
 
     def admit(self, life: Life) -> None:
         """Admit a pod that was bound, or not; the pods that are gone must have been forgotten before."""
-        if life.gone or life.pod.started or life.pod.terminating or not self.works:
+        if not life.lives or life.pod.started or life.pod.terminating or not self.works:
             return
         if self._cluster.away or self._has_ghosts:
             self._loop.call_later(GHOST, self.admit, life)

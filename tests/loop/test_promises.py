@@ -129,6 +129,14 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "a stick whose devnode is there again stays lost until it has arrived": (
+        Move(nothing, (), 35.0),
+        Move(plug, ("zigbee", "socket-1", 0, False)),
+        Move(nothing, (), 11.0),
+        Move(devnode, (2, -1), 6.0),
+        Move(climate, ("401",)),
+        Move(devnode, (0, 0), 0.5),
+    ),
     "a stick that udev has handled before its twin is not that one": (
         *[Move(nothing, ())] * 16,
         Move(plug, ("zigbee", "socket-1", 0, True)),

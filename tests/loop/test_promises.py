@@ -129,6 +129,24 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "a stick without a serial, whose record is to be read, does not have the link of one with a serial": (
+        Move(furnish, ("zigbee",)),
+        Move(plug, ("nameless", "socket-1", 0, True)),
+        Move(furnish, ("zigbee",)),
+        Move(plug, ("nameless", "socket-2", 1, False)),
+        Move(pull, (0,)),
+        Move(replug, (1, "socket-1", 1, 4.5)),
+        Move(nothing, (), 6.0),
+        Move(pull, (1,)),
+    ),
+    "the annotation lists no links of a stick whose record was never read": (
+        Move(records, (True,)),
+        Move(furnish, ("zigbee",)),
+        Move(devnode, (0, -1)),
+        Move(watch, ("breaks",), 11.0),
+        Move(kill, (0, 0)),
+        Move(bounce, (0, 1, 0.0)),
+    ),
     "a stick whose devnode is there again stays lost until it has arrived": (
         Move(nothing, (), 35.0),
         Move(plug, ("zigbee", "socket-1", 0, False)),

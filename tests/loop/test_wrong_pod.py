@@ -503,16 +503,17 @@ async def test_a_stick_whose_record_is_not_read_may_have_the_links_of_before(pat
 
 @virtual
 @pytest.mark.parametrize(
-    ("read", "path", "victims"), [(False, SHARED, []), (True, SHARED, ["p"]), (False, BY_PATH, ["p"])]
+    ("serial", "read", "path", "victims"),
+    [("T", False, SHARED, []), ("T", True, SHARED, ["p"]), ("T", False, BY_PATH, ["p"]), (None, False, SHARED, ["p"])],
 )
 async def test_a_twin_whose_record_is_not_read_may_have_the_same_link(
-    *, read: bool, path: str, victims: list[str]
+    *, serial: str | None, read: bool, path: str, victims: list[str]
 ) -> None:
-    """The link may lead to it. A record that names no such link ends the doubt, and a socket has one stick."""
+    """The link may lead to it. A record that names no such link ends the doubt, and a socket has one stick; no twin has another serial."""
     async with home(sticks=()) as one:
         one.host.plug("0001", USB0, serial="T", links=(SHARED, BY_PATH))
         await asyncio.sleep(5)
-        one.host.plug("0001", USB1, serial="T", record=False)
+        one.host.plug("0001", USB1, serial=serial, record=False)
         await asyncio.sleep(20)
         one.workload.run(pod(paths=(path,), scheduled=date(now())))
         if read:

@@ -264,6 +264,7 @@ class Bailiff:
                     listed=bool(lost),
                     dated=lost or "",
                     serial=entry.get("serial"),
+                    told=bool(entry.get("links") or shared),  # none are listed before the record was read
                 )
                 known.counted = _moment(lost) if lost else -math.inf
                 self.known.setdefault((name, tty.birth), known)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from devwatch.core.listing import is_socket, listed_path, paths_of
-from devwatch.core.matching import may_be_twins
+from devwatch.core.listing import Entry, is_socket, listed_path, paths_of
+from devwatch.core.matching import ids_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,7 +31,7 @@ class Paths:
         self._previous_shared: dict[Key, frozenset[str]] = {}
         """`_shared_by_device` before the last scan, for devices that this scan no longer found."""
         self._doubtful: dict[Key, frozenset[str]] = {}
-        """The links of each device that a possible twin may have as well, as long as the record of that one is not complete."""
+        """The links of each device that a twin may have as well, as long as the record of that one is not complete."""
         self._previous_listed: tuple[Device, ...] | None = ()
         """The devices of the last scan, None if it was uncertain."""
 
@@ -90,9 +91,12 @@ class Paths:
 
 
 def _doubtful_links(listed: tuple[Device, ...]) -> Iterator[tuple[Key, frozenset[str]]]:
-    """Yield the links of each device that has a possible twin without a complete record. Its devnode and its socket are its own."""
-    unread = [device for device in listed if not device.complete]
+    """Yield the links of each device that has a twin without a complete record. Its devnode and its socket are its own."""
+    if all(device.complete for device in listed):
+        return
+    ids = {device.key: ids_of(Entry.of(device)) for device in listed}
+    unread = Counter(ids[device.key] for device in listed if not device.complete)
     for device in listed:
-        if any(other is not device and may_be_twins(device, other) for other in unread):
+        if unread[ids[device.key]] > (not device.complete):
             links = paths_of(device) - {listed_path(device.devnode)}
             yield device.key, frozenset(path for path in links if not is_socket(path))

@@ -55,6 +55,15 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a device that the annotation did not list yet when its daemon was killed has no grace": (
+        Move(nothing, (), 0.001),
+        Move(furnish, ()),
+        Move(pull, (0,)),
+        Move(pull, (0,)),
+        Move(bounce, (3, 0, 0.0, "socket-1"), 0.05),
+        Move(kill, (0,)),
+        Move(pull, (0,)),
+    ),
     "a claim that was allocated while another client had removed the taint has what is lost": (
         Move(pod, (1,)),
         Move(furnish, ()),

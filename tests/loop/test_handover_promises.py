@@ -64,6 +64,12 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "the ID of a stick without serial and socket that could never be stored is not that of the next daemon, which reads the socket": (
+        Move(fail, ("429 after 900", 2), 6.0),
+        Move(plug, ("nameless", "socket-3", 1, False), 65.0),
+        Move(pods, ()),
+        Move(stop, ()),
+    ),
     "a kubelet does not admit a pod that it has refused": (
         Move(furnish, ()),
         Move(pull, (0,)),

@@ -205,6 +205,8 @@ class SliceJudge(Judge):
             self.unread or not tty.record
         ):  # the socket, and so the identity without a serial or of twins, was not to be read
             return
+        if name not in self.recalled and self.shown_at.get(name, 0.0) < self.began_at:
+            return  # a former daemon could not store it
         pulled = self.world.host.pulled.get(tty.birth)
         if pulled is None and tty.birth in self.seen:
             self.broken(Promise.FALL, f"withdraws {name}, which is there")

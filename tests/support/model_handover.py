@@ -130,7 +130,7 @@ class Truth:
     proper: dict[str, set[int]] = field(default_factory=dict)
     """By uid: what a container has opened that the daemon had seen by then."""
     unstored: set[int] = field(default_factory=set)
-    """By birth: what containers have opened by an ID that the annotation did not list when its daemon ended: of twins it may be either."""
+    """By birth: what containers have opened by an ID that the annotation did not list when its daemon ended."""
     found_at: dict[int, float] = field(default_factory=dict)
     """By birth: when a scan last found a device."""
     unread: bool = False
@@ -153,7 +153,7 @@ class Truth:
     placed: set[str] = field(default_factory=set)
     """The links of sticks that arrived while a twin was known: what the ID tells apart is the socket alone."""
     socketless: dict[str, float] = field(default_factory=dict)
-    """By ID of a twin whose record, and so whose socket, was still to be read: when it was given."""
+    """By ID of a twin, or a stick without a serial, whose record, and so whose socket, was still to be read: when it was given."""
     unplaced: frozenset[str] = frozenset()
     """The links whose device was in another socket than the annotation listed when the last daemon ended."""
     fell_at: dict[str, float] = field(default_factory=dict)
@@ -240,7 +240,7 @@ class Truth:
         for link, tty in [(link, tty) for link, tty in new if tty is not None]:
             if _has_twin(tty, known):
                 self.placed.add(link)
-            if not tty.record and _has_twin(tty, self.found.values()):
+            if not tty.record and (tty.plain is None or _has_twin(tty, self.found.values())):
                 self.socketless[id_of(link)] = self.now
 
     def here(self, link: str) -> Tty | None:
@@ -498,7 +498,9 @@ class Judge(Truth):
         """Judge that no other pod has what a container has opened, as far as the daemon can have seen what is there."""
         mine = self.proper[life.pod.uid] = {tty.birth for tty in life.opened.values() if self._is_identified(tty)}
         past = self.world.host.past
-        either = {birth for birth in self.unstored if _has_twin(past[birth], past.values())}
+        either = {
+            birth for birth in self.unstored if past[birth].plain is None or _has_twin(past[birth], past.values())
+        }
         for other in self.world.cluster.here:
             theirs = self.proper.get(other.pod.uid, set()) - either if other.opened else set()
             if other is not life and mine & theirs and not self.may_share(life, other):

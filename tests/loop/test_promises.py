@@ -129,6 +129,12 @@ def test_evicts_only_on_certainty() -> None:
 
 
 KNOWN = {
+    "a twin that comes while it is uncertain whether a stick is there may be that one": (
+        Move(furnish, ("zigbee", "nameless")),
+        Move(devnode, (0, 13)),
+        Move(plug, ("zigbee", "socket-1", 0, True), 0.001),
+        Move(replug, (3, "socket-3", 0, 0.0)),
+    ),
     "a stick without a serial, whose record is to be read, does not have the link of one with a serial": (
         Move(furnish, ("zigbee",)),
         Move(plug, ("nameless", "socket-1", 0, True)),

@@ -653,8 +653,9 @@ class Bailiff:
         mine = [known for known in away if known.tty.birth == tty.birth]
         came = [known for known in self.known.values() if known.missing is None]
         for one in mine:
-            since = one.missing or 0.0
-            twins = (*away, *(known for known in came if self.first_seen[known.tty.birth] >= since - SOON))
+            missed = (one.missing or 0.0) - 2 * SOON
+            last = min(missed, one.counted) if one.counted > -math.inf else missed
+            twins = (*away, *(known for known in came if self.first_seen[known.tty.birth] > last + SOON))
             if any(one.alike(two) and one.tty.face != two.tty.face for two in twins):
                 return True
         return False

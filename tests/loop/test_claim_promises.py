@@ -55,6 +55,14 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "what was handed out without its record, and could not be stored, returns for the next daemon when udev handles it": (
+        Move(furnish, ()),
+        Move(plug, ("zigbee", "socket-1", 1, False)),
+        Move(away, (True,)),
+        Move(restart, (1, 1.0)),
+        Move(bounce, (0, 0, 12.0, "")),
+        Move(kill, (0,), 0.5),
+    ),
     "a device that the annotation did not list yet when its daemon was killed has no grace": (
         Move(nothing, (), 0.001),
         Move(furnish, ()),

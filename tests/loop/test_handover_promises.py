@@ -64,6 +64,11 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "a daemon that was stopped when the kubelet ended does what is due when it goes on": (
+        Move(furnish, ()),
+        Move(kubelet_dies, ()),
+        Move(freeze, (3.0,), 0.001),
+    ),
     "the ID of a stick without serial and socket that could never be stored is not that of the next daemon, which reads the socket": (
         Move(fail, ("429 after 900", 2), 6.0),
         Move(plug, ("nameless", "socket-3", 1, False), 65.0),

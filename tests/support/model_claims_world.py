@@ -278,7 +278,9 @@ class ClaimJudge(SliceJudge):
         if back is not None:
             here = {tty.birth for tty in self.world.host.present if tty.stick == back.stick}
             dead = {tty.birth for tty in life.opened.values()} - here
-            due = back.plugged + want.evict if dead else math.inf
+            # What was handed out without its record returns, for the next daemon, when udev handles it.
+            late = any(not tty.record and tty.plugged < self.began_at for tty in life.opened.values())
+            due = back.plugged + want.evict if dead or late else math.inf
         # After a restart another stick may be taken for the lost one: then its file is dead, and the time that of the other one.
         return "" if self.now >= due - SOON or (back is None and not lost) else f"its device {claim.id} is there"
 

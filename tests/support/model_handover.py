@@ -164,6 +164,8 @@ class Truth:
     """By resource: when the last daemon ended that had it registered."""
     untold_at: dict[str, float] = field(default_factory=dict)
     """By resource: when the last daemon ended that had it registered, and could not store that for the next one."""
+    thawed_at: float = -math.inf
+    """When the daemon last went on after it had been stopped."""
     registered_at: dict[str, float] = field(default_factory=dict)
     """By resource: since when the kubelet has its list."""
 
@@ -419,7 +421,7 @@ class Judge(Truth):
 
     def waited(self) -> None:
         """Judge that nothing is allocatable of what has not been registered for a while."""
-        since = max(self.began_at, self.configured_at, self.troubled_at + TROUBLED)
+        since = max(self.began_at, self.configured_at, self.thawed_at, self.troubled_at + TROUBLED)
         for want in self.plan.wants if self.seen and self.world.server.exists else ():
             late = self.now > max(since, self.closed_at.get(want.name, 0.0)) + UNREGISTERED_LIMIT + 1
             shown = _count(self.world.server.state, want.name)
@@ -707,6 +709,11 @@ class HandoverWorld(Surroundings[Daemon]):
             self.judge.sure_at = math.inf
             self.judge.configure(self.plan)
             self.daemons.append(Daemon(self))
+
+    def freeze(self, seconds: float) -> None:
+        """As of any daemon."""
+        super().freeze(seconds)
+        self.judge.thawed_at = self.loop.time()
 
     def kill(self) -> None:
         """End the daemon wherever it is; the kernel ends its streams."""

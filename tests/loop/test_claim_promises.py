@@ -55,6 +55,14 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "TERM does not wait for an API server that takes longer for the request before": (
+        Move(configure, (2, False)),
+        Move(slow, (4.0,)),
+        Move(furnish, ()),
+        Move(records, (True,)),
+        Move(bounce, (0, 0, 0.0, ""), 0.05),
+        Move(stop, ()),
+    ),
     "what was handed out without its record, and could not be stored, returns for the next daemon when udev handles it": (
         Move(furnish, ()),
         Move(plug, ("zigbee", "socket-1", 1, False)),

@@ -64,6 +64,13 @@ def test_whatever_happens_every_promise_is_kept(history: Sequence[Move]) -> None
 
 
 KNOWN = {
+    "the ID of a stick without serial that could never be stored is not that of the next daemon, which reads the records": (
+        Move(nothing, (), 0.05),
+        Move(records, (True,)),
+        Move(fail, ("429 after 900", 1)),
+        Move(furnish, ()),
+        Move(stop, ()),
+    ),
     "a daemon that was stopped when the kubelet ended does what is due when it goes on": (
         Move(furnish, ()),
         Move(kubelet_dies, ()),

@@ -263,6 +263,11 @@ class ClaimJudge(SliceJudge):
         if not life.evictable:
             self.broken(Promise.HOLDERS, f"evicts {pod.name}, which no controller replaces elsewhere")
 
+    def stopped(self) -> None:
+        """Judge what TERM leaves, unless the API server takes longer for the request before than TERM waits."""
+        if self.world.objects.latency < 1.0:
+            Judge.stopped(self)
+
     def _wrongly_claimed(self, life: Life, claim: Claim) -> str:
         """Return why a pod is not to be evicted for its claim; empty where it is."""
         want = self.plan.want(claim.resource)

@@ -242,7 +242,8 @@ class Truth:
         for link, tty in [(link, tty) for link, tty in new if tty is not None]:
             if _has_twin(tty, known):
                 self.placed.add(link)
-            if not tty.record and (tty.plain is None or _has_twin(tty, self.found.values())):
+            unread = not tty.record or self.world.host.hidden
+            if unread and (tty.plain is None or _has_twin(tty, self.found.values())):
                 self.socketless[id_of(link)] = self.now
 
     def here(self, link: str) -> Tty | None:

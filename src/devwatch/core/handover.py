@@ -197,8 +197,7 @@ def held_elsewhere(slots: Iterable[Slot], others: Iterable[tuple[str, Slot]]) ->
     `others` are the absent devices of other resources that a pod may have. One of them is not absent but this one where the configuration
     has given it to this resource: then it has a registration of it, or, after a start, its entry in the annotation names it; where no scan
     has found that one yet, both entries tell. That is so within the grace as well: a lingering device counts, so it could be given to a
-    second pod. Of a USB device that a pod may have as a
-    whole no part is free, nor the whole of one of which it may have a part.
+    second pod. Of a USB device that a pod may have as a whole no part is free, nor the whole of one of which it may have a part.
     """
     counted = [slot for slot in slots if slot.state is not SlotState.HELD]
     return {

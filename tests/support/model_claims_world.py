@@ -33,6 +33,7 @@ from support.model_handover import (
     Judge,
     Promise,
     differs,
+    has_twin,
 )
 from support.model_pods import METER, NODE, SPARE, ZIGBEE, ZWAVE, Template
 from support.objectserver import SLICES, Object, ObjectServer
@@ -228,7 +229,7 @@ class SliceJudge(Judge):
             tty, before = self.find_device(device), self.ids.get(name)
             last, self.last[name] = self.last.get(name), device
             # What was written before does not tell which of two twins is in the socket by now.
-            if tty is None or (last == device and self._has_twin(tty)):
+            if tty is None or (last == device and has_twin(tty, self.world.host.past.values())):
                 continue
             # An uncertain scan may miss the first part of a stick.
             if before is not None and before.stick == tty.stick and not self.certain:
@@ -236,9 +237,6 @@ class SliceJudge(Judge):
             if before is not None and (how := differs(before, tty)):
                 self.broken(Promise.OWN, f"{name} has become {how}: {tty.devnode} in {tty.socket}")
             self.ids[name] = tty
-
-    def _has_twin(self, tty: Tty) -> bool:
-        return any(each.looks == tty.looks and each.stick != tty.stick for each in self.world.host.past.values())
 
 
 @dataclass(slots=True, kw_only=True)

@@ -240,10 +240,10 @@ class Truth:
         known = [tty for link in self.made if (tty := self.led.get(link)) is not None and tty.birth in births]
         new = [(link, self.found.get(devnode)) for link, devnode in self.made.items() if link not in self.led]
         for link, tty in [(link, tty) for link, tty in new if tty is not None]:
-            if _has_twin(tty, known):
+            if has_twin(tty, known):
                 self.placed.add(link)
             unread = not tty.record or self.world.host.hidden
-            if unread and (tty.plain is None or _has_twin(tty, self.found.values())):
+            if unread and (tty.plain is None or has_twin(tty, self.found.values())):
                 self.socketless[id_of(link)] = self.now
 
     def here(self, link: str) -> Tty | None:
@@ -501,9 +501,7 @@ class Judge(Truth):
         """Judge that no other pod has what a container has opened, as far as the daemon can have seen what is there."""
         mine = self.proper[life.pod.uid] = {tty.birth for tty in life.opened.values() if self._is_identified(tty)}
         past = self.world.host.past
-        either = {
-            birth for birth in self.unstored if past[birth].plain is None or _has_twin(past[birth], past.values())
-        }
+        either = {birth for birth in self.unstored if past[birth].plain is None or has_twin(past[birth], past.values())}
         for other in self.world.cluster.here:
             theirs = self.proper.get(other.pod.uid, set()) - either if other.opened else set()
             if other is not life and mine & theirs and not self.may_share(life, other):
@@ -573,7 +571,8 @@ class Judge(Truth):
         return pulled[tty.birth] > self.sure_at or not any(each for each in alike if each.birth != tty.birth)
 
 
-def _has_twin(tty: Tty, others: Iterable[Tty]) -> bool:
+def has_twin(tty: Tty, others: Iterable[Tty]) -> bool:
+    """Return whether one of these is another stick that looks the same."""
     return any(each.looks == tty.looks and each.stick != tty.stick for each in others)
 
 

@@ -320,11 +320,10 @@ class Bailiff:
             known = self.known.setdefault((want.name, tty.birth), Known(want=want.name, tty=tty))
             known.tty = self.ledger.host.past[tty.birth]
             known.back = now if known.missing is not None else known.back
+            # Neither an uncertain scan nor what has not arrived yet ends a loss: until then it stays listed.
             dates = set() if certain and self.contract.counts(tty) else known.dates
             known.seen()
-            known.dates = (
-                dates  # neither an uncertain scan nor what has not arrived yet ends a loss: until then it stays listed
-            )
+            known.dates = dates
             known.told, known.serial = known.told and tty.record, tty.told
             if certain and answered and self.contract.counts(tty):
                 known.counted, known.dated = now, date

@@ -965,6 +965,14 @@ KNOWN = {
         Move(create, ()),
         Move(devnode, (0, 0), 0.05),
     ),
+    "which of two twins a restart finds cannot be told; who has the first of the listed numbers has a good file when it is back": (
+        Move(furnish, ("zigbee", "twin")),
+        Move(begin, ()),
+        Move(replug, (0, "socket-1", 1, 0.0)),
+        Move(kill, (0, 0)),
+        Move(nothing, (), 35.0),
+        Move(replug, (0, "socket-1", 0, 0.0)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

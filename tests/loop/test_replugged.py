@@ -590,6 +590,23 @@ async def test_a_daemon_that_is_killed_leaves_every_number_to_the_next() -> None
 
 
 @virtual
+async def test_a_restart_beside_a_twin_forgets_no_number_either() -> None:
+    """Which of the two was replugged cannot be told then, but each has the last number that is listed for it; the first one comes back."""
+    async with home(sticks=()) as one:
+        one.host.plug("0001", USB0, serial="S", link=BY_ID, links=(BY_PATH,), number=7)
+        one.host.plug("0001", USB1, serial="S", link=BY_ID)
+        one.workload.run(holder(path=BY_PATH, started=now() + 1))
+        for number, seconds in ((8, 10), (7, 500)):
+            await asyncio.sleep(10)
+            one.host.unplug()
+            one.host.plug("0001", USB0, serial="S", link=BY_ID, links=(BY_PATH,), number=number)
+            await asyncio.sleep(seconds)
+            await one.kill()
+            one.start(config())
+        assert not one.workload.tried
+
+
+@virtual
 async def test_a_device_that_was_there_beside_the_other_does_not_return_as_it() -> None:
     """Its devnode was gone for a while, and udev has handled it before the other one went."""
     twin = "/dev/serial/by-path/1"

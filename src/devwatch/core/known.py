@@ -225,7 +225,7 @@ class KnownDevices:
             known = replace(known, entry=replace(known.entry, replugged=evicted))
         back = _return_of(entry, device, departure, rule, scene)
         if back is None:
-            return known
+            return replace(known, registrations=known.registrations or _kept_registrations(device, departure))
         back = self._dated(back, departure, scene)
         recent = evicted is not None and evicted <= back.second < evicted + REPLUG_PEACE
         return replace(known, back=replace(back, recent=recent), registrations=back.registrations)
@@ -330,6 +330,12 @@ def _listed_paths(entry: Entry) -> frozenset[str]:
     complete = len(entry.links) + len(entry.shared) < MAX_LINKS
     named = any("/by-id/" in link for link in entry.links)
     return entry.paths.union(entry.shared) if complete and named else frozenset()
+
+
+def _kept_registrations(device: Device, departure: Departure) -> tuple[Registration, ...]:
+    """Return the registrations that a former daemon listed of a device that has the last number of them, none where it has another."""
+    *former, last = departure.registrations or (None,)
+    return (*former, replace(last, key=device.key)) if last and last.number == device.number else ()
 
 
 def _first_registrations(device: Device, scene: Scene, before: PreviousScan) -> tuple[Registration, ...]:

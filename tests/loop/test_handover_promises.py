@@ -538,7 +538,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("history", [pytest.param(history, id=name) for name, history in KNOWN.items()])
-def test_a_history_that_has_failed_before(history: Sequence[Move]) -> None:
+def test_what_was_broken_once_holds(history: Sequence[Move]) -> None:
     """Each failed once, or fails as soon as one of the promises is broken."""
     assert play(HandoverWorld(METRICS), history) == []
 

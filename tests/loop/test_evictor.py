@@ -12,7 +12,7 @@ from devwatch.agent.events import MAX_WAITING, EventRecorder
 from devwatch.core.errors import Busy, Retry
 from support import virtualtime
 from support.build import ZIGBEE, ZWAVE, device
-from support.fakes import FakeWorkload, RecordingLog
+from support.fakes import FakeWorkload, RecordingLog, date
 from support.held import texts_held_by
 from support.home import AFTER, GRACE, USB0, USB1, Home, config, home, pod
 from support.virtualtime import virtual
@@ -296,6 +296,24 @@ async def test_a_stick_that_is_pulled_while_no_daemon_runs_is_lost_at_the_next_s
         assert not one.workload.tried
         await asyncio.sleep(1)
         assert one.evicted == ["p"]
+
+
+@virtual
+async def test_who_came_after_the_count_fell_is_spared_also_where_no_scan_was_certain_for_long() -> None:
+    """The start grace is over by then, so the count falls after the ordinary one, and with it ends who may have had the stick."""
+    async with home(pod("before")) as one:
+        await one.kill()
+        one.host.unplug()
+        one.host.doubts = ("EMFILE",)
+        one.start(config())
+        await asyncio.sleep(60)
+        one.host.doubts = ()
+        one.host.wake("uevent")
+        await asyncio.sleep(GRACE + 0.1)
+        assert one.server.state.count(ZIGBEE) == 0
+        one.workload.run(pod("since", scheduled=date(asyncio.get_running_loop().time())))
+        await asyncio.sleep(AFTER + 60)
+        assert one.evicted == ["before"]
 
 
 @virtual

@@ -973,6 +973,16 @@ KNOWN = {
         Move(nothing, (), 35.0),
         Move(replug, (0, "socket-1", 0, 0.0)),
     ),
+    "the start grace is over when a scan is certain at last: who came after the count fell is not there when it does": (
+        *[Move(nothing, ())] * 13,
+        Move(furnish, ("zigbee",)),
+        Move(pull, (0,)),
+        Move(blind, (True,)),
+        Move(kill, (0, 0)),
+        Move(begin, (), 0.05),
+        Move(delete, ()),
+        Move(terminate, (0,), 35.0),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

@@ -134,7 +134,7 @@ class KnownDevices:
         """
         if not self._remembered:
             return
-        gone = {entry: _recalled_departure(entry, scene.now, START_GRACE) for entry in self._remembered}
+        gone = {entry: _recalled_departure(entry, scene.now, scene.now) for entry in self._remembered}
         found = Finder(gone=gone, here=self.here.keys(), scene=scene, name=name).find()
         forgotten = {
             entry for entry, device in found.items() if device.key in others and entry.paths & paths_of(device)
@@ -169,12 +169,14 @@ class KnownDevices:
         """Turn the entries of a former daemon into departures, once, at the first certain scan; return those without `lost`.
 
         The entries of present devices are matched in the same scan, which ends their departures. An entry with `lost` has already been
-        removed from the count: it starts in the state "sent", without grace.
+        removed from the count: it starts in the state "sent", without grace. The others count for as long as the Node's own figure does,
+        which is over where no scan was certain for long. Where the kubelet hands devices over, that figure may be 0 after a start.
         """
         remembered, self._remembered = self._remembered or (), None
+        start = START_GRACE + scene.now if rule.publish.hands_over else scene.figure(rule.name).start_until
+        until = max(scene.now + rule.removal_grace, start or scene.now)
         for entry in remembered:
-            grace = 0.0 if entry.lost else max(rule.removal_grace, START_GRACE)
-            self.gone[replace(entry, lost=None)] = _recalled_departure(entry, scene.now, grace)
+            self.gone[replace(entry, lost=None)] = _recalled_departure(entry, scene.now, until)
         return {entry for entry in remembered if entry.lost is None}
 
     def _end_departures(
@@ -306,13 +308,13 @@ def _entries_of(
     }
 
 
-def _recalled_departure(entry: Entry, now: float, grace: float) -> Departure:
-    """Return the departure of an entry of a former daemon."""
+def _recalled_departure(entry: Entry, now: float, until: float) -> Departure:
+    """Return the departure of an entry of a former daemon, which counts until then unless it has `lost`."""
     numbers = entry.numbers or (((0, entry.rdev),) if entry.rdev is not None else ())
     former = (Registration(second=second, number=number, paths=entry.paths) for second, number in numbers)
     return Departure(
         at=now,
-        until=now + grace,
+        until=now if entry.lost else until,
         registrations=tuple(former),
         recalled=bool(entry.lost),
         lost=entry.lost or None,

@@ -983,6 +983,27 @@ KNOWN = {
         Move(delete, ()),
         Move(terminate, (0,), 35.0),
     ),
+    "a daemon that cannot read its Node for long has seen the stick before a slow udev has handled it": (
+        *[Move(nothing, ())] * 12,
+        Move(furnish, ("composite", "twin", "modem")),
+        Move(forbid, ()),
+        Move(plug, ("zigbee", "socket-1", 0, False)),
+        Move(kill, (0, 0)),
+        Move(fail, ("429 after 7", 2)),
+        Move(begin, ()),
+        Move(pull, (1,)),
+        Move(furnish, ("zigbee",)),
+    ),
+    "a stick that came back under its number while no daemon looked shares what the annotation says": (
+        *[Move(nothing, ())] * 13,
+        Move(furnish, ("zigbee", "nameless")),
+        Move(pull, (0,)),
+        Move(pull, (0,)),
+        Move(kill, (0, 0)),
+        Move(begin, (), 0.05),
+        Move(furnish, ("zigbee", "composite")),
+        Move(pull, (0,)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

@@ -373,6 +373,8 @@ class Bailiff:
                 if known.missing is not None and key not in self.returns and self._same(known, tty):
                     handled = tty.handled if tty.record else None
                     self.returns[key] = min(self.first_seen[tty.birth], handled or now)
+                    if known.remembered and known.tty.number == tty.number:  # it may never have been away
+                        self.recalled.setdefault(tty.birth, set()).update(self.recalled.get(known.tty.birth, ()))
 
     def _same(self, known: Known, tty: Tty) -> bool:
         """Return whether a device is, or cannot be told from, one that was there before."""

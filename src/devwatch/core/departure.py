@@ -201,13 +201,13 @@ def is_other_part(one: Device, other: Device) -> bool:
 def returned_at(device: Device, departure: Departure, scene: Scene) -> float | None:
     """Return when a device returned (monotonic seconds), None where this daemon did not observe it and udev did not record it.
 
-    The time of the scan is an upper bound only, since a scan may be late. USEC_INITIALIZED is exact, and is used where it belongs to this
-    registration. A device that was present beside the departed one returns with the scan in which it takes its place: a container that
-    started before has the file of the departed one.
+    The time of the scan is an upper bound only, since a scan may be late, and so is USEC_INITIALIZED, since udev may be slow. The latter
+    is used where it belongs to this registration. A device that was present beside the departed one returns with the scan in which it
+    takes its place: a container that started before has the file of the departed one.
     """
     initialized, seen = initialized_at(device), scene.inventory.seen_since(device.key)
     if departure.device is None:
-        return initialized if initialized is not None and initialized <= scene.now else None
+        return min(initialized, seen) if initialized is not None and initialized <= scene.now else None
     if seen <= departure.seen:
         return scene.now
     # Where scans were uncertain or uevents were lost, the departure may be observed after the return. A USEC_INITIALIZED from before the

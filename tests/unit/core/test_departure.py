@@ -265,8 +265,11 @@ def test_a_device_that_was_there_beside_the_departed_one_returns_with_the_scan()
     assert returned_at(back, departure(seen=80), replace(seen, now=120)) == 120
 
 
-def test_of_a_device_that_a_former_daemon_listed_udev_alone_knows_the_return() -> None:
-    """A time that is still to come is nonsense."""
+def test_of_a_device_that_a_former_daemon_listed_udev_knows_the_return() -> None:
+    """A time that is still to come is nonsense. This daemon may have found it before a slow udev had handled it, and read it since."""
+    former = departure(device=None, seen=-math.inf)
     for at, returned in ((95, 95), (100, 100), (101, None), (None, None)):
         back = handled(at=at)
-        assert returned_at(back, departure(device=None, seen=-math.inf), scene(100, "1", back)) == returned
+        assert returned_at(back, former, scene(100, "1", back)) == returned
+    late = handled(at=95)
+    assert returned_at(late, former, replace(scene(80, "1", late), now=100)) == 80

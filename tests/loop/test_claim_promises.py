@@ -285,6 +285,12 @@ KNOWN = {
         Move(plug, ("modem", "socket-1", 0, True)),
         Move(configure, (1, False)),
     ),
+    "a pod keeps its stick under the name of a resource that is not configured any more": (
+        *[Move(nothing, ())] * 7,
+        Move(configure, (3, True)),
+        Move(furnish, ()),
+        Move(configure, (2, False)),
+    ),
 }
 
 

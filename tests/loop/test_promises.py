@@ -1004,6 +1004,14 @@ KNOWN = {
         Move(furnish, ("zigbee", "composite")),
         Move(pull, (0,)),
     ),
+    "a twin that was seen before takes the place of the one that is pulled when that is seen": (
+        *[Move(nothing, ())] * 15,
+        Move(nothing, (), 0.05),
+        Move(plug, ("composite", "socket-1", 0, True)),
+        Move(devnode, (2, -1)),
+        Move(furnish, ("composite", "twin", "modem")),
+        Move(swap, (1, "zigbee", 0.0)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

@@ -372,7 +372,7 @@ class ClaimJudge(SliceJudge):
         for want in self.plan.wants:
             mine = [self.find_device(device) for device in here if text_of(device, "resource") == want.name]
             units = {tty and (tty.birth if want.per_devnode else tty.stick) for tty in mine}
-            count = Judge.figure(self, want) if want.publish == DRA else 0
+            count = Judge.figure(self, want) - self._withheld(want) if want.publish == DRA else 0
             if None in units or not len(units) == len(mine) == count:
                 self.broken(Promise.FIGURES, f"the slice has {mine} of {want.name}, and {count} are there")
         users = {claim.id: claim for claim in cluster.claims.values() if cluster.users(claim)}
@@ -384,6 +384,12 @@ class ClaimJudge(SliceJudge):
         self._ended_objects()
         for claim in users.values():
             self._kept_claim(claim, gone=claim.id in left)
+
+    def _withheld(self, want: Want) -> int:
+        """Return how much of a resource pods have from the kubelet under the name of one that is not configured any more."""
+        names = {each.name for each in self.plan.wants}
+        links = [link for life in self.world.cluster.here if not names.issuperset(life.ids) for link in life.links]
+        return self.plan.counts(filter(None, map(self.here, links)))[want.name]
 
     def _ended_objects(self) -> None:
         world = self.world

@@ -372,7 +372,9 @@ class Bailiff:
                 key = (known.want, known.tty.birth, tty.birth)
                 if known.missing is not None and key not in self.returns and self._same(known, tty):
                     handled = tty.handled if tty.record else None
-                    self.returns[key] = min(self.first_seen[tty.birth], handled or now)
+                    seen = self.first_seen[tty.birth]
+                    # One that was there beside it takes its place with this look.
+                    self.returns[key] = now if seen <= known.counted else min(seen, handled or now)
                     if known.remembered and known.tty.number == tty.number:  # it may never have been away
                         self.recalled.setdefault(tty.birth, set()).update(self.recalled.get(known.tty.birth, ()))
 

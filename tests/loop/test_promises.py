@@ -1012,6 +1012,14 @@ KNOWN = {
         Move(furnish, ("composite", "twin", "modem")),
         Move(swap, (1, "zigbee", 0.0)),
     ),
+    "a twin that is claimed by its record alone may have the same link before that is read": (
+        *[Move(nothing, ())] * 15,
+        Move(furnish, ("zigbee",)),
+        Move(records, (True,)),
+        Move(furnish, ("zigbee",)),
+        Move(configure, (1,), 2.5),
+        Move(pull, (0,)),
+    ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""
 

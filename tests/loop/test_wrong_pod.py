@@ -522,3 +522,24 @@ async def test_a_twin_whose_record_is_not_read_may_have_the_same_link(
         one.host.unplug(USB0)
         await asyncio.sleep(500)
         assert one.evicted == victims
+
+
+@virtual
+@pytest.mark.parametrize(("interface", "victims"), [("00", []), ("01", ["p"])])
+async def test_a_twin_that_is_not_read_and_so_not_claimed_may_have_the_same_link(
+    *, interface: str, victims: list[str]
+) -> None:
+    """Its record decides what claims it. Another part of the stick has links of its own."""
+    rule = f"{{name: {ZIGBEE}, match: [{{vendor: '0001', properties: {{ROLE: a}}}}], evict: {{after: 30s}}}}"
+    async with home(sticks=(), used=parse(f"resources: [{rule}]".encode(), file="config.yaml")) as one:
+        one.host.plug("0001", "/dev/ttyUSB7", serial="left", properties={"ROLE": "a"})
+        one.host.plug("0001", USB0, serial="T", links=(SHARED,), properties={"ROLE": "a"}, interface="00")
+        await asyncio.sleep(5)
+        one.host.plug("0001", USB1, serial="T", record=False, interface=interface)
+        await asyncio.sleep(20)
+        one.workload.run(pod(paths=(SHARED,), scheduled=date(now())))
+        await asyncio.sleep(30)
+        one.host.unplug(USB0)
+        one.host.finish(USB1)
+        await asyncio.sleep(500)
+        assert one.evicted == victims

@@ -67,10 +67,7 @@ class Losses:
         # A resource that leaves the configuration and returns to it starts without devices, even if every scan meanwhile was uncertain.
         self._known = {rule.name: self._known.get(rule.name) or KnownDevices(self._evicted) for rule in evicting}
         certain = not scene.inventory.doubts
-        # Also while no resource evicts: once one does, it must be known which paths its devices have shared.
-        figures = scene.figures.by_name.values()
-        self._listed = tuple(device for figure in figures for device in figure.devices)
-        self._paths.observe(self._listed, certain=certain)
+        self._observe_paths(scene, certain=certain)
         if not certain:
             for rule in evicting:
                 self._known[rule.name].refresh(rule.name, scene, self._paths)
@@ -92,6 +89,13 @@ class Losses:
                 for key, back in self._known[rule.name].returns.items()
             ),
         )
+
+    def _observe_paths(self, scene: Scene, *, certain: bool) -> None:
+        """Note the paths, also while no resource evicts: once one does, it must be known which paths its devices have shared."""
+        self._listed = tuple(device for figure in scene.figures.by_name.values() for device in figure.devices)
+        listed = {device.key for device in self._listed}
+        unread = tuple(device for device in scene.devices if not device.complete and device.key not in listed)
+        self._paths.observe(self._listed, unread=unread, certain=certain)
 
     def _losses_of(self, rule: ResourceRule, scene: Scene) -> Iterator[Loss]:
         others = frozenset(chain.from_iterable(map(self._paths.own, scene.claimed(rule.name))))

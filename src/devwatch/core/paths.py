@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from devwatch.core.device import Device, Key
+    from devwatch.core.matching import Ids
 
 
 class Paths:
@@ -32,22 +33,22 @@ class Paths:
         """`_shared_by_device` before the last scan, for devices that this scan no longer found."""
         self._doubtful: dict[Key, frozenset[str]] = {}
         """The links of each device that a twin may have as well, as long as the record of that one is not complete."""
-        self._previous_listed: tuple[Device, ...] | None = ()
+        self._previous: tuple[tuple[Device, ...], ...] | None = ((), ())
         """The devices of the last scan, None if it was uncertain."""
 
-    def observe(self, listed: tuple[Device, ...], *, certain: bool = True) -> None:
-        """Process the listed devices of one scan.
+    def observe(self, listed: tuple[Device, ...], *, unread: tuple[Device, ...] = (), certain: bool = True) -> None:
+        """Process the listed devices of one scan. `unread` are others without a complete record, any of which may be a twin.
 
         An uncertain scan may miss a device that is present. To miss no sharing, earlier devices are kept, and each path counts as owned by
         all devices that may have it. This holds for the certain scan that follows as well, since a missed device may have been present in
         between. The exception is a socket: it holds one device, so the present device in it proves that the former one is gone.
         """
-        if certain and listed == self._previous_listed:
+        if certain and self._previous == (listed, unread):
             return
         found = {device.key: self.by_device.get(device.key, frozenset()) | paths_of(device) for device in listed}
-        maybe = found if certain and self._previous_listed is not None else self.by_device | found
-        self._previous_listed = listed if certain else None
-        self._doubtful = dict(_doubtful_links(listed))
+        maybe = found if certain and self._previous is not None else self.by_device | found
+        self._previous = (listed, unread) if certain else None
+        self._doubtful = dict(_doubtful_links(listed, unread))
         sockets = set(filter(is_socket, chain.from_iterable(found.values())))
         owners: dict[str, list[Key]] = {}
         for key, paths in maybe.items():
@@ -90,13 +91,15 @@ class Paths:
         return frozenset(chain.from_iterable(self.by_device.values()))
 
 
-def _doubtful_links(listed: tuple[Device, ...]) -> Iterator[tuple[Key, frozenset[str]]]:
-    """Yield the links of each device that has a twin without a complete record. Its devnode and its socket are its own."""
-    if all(device.complete for device in listed):
-        return
-    ids = {device.key: ids_of(Entry.of(device)) for device in listed}
-    unread = Counter(ids[device.key] for device in listed if not device.complete)
-    for device in listed:
-        if unread[ids[device.key]] > (not device.complete):
+def _doubtful_links(listed: tuple[Device, ...], others: tuple[Device, ...]) -> Iterator[tuple[Key, frozenset[str]]]:
+    """Yield the links of each listed device that has a twin without a complete record. Its devnode and its socket are its own."""
+    unread = Counter(map(_looks, (device for device in (*listed, *others) if not device.complete)))
+    for device in listed if unread else ():
+        if unread[_looks(device)] > (not device.complete):
             links = paths_of(device) - {listed_path(device.devnode)}
             yield device.key, frozenset(path for path in links if not is_socket(path))
+
+
+def _looks(device: Device) -> tuple[Ids, str | None]:
+    """Return what twins have in common, and the other parts of a stick have not."""
+    return ids_of(Entry.of(device)), device.interface

@@ -46,6 +46,7 @@ from support.model_moves import (
     leak,
     nothing,
     old_event,
+    overflow,
     play,
     plug,
     pods,
@@ -1019,6 +1020,15 @@ KNOWN = {
         Move(furnish, ("zigbee",)),
         Move(configure, (1,), 2.5),
         Move(pull, (0,)),
+    ),
+    "a stick that was found in the socket of another stays in its place in scans that miss both": (
+        *[Move(nothing, ())] * 14,
+        Move(furnish, ("zigbee",)),
+        Move(furnish, ("zigbee", "composite")),
+        Move(devnode, (0, 13)),
+        Move(bounce, (2, 1, 0.0)),
+        Move(devnode, (2, 13)),
+        Move(overflow, ()),
     ),
 }
 """Histories in which a promise was broken once, by a mistake in devwatch or by one that was made on purpose, or its judge erred."""

@@ -46,15 +46,12 @@ class Paths:
         if certain and self._previous == (listed, unread):
             return
         found = {device.key: self.by_device.get(device.key, frozenset()) | paths_of(device) for device in listed}
-        maybe = found if certain and self._previous is not None else self.by_device | found
+        known = found if certain and self._previous is not None else self.by_device | found
         self._previous = (listed, unread) if certain else None
         self._doubtful = dict(_doubtful_links(listed, unread))
         sockets = set(filter(is_socket, chain.from_iterable(found.values())))
-        owners: dict[str, list[Key]] = {}
-        for key, paths in maybe.items():
-            for path in paths if key in found or not paths & sockets else ():
-                owners.setdefault(path, []).append(key)
-        shared = {path for path, keys in owners.items() if len(keys) > 1}
+        maybe = {key: had if key in found or not had & sockets else frozenset() for key, had in known.items()}
+        shared = {path for path, owners in Counter(chain.from_iterable(maybe.values())).items() if owners > 1}
         self._previous_shared = self._shared_by_device
         self._shared_by_device = {
             key: self._shared_by_device.get(key, frozenset()) | (had & shared) for key, had in maybe.items()

@@ -534,6 +534,17 @@ KNOWN = {
         Move(pull, (0,)),
         Move(kill, (0,)),
     ),
+    "the annotation cannot be stored when a twin takes the ID of another in its socket; the next daemon gives it to a third": (
+        *[Move(nothing, ())] * 2,
+        Move(furnish, ()),
+        Move(bounce, (2, 0, 4.5, "socket-4"), 6.0),
+        Move(away, (True,)),
+        Move(plug, ("zigbee", "socket-1", 0, False)),
+        Move(pull, (0,)),
+        Move(restart, (0, 0.0), 11.0),
+        Move(furnish, ()),
+        Move(kill, (0,)),
+    ),
 }
 
 

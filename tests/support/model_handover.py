@@ -130,7 +130,7 @@ class Truth:
     proper: dict[str, set[int]] = field(default_factory=dict)
     """By uid: what a container has opened that the daemon had seen by then."""
     unstored: set[int] = field(default_factory=set)
-    """By birth: what containers have opened by an ID that the annotation did not list when its daemon ended."""
+    """By birth: what containers have opened by an ID that the annotation did not list, or not in that socket, when its daemon ended."""
     found_at: dict[int, float] = field(default_factory=dict)
     """By birth: when a scan last found a device."""
     unread: bool = False
@@ -219,10 +219,10 @@ class Truth:
         told = {name for name, entries in listed if any(entry.id or entry.publish for entry in entries)}
         self.untold_at |= dict.fromkeys(served - told, self.now)
         stored = {entry.id for _, entries in listed for entry in entries}
-        for life in self.world.cluster.here:
-            if not stored.issuperset(chain.from_iterable(life.ids.values())):
-                self.unstored |= {tty.birth for tty in life.opened.values()}
         self.unplaced = frozenset(link for link, tty in self.led.items() if self.places.get(id_of(link)) != tty.socket)
+        for life in self.world.cluster.here:
+            new = not stored.issuperset(chain.from_iterable(life.ids.values()))
+            self.unstored |= {tty.birth for link, tty in life.opened.items() if new or link in self.unplaced}
 
     def saw(self, state: NodeState) -> None:
         """Take note of what the watch reports."""

@@ -34,7 +34,7 @@ class Paths:
         self._doubtful: dict[Key, frozenset[str]] = {}
         """The links of each device that a twin may have as well, as long as the record of that one is not complete."""
         self._previous: tuple[tuple[Device, ...], ...] | None = ((), ())
-        """The devices of the last scan, None if it was uncertain."""
+        """The listed and the unread devices of the last scan, None if it was uncertain."""
 
     def observe(self, listed: tuple[Device, ...], *, unread: tuple[Device, ...] = (), certain: bool = True) -> None:
         """Process the listed devices of one scan. `unread` are others without a complete record, any of which may be a twin.
